@@ -1,0 +1,168 @@
+"""From a bundle to an artifact: lower, fold, schedule, build, write."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+
+from ksm_hw.compiler.build import build_executable, workspace_bytes
+from ksm_hw.compiler.lower import lower_backbone
+from ksm_hw.compiler.targets import CompileTarget, required_cpu_features
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.soft_mask import GROUP_SIZE
+from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.models.preprocessing import Preprocessing
+from ksm_hw.runtime.artifact import Manifest, TaskEntry, write_artifact
+from ksm_hw.runtime.task_parameters import task_parameters
+from tvm_passes.relax.fold_task_mask import MaskLayout
+from tvm_passes.relax.pipeline import TaskFunctions, fold_tasks, schedule_kernels
+
+FoldMode = Literal["switch", "bake", "fused"]
+FOLD_MODES: tuple[FoldMode, ...] = get_args(FoldMode)
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A bundle's module before scheduling, and which functions each task uses."""
+
+    module: tvm.IRModule
+    functions: dict[str, TaskFunctions]
+    classes: int
+
+
+def compile_bundle(
+    bundle: Bundle,
+    target: CompileTarget,
+    output: Path,
+    *,
+    fold: FoldMode = "switch",
+    batch: int = 1,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> list[Path]:
+    """Compiles the tasks of a bundle and writes the artifact; with `bake` one artifact a task, in folders inside.
+
+    Args:
+        bundle: backbone and tasks.
+        target: what to compile for.
+        output: folder to write.
+        fold: where the masks go (DESIGN: `switch`, `bake`, `fused`).
+        batch: images an inference.
+        on_step: called with the name of each step as it begins.
+
+    Returns:
+        The folders of the artifacts.
+
+    Raises:
+        UserError: no tasks, tasks that need different inputs, a missing linker, a folder that cannot be written.
+    """
+    if not bundle.packs:
+        raise UserError("The bundle holds no tasks. Learn one with `ksm-hw train`.")
+    if fold == "bake" and len(bundle.packs) > 1:
+        return [
+            path
+            for task, pack in bundle.packs.items()
+            for path in compile_bundle(
+                dataclasses.replace(bundle, packs={task: pack}),
+                target, output / task, fold=fold, batch=batch, on_step=lambda step, task=task: on_step(f"{task}: {step}"),
+            )
+        ]  # fmt: skip
+    image_size = _common_image_size(bundle)
+    on_step("lower")
+    folded = _fold(bundle, batch, image_size, fused=fold == "fused")
+    tvm_target = tvm.target.Target(target.tvm)
+    if fold == "bake":
+        on_step("bake the task's weights")
+        folded = _bake(folded, bundle)
+    on_step("schedule")
+    module = schedule_kernels(folded.module, tvm_target)
+    on_step("build")
+    executable = build_executable(module, tvm_target)
+    manifest = Manifest(
+        backbone=bundle.backbone,
+        backbone_sha256=bundle.backbone_sha256,
+        target=target.name,
+        tvm_target=target.tvm,
+        device=target.device,
+        cpu_features=tuple(required_cpu_features(target)) if target.tvm["kind"] == "llvm" else (),
+        fold=fold,
+        precision="float32",
+        tvm_version=tvm.__version__,
+        input_shape=(batch, 3, image_size, image_size),
+        output_shape=(batch, folded.classes),
+        workspace_bytes=workspace_bytes(module),
+        tasks={
+            task: TaskEntry(functions.main, functions.rewrite, functions.parameters)
+            for task, functions in folded.functions.items()
+        },
+    )
+    on_step("write")
+    write_artifact(output, manifest, executable, bundle)
+    return [output]
+
+
+def _common_image_size(bundle: Bundle) -> int:
+    sizes: dict[Preprocessing, str] = {}
+    first = next(iter(bundle.packs.values()))
+    for task, pack in bundle.packs.items():
+        sizes.setdefault(pack.preprocessing, task)
+        if pack.preprocessing.image_size != first.preprocessing.image_size:
+            raise UserError(
+                f"Task '{first.task}' takes images of {first.preprocessing.image_size} pixels and '{task}' of "
+                f"{pack.preprocessing.image_size}, and an artifact has one input. Compile them apart with --task."
+            )
+    return first.preprocessing.image_size
+
+
+def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
+    group_size = GROUP_SIZE if pack.granularity == "group" else 1
+    return {layer: MaskLayout(tuple(mask.shape), group_size) for layer, mask in pack.masks.items()}
+
+
+def _fold(bundle: Bundle, batch: int, image_size: int, fused: bool) -> _Folded:
+    classes = max(len(pack.classes) for pack in bundle.packs.values())
+    network = lower_backbone(bundle.backbone, classes, batch, image_size)
+    layouts: dict[str, dict[str, MaskLayout]] = {}
+    layout_of: dict[str, str] = {}
+    for task, pack in bundle.packs.items():
+        masks = _mask_layouts(pack)
+        known = next((name for name, other in layouts.items() if other == masks), None)
+        if known is None:
+            known = pack.granularity if masks else "unmasked"
+            if known in layouts:
+                known = f"{known}_{len(layouts)}"
+            layouts[known] = masks
+        layout_of[task] = known
+    module, functions = fold_tasks(network, layouts, fused)
+    return _Folded(module, {task: functions[name] for task, name in layout_of.items()}, classes)
+
+
+def _bake(folded: _Folded, bundle: Bundle) -> _Folded:
+    """Runs the one task's `rewrite` here, and makes what comes out constants of `main`."""
+    ((task, functions),) = folded.functions.items()
+    main = folded.module[functions.main]
+    weights = _rewritten_weights(folded, functions, bundle, task)
+    constants = dict(zip(main.params[1:], map(tvm.runtime.tensor, weights), strict=True))
+    baked = main.bind_params(constants).with_attr("global_symbol", "main")
+    return _Folded(tvm.IRModule({"main": baked}), {task: TaskFunctions("main", None, ())}, folded.classes)
+
+
+def _rewritten_weights(
+    folded: _Folded, functions: TaskFunctions, bundle: Bundle, task: str
+) -> list[npt.NDArray[np.float32]]:
+    assert functions.rewrite is not None
+    here = tvm.target.Target("llvm")
+    only_rewrite = {
+        variable: function
+        for variable, function in folded.module.functions.items()
+        if variable.name_hint != functions.main
+    }
+    executable = build_executable(schedule_kernels(tvm.IRModule(only_rewrite), here), here)
+    machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
+    arrays = task_parameters(functions.parameters, bundle.packs[task], bundle.tensors, folded.classes)
+    return [weight.numpy() for weight in machine[functions.rewrite]([tvm.runtime.tensor(array) for array in arrays])]

@@ -1,0 +1,59 @@
+"""From a PyTorch network to Relax: torch.export, with every tensor that a task may change as a parameter."""
+
+import torch
+import tvm
+from torch import nn
+from tvm import relax
+from tvm.relax.frontend.torch import from_exported_program
+
+from ksm_hw.models.backbones import build_backbone, head_path
+
+# Names of the head's parameters, whatever the network calls them.
+HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
+
+
+class _BatchNormOfParameters(nn.Module):
+    """A BatchNorm in inference form whose statistics are parameters: the importer turns buffers into constants."""
+
+    def __init__(self, batch_norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            setattr(self, name, nn.Parameter(getattr(batch_norm, name).detach(), requires_grad=False))
+        self.eps = batch_norm.eps
+
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        return nn.functional.batch_norm(
+            data, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
+def lower_backbone(backbone: str, classes: int, batch: int, image_size: int) -> tvm.IRModule:
+    """Lowers a network to `main(input, *parameters)`.
+
+    `input` is float32 [batch, 3, image_size, image_size] and the result the logits, float32 [batch, classes]. A
+    parameter's name is its path in the network's state dict; those of the head are `head/weight` and `head/bias`.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    model = build_backbone(backbone, classes).eval()
+    head = head_path(model)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            model.set_submodule(path, _BatchNormOfParameters(module))
+    exported = torch.export.export(model, (torch.zeros(batch, 3, image_size, image_size),))
+    module = from_exported_program(exported, keep_params_as_input=True, unwrap_unit_return_tuple=True)
+    module, _ = relax.frontend.detach_params(module)
+    names = {
+        argument: {f"{head}.weight": HEAD_WEIGHT, f"{head}.bias": HEAD_BIAS}.get(path, path)
+        for argument, path in exported.graph_signature.inputs_to_parameters.items()
+    }
+    return _rename_parameters(module, names)
+
+
+def _rename_parameters(module: tvm.IRModule, names: dict[str, str]) -> tvm.IRModule:
+    main = module["main"]
+    renamed = {parameter: relax.Var(names[parameter.name], parameter.ty) for parameter in main.params[1:]}
+    bound = main.bind_params(renamed)
+    module["main"] = relax.Function([main.params[0], *renamed.values()], bound.body, main.ret_ty, attrs=main.attrs)
+    return module

@@ -1,0 +1,1 @@
+"""Learning masks and heads over a frozen backbone."""

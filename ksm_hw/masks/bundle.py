@@ -1,0 +1,249 @@
+"""A bundle: one backbone and the tasks over it, and its folder.
+
+bundle.json            format version, backbone name and SHA-256 of its weights, names of the tasks
+backbone.safetensors   the tensors that all tasks share; absent when a pip package carries them
+tasks/<task>.safetensors
+samples/<task>/<number>-<class>.png    a few real test images of each task, for verify and demo
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+
+from ksm_hw.errors import UserError
+from ksm_hw.files import written_file
+from ksm_hw.masks.soft_mask import mask_shape
+from ksm_hw.masks.task_pack import TaskPack, load_task_pack, read_safetensors_bytes, save_task_pack
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One backbone and its tasks, in memory.
+
+    Attributes:
+        backbone: name of the network.
+        backbone_sha256: hash of `tensors`.
+        tensors: what all tasks share, float32, by name in the network's state dict.
+        packs: the tasks by name.
+        samples: folder with one folder of images for each task; None when there are none.
+    """
+
+    backbone: str
+    backbone_sha256: str
+    tensors: Mapping[str, npt.NDArray[np.float32]]
+    packs: Mapping[str, TaskPack]
+    samples: Path | None = None
+
+
+def sha256_of_tensors(tensors: Mapping[str, npt.NDArray[np.float32]]) -> str:
+    """SHA-256 over names, shapes and bytes of the tensors in the order of their names, as 64 hexadecimal digits.
+
+    It names the weights, not the file that holds them, so the same weights in another container have the same hash.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def select_tasks(bundle: Bundle, task: str) -> Bundle:
+    """The bundle with the named task alone, or with all of them for `all`.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if task == "all":
+        return bundle
+    return dataclasses.replace(bundle, packs={task: task_of(bundle.packs, task)})
+
+
+def task_of(packs: Mapping[str, TaskPack], task: str) -> TaskPack:
+    """The pack of a task.
+
+    Raises:
+        UserError: there is no such task; the message names the near ones.
+    """
+    if task not in packs:
+        near = difflib.get_close_matches(task, packs, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"No task named '{task}'.{hint} There are: {', '.join(packs) or 'none'}.")
+    return packs[task]
+
+
+def check_task_name(name: str) -> None:
+    """Checks that a task's name can be a file's.
+
+    Raises:
+        UserError: it cannot, or it is `all`.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "all":
+        raise UserError(f"'{name}' cannot name a task: use letters, digits, '-' and '_', and not the word 'all'.")
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Reads a bundle and checks every task against the backbone.
+
+    Raises:
+        UserError: a file is missing or damaged, or a hash or a shape does not match.
+    """
+    description = _read_description(folder)
+    name, expected = description.backbone, description.backbone_sha256
+    file = folder / "backbone.safetensors"
+    tensors = safetensors.numpy.load(read_safetensors_bytes(file)) if file.exists() else _packaged_tensors(name, file)
+    found = sha256_of_tensors(tensors)
+    if found != expected:
+        raise UserError(
+            f"The backbone of {folder} has SHA-256 {found}; its bundle.json expects {expected}. "
+            "Copy the bundle again, or learn its tasks over this backbone."
+        )
+    packs = {task: load_task_pack(folder / "tasks" / f"{task}.safetensors") for task in description.tasks}
+    for pack in packs.values():
+        check_pack_fits(pack, name, found, tensors)
+    samples = folder / "samples"
+    return Bundle(name, found, tensors, packs, samples if samples.is_dir() else None)
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What bundle.json says."""
+
+    backbone: str
+    backbone_sha256: str
+    tasks: list[str]
+
+
+def _read_description(folder: Path) -> _Description:
+    path = folder / "bundle.json"
+    try:
+        content = json.loads(path.read_text())
+        version = content.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(f"{path} has format version {version}; this ksm-hw reads {FORMAT_VERSION}.")
+        return _Description(**content)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"No bundle at {folder}: bundle.json is missing. Make one with `ksm-hw train`.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Copy the bundle again.") from error
+
+
+def _packaged_tensors(name: str, file: Path) -> dict[str, npt.NDArray[np.float32]]:
+    from ksm_hw.models.backbones import EFFICIENTNET_LITE0, backbone_tensors, pretrained_backbone
+
+    if name != EFFICIENTNET_LITE0:
+        raise UserError(f"{file} is missing, and no package carries the weights of {name}. Copy the bundle again.")
+    return backbone_tensors(pretrained_backbone(name))
+
+
+def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Checks that a task was learned over this backbone, and that its tensors have the shapes of the backbone's.
+
+    Raises:
+        UserError: the hash differs, a layer does not exist, or a mask or BatchNorm has another shape.
+    """
+    if pack.backbone_sha256 != sha256:
+        raise UserError(
+            f"Task '{pack.task}' was learned over {pack.backbone} with SHA-256 {pack.backbone_sha256}; this backbone "
+            f"is {backbone} with SHA-256 {sha256}. A mask fits only the weights that it was learned over."
+        )
+    for layer, mask in pack.masks.items():
+        weight = tensors.get(f"{layer}.weight")
+        expected = None if weight is None else mask_shape(weight.shape, pack.granularity)
+        if mask.shape != expected:
+            raise UserError(
+                f"Task '{pack.task}' has a mask of shape {list(mask.shape)} for layer '{layer}'; expected "
+                f"{'no such layer' if expected is None else list(expected)} ({pack.granularity}-wise over {backbone}). "
+                "The file is damaged or belongs to another network."
+            )
+    for name, array in pack.batch_norms.items():
+        expected = None if name not in tensors else tensors[name].shape
+        if array.shape != expected:
+            raise UserError(
+                f"Task '{pack.task}' has '{name}' with shape {list(array.shape)}; expected "
+                f"{'no such tensor' if expected is None else list(expected)}. "
+                "The file is damaged or belongs to another network."
+            )
+
+
+def save_backbone(tensors: Mapping[str, npt.NDArray[np.float32]], path: Path) -> None:
+    """Writes the shared tensors as safetensors.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with written_file(path) as temporary:
+        temporary.write_bytes(safetensors.numpy.save(dict(tensors)))
+
+
+def save_bundle(bundle: Bundle, folder: Path) -> None:
+    """Writes a whole bundle, backbone included, into a folder that exists.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    save_backbone(bundle.tensors, folder / "backbone.safetensors")
+    for pack in bundle.packs.values():
+        save_task_pack(pack, folder / "tasks" / f"{pack.task}.safetensors")
+        if bundle.samples is not None and (bundle.samples / pack.task).is_dir():
+            shutil.copytree(bundle.samples / pack.task, folder / "samples" / pack.task)
+    _write_description(folder, bundle.backbone, bundle.backbone_sha256, list(bundle.packs))
+
+
+def add_task(
+    folder: Path, pack: TaskPack, tensors: Mapping[str, npt.NDArray[np.float32]], samples: Path | None = None
+) -> None:
+    """Adds a task to a bundle, or replaces the task of that name; makes the bundle when the folder has none.
+
+    The description is written last, so a task is there whole or not at all.
+
+    Args:
+        folder: the bundle.
+        pack: the task.
+        tensors: the backbone that it was learned over.
+        samples: folder of a few real test images, which is copied; None keeps what there is.
+
+    Raises:
+        UserError: the bundle has another backbone, or cannot be written.
+    """
+    check_task_name(pack.task)
+    tasks: list[str] = []
+    if (folder / "bundle.json").exists():
+        description = _read_description(folder)
+        check_pack_fits(pack, description.backbone, description.backbone_sha256, tensors)
+        tasks = description.tasks
+    elif not _is_packaged(pack.backbone, pack.backbone_sha256):
+        save_backbone(tensors, folder / "backbone.safetensors")
+    save_task_pack(pack, folder / "tasks" / f"{pack.task}.safetensors")
+    if samples is not None:
+        shutil.rmtree(folder / "samples" / pack.task, ignore_errors=True)
+        shutil.copytree(samples, folder / "samples" / pack.task)
+    _write_description(folder, pack.backbone, pack.backbone_sha256, [*tasks, pack.task])
+
+
+def _write_description(folder: Path, backbone: str, sha256: str, tasks: list[str]) -> None:
+    description = _Description(backbone, sha256, sorted(set(tasks)))
+    with written_file(folder / "bundle.json") as temporary:
+        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(description)}
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _is_packaged(backbone: str, sha256: str) -> bool:
+    """Whether a pip package carries these weights, so that a bundle need not."""
+    from ksm_hw.models.backbones import EFFICIENTNET_LITE0, backbone_tensors, pretrained_backbone
+
+    return (
+        backbone == EFFICIENTNET_LITE0 and sha256_of_tensors(backbone_tensors(pretrained_backbone(backbone))) == sha256
+    )

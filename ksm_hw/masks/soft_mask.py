@@ -1,0 +1,163 @@
+"""The soft mask of a layer, packed: one bit a mask value, and a number only where the bit is 0.
+
+A soft mask multiplies a weight `W` [O, I/g, kH, kW] (a convolution) or [O, I] (a linear layer). One mask value is
+shared by the weights that its granularity names:
+
+=========  ===================================  ==================================================
+kernel     [O, I/g, 1, 1], linear [O, I]        each k×k kernel (KSM)
+element    the weight's shape                   each weight (Piggyback, PackNet, CPG)
+channel    [O, 1, 1, 1], linear [O, 1]          each output channel
+group      [O, ⌈(I/g)/8⌉, 1, 1], linear alike   the kernels of 8 neighbouring input channels
+=========  ===================================  ==================================================
+
+Where the binary mask is 1 the soft mask is exactly 1.0; where it is 0 the soft mask is a number, 0.5·a of KSM (Yang et
+al., CVPR 2021, arXiv 2009.05668), or 0 in a binary mask. So packing loses nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ksm_hw.errors import UserError
+
+Granularity = Literal["kernel", "element", "channel", "group"]
+ScaleBits = Literal[0, 4, 8, 32]
+
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+GROUP_SIZE = 8  # Input channels that share a value in a `group` mask; 8 floats are one AVX2 vector.
+
+Float32Array = npt.NDArray[np.float32]
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A layer's soft mask at rest.
+
+    Attributes:
+        shape: shape of the mask, as its granularity says.
+        bits: uint8 [⌈n/8⌉], the binary mask in C order, the first value in the highest bit of the first byte.
+        scale: the soft values where the binary mask is 0, in C order: float32 [zeros] with `scale_bits` 32;
+            uint8 [zeros] with 8; uint8 [⌈zeros/2⌉], the first of a pair in the high half, with 4; empty with 0.
+        scale_bits: bits of a soft value; 0 is a binary mask, whose soft values are all 0.
+        scale_range: (low, step): with 8 and 4 bits a code q means low + q·step, computed in float32.
+    """
+
+    shape: tuple[int, ...]
+    bits: UInt8Array
+    scale: npt.NDArray[np.generic]
+    scale_bits: ScaleBits
+    scale_range: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the mask at rest, without the header."""
+        return self.bits.nbytes + self.scale.nbytes
+
+
+def mask_shape(weight_shape: tuple[int, ...], granularity: Granularity) -> tuple[int, ...]:
+    """Shape of the mask of a weight [O, I/g, kH, kW] or [O, I]."""
+    outputs, inputs, *kernel = weight_shape
+    ones = (1,) * len(kernel)
+    match granularity:
+        case "kernel":
+            return (outputs, inputs, *ones)
+        case "element":
+            return weight_shape
+        case "channel":
+            return (outputs, 1, *ones)
+        case "group":
+            return (outputs, -(-inputs // GROUP_SIZE), *ones)
+
+
+def broadcast_mask(mask: Float32Array, weight_shape: tuple[int, ...], granularity: Granularity) -> Float32Array:
+    """The mask in a shape that NumPy broadcasts against the weight: groups are written out, the rest is as it was."""
+    if granularity != "group":
+        return mask
+    return np.repeat(mask, GROUP_SIZE, axis=1)[:, : weight_shape[1]]
+
+
+def pack_mask(soft_mask: Float32Array, scale_bits: ScaleBits = 32) -> PackedMask:
+    """Packs a soft mask of any shape (float32).
+
+    A value of exactly 1.0 becomes a bit; any other is stored. With `scale_bits` 32 nothing is lost; 8 and 4 round a
+    value to the nearest of 256 or 16 steps of the layer's range; 0 packs a binary mask.
+
+    Raises:
+        ValueError: the mask is not float32, not finite, or not binary though `scale_bits` is 0.
+    """
+    if soft_mask.dtype != np.float32 or not np.isfinite(soft_mask).all():
+        raise ValueError(f"a soft mask is finite float32, not {soft_mask.dtype}")
+    ones = (soft_mask == 1).ravel()
+    values = soft_mask.ravel()[~ones]
+    bits = np.packbits(ones)
+    if scale_bits == 0:
+        if values.any():
+            raise ValueError("scale_bits 0 packs binary masks, and this mask has soft values")
+        return PackedMask(soft_mask.shape, bits, np.empty(0, np.uint8), 0)
+    if scale_bits == 32:
+        return PackedMask(soft_mask.shape, bits, values, 32)
+    codes, scale_range = _quantise(values, scale_bits)
+    if scale_bits == 4:
+        codes = np.append(codes, np.zeros(len(codes) % 2, np.uint8))
+        codes = codes[0::2] << 4 | codes[1::2]
+    return PackedMask(soft_mask.shape, bits, codes, scale_bits, scale_range)
+
+
+def _quantise(values: Float32Array, bits: int) -> tuple[UInt8Array, tuple[float, float]]:
+    if not len(values):
+        return np.empty(0, np.uint8), (0.0, 0.0)
+    low = values.min()
+    step = np.float32((values.max() - low) / (2**bits - 1))
+    codes = np.zeros(len(values), np.uint8) if step == 0 else np.rint((values - low) / step).astype(np.uint8)
+    return codes, (float(low), float(step))
+
+
+def binary_mask(packed: PackedMask) -> npt.NDArray[np.bool_]:
+    """The binary mask in the mask's shape."""
+    count = int(np.prod(packed.shape))
+    return np.unpackbits(packed.bits, count=count).astype(bool).reshape(packed.shape)
+
+
+def soft_values(packed: PackedMask) -> Float32Array:
+    """The soft values where the binary mask is 0, float32 [zeros], in C order; empty for a binary mask."""
+    if packed.scale_bits in (0, 32):
+        return packed.scale.astype(np.float32, copy=False)
+    codes = packed.scale
+    if packed.scale_bits == 4:
+        zeros = int(np.prod(packed.shape)) - int(binary_mask(packed).sum())
+        codes = np.stack([codes >> 4, codes & 15], axis=1).ravel()[:zeros]
+    low, step = packed.scale_range
+    return np.float32(low) + codes.astype(np.float32) * np.float32(step)
+
+
+def unpack_mask(packed: PackedMask) -> Float32Array:
+    """The soft mask, float32, in the mask's shape; bit-identical to what was packed when `scale_bits` is 0 or 32."""
+    ones = binary_mask(packed)
+    soft_mask = ones.astype(np.float32)
+    if packed.scale_bits:
+        soft_mask[~ones] = soft_values(packed)
+    return soft_mask
+
+
+def check_packed(packed: PackedMask, where: str) -> None:
+    """Checks that bits and soft values have the lengths that the shape and the bits themselves ask for.
+
+    Raises:
+        UserError: they do not; `where` names the file and layer in the message.
+    """
+    count = int(np.prod(packed.shape))
+    if packed.bits.shape != (-(-count // 8),):
+        raise UserError(
+            f"{where}: a mask of shape {list(packed.shape)} needs {-(-count // 8)} bytes of bits, found "
+            f"{packed.bits.size}. The file is damaged; learn or copy the task again."
+        )
+    zeros = count - int(binary_mask(packed).sum())
+    expected = {0: 0, 4: -(-zeros // 2), 8: zeros, 32: zeros}[packed.scale_bits]
+    if packed.scale.shape != (expected,):
+        raise UserError(
+            f"{where}: {zeros} zeros of the mask need {expected} stored soft values, found {packed.scale.size}. "
+            "The file is damaged; learn or copy the task again."
+        )

@@ -1,0 +1,214 @@
+"""A task pack: all that a task owns over a shared backbone, and its file.
+
+The file is safetensors. Its metadata holds one entry, `ksm-hw`, a JSON header; its tensors are
+
+    mask/<layer>/bits      uint8    the binary mask, one bit a value     see `ksm_hw.masks.soft_mask.PackedMask`
+    mask/<layer>/scale     float32 or uint8    the soft values
+    batch_norm/<name>      float32  weight, bias, running mean and variance of each BatchNorm
+    head/weight, head/bias float32  [classes, features], [classes]
+
+A layer without a mask keeps the backbone's weight, a BatchNorm that is absent the backbone's.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from ksm_hw.errors import UserError
+from ksm_hw.files import written_file
+from ksm_hw.masks.soft_mask import GRANULARITIES, Granularity, PackedMask, check_packed
+from ksm_hw.models.preprocessing import Preprocessing
+
+FORMAT_VERSION = 1
+_METADATA_KEY = "ksm-hw"
+
+
+@dataclass(frozen=True)
+class TaskPack:
+    """A task.
+
+    Attributes:
+        task: its name; letters, digits, `-` and `_`.
+        classes: names of the classes, in the order of the head's outputs.
+        method: how it was learned: `ksm`, `binary`, `head`, or the name of an importer.
+        granularity: what shares a mask value, in every layer.
+        backbone: name of the network.
+        backbone_sha256: hash of the weights it was learned over (`sha256_of_tensors`).
+        preprocessing: from an image to the input.
+        masks: packed soft mask of each masked layer, by module path.
+        batch_norms: float32 [channels] each, by the name in the network's state dict.
+        head_weight: float32 [classes, features].
+        head_bias: float32 [classes].
+        facts: how it was learned and what it reached (accuracy in 0…1, seconds, command); may be empty.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    method: str
+    granularity: Granularity
+    backbone: str
+    backbone_sha256: str
+    preprocessing: Preprocessing
+    masks: Mapping[str, PackedMask]
+    batch_norms: Mapping[str, npt.NDArray[np.float32]]
+    head_weight: npt.NDArray[np.float32]
+    head_bias: npt.NDArray[np.float32]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors at rest, without the header."""
+        masks = sum(mask.nbytes for mask in self.masks.values())
+        batch_norms = sum(array.nbytes for array in self.batch_norms.values())
+        return masks + batch_norms + self.head_weight.nbytes + self.head_bias.nbytes
+
+
+def save_task_pack(pack: TaskPack, path: Path) -> None:
+    """Writes the pack's file; the same pack always gives the same bytes.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for layer, mask in pack.masks.items():
+        tensors[f"mask/{layer}/bits"] = mask.bits
+        tensors[f"mask/{layer}/scale"] = mask.scale
+    for name, array in pack.batch_norms.items():
+        tensors[f"batch_norm/{name}"] = array
+    tensors["head/weight"] = pack.head_weight
+    tensors["head/bias"] = pack.head_bias
+    content = safetensors.numpy.save(tensors, metadata={_METADATA_KEY: json.dumps(_header(pack))})
+    with written_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _header(pack: TaskPack) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "task": pack.task,
+        "classes": pack.classes,
+        "method": pack.method,
+        "granularity": pack.granularity,
+        "backbone": pack.backbone,
+        "backbone_sha256": pack.backbone_sha256,
+        "preprocessing": dataclasses.asdict(pack.preprocessing),
+        "masks": {
+            layer: {"shape": mask.shape, "scale_bits": mask.scale_bits, "scale_range": mask.scale_range}
+            for layer, mask in pack.masks.items()
+        },
+        "facts": dict(pack.facts),
+    }
+
+
+def load_task_pack(path: Path) -> TaskPack:
+    """Reads a task pack and checks that its parts fit together.
+
+    Raises:
+        UserError: the file is missing, truncated, a pickle, of another program or version, or its parts do not fit.
+    """
+    header, tensors = _read_safetensors(path)
+    try:
+        if header["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {header['format_version']}; this ksm-hw reads {FORMAT_VERSION}. "
+                "Learn the task again, or use the ksm-hw that wrote it."
+            )
+        if header["granularity"] not in GRANULARITIES:
+            raise UserError(
+                f"{path}: granularity '{header['granularity']}' is none of {', '.join(GRANULARITIES)}. "
+                "The file is damaged; learn or copy the task again."
+            )
+        preprocessing = header["preprocessing"] | {key: tuple(header["preprocessing"][key]) for key in ("mean", "std")}
+        pack = TaskPack(
+            task=header["task"],
+            classes=tuple(header["classes"]),
+            method=header["method"],
+            granularity=header["granularity"],
+            backbone=header["backbone"],
+            backbone_sha256=header["backbone_sha256"],
+            preprocessing=Preprocessing(**preprocessing),
+            masks={layer: _packed_mask(tensors, layer, entry) for layer, entry in header["masks"].items()},
+            batch_norms={
+                name.removeprefix("batch_norm/"): array
+                for name, array in tensors.items()
+                if name.startswith("batch_norm/")
+            },
+            head_weight=tensors["head/weight"],
+            head_bias=tensors["head/bias"],
+            facts=header["facts"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: its header or tensors lack {error}. The file is damaged; learn or copy the task again."
+        ) from error
+    _check_parts(pack, path)
+    return pack
+
+
+def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: dict[str, Any]) -> PackedMask:
+    low, step = entry["scale_range"]
+    return PackedMask(
+        shape=tuple(entry["shape"]),
+        bits=tensors[f"mask/{layer}/bits"],
+        scale=tensors[f"mask/{layer}/scale"],
+        scale_bits=entry["scale_bits"],
+        scale_range=(low, step),
+    )
+
+
+def _check_parts(pack: TaskPack, path: Path) -> None:
+    for layer, mask in pack.masks.items():
+        check_packed(mask, f"{path}, layer {layer}")
+    classes = len(pack.classes)
+    if pack.head_weight.shape[:1] != (classes,) or pack.head_bias.shape != (classes,):
+        raise UserError(
+            f"{path}: {classes} classes need a head of {classes} outputs, found weight {list(pack.head_weight.shape)} "
+            f"and bias {list(pack.head_bias.shape)}. The file is damaged; learn or copy the task again."
+        )
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    content = read_safetensors_bytes(path)
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+        header = json.loads(metadata[_METADATA_KEY])
+        return header, safetensors.numpy.load(content)
+    except (KeyError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path} is a safetensors file, but no task pack: its metadata has no '{_METADATA_KEY}' header. "
+            "Give a file that `ksm-hw train` wrote."
+        ) from error
+
+
+def read_safetensors_bytes(path: Path) -> bytes:
+    """The bytes of a safetensors file that opens.
+
+    Raises:
+        UserError: the file is missing, truncated, a pickle, or no safetensors file.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
+    # torch.save writes a zip archive (PK) around a pickle; older files are a bare pickle (0x80).
+    if content[:2] == b"PK" or content[:1] == b"\x80":
+        raise UserError(
+            f"{path} is a pickle (torch.save), which could run code and is not opened. Expected a safetensors file, "
+            "as `ksm-hw train` writes it."
+        )
+    try:
+        with safetensors.safe_open(path, "numpy"):
+            return content
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path} is truncated or is no safetensors file ({error}). Copy it again, or learn the task again."
+        ) from error

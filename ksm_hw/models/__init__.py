@@ -1,0 +1,1 @@
+"""Backbones, and the PyTorch module of a task over one: the reference for every check."""

@@ -1,0 +1,27 @@
+"""The PyTorch module of a task: the reference that every compiled model is checked against."""
+
+import torch
+from torch import nn
+
+from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.soft_mask import broadcast_mask, unpack_mask
+from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.models.backbones import build_backbone, head_path, load_backbone_tensors
+
+
+def task_module(bundle: Bundle, pack: TaskPack) -> nn.Module:
+    """Builds the network of a task in evaluation mode: W · soft_mask in each masked layer, its BatchNorms, its head.
+
+    Input float32 [N, 3, H, W], output the logits float32 [N, classes].
+    """
+    model = build_backbone(bundle.backbone, len(pack.classes))
+    tensors = dict(bundle.tensors) | dict(pack.batch_norms)
+    for layer, packed in pack.masks.items():
+        weight = bundle.tensors[f"{layer}.weight"]
+        tensors[f"{layer}.weight"] = weight * broadcast_mask(unpack_mask(packed), weight.shape, pack.granularity)
+    load_backbone_tensors(model, tensors)
+    head = model.get_submodule(head_path(model))
+    head.load_state_dict(
+        {"weight": torch.from_numpy(pack.head_weight.copy()), "bias": torch.from_numpy(pack.head_bias.copy())}
+    )
+    return model.eval()

@@ -1,0 +1,1 @@
+"""Verifying and measuring artifacts, and rendering what was found."""

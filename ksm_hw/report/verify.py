@@ -1,0 +1,121 @@
+"""Proving that a compiled model equals the PyTorch one, on real images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.models.preprocessing import IMAGE_SUFFIXES, preprocess_batch, read_image
+from ksm_hw.models.task_module import task_module
+from ksm_hw.runtime.session import Session
+
+TOLERANCE = 1e-4  # Of the relative error of the logits, in float32.
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far the compiled model of a task is from PyTorch's.
+
+    Attributes:
+        task: its name.
+        images: how many were compared.
+        absolute_error: largest |compiled - PyTorch| of a logit.
+        relative_error: that, by the largest |PyTorch| logit of the same image; the worst image.
+        agreement: share in 0…1 of the images with the same top class.
+        passed: whether the relative error is within the tolerance.
+    """
+
+    task: str
+    images: int
+    absolute_error: float
+    relative_error: float
+    agreement: float
+    passed: bool
+
+
+def verify(
+    artifact: Path,
+    tasks: list[str] | None = None,
+    images: Path | None = None,
+    tolerance: float = TOLERANCE,
+    on_task: Callable[[Verification], None] = lambda result: None,
+) -> list[Verification]:
+    """Compares every task of an artifact with the PyTorch network of its own backbone and task pack.
+
+    Args:
+        artifact: folder that `ksm-hw compile` wrote.
+        tasks: names; all without it.
+        images: a folder of images or one file; without it the artifact's samples of each task.
+        tolerance: of the relative error.
+        on_task: called after each task.
+
+    Raises:
+        UserError: the artifact, a task or the images are missing or damaged.
+    """
+    session = Session.load(artifact)
+    bundle = load_bundle(artifact)
+    results = []
+    for task in tasks or session.tasks:
+        session.switch(task)
+        pack = session.packs[task]
+        batch = preprocess_batch([read_image(path) for path in task_images(bundle, task, images)], pack.preprocessing)
+        compiled = run_all(session, batch)
+        results.append(_compare(task, compiled, _reference(bundle, pack, batch), tolerance))
+        on_task(results[-1])
+    return results
+
+
+def task_images(bundle: Bundle, task: str, images: Path | None) -> list[Path]:
+    """The image files to run a task on: those given, or the bundle's samples of the task.
+
+    Raises:
+        UserError: there are none.
+    """
+    folder = images if images is not None else None if bundle.samples is None else bundle.samples / task
+    if folder is not None and folder.is_file():
+        return [folder]
+    found = [] if folder is None else sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise UserError(
+            f"No images for task '{task}'"
+            + (f" in {folder}" if folder is not None else ": the bundle carries no samples of it")
+            + f". Give a folder of images ({', '.join(IMAGE_SUFFIXES)}) with --images."
+        )
+    return found
+
+
+def run_all(session: Session, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The current task's logits of any number of images, float32 [M, classes]: a last batch is filled up with zeros."""
+    batch = session.manifest.input_shape[0]
+    filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), np.float32)])
+    logits = [session.run(filled[start : start + batch]) for start in range(0, len(filled), batch)]
+    return np.concatenate(logits)[: len(images)]
+
+
+@torch.inference_mode()
+def _reference(bundle: Bundle, pack: TaskPack, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    logits: npt.NDArray[np.float32] = task_module(bundle, pack)(torch.from_numpy(batch)).numpy()
+    return logits
+
+
+def _compare(
+    task: str, compiled: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], tolerance: float
+) -> Verification:
+    error = np.abs(compiled - reference).max(axis=1)
+    relative = error / np.maximum(np.abs(reference).max(axis=1), np.finfo(np.float32).tiny)
+    worst = float(relative.max())
+    return Verification(
+        task=task,
+        images=len(reference),
+        absolute_error=float(error.max()),
+        relative_error=worst,
+        agreement=float((compiled.argmax(1) == reference.argmax(1)).mean()),
+        # Not `worst > tolerance`: an error that is not a number must fail.
+        passed=bool(worst <= tolerance),
+    )

@@ -1,0 +1,1 @@
+"""Running artifacts: load, switch, run."""

@@ -1,0 +1,131 @@
+"""An artifact: what `ksm-hw compile` writes, and all that a device needs.
+
+    manifest.json          what was compiled, and size and SHA-256 of every other file
+    model.so               the library
+    bundle.json, backbone.safetensors, tasks/, samples/     the bundle that was compiled
+
+So an artifact is a bundle too, and `ksm_hw.masks.bundle.load_bundle` reads it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ksm_hw.errors import UserError
+from ksm_hw.files import sha256_of_file, written_folder
+from ksm_hw.masks.bundle import Bundle, save_bundle
+
+if TYPE_CHECKING:
+    from tvm import relax
+
+FORMAT_VERSION = 1
+LIBRARY = "model.so"
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """The functions of the library that a task uses, and the names of what they take, in order.
+
+    `rewrite` is None where no weights are rewritten: with `fused` `main` takes the parameters, with `bake` nothing.
+    """
+
+    main: str
+    rewrite: str | None
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is.
+
+    Attributes:
+        backbone, backbone_sha256: the network and its weights.
+        target: name of the target; `tvm_target` the dictionary for TVM; `device` the TVM device.
+        cpu_features: vector instructions that the code may use, by their names in /proc/cpuinfo.
+        fold: `switch`, `bake` or `fused`.
+        precision: dtype of the arithmetic.
+        tvm_version: of the compiler.
+        input_shape, output_shape: [N, 3, H, W], and [N, classes] with as many classes as the largest task.
+        workspace_bytes: activations that the memory plan holds at once.
+        tasks: what each task uses.
+    """
+
+    backbone: str
+    backbone_sha256: str
+    target: str
+    tvm_target: Mapping[str, Any]
+    device: str
+    cpu_features: tuple[str, ...]
+    fold: str
+    precision: str
+    tvm_version: str
+    input_shape: tuple[int, int, int, int]
+    output_shape: tuple[int, int]
+    workspace_bytes: int
+    tasks: Mapping[str, TaskEntry]
+
+
+def write_artifact(folder: Path, manifest: Manifest, executable: "relax.VMExecutable", bundle: Bundle) -> None:
+    """Writes an artifact, whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written, or there is no linker.
+    """
+    from ksm_hw.compiler.build import export_library
+
+    with written_folder(folder) as temporary:
+        save_bundle(bundle, temporary)
+        export_library(executable, temporary / LIBRARY)
+        files = {
+            str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
+        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest), "files": files}
+        (temporary / "manifest.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads an artifact's manifest and checks every file against it.
+
+    Raises:
+        UserError: there is no artifact, it is of another version, or a file is missing, truncated or changed.
+    """
+    path = folder / "manifest.json"
+    try:
+        content = json.loads(path.read_text())
+        if content.pop("format_version") != FORMAT_VERSION:
+            raise UserError(f"{path} is of another version of ksm-hw. Compile the bundle again.")
+        files = content.pop("files")
+        tasks = {
+            task: TaskEntry(entry["main"], entry["rewrite"], tuple(entry["parameters"]))
+            for task, entry in content.pop("tasks").items()
+        }
+        for key in ("cpu_features", "input_shape", "output_shape"):
+            content[key] = tuple(content[key])
+        manifest = Manifest(tasks=tasks, **content)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"No artifact at {folder}: manifest.json is missing. Make one with `ksm-hw compile`."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Copy the artifact again.") from error
+    for name, expected in files.items():
+        _check_file(folder / name, expected["bytes"], expected["sha256"])
+    return manifest
+
+
+def _check_file(path: Path, size: int, sha256: str) -> None:
+    if not path.is_file():
+        raise UserError(f"The artifact lacks {path}. It was copied incompletely; copy it again.")
+    if path.stat().st_size != size:
+        raise UserError(
+            f"{path} has {path.stat().st_size} bytes; the manifest expects {size}. It was copied incompletely; "
+            "copy the artifact again."
+        )
+    found = sha256_of_file(path)
+    if found != sha256:
+        raise UserError(f"{path} has SHA-256 {found}; the manifest expects {sha256}. Copy the artifact again.")

@@ -1,0 +1,221 @@
+"""A session: an artifact loaded on a device, switched between its tasks and run.
+
+session = Session.load("artifact")
+session.switch("cars")
+logits = session.run(images)
+"""
+
+import platform
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm.relax import VirtualMachine
+
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle, load_bundle, task_of
+from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.runtime.artifact import LIBRARY, Manifest, read_manifest
+from ksm_hw.runtime.task_parameters import is_shared, task_parameters
+
+Weights = list[Any]  # Tensors on the device, in the order that `main` takes them.
+
+
+class Session:
+    """An artifact on a device. Safe to use from several threads.
+
+    Attributes:
+        manifest: what the artifact is.
+        packs: its tasks, by name.
+        switch_seconds: how long the last switch took; 0 when the weights were kept.
+    """
+
+    def __init__(
+        self, manifest: Manifest, bundle: Bundle, machine: VirtualMachine, device: Any, keep: int, budget: int | None
+    ) -> None:
+        self.manifest = manifest
+        self.packs = bundle.packs
+        self.switch_seconds = 0.0
+        self._machine = machine
+        self._device = device
+        self._keep = keep
+        self._budget = budget
+        # One lock for switch and run: TVM's virtual machine serves one caller at a time.
+        self._lock = threading.RLock()
+        self._task: str | None = None
+        self._weights: Weights = []
+        self._kept: OrderedDict[str, Weights] = OrderedDict()
+        self._parameters = _upload_parameters(manifest, bundle, device)
+
+    @classmethod
+    def load(
+        cls, artifact: str | Path, *, threads: int | None = None, keep: int = 1, budget: int | None = None
+    ) -> "Session":
+        """Loads an artifact and switches to its first task.
+
+        Args:
+            artifact: folder that `ksm-hw compile` wrote.
+            threads: of the CPU; the target's number of cores without it.
+            keep: how many tasks' weights are held ready, the current one included.
+            budget: bytes that the weights held ready may take together; the current task's are held in any case.
+
+        Raises:
+            UserError: the artifact is missing, incomplete or damaged, or this machine cannot run it.
+        """
+        folder = Path(artifact)
+        if keep < 1:
+            raise UserError(f"keep={keep}: at least the current task's weights are held, so keep must be 1 or more.")
+        manifest = read_manifest(folder)
+        _check_machine(manifest)
+        bundle = load_bundle(folder)
+        threads = threads or manifest.tvm_target.get("num-cores")
+        if threads:
+            # Without it TVM takes half of the cores of an x86-64 machine, for it assumes hyper-threads.
+            tvm.get_global_func("runtime.config_threadpool")(1, threads)
+        device = tvm.runtime.device(manifest.device, 0)
+        library = tvm.runtime.load_module(str((folder / LIBRARY).resolve()))
+        session = cls(manifest, bundle, VirtualMachine(library, device), device, keep, budget)
+        session.switch(next(iter(session.packs)))
+        return session
+
+    @property
+    def task(self) -> str:
+        """Name of the current task."""
+        assert self._task is not None
+        return self._task
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of all tasks."""
+        return list(self.packs)
+
+    @property
+    def kept_tasks(self) -> list[str]:
+        """Names of the tasks whose weights are ready, the current one last."""
+        return list(self._kept)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the current task's live weights on the device; those of `bake` are inside the library."""
+        return _bytes(self._weights) if self.manifest.fold == "switch" else 0
+
+    @property
+    def parameters_bytes(self) -> int:
+        """Bytes of backbone and task packs on the device, each tensor counted once."""
+        distinct = {id(tensor): tensor for tensors in self._parameters.values() for tensor in tensors}
+        return _bytes(list(distinct.values()))
+
+    def switch(self, task: str) -> float:
+        """Makes a task the current one and returns the seconds that it took, until the weights were there.
+
+        A switch that fails leaves the current task as it was.
+
+        Raises:
+            UserError: there is no such task.
+        """
+        task_of(self.packs, task)
+        with self._lock:
+            start = time.perf_counter()
+            if task == self._task:
+                return 0.0
+            weights = self._kept.get(task)
+            if weights is None:
+                weights = self._rewrite(task)
+            self._task, self._weights = task, weights
+            self._hold(task, weights)
+            self.switch_seconds = time.perf_counter() - start
+            return self.switch_seconds
+
+    def run(self, images: npt.NDArray[np.float32], task: str | None = None) -> npt.NDArray[np.float32]:
+        """Runs a batch and returns the logits, float32 [N, classes of the task].
+
+        Args:
+            images: float32 [N, 3, H, W], preprocessed, of the manifest's `input_shape`.
+            task: the task to switch to first, in one step with the run; without it the current one, which another
+                thread may have chosen.
+
+        Raises:
+            UserError: the images have another shape or dtype, or there is no such task.
+        """
+        expected = self.manifest.input_shape
+        if images.shape != expected or images.dtype != np.float32:
+            raise UserError(
+                f"Expected images as float32 {list(expected)}, found {images.dtype} {list(images.shape)}. "
+                "Preprocess them with the task's preprocessing, and compile with --batch for other batch sizes."
+            )
+        with self._lock:
+            if task is not None:
+                self.switch(task)
+            entry = self.manifest.tasks[self.task]
+            logits = self._machine[entry.main](tvm.runtime.tensor(images, self._device), *self._weights)
+            return logits.numpy()[:, : len(self.packs[self.task].classes)]
+
+    def pack(self) -> TaskPack:
+        """The current task's pack."""
+        return self.packs[self.task]
+
+    def measure_run(self, repeats: int) -> list[float]:
+        """Seconds of each of `repeats` inferences of the current task, on images that stay on the device."""
+        with self._lock:
+            entry = self.manifest.tasks[self.task]
+            images = tvm.runtime.tensor(np.zeros(self.manifest.input_shape, np.float32), self._device)
+            evaluator = self._machine.module.time_evaluator(entry.main, self._device, number=1, repeat=repeats)
+            return [float(seconds) for seconds in evaluator(images, *self._weights).results]
+
+    def _rewrite(self, task: str) -> Weights:
+        entry = self.manifest.tasks[task]
+        if entry.rewrite is None:
+            return self._parameters[task]
+        weights = list(self._machine[entry.rewrite](self._parameters[task]))
+        self._device.sync()
+        return weights
+
+    def _hold(self, task: str, weights: Weights) -> None:
+        self._kept[task] = weights
+        self._kept.move_to_end(task)
+        while len(self._kept) > 1 and (len(self._kept) > self._keep or self._over_budget()):
+            self._kept.popitem(last=False)
+
+    def _over_budget(self) -> bool:
+        return self._budget is not None and sum(map(_bytes, self._kept.values())) > self._budget
+
+
+def _upload_parameters(manifest: Manifest, bundle: Bundle, device: Any) -> dict[str, Weights]:
+    """Each task's parameters on the device; what tasks share is there once."""
+    shared: dict[str, Any] = {}
+    uploaded: dict[str, Weights] = {}
+    for task, entry in manifest.tasks.items():
+        pack = bundle.packs[task]
+        arrays = task_parameters(entry.parameters, pack, bundle.tensors, manifest.output_shape[1])
+        uploaded[task] = []
+        for name, array in zip(entry.parameters, arrays, strict=True):
+            tensor = shared.get(name) if is_shared(name, pack) else None
+            if tensor is None:
+                tensor = tvm.runtime.tensor(array, device)
+                if is_shared(name, pack):
+                    shared[name] = tensor
+            uploaded[task].append(tensor)
+    return uploaded
+
+
+def _bytes(tensors: Weights) -> int:
+    return sum(int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
+
+
+def _check_machine(manifest: Manifest) -> None:
+    """Finds code that this CPU cannot run before it does, for then the process would die of an illegal instruction."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if manifest.device != "cpu" or not manifest.cpu_features or not cpuinfo.exists():
+        return
+    line = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
+    missing = sorted(set(manifest.cpu_features) - set(line.split()))
+    if missing:
+        raise UserError(
+            f"The artifact was compiled for {manifest.tvm_target.get('mcpu', manifest.target)} and uses "
+            f"{', '.join(missing)}, which this CPU ({platform.machine()}) lacks. Compile it on or for this machine."
+        )

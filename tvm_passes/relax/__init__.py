@@ -1,0 +1,1 @@
+"""Passes over Relax, the IR of the main path."""

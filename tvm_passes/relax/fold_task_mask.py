@@ -1,0 +1,211 @@
+"""FoldTaskMask: a task becomes ordinary ops on weights.
+
+In:  `main(input, *parameters)`, a network over plain parameters, with `relax.nn.batch_norm` in inference form. A
+     parameter's name is its path in the network (`layer1.0.conv1.weight`).
+Out: the same `main` without BatchNorms, whose masked parameters W are read as `soft_mask · W`. Three parameters are added
+     for each mask, behind the others:
+
+         mask/<layer>/bits       uint8 [⌈n/8⌉]     the binary mask, first value in the highest bit
+         mask/<layer>/scale      float32 [zeros]   the soft values where the bit is 0, in order; never empty
+         mask/<layer>/row_start  int32 [O]         zeros before each output channel
+
+     A BatchNorm over a convolution that nothing else reads is folded: with s = γ/√(σ² + ε) the weight becomes
+     s[o]·soft_mask·W and the bias β + (b - μ)·s. Any other BatchNorm (DenseNet's come before the convolution) becomes
+     the affine x·s + (β - μ·s).
+
+Everything new but that affine depends on parameters alone, so `relax.transform.LiftTransformParams` can move it out of
+`main`: inference then never pays for a mask.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.script import tirx as T
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MaskLayout:
+    """The mask of one parameter: its shape, and how many input channels share a value (more than 1 in groups)."""
+
+    shape: Shape
+    group_size: int = 1
+
+
+@tvm.transform.module_pass(opt_level=0, name="FoldTaskMask")
+class FoldTaskMask:
+    """Folds masks and BatchNorms into the weights of `main`.
+
+    Args:
+        masks: the mask of each masked layer, by the layer's path; the layer's parameter is `<path>.weight`.
+        name: goes into the names of the decoders, so that modules folded with other masks can be joined.
+    """
+
+    def __init__(self, masks: Mapping[str, MaskLayout], name: str = "") -> None:
+        self.masks = masks
+        self.name = name
+
+    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        """Rewrites `main`."""
+        folder = _Folder(module, self.masks, self.name)
+        module = folder.fold()
+        clean = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination(["main"])]
+        return tvm.transform.Sequential(clean)(module)
+
+
+@mutator
+class _Folder(PyExprMutator):  # type: ignore[misc]
+    def __init__(self, module: tvm.IRModule, masks: Mapping[str, MaskLayout], name: str) -> None:
+        super().__init__(module)
+        self.module = module
+        self.masks = masks
+        self.name = name
+        self.mask_parameters: dict[str, list[relax.Var]] = {}
+        self.uses = _count_uses(module["main"])
+
+    def fold(self) -> tvm.IRModule:
+        main = self.module["main"]
+        self.mask_parameters = {layer: _mask_parameters(layer, layout) for layer, layout in self.masks.items()}
+        self.parameters = {parameter.name: parameter for parameter in main.params}
+        body = self.visit_expr(main.body)
+        added = [parameter for parameters in self.mask_parameters.values() for parameter in parameters]
+        folded = relax.Function([*main.params, *added], body, main.ret_ty, attrs=main.attrs)
+        self.builder_.update_func(self.module.get_global_var("main"), folded)
+        return self.builder_.get()
+
+    def visit_dataflow_block_(self, block: relax.DataflowBlock) -> relax.DataflowBlock:
+        self.builder_._begin_dataflow_block()
+        for layer, layout in self.masks.items():
+            weight = self.parameters[f"{layer}.weight"]
+            self.set_var_remap(weight, self._masked(layer, layout, weight))
+        for binding in block.bindings:
+            self.visit_binding(binding)
+        return self.builder_._end_block()
+
+    def _masked(self, layer: str, layout: MaskLayout, weight: relax.Var) -> relax.Var:
+        rows, columns = layout.shape[0], _product(layout.shape[1:])
+        decoder = self.builder_.add_func(_mask_decoder(rows, columns), f"unpack_mask{self.name}_{rows}x{columns}")
+        flat = relax.call_tir(decoder, self.mask_parameters[layer], out_ty=relax.TensorType((rows, columns), "float32"))
+        mask = relax.op.reshape(flat, layout.shape)
+        if layout.group_size > 1:
+            inputs = int(weight.ty.shape[1])
+            mask = relax.op.repeat(mask, layout.group_size, axis=1)
+            mask = relax.op.strided_slice(mask, axes=[1], begin=[0], end=[inputs])
+        return self.builder_.emit(relax.op.multiply(weight, mask))
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        original = call.args[0] if call.args else None
+        call = super().visit_call_(call)
+        if call.op != tvm.ir.Op.get("relax.nn.batch_norm"):
+            return call
+        data, gamma, beta, mean, variance = call.args
+        scale = self.builder_.emit(gamma / relax.op.sqrt(variance + relax.const(call.attrs.epsilon, "float32")))
+        folded = self._fold_into_convolution(original, data, scale, beta, mean)
+        if folded is None:
+            shift = self.builder_.emit(beta - mean * scale)
+            folded = self.builder_.emit(data * _channels(scale)) + _channels(shift)
+        return relax.Tuple([self.builder_.emit(folded), mean, variance])
+
+    def _fold_into_convolution(
+        self, original: relax.Expr, data: relax.Expr, scale: relax.Expr, beta: relax.Expr, mean: relax.Expr
+    ) -> relax.Expr | None:
+        if self.uses.get(original, 0) != 1:
+            return None
+        convolution, bias = self._split_bias(data)
+        if convolution is None:
+            return None
+        weight = self.builder_.emit(convolution.args[1] * relax.op.reshape(scale, (-1, 1, 1, 1)))
+        shift = beta - mean * scale if bias is None else beta + (bias - mean) * scale
+        scaled = relax.Call(convolution.op, [convolution.args[0], weight], convolution.attrs)
+        return self.builder_.emit(scaled) + _channels(self.builder_.emit(shift))
+
+    def _split_bias(self, data: relax.Expr) -> tuple[relax.Call | None, relax.Expr | None]:
+        """The convolution that `data` is, and its bias [O]: data = conv2d(…) or data = conv2d(…) + reshape(bias)."""
+        call = self.lookup_binding(data)
+        if _is_call(call, "relax.nn.conv2d"):
+            return call, None
+        if _is_call(call, "relax.add"):
+            convolution, bias = (self.lookup_binding(argument) for argument in call.args)
+            if _is_call(convolution, "relax.nn.conv2d") and _is_call(bias, "relax.reshape"):
+                return convolution, bias.args[0]
+        return None, None
+
+
+def _is_call(expression: Any, op: str) -> bool:
+    return isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get(op)
+
+
+def _channels(vector: relax.Expr) -> relax.Expr:
+    """A vector [C] in a shape that broadcasts over [N, C, H, W]."""
+    return relax.op.reshape(vector, (1, -1, 1, 1))
+
+
+def _count_uses(function: relax.Function) -> dict[relax.Var, int]:
+    uses: dict[relax.Var, int] = {}
+
+    def visit(expression: relax.Expr) -> None:
+        if isinstance(expression, relax.Call):
+            operands = expression.args
+        elif isinstance(expression, relax.Tuple):
+            operands = expression.fields
+        else:
+            return
+        for operand in operands:
+            uses[operand] = uses.get(operand, 0) + 1
+
+    relax.analysis.post_order_visit(function, visit)
+    return uses
+
+
+def _mask_parameters(layer: str, layout: MaskLayout) -> list[relax.Var]:
+    count = _product(layout.shape)
+    zeros = tvm.tirx.Var("zeros", "int64")
+    return [
+        relax.Var(f"mask/{layer}/bits", relax.TensorType((-(-count // 8),), "uint8")),
+        relax.Var(f"mask/{layer}/scale", relax.TensorType((zeros,), "float32")),
+        relax.Var(f"mask/{layer}/row_start", relax.TensorType((layout.shape[0],), "int32")),
+    ]
+
+
+def _product(shape: Shape) -> int:
+    product = 1
+    for extent in shape:
+        product *= extent
+    return product
+
+
+def _mask_decoder(rows: int, columns: int) -> tvm.tirx.PrimFunc:
+    """From a packed mask to float32 [rows, columns]: 1 at each set bit, the next soft value at each other.
+
+    The rows are independent, because `row_start` says how many soft values come before each. A binary mask has the one
+    soft value 0, which stands for all of its zeros: positions behind the last value read the last.
+    """
+    size = -(-rows * columns // 8)
+
+    @T.prim_func(private=True)
+    def unpack_mask(
+        bits: T.Buffer((size,), "uint8"),
+        scale_values: T.handle,
+        row_start: T.Buffer((rows,), "int32"),
+        mask: T.Buffer((rows, columns), "float32"),
+    ) -> None:
+        T.func_attr({"op_pattern": 8, "tirx.is_scheduled": True, "tirx.noalias": True})
+        zeros = T.int64()
+        scale = T.match_buffer(scale_values, (zeros,), "float32")
+        for row in T.parallel(rows):
+            position = T.alloc_buffer((1,), "int32", scope="local")
+            position[0] = row_start[row]
+            for column in T.serial(columns):
+                index = T.meta_var(row * columns + column)
+                bit = T.meta_var(T.bitwise_and(T.shift_right(T.Cast("int32", bits[index // 8]), 7 - index % 8), 1))
+                mask[row, column] = T.if_then_else(
+                    bit == 1, T.float32(1), scale[T.min(T.Cast("int64", position[0]), zeros - 1)]
+                )
+                position[0] = position[0] + 1 - bit
+
+    return unpack_mask

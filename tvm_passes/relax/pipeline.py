@@ -1,0 +1,107 @@
+"""The compiler as one list of passes in phases.
+
+    fold      mask and BatchNorm become ops on weights; padding joins its convolution
+    layout    activations channels-last, weights with the output channels innermost
+    lift      everything that depends on parameters alone leaves `main`        (not with `fused`)
+    join      what differs between masks of different layouts is joined into one module
+    kernels   ops become fused loops, and each gets a schedule
+
+The first three run once for each layout of masks (`MaskLayout` of every layer), the last on the joined module.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import tvm
+import tvm_ffi
+from tvm import relax
+from tvm.relax import transform
+from tvm.s_tir import dlight
+
+from tvm_passes.relax.channels_last import ConvertToChannelsLast
+from tvm_passes.relax.fold_padding import FoldPadding
+from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout
+from tvm_passes.relax.schedules import cpu_rules
+
+MaskLayouts = Mapping[str, MaskLayout]
+
+
+@dataclass(frozen=True)
+class TaskFunctions:
+    """The functions that tasks with one layout of masks use, and the parameters these take.
+
+    Attributes:
+        main: `main(input, *weights)`, or with `fused` `main(input, *parameters)`.
+        rewrite: from a tuple of parameters to the tuple of weights; None with `fused`.
+        parameters: names, in order, of what `rewrite` takes, or `main` with `fused`.
+    """
+
+    main: str
+    rewrite: str | None
+    parameters: tuple[str, ...]
+
+
+def fold_tasks(
+    network: tvm.IRModule, layouts: Mapping[str, MaskLayouts], fused: bool
+) -> tuple[tvm.IRModule, dict[str, TaskFunctions]]:
+    """Phases fold, layout, lift and join.
+
+    Args:
+        network: `main(input, *parameters)`, as lowered.
+        layouts: the masks of every layer, by a name for each combination that tasks have.
+        fused: leave the rewriting of weights inside `main`.
+
+    Returns:
+        The module, and for each name of `layouts` its functions. Combinations whose `main` is the same share it.
+    """
+    functions: dict[tvm.ir.GlobalVar, tvm.ir.BaseFunc] = {}
+    tasks: dict[str, TaskFunctions] = {}
+    mains: dict[str, relax.Function] = {}
+    for name, masks in layouts.items():
+        folded = _fold_one(network, masks, name)
+        parameters = tuple(parameter.name for parameter in folded["main"].params[1:])
+        if not fused:
+            folded = transform.LiftTransformParams()(folded)
+        main = folded["main"].without_attr("global_symbol")
+        main_name = next((known for known, other in mains.items() if _same(main, other)), f"main_{name}")
+        rewrite_name = None if fused else f"rewrite_weights_{name}"
+        for variable, function in folded.functions.items():
+            if isinstance(function, tvm.tirx.PrimFunc):
+                functions[variable] = function
+            elif variable.name_hint == "main_transform_params":
+                functions[tvm.ir.GlobalVar(rewrite_name)] = function.with_attr("global_symbol", rewrite_name)
+            elif main_name not in mains:
+                mains[main_name] = main
+                functions[tvm.ir.GlobalVar(main_name)] = main.with_attr("global_symbol", main_name)
+        tasks[name] = TaskFunctions(main_name, rewrite_name, parameters)
+    return tvm.IRModule(functions), tasks
+
+
+def _fold_one(network: tvm.IRModule, masks: MaskLayouts, name: str) -> tvm.IRModule:
+    fold = [
+        FoldPadding(),
+        FoldTaskMask(masks, f"_{name}"),
+    ]
+    layout = [
+        ConvertToChannelsLast(),
+    ]
+    return tvm.transform.Sequential([*fold, *layout])(network)
+
+
+def _same(function: relax.Function, other: relax.Function) -> bool:
+    return bool(tvm_ffi.structural_equal(function, other, map_free_vars=True))
+
+
+def schedule_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+    """Phase kernels: from relax ops to scheduled loops, for a CPU target."""
+    kernels = [
+        transform.LegalizeOps(),
+        transform.AnnotateTIROpPattern(),
+        transform.FoldConstant(),
+        transform.FuseOps(),
+        transform.FuseTIR(),
+        transform.DeadCodeElimination(),
+        dlight.ApplyDefaultSchedule(*cpu_rules()),
+    ]
+    with target:
+        return tvm.transform.Sequential(kernels)(module)

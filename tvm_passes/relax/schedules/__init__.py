@@ -1,0 +1,14 @@
+"""Schedule rules: one operator and device class a file, in the way of TVM's dlight."""
+
+from tvm.s_tir.dlight.base import ScheduleRule
+
+from tvm_passes.relax.schedules.convolution import Convolution
+from tvm_passes.relax.schedules.dense import Dense
+from tvm_passes.relax.schedules.depthwise import DepthwiseConvolution
+from tvm_passes.relax.schedules.fallback import Fallback
+from tvm_passes.relax.schedules.reduction import Pooling
+
+
+def cpu_rules() -> list[ScheduleRule]:
+    """The rules for llvm targets, most specific first: `dlight.ApplyDefaultSchedule(*cpu_rules())`."""
+    return [DepthwiseConvolution(), Convolution(), Dense(), Pooling(), Fallback()]

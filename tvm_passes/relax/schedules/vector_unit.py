@@ -1,0 +1,34 @@
+"""What a schedule must know of a CPU: the width of its vectors and how many of them it holds in registers."""
+
+from dataclasses import dataclass
+
+from tvm.target import Target
+from tvm.target.codegen import target_has_features
+
+
+@dataclass(frozen=True)
+class VectorUnit:
+    """The vector registers of one CPU core."""
+
+    lanes: int
+    """float32 values in one register."""
+    registers: int
+    """How many registers the instruction set names."""
+    cores: int
+    """Cores that share the work; 1 where the target does not say."""
+
+
+def vector_unit(target: Target) -> VectorUnit:
+    """The vector unit of an llvm target, read from its `mcpu`, `mattr` and `mtriple`.
+
+    TVM's own `llvm_get_vector_width` answers 512 bits for every x86 CPU, so the features decide. An unknown CPU gets
+    128 bits and 16 registers, which every x86-64 and 64-bit ARM core has.
+    """
+    cores = int(target.attrs.get("num-cores", 1))
+    if target_has_features("avx512f", target):
+        return VectorUnit(lanes=16, registers=32, cores=cores)
+    if target_has_features("avx", target):
+        return VectorUnit(lanes=8, registers=16, cores=cores)
+    if "aarch64" in str(target.attrs.get("mtriple", "")):
+        return VectorUnit(lanes=4, registers=32, cores=cores)
+    return VectorUnit(lanes=4, registers=16, cores=cores)
