@@ -2,7 +2,7 @@
 
     python benchmarks/learned_tasks.py --bundle bundles/efficientnet-lite0
 
-For each data set, with the same images, epochs, seed and rates: KSM's soft masks (this becomes the shipped task), binary
+For each data set, with the same images, epochs and seed: KSM's soft masks (this becomes the shipped task), binary
 kernel-wise masks, the head alone, and fine-tuning of the whole network. Results are kept in docs/learned_tasks.json
 after each run, and a run that is there is not repeated, so the command can be stopped and given again.
 """
@@ -78,9 +78,9 @@ def table(results: dict[str, dict[str, dict[str, float]]], bundle: Path) -> str:
         "",
         f"Backbone: {EFFICIENTNET_LITE0} with its ImageNet weights; {IMAGE_SIZE}×{IMAGE_SIZE} pixels; {OPTIONS.epochs} "
         f"epochs, batches of {OPTIONS.batch_size}, seed {OPTIONS.seed}; Adam at {OPTIONS.mask_rate} (masks and "
-        f"BatchNorms; fine-tuning {FINE_TUNING_RATE}) and {OPTIONS.head_rate} (head), cosine schedule. The paper's rate "
-        "is 2e-4 for tens of epochs; a few hundred steps need more. Accuracy is that of the stored task, soft values "
-        f"in {SCALE_BITS} bits, on the test images; one run each. Written by `python benchmarks/learned_tasks.py "
+        f"BatchNorms; fine-tuning {FINE_TUNING_RATE}) and {OPTIONS.head_rate} (head), cosine schedule. The paper's "
+        "rate is 2e-4 for tens of epochs; a few hundred steps need more. Accuracy is that of the stored task, its soft "
+        f"values in {SCALE_BITS} bits, on the test images; one run. Written by `python benchmarks/learned_tasks.py "
         f"--bundle {bundle}` with torch {torch.__version__} on {platform.machine()}, one thread a run, on a machine "
         "that did other work at the time: the times are an upper bound.",
         "",

@@ -82,7 +82,7 @@ def _refuse_foreign_folder(path: Path) -> None:
     )
     if not ours:
         raise UserError(
-            f"{path} exists and is not an older artifact or bundle, so it is not replaced. Give another path, or remove it."
+            f"{path} exists and is no older artifact or bundle, so it is not replaced. Give another path, or remove it."
         )
 
 

@@ -69,9 +69,13 @@ def compile_bundle(
             for task, pack in bundle.packs.items()
             for path in compile_bundle(
                 dataclasses.replace(bundle, packs={task: pack}),
-                target, output / task, fold=fold, batch=batch, on_step=lambda step, task=task: on_step(f"{task}: {step}"),
+                target,
+                output / task,
+                fold=fold,
+                batch=batch,
+                on_step=on_step,
             )
-        ]  # fmt: skip
+        ]
     image_size = _common_image_size(bundle)
     on_step("lower")
     folded = _fold(bundle, batch, image_size, fused=fold == "fused")

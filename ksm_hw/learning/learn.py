@@ -83,7 +83,7 @@ def learn(
     """
     torch.manual_seed(options.seed)
     network = mask_network(backbone, len(data.classes), options.method, options.granularity, options.constants)
-    network = network.to(_device(), memory_format=torch.channels_last)
+    network = network.to(_device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = -(-len(data.train) // options.batch_size)
     optimizer = torch.optim.Adam(
         [

@@ -89,9 +89,10 @@ def train_task(
     reference = task_module(Bundle(*identity, tensors, {task: pack}), pack)
     # Of the pack as it is stored, which with 8 or 4 bits is not quite the network that was learned.
     pack = dataclasses.replace(pack, facts=facts | {"accuracy": measure_accuracy(reference, data.test, preprocessing)})
-    with tempfile.TemporaryDirectory() as samples:
-        write_samples(data.test, data.classes, Path(samples))
-        add_task(bundle, pack, tensors, Path(samples))
+    with tempfile.TemporaryDirectory() as folder:
+        samples = Path(folder) / "samples"
+        write_samples(data.test, data.classes, samples)
+        add_task(bundle, pack, tensors, samples)
     checkpoint.unlink(missing_ok=True)
     return Trained(pack, _scale_error(exact, pack))
 
@@ -116,6 +117,7 @@ def write_samples(split: ImageSplit, classes: tuple[str, ...], folder: Path) -> 
         wanted = number * len(classes) // SAMPLES % len(classes) if len(classes) > SAMPLES else number % len(classes)
         candidates = [index for index, label in enumerate(labels) if label == wanted and index not in chosen]
         chosen += candidates[:1]
+    folder.mkdir()
     for number, index in enumerate(chosen):
         image, label = split[index]
         image.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE), Image.Resampling.LANCZOS)

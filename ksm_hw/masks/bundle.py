@@ -24,6 +24,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.files import written_file
 from ksm_hw.masks.soft_mask import mask_shape
 from ksm_hw.masks.task_pack import TaskPack, load_task_pack, read_safetensors_bytes, save_task_pack
+from ksm_hw.models.preprocessing import image_files
 
 FORMAT_VERSION = 1
 
@@ -82,6 +83,17 @@ def task_of(packs: Mapping[str, TaskPack], task: str) -> TaskPack:
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise UserError(f"No task named '{task}'.{hint} There are: {', '.join(packs) or 'none'}.")
     return packs[task]
+
+
+def sample_images(bundle: Bundle, task: str) -> list[Path]:
+    """The files of the real images that a bundle carries of a task.
+
+    Raises:
+        UserError: it carries none.
+    """
+    if bundle.samples is None or not (bundle.samples / task).is_dir():
+        raise UserError(f"The bundle carries no sample images of task '{task}'. Give images of your own with --images.")
+    return image_files(bundle.samples / task)
 
 
 def check_task_name(name: str) -> None:

@@ -47,7 +47,7 @@ class PackedMask:
 
     shape: tuple[int, ...]
     bits: UInt8Array
-    scale: npt.NDArray[np.generic]
+    scale: Float32Array | UInt8Array
     scale_bits: ScaleBits
     scale_range: tuple[float, float] = (0.0, 0.0)
 
@@ -102,7 +102,7 @@ def pack_mask(soft_mask: Float32Array, scale_bits: ScaleBits = 32) -> PackedMask
     codes, scale_range = _quantise(values, scale_bits)
     if scale_bits == 4:
         codes = np.append(codes, np.zeros(len(codes) % 2, np.uint8))
-        codes = codes[0::2] << 4 | codes[1::2]
+        codes = np.left_shift(codes[0::2], 4, dtype=np.uint8) | codes[1::2]
     return PackedMask(soft_mask.shape, bits, codes, scale_bits, scale_range)
 
 
@@ -125,7 +125,7 @@ def soft_values(packed: PackedMask) -> Float32Array:
     """The soft values where the binary mask is 0, float32 [zeros], in C order; empty for a binary mask."""
     if packed.scale_bits in (0, 32):
         return packed.scale.astype(np.float32, copy=False)
-    codes = packed.scale
+    codes = packed.scale.astype(np.uint8, copy=False)
     if packed.scale_bits == 4:
         zeros = int(np.prod(packed.shape)) - int(binary_mask(packed).sum())
         codes = np.stack([codes >> 4, codes & 15], axis=1).ravel()[:zeros]
@@ -143,11 +143,24 @@ def unpack_mask(packed: PackedMask) -> Float32Array:
 
 
 def check_packed(packed: PackedMask, where: str) -> None:
-    """Checks that bits and soft values have the lengths that the shape and the bits themselves ask for.
+    """Checks that bits and soft values have the dtypes and lengths that the shape and the bits themselves ask for.
 
     Raises:
         UserError: they do not; `where` names the file and layer in the message.
     """
+    sensible = (
+        packed.scale_bits in get_args(ScaleBits)
+        and all(isinstance(extent, int) and extent > 0 for extent in packed.shape)
+        and all(isinstance(number, (int, float)) and np.isfinite(number) for number in packed.scale_range)
+        and packed.bits.dtype == np.uint8
+        and packed.scale.dtype == (np.float32 if packed.scale_bits == 32 else np.uint8)
+    )
+    if not sensible:
+        raise UserError(
+            f"{where}: no mask has shape {list(packed.shape)}, bits {packed.bits.dtype}, and soft values "
+            f"{packed.scale.dtype} of {packed.scale_bits} bits over {packed.scale_range}. "
+            "The file is damaged; learn or copy the task again."
+        )
     count = int(np.prod(packed.shape))
     if packed.bits.shape != (-(-count // 8),):
         raise UserError(

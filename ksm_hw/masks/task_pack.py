@@ -145,7 +145,7 @@ def load_task_pack(path: Path) -> TaskPack:
             head_bias=tensors["head/bias"],
             facts=header["facts"],
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: its header or tensors lack {error}. The file is damaged; learn or copy the task again."
         ) from error
@@ -199,16 +199,16 @@ def read_safetensors_bytes(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
-    # torch.save writes a zip archive (PK) around a pickle; older files are a bare pickle (0x80).
-    if content[:2] == b"PK" or content[:1] == b"\x80":
-        raise UserError(
-            f"{path} is a pickle (torch.save), which could run code and is not opened. Expected a safetensors file, "
-            "as `ksm-hw train` writes it."
-        )
     try:
         with safetensors.safe_open(path, "numpy"):
             return content
     except safetensors.SafetensorError as error:
+        # torch.save writes a zip archive (PK) around a pickle; older files are a bare pickle (0x80).
+        if content[:2] == b"PK" or content[:1] == b"\x80":
+            raise UserError(
+                f"{path} is a pickle (torch.save), which could run code and is not opened. Expected a safetensors "
+                "file, as `ksm-hw train` writes it."
+            ) from error
         raise UserError(
             f"{path} is truncated or is no safetensors file ({error}). Copy it again, or learn the task again."
         ) from error

@@ -82,7 +82,7 @@ def batch_norm_names(model: nn.Module) -> list[str]:
 
 
 def maskable_layers(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Module path and weight shape of every layer that a mask may cover: convolutions, and linear layers but the head."""
+    """Module path and weight shape of each layer that a mask may cover: convolutions, linear layers but the head."""
     head = head_path(model)
     return {
         path: tuple(module.weight.shape)
@@ -113,8 +113,11 @@ def load_backbone_tensors(model: nn.Module, tensors: Tensors) -> None:
         {name: tensor.shape for name, tensor in tensors.items()},
         f"weights for {type(model).__name__}",
     )
+    # The network's own state dict carries format versions that some networks (MNASNet) ask for when they load.
+    state = model.state_dict()
     # A copy, because arrays read from a file are read-only and torch would share them.
-    model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in tensors.items()}, strict=False)
+    state.update({name: torch.from_numpy(array.copy()) for name, array in tensors.items()})
+    model.load_state_dict(state)
 
 
 def check_same_tensors(

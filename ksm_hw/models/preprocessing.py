@@ -34,6 +34,18 @@ class Preprocessing:
     std: tuple[float, float, float]
 
 
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder, in the order of their names.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise UserError(f"No images in {folder}. Expected files that end in {', '.join(IMAGE_SUFFIXES)}.")
+    return found
+
+
 def read_image(path: Path) -> Image.Image:
     """Reads an image file as RGB; transparent pixels are laid over white.
 
@@ -65,8 +77,10 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def resize(image: Image.Image, shorter_side: int, interpolation: Interpolation) -> Image.Image:
     """Scales the image so that its shorter side has the given length in pixels."""
     factor = shorter_side / min(image.size)
-    size = tuple(max(shorter_side, round(side * factor)) for side in image.size)
-    return image.resize(size, Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR)
+    width, height = (max(shorter_side, round(side * factor)) for side in image.size)
+    return image.resize(
+        (width, height), Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
+    )
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:

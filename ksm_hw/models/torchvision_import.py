@@ -13,7 +13,7 @@ import torch
 
 @functools.cache
 def import_torchvision() -> ModuleType:
-    """The module `torchvision`, imported so that models, transforms and datasets work; `torchvision.ops.nms` may not."""
+    """The module `torchvision`; models, transforms and datasets work, `torchvision.ops.nms` may not."""
     try:
         import torchvision
     except RuntimeError as error:

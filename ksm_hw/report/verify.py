@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.preprocessing import IMAGE_SUFFIXES, preprocess_batch, read_image
+from ksm_hw.models.preprocessing import image_files, preprocess_batch, read_image
 from ksm_hw.models.task_module import task_module
 from ksm_hw.runtime.session import Session
 
@@ -64,38 +63,17 @@ def verify(
     for task in tasks or session.tasks:
         session.switch(task)
         pack = session.packs[task]
-        batch = preprocess_batch([read_image(path) for path in task_images(bundle, task, images)], pack.preprocessing)
-        compiled = run_all(session, batch)
+        batch = preprocess_batch([read_image(path) for path in _images(bundle, task, images)], pack.preprocessing)
+        compiled = session.run_all(batch)
         results.append(_compare(task, compiled, _reference(bundle, pack, batch), tolerance))
         on_task(results[-1])
     return results
 
 
-def task_images(bundle: Bundle, task: str, images: Path | None) -> list[Path]:
-    """The image files to run a task on: those given, or the bundle's samples of the task.
-
-    Raises:
-        UserError: there are none.
-    """
-    folder = images if images is not None else None if bundle.samples is None else bundle.samples / task
-    if folder is not None and folder.is_file():
-        return [folder]
-    found = [] if folder is None else sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise UserError(
-            f"No images for task '{task}'"
-            + (f" in {folder}" if folder is not None else ": the bundle carries no samples of it")
-            + f". Give a folder of images ({', '.join(IMAGE_SUFFIXES)}) with --images."
-        )
-    return found
-
-
-def run_all(session: Session, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The current task's logits of any number of images, float32 [M, classes]: a last batch is filled up with zeros."""
-    batch = session.manifest.input_shape[0]
-    filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), np.float32)])
-    logits = [session.run(filled[start : start + batch]) for start in range(0, len(filled), batch)]
-    return np.concatenate(logits)[: len(images)]
+def _images(bundle: Bundle, task: str, images: Path | None) -> list[Path]:
+    if images is None:
+        return sample_images(bundle, task)
+    return [images] if images.is_file() else image_files(images)
 
 
 @torch.inference_mode()

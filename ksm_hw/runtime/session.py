@@ -19,7 +19,6 @@ from tvm.relax import VirtualMachine
 
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, task_of
-from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.runtime.artifact import LIBRARY, Manifest, read_manifest
 from ksm_hw.runtime.task_parameters import is_shared, task_parameters
 
@@ -155,9 +154,17 @@ class Session:
             logits = self._machine[entry.main](tvm.runtime.tensor(images, self._device), *self._weights)
             return logits.numpy()[:, : len(self.packs[self.task].classes)]
 
-    def pack(self) -> TaskPack:
-        """The current task's pack."""
-        return self.packs[self.task]
+    def run_all(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The current task's logits of any number of images, float32 [M, classes]; a last batch is filled with zeros.
+
+        Raises:
+            UserError: an image has another shape or dtype than the artifact's input.
+        """
+        batch = self.manifest.input_shape[0]
+        with self._lock:
+            filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), np.float32)])
+            logits = [self.run(filled[start : start + batch]) for start in range(0, len(filled), batch)]
+            return np.concatenate(logits)[: len(images)]
 
     def measure_run(self, repeats: int) -> list[float]:
         """Seconds of each of `repeats` inferences of the current task, on images that stay on the device."""

@@ -59,7 +59,7 @@ class FoldTaskMask:
 
 
 @mutator
-class _Folder(PyExprMutator):  # type: ignore[misc]
+class _Folder(PyExprMutator):
     def __init__(self, module: tvm.IRModule, masks: Mapping[str, MaskLayout], name: str) -> None:
         super().__init__(module)
         self.module = module
@@ -189,10 +189,10 @@ def _mask_decoder(rows: int, columns: int) -> tvm.tirx.PrimFunc:
 
     @T.prim_func(private=True)
     def unpack_mask(
-        bits: T.Buffer((size,), "uint8"),
+        bits: T.Buffer((size,), "uint8"),  # type: ignore[valid-type]
         scale_values: T.handle,
-        row_start: T.Buffer((rows,), "int32"),
-        mask: T.Buffer((rows, columns), "float32"),
+        row_start: T.Buffer((rows,), "int32"),  # type: ignore[valid-type]
+        mask: T.Buffer((rows, columns), "float32"),  # type: ignore[valid-type]
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.is_scheduled": True, "tirx.noalias": True})
         zeros = T.int64()

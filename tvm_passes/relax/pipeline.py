@@ -72,7 +72,9 @@ def fold_tasks(
                 functions[tvm.ir.GlobalVar(rewrite_name)] = function.with_attr("global_symbol", rewrite_name)
             elif main_name not in mains:
                 mains[main_name] = main
-                functions[tvm.ir.GlobalVar(main_name)] = main.with_attr("global_symbol", main_name)
+                # Each `main` was folded from the same network, and no two functions may share a variable.
+                own = relax.utils.copy_with_new_vars(main)
+                functions[tvm.ir.GlobalVar(main_name)] = own.with_attr("global_symbol", main_name)
         tasks[name] = TaskFunctions(main_name, rewrite_name, parameters)
     return tvm.IRModule(functions), tasks
 

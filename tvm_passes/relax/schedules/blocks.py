@@ -10,16 +10,16 @@ from tvm.tirx import IterVar
 
 @dataclass
 class FusedOperator:
-    """A function that computes one reduction and, element by element, what follows it.
-
-    `producers` prepare the reduction's input (padding), in the order of the function. `output` writes the result: it
-    is the last elementwise block, into which those between it and the reduction were inlined, or, where the function
-    ends in the reduction, a copy out of its accumulators.
-    """
+    """A function that computes one reduction and, element by element, what follows it."""
 
     producers: list[SBlockRV]
+    """Blocks that prepare the reduction's input (padding), in the order of the function."""
     reduction: SBlockRV
+    """The reduction; it accumulates in a buffer that becomes local to a tile."""
     output: SBlockRV
+    """Reads the accumulators once each and writes the result: elementwise operators of the reduction's shape."""
+    followers: list[SBlockRV]
+    """What broadcasts the result to a larger shape, such as a squeeze-and-excitation's multiplication: one block."""
 
 
 def static_schedule(func: tirx.PrimFunc) -> Schedule | None:
@@ -67,14 +67,17 @@ def fused_operator(schedule: Schedule, axes: str) -> FusedOperator | None:
     if len(reductions) != 1 or kinds[reductions[0]] != axes:
         return None
     position = reductions[0]
-    for block in blocks[position + 1 : -1]:
+    reduction, after = blocks[position], blocks[position + 1 :]
+    shape = [int(axis) for axis in schedule.get(reduction).writes[0].source.shape]
+    same_shape = [block for block in after if extents(schedule, block) == shape]
+    followers = after[len(same_shape) :]
+    if same_shape != after[: len(same_shape)]:
+        return None
+    for block in [*same_shape[:-1], *followers[:-1]]:
         schedule.compute_inline(block)
-    if position == len(blocks) - 1:
-        output = schedule.cache_write(blocks[position], 0, "local")
-    else:
-        output = blocks[-1]
-        schedule.set_scope(blocks[position], 0, "local")
-    return FusedOperator(blocks[:position], blocks[position], output)
+    output = same_shape[-1] if same_shape else schedule.cache_write(reduction, 0, "local")
+    schedule.set_scope(reduction, 0, "local")
+    return FusedOperator(blocks[:position], reduction, output, followers[-1:])
 
 
 def schedule_elementwise(schedule: Schedule, block: SBlockRV, lanes: int) -> None:

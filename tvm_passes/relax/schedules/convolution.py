@@ -13,6 +13,7 @@ from tvm.target import Target
 
 from tvm_passes.relax.schedules.blocks import (
     FusedOperator,
+    extent,
     extents,
     fused_operator,
     largest_divisor,
@@ -33,7 +34,7 @@ class Convolution(ScheduleRule):
         if operator is None or not is_convolution(schedule, operator.reduction):
             return None
         unit = vector_unit(target)
-        inline_or_schedule_padding(schedule, operator, unit)
+        schedule_surroundings(schedule, operator, unit)
         _tile(schedule, operator, unit)
         return schedule
 
@@ -57,8 +58,13 @@ def is_convolution(schedule: Schedule, block: SBlockRV) -> bool:
     )
 
 
-def inline_or_schedule_padding(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> None:
-    """Real padding becomes a loop of its own, so that the reduction has no branch; a mere copy disappears."""
+def schedule_surroundings(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> None:
+    """Schedules what lies around the tiles.
+
+    Real padding becomes a loop of its own, so that the reduction has no branch; a mere copy disappears.
+    """
+    for block in operator.followers:
+        schedule_elementwise(schedule, block, unit.lanes)
     for block in operator.producers:
         statement = schedule.get(block)
         source, padded = statement.reads[0].source.shape, statement.writes[0].source.shape
@@ -70,37 +76,71 @@ def inline_or_schedule_padding(schedule: Schedule, operator: FusedOperator, unit
 
 def _tile(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> None:
     batch, height, width, channels, kernel_height, kernel_width, depth = extents(schedule, operator.reduction)
-    n, y, x, o, ky, kx, i = schedule.get_loops(operator.reduction)
-    data, weight = schedule.get(operator.reduction).reads
-    groups = int(data.source.shape[3]) // depth
-    if kernel_height * kernel_width == 1 and [int(axis) for axis in data.source.shape[:3]] == [batch, height, width]:
+    data = schedule.get(operator.reduction).reads[0].source
+    groups = int(data.shape[3]) // depth
+    import os
+    if os.environ.get('FLAT') or kernel_height * kernel_width == 1 and [int(axis) for axis in data.shape[:3]] == [batch, height, width]:
         # Without a window rows need not be kept apart, and small maps fill whole tiles.
-        pixels: LoopRV = schedule.fuse(n, y, x)
+        _flatten_pixels(schedule, operator)
+        pixels, o, ky, kx, i = schedule.get_loops(operator.reduction)
         rows: list[LoopRV] = []
         row_length = batch * height * width
     else:
-        rows, pixels, row_length = [schedule.fuse(n, y)], x, width
+        n, y, pixels, o, ky, kx, i = schedule.get_loops(operator.reduction)
+        rows, row_length = [schedule.fuse(n, y)], width
     tile_pixels, tile_channels = choose_tile(row_length, channels // groups, unit)
     outer_channels, inner_channels = schedule.split(o, [None, tile_channels])
     outer_pixels, inner_pixels = schedule.split(pixels, [None, tile_pixels])
-    tiles = row_length // tile_pixels
-    # A few tiles share a task, so that starting it costs little and the weights stay in the cache.
-    tasks, tile = schedule.split(outer_pixels, [None, largest_divisor(tiles, 8)])
-    if rows:
-        schedule.reorder(outer_channels, *rows, tasks, tile, ky, kx, i, inner_pixels, inner_channels)
-    else:
-        schedule.reorder(outer_channels, tasks, tile, ky, kx, i, inner_pixels, inner_channels)
-    schedule.reverse_compute_at(operator.output, tile, preserve_unit_loops=True)
-    schedule.parallel(schedule.fuse(outer_channels, *rows, tasks))
+    tiles = schedule.fuse(*rows, outer_pixels)
+    ntiles = extent(schedule, tiles)
+    PMAX=int(os.environ.get("PMAX","256")); KMAX=int(os.environ.get("KMAX","256"))
+    chunks = _smallest_divisor(ntiles, max(4 * unit.cores * tile_channels // channels, ntiles*tile_pixels // PMAX))
+    chunk, tile = schedule.split(tiles, [chunks, None])
+    io, ii = schedule.split(i, [None, largest_divisor(depth, KMAX)])
+    red = [ky, kx, io, ii]
+    size, inner = 1, []
+    while red and size * extent(schedule, red[-1]) <= KMAX:
+        size *= extent(schedule, red[-1])
+        inner.insert(0, red.pop())
+    schedule.reorder(outer_channels, chunk, *red, tile, *inner, inner_pixels, inner_channels)
+    task = schedule.fuse(outer_channels, chunk)
+    schedule.reverse_compute_at(operator.output, task if red else tile, preserve_unit_loops=True)
+    packed = schedule.cache_read(operator.reduction, 1, "global")
+    schedule.compute_at(packed, red[-1] if red else task, preserve_unit_loops=True)
+    *_, packed_channels = schedule.get_loops(packed)
+    schedule.vectorize(packed_channels)
+    schedule.parallel(task)
+    if red:
+        # tile the epilogue
+        loops = schedule.get_loops(operator.output)
+        pf = schedule.fuse(*loops[1:-1])
+        po, pi = schedule.split(pf, [None, largest_divisor(extent(schedule, pf), 4)])
     lanes = unit.lanes if tile_channels % unit.lanes == 0 else tile_channels
+    # Everything that touches the accumulators is unrolled, or LLVM leaves them in memory.
     for block in (operator.reduction, operator.output):
         *_, pixel_loop, channel_loop = schedule.get_loops(block)
         vectors, vector = schedule.split(channel_loop, [None, lanes])
         schedule.vectorize(vector)
         schedule.unroll(vectors)
-        if block == operator.reduction:
-            schedule.unroll(pixel_loop)
-    schedule.decompose_reduction(operator.reduction, ky)
+        schedule.unroll(pixel_loop)
+    schedule.decompose_reduction(operator.reduction, (red+inner)[0] if not red else red[0])
+
+
+def _flatten_pixels(schedule: Schedule, operator: FusedOperator) -> None:
+    """Makes one axis of n, y and x in the reduction, its accumulators and the output's loop (not its buffer)."""
+    _, height, width, *_ = extents(schedule, operator.reduction)
+
+    def flat(n: tirx.Var, y: tirx.Var, x: tirx.Var, *rest: tirx.Var) -> list[tirx.Expr]:
+        return [(n * height + y) * width + x, *rest]
+
+    schedule.transform_layout(operator.reduction, ("write", 0), lambda n, y, x, o: flat(n, y, x, o))
+    schedule.transform_block_layout(operator.reduction, lambda n, y, x, o, ky, kx, i: flat(n, y, x, o, ky, kx, i))
+    schedule.transform_block_layout(operator.output, lambda n, y, x, o: flat(n, y, x, o))
+
+
+def _smallest_divisor(number: int, least: int) -> int:
+    """The smallest divisor that is not less than `least`, or the number itself."""
+    return next(divisor for divisor in range(min(max(1, least), number), number + 1) if number % divisor == 0)
 
 
 def choose_tile(pixels: int, channels: int, unit: VectorUnit) -> tuple[int, int]:

@@ -28,7 +28,7 @@ class Dense(ScheduleRule):
         if target.kind.name != "llvm" or (schedule := static_schedule(func)) is None:
             return None
         operator = fused_operator(schedule, "SSR")
-        if operator is None or operator.producers:
+        if operator is None or operator.producers or operator.followers:
             return None
         statement = schedule.get(operator.reduction)
         row, column, depth = (axis.var for axis in statement.iter_vars)

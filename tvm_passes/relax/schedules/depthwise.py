@@ -15,7 +15,7 @@ from tvm_passes.relax.schedules.blocks import (
     largest_divisor,
     static_schedule,
 )
-from tvm_passes.relax.schedules.convolution import inline_or_schedule_padding, is_convolution
+from tvm_passes.relax.schedules.convolution import schedule_surroundings, is_convolution
 from tvm_passes.relax.schedules.vector_unit import vector_unit
 
 
@@ -34,7 +34,7 @@ class DepthwiseConvolution(ScheduleRule):
         if depth != 1 or channels == 1 or int(data.shape[3]) != channels:
             return None
         unit = vector_unit(target)
-        inline_or_schedule_padding(schedule, operator, unit)
+        schedule_surroundings(schedule, operator, unit)
         n, y, x, o, ky, kx, i = schedule.get_loops(operator.reduction)
         # Half of the registers hold results, the others inputs and weights.
         outer_pixels, inner_pixels = schedule.split(x, [None, largest_divisor(width, unit.registers // 2)])

@@ -26,7 +26,7 @@ class Pooling(ScheduleRule):
         if target.kind.name != "llvm" or (schedule := static_schedule(func)) is None:
             return None
         operator = fused_operator(schedule, "SSSSRR")
-        if operator is None:
+        if operator is None or operator.followers:
             return None
         statement = schedule.get(operator.reduction)
         channel = statement.iter_vars[3].var

@@ -1,0 +1,195 @@
+"""A report as tables of text: what the terminal and the page show alike, and its printing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ksm_hw.report.measure import NOISE_LIMIT, TOO_NOISY, ArtifactReport, Comparison, Timing
+
+NOISY_ADVICE = (
+    f"Rounds differ by more than {NOISE_LIMIT:.0%}: {TOO_NOISY} where it says so. "
+    "Stop what else runs on the machine and report again."
+)
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table.
+
+    Attributes:
+        title: names the table, with the units of its columns.
+        columns: their heads; the first holds names, the others numbers.
+        rows: a text for each column.
+        note: what a reader should know about it; may be empty.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def print_reports(console: Console, reports: Sequence[ArtifactReport]) -> None:
+    """Prints the reports as tables that fit 100 columns."""
+    for report in reports:
+        console.print(f"[bold]{escape(report.artifact)}[/]", soft_wrap=True, highlight=False)
+        for name, value in machine_facts(report):
+            console.print(f"  {name}: {escape(value)}", highlight=False)
+        for table in report_tables(report):
+            console.print()
+            _print_table(console, table)
+        if report.noisy:
+            console.print(f"\n[bold yellow]{NOISY_ADVICE}[/]", highlight=False)
+        console.print()
+
+
+def machine_facts(report: ArtifactReport) -> list[tuple[str, str]]:
+    """Names and values: what was measured, where and when."""
+    machine = report.machine
+    batch, _, height, width = report.input_shape
+    target = ", ".join(f"{key} {value}" for key, value in report.tvm_target.items())
+    return [
+        ("network", f"{report.backbone}, {batch} × {height} × {width} pixels, {report.precision}, {report.fold}"),
+        ("target", f"{report.target} ({target}), TVM {report.tvm_version}"),
+        (
+            "machine",
+            f"{machine.cpu} ({machine.architecture}), {machine.cores} cores, {_threads(machine.threads)}, "
+            f"{machine.memory_bytes / 1e9:.1f} GB, {machine.system}",
+        ),
+        ("measured", f"{report.date}, load {machine.load:.1f} before; loading the artifact took {_load(report)}"),
+    ]
+
+
+def report_tables(report: ArtifactReport) -> list[TextTable]:
+    """The tables of a report; those of which nothing was measured are left out."""
+    tables = [_latency(report), _mask_overhead(report), _switches(report), _packs(report), _files(report)]
+    return [table for table in [*tables, _memory(report)] if table.rows]
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds, in three digits."""
+    value = seconds * 1e3
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}" if value >= 0.001 else "< 0.001"
+
+
+def megabytes(count: float) -> str:
+    """Bytes as millions of bytes."""
+    return f"{count / 1e6:.1f}" if count >= 1e8 else f"{count / 1e6:.3f}"
+
+
+def _print_table(console: Console, table: TextTable) -> None:
+    drawn = Table(title=table.title, title_justify="left", caption=table.note or None, caption_justify="left")
+    for number, column in enumerate(table.columns):
+        drawn.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*map(escape, row))
+    console.print(drawn, highlight=False)
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _load(report: ArtifactReport) -> str:
+    return f"{report.load_seconds:.2f} s"
+
+
+def _rounds(timing: Timing) -> str:
+    return f"{timing.spread:.0%}" + (f", {TOO_NOISY}" if timing.noisy else "")
+
+
+def _latency(report: ArtifactReport) -> TextTable:
+    rows = []
+    for task in report.tasks:
+        timing = task.latency
+        times = (timing.median_seconds, timing.p90_seconds, timing.p99_seconds)
+        rows.append((task.task, *map(milliseconds, times), str(timing.count), _rounds(timing)))
+    return TextTable(
+        "Latency of an inference, milliseconds", ("task", "median", "p90", "p99", "runs", "rounds differ"), tuple(rows)
+    )
+
+
+def _mask_overhead(report: ArtifactReport) -> TextTable:
+    rows = []
+    for task in report.tasks:
+        if task.unmasked_latency is None or task.mask_overhead is None:
+            continue
+        times = (task.latency.median_seconds, task.unmasked_latency.median_seconds)
+        rows.append((task.task, *map(milliseconds, times), *_added(task.mask_overhead)))
+    return TextTable(
+        "What masks add to an inference, milliseconds",
+        ("task", "as compiled", "without masks", "masks add", "over the rounds"),
+        tuple(rows),
+        "Without masks: the same network compiled without masks, measured in alternating rounds.",
+    )
+
+
+def _added(comparison: Comparison) -> tuple[str, str]:
+    rounds = f"{comparison.lowest - 1:+.1%} … {comparison.highest - 1:+.1%}"
+    return (TOO_NOISY if comparison.noisy else f"{comparison.ratio - 1:+.1%}", rounds)
+
+
+def _switches(report: ArtifactReport) -> TextTable:
+    rows = []
+    for task in report.tasks:
+        if task.switch is None:
+            continue
+        against = task.switch_against_copy
+        ratio = "" if against is None else TOO_NOISY if against.noisy else f"{against.ratio:.1f} ×"
+        times = (task.switch.median_seconds, task.switch.p90_seconds)
+        rows.append((task.task, *map(milliseconds, times), str(task.switch.count), _rounds(task.switch), ratio))
+    columns = ("switch to", "median", "p90", "switches", "rounds differ", "against a copy")
+    if report.copy is None:
+        return TextTable("Switch time, milliseconds", columns[:-1], tuple(row[:-1] for row in rows))
+    note = (
+        f"A plain copy of the live weights ({megabytes(report.memory.weights_bytes)} MB) inside the device's memory "
+        f"takes {milliseconds(report.copy.median_seconds)} ms (median of {report.copy.count})."
+    )
+    return TextTable("Switch time, milliseconds", columns, tuple(rows), note)
+
+
+def _packs(report: ArtifactReport) -> TextTable:
+    rows = tuple(
+        (task.task, task.method, task.granularity, str(task.classes), megabytes(task.pack_bytes),
+         f"{task.pack_share:.2%}", megabytes(task.resident_bytes))
+        for task in report.tasks
+    )  # fmt: skip
+    columns = ("task", "method", "granularity", "classes", "file", "of the backbone", "loaded")
+    return TextTable("Task packs, MB", columns, rows)
+
+
+def _files(report: ArtifactReport) -> TextTable:
+    files, count = report.storage, len(report.tasks)
+    tasks = f"{count} task packs" if count > 1 else "1 task pack"
+    copies = f"{count} full copies (backbone and own head each)" if count > 1 else "one full copy (backbone and head)"
+    return TextTable(
+        "Files, MB",
+        ("what", "size"),
+        (
+            ("compiled library", megabytes(files.library_bytes)),
+            ("backbone", megabytes(files.backbone_bytes)),
+            (f"backbone and {tasks}", megabytes(files.bundle_bytes)),
+            (copies, megabytes(files.copies_bytes)),
+            ("packs against full copies", f"{files.bundle_bytes / files.copies_bytes:.2f} ×"),
+        ),
+    )
+
+
+def _memory(report: ArtifactReport) -> TextTable:
+    memory = report.memory
+    rows = [
+        ("workspace of activations", megabytes(memory.workspace_bytes)),
+        ("live weights of the current task", megabytes(memory.weights_bytes)),
+        ("backbone and task packs", megabytes(memory.parameters_bytes)),
+        ("process at its peak", megabytes(memory.process_peak_bytes)),
+        ("process before the artifact was loaded", megabytes(memory.process_start_bytes)),
+    ]
+    note = {
+        "bake": "The weights are constants inside the library.",
+        "switch": "While it switches, a session holds the old and the new live weights.",
+        "fused": "The weights are masked anew in every inference, inside the workspace or the kernels.",
+    }
+    return TextTable("Memory, MB", ("what", "size"), tuple(rows), note[report.fold])

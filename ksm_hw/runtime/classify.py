@@ -1,0 +1,43 @@
+"""From image files to the most probable classes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ksm_hw.errors import UserError
+from ksm_hw.models.preprocessing import preprocess_batch, read_image
+from ksm_hw.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The most probable classes of an image, most probable first: (name, probability in 0…1)."""
+
+    image: str
+    task: str
+    classes: tuple[tuple[str, float], ...]
+
+
+def classify(
+    artifact: Path, images: list[Path], task: str | None = None, top: int = 5, threads: int | None = None
+) -> list[Classification]:
+    """Classifies images with a task of an artifact.
+
+    Raises:
+        UserError: the artifact is damaged, the task does not exist or is not given, an image does not decode.
+    """
+    session = Session.load(artifact, threads=threads)
+    if task is None and len(session.tasks) > 1:
+        raise UserError(f"The artifact holds several tasks; give one with --task: {', '.join(session.tasks)}.")
+    session.switch(task or session.task)
+    pack = session.packs[session.task]
+    batch = preprocess_batch([read_image(path) for path in images], pack.preprocessing)
+    results = []
+    for path, logits in zip(images, session.run_all(batch), strict=True):
+        exponentials = np.exp(logits - logits.max())
+        probabilities = exponentials / exponentials.sum()
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        classes = tuple((pack.classes[index], float(probabilities[index])) for index in best)
+        results.append(Classification(str(path), pack.task, classes))
+    return results

@@ -1,0 +1,78 @@
+"""What tests share: one compiled artifact with random tasks, real photographs, and the option --slow."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from random_tasks import random_bundle
+from skimage import data as photographs_of_skimage
+
+from ksm_hw.masks.bundle import Bundle, load_bundle, save_bundle
+
+# The one that compiles and switches quickest, and still has plain and depthwise convolutions, split, concat, shuffling.
+SMALL_NETWORK = "shufflenet_v2_x0_5"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three real photographs; read only."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("astronaut", "cat", "coffee"):
+        Image.fromarray(getattr(photographs_of_skimage, name)()).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
+    """A bundle with three random tasks, two of them with masks of one granularity, and samples; read only."""
+    bundle = random_bundle(SMALL_NETWORK, image_size=32, granularities=("kernel", "element"))
+    other = random_bundle(SMALL_NETWORK, image_size=32, granularities=("kernel",), seed=1).packs["kernel-task"]
+    other = dataclasses.replace(other, task="other-task", backbone_sha256=bundle.backbone_sha256)
+    packs = {**bundle.packs, "other-task": other}
+    samples = tmp_path_factory.mktemp("samples")
+    for task in packs:
+        shutil.copytree(photographs, samples / task)
+    folder = tmp_path_factory.mktemp("bundle")
+    save_bundle(dataclasses.replace(bundle, packs=packs, samples=samples), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_folder: Path) -> Bundle:
+    """The bundle of `bundle_folder`, loaded."""
+    return load_bundle(bundle_folder)
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
+    """The bundle compiled for this machine with `--fold switch`; read only: `copied_artifact` is there to be changed."""
+    from ksm_hw.compiler.compile import compile_bundle
+    from ksm_hw.compiler.targets import load_target
+
+    return compile_bundle(bundle, load_target("host"), tmp_path_factory.mktemp("compiled") / "artifact")[0]
+
+
+@pytest.fixture
+def copied_artifact(artifact: Path, tmp_path: Path) -> Path:
+    """A copy of the artifact that a test may damage."""
+    return shutil.copytree(artifact, tmp_path / "artifact")
+
+
+@pytest.fixture
+def copied_bundle(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may damage."""
+    return shutil.copytree(bundle_folder, tmp_path / "bundle")

@@ -1,0 +1,355 @@
+"""Each equation of learning against a direct NumPy computation; what a step changes and what it never does."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ksm_hw.errors import UserError
+from ksm_hw.learning.dataset_sources import ImagesInMemory
+from ksm_hw.learning.datasets import TaskData
+from ksm_hw.learning.images import test_batches as batches_for_testing
+from ksm_hw.learning.images import training_batches
+from ksm_hw.learning.learn import LearningOptions, learn, measure_accuracy, task_pack_of
+from ksm_hw.learning.mask_equations import PAPER, binary_mask, scale, soft_mask
+from ksm_hw.learning.masked_network import Method, mask_network, soft_mask_layers
+from ksm_hw.learning.train import SAMPLES, train_task
+from ksm_hw.masks.bundle import Bundle, load_bundle, sha256_of_tensors
+from ksm_hw.masks.soft_mask import GRANULARITIES, GROUP_SIZE, Granularity, unpack_mask
+from ksm_hw.masks.task_pack import TaskPack, save_task_pack
+from ksm_hw.models.backbones import (
+    backbone_tensors,
+    batch_norm_names,
+    default_preprocessing,
+    head_path,
+    maskable_layers,
+    pretrained_backbone,
+)
+from ksm_hw.models.task_module import task_module
+
+NETWORK = "efficientnet-lite0"  # With its real ImageNet weights; its dropout is random in every step.
+PREPROCESSING = default_preprocessing(NETWORK, 32)
+# Large enough that masks cross the threshold within a few steps.
+FAST = LearningOptions(epochs=2, batch_size=16, mask_rate=5e-3, head_rate=1e-3)
+
+
+def digits(train: int = 48, test: int = 20) -> TaskData:
+    """Real handwritten digits, 8×8, that scikit-learn carries."""
+    pixels, labels = load_digits(return_X_y=True)
+    images = [np.repeat((image.reshape(8, 8, 1) * 15).astype(np.uint8), 3, axis=2) for image in pixels]
+
+    def split(start: int, stop: int) -> ImagesInMemory:
+        return ImagesInMemory(images[start:stop], labels[start:stop].tolist())
+
+    classes = tuple("0123456789")
+    return TaskData("digits", classes, split(0, train), split(train, train + test), False, "scikit-learn", "CC-BY-4.0")
+
+
+def fresh_backbone() -> nn.Module:
+    return pretrained_backbone(NETWORK)
+
+
+def real_mask(shape: tuple[int, ...] = (6, 5, 1, 1), seed: int = 0) -> np.ndarray:
+    """Learned values on both sides of the threshold, one of them exactly on it, one exactly 0, some negative."""
+    values = np.random.default_rng(seed).uniform(-5e-3, 1.5e-2, shape).astype(np.float32)
+    values.flat[0], values.flat[1] = np.float32(5e-3), 0
+    return values
+
+
+def numpy_soft_mask(values: np.ndarray, scale_weight: float = 0.5) -> np.ndarray:
+    """DESIGN's equations, written out."""
+    binary = ((values - np.float32(5e-3)) >= 0).astype(np.float32)
+    a = values * (1 - binary)
+    spread = a.max() - a.min()
+    if spread > 0:
+        a = np.where(a != 0, (a - a.min()) / spread, np.float32(0))
+    else:
+        a = np.zeros_like(a)
+    return binary + np.float32(scale_weight) * a
+
+
+def test_constants_are_the_paper_s() -> None:
+    assert dataclasses.asdict(PAPER) == {
+        "initial": 1e-2, "threshold": 5e-3, "slope": 1200.0, "temperature": 100.0, "scale_weight": 0.5,
+    }  # fmt: skip
+    assert (LearningOptions().mask_rate, LearningOptions().head_rate) == (2e-4, 2e-4)
+
+
+def test_binary_mask_is_the_step_at_the_threshold() -> None:
+    values = real_mask()
+    expected = (values - np.float32(5e-3) >= 0).astype(np.float32)
+    found = binary_mask(torch.from_numpy(values)).numpy()
+    assert found.flat[0] == 1 and found.dtype == np.float32
+    assert np.array_equal(found, expected)
+    assert set(np.unique(found)) == {0.0, 1.0}
+
+
+def test_gradient_of_the_binary_mask_is_that_of_the_sigmoid() -> None:
+    values, upstream = real_mask(), np.random.default_rng(1).standard_normal((6, 5, 1, 1)).astype(np.float32)
+    mask_real = torch.from_numpy(values).requires_grad_()
+    (binary_mask(mask_real) * torch.from_numpy(upstream)).sum().backward()
+    sigmoid = 1 / (1 + np.exp(-12 * (values.astype(np.float64) - 5e-3)))
+    assert np.allclose(mask_real.grad.numpy(), upstream * 12 * sigmoid * (1 - sigmoid), rtol=1e-5)
+
+
+def test_scale_is_min_max_over_the_layer_with_zeros_included() -> None:
+    values = real_mask()
+    binary = (values >= np.float32(5e-3)).astype(np.float32)
+    a = values * (1 - binary)
+    assert a.min() < 0 and a.max() > 0
+    expected = np.where(a != 0, (a - a.min()) / (a.max() - a.min()), 0)
+    found = scale(torch.from_numpy(values), torch.from_numpy(binary)).numpy()
+    assert np.allclose(found, expected, rtol=1e-6, atol=0)
+    assert (found[binary == 1] == 0).all() and found.min() == 0 and found.max() == 1
+    # The zeros at the ones of the binary mask count: without them the smallest value here would become 0.
+    positive = np.array([[3e-3, 4e-3, 1e-2]], np.float32)
+    found = scale(torch.from_numpy(positive), torch.tensor([[0.0, 0.0, 1.0]])).numpy()
+    assert np.allclose(found, [[0.75, 1, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [1e-2, 0.0, -1e-3, 2e-3])
+def test_a_layer_whose_range_is_zero_has_no_nan(value: float) -> None:
+    mask_real = torch.full((4, 3, 1, 1), value, requires_grad=True)
+    mask = soft_mask(mask_real)
+    mask.sum().backward()
+    assert torch.isfinite(mask).all() and torch.isfinite(mask_real.grad).all()
+    assert np.array_equal(mask.detach().numpy(), numpy_soft_mask(np.full((4, 3, 1, 1), value, np.float32)))
+
+
+def test_soft_mask_equals_numpy_and_its_gradient_is_the_binary_mask_s_alone() -> None:
+    values = real_mask((12, 7, 1, 1), seed=2)
+    mask_real = torch.from_numpy(values).requires_grad_()
+    mask = soft_mask(mask_real)
+    assert np.allclose(mask.detach().numpy(), numpy_soft_mask(values), rtol=1e-6, atol=0)
+    mask.sum().backward()
+    alone = torch.from_numpy(values).requires_grad_()
+    binary_mask(alone).sum().backward()
+    assert torch.equal(mask_real.grad, alone.grad)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_weight_of_a_masked_layer_is_the_backbone_s_times_the_soft_mask(granularity: Granularity) -> None:
+    backbone = fresh_backbone()
+    original = {path: backbone.get_submodule(path).weight.detach().numpy().copy() for path in maskable_layers(backbone)}
+    network = mask_network(backbone, 10, "ksm", granularity)
+    layers = soft_mask_layers(network)
+    assert layers.keys() == original.keys() and len(layers) == 49
+    for number, (path, layer) in enumerate(layers.items()):
+        outputs, inputs, *place = original[path].shape
+        # Written out here: `mask_shape` and `broadcast_mask` are what is tested.
+        shape = {
+            "kernel": (outputs, inputs, 1, 1),
+            "element": (outputs, inputs, *place),
+            "channel": (outputs, 1, 1, 1),
+            "group": (outputs, math.ceil(inputs / GROUP_SIZE), 1, 1),
+        }[granularity]
+        assert layer.mask_real.shape == shape and (layer.mask_real == 1e-2).all()
+        values = real_mask(shape, seed=number)
+        with torch.no_grad():
+            layer.mask_real.copy_(torch.from_numpy(values))
+        mask = numpy_soft_mask(values)
+        if granularity == "group":
+            mask = np.stack([mask[:, channel // GROUP_SIZE] for channel in range(inputs)], axis=1)
+        found = network.get_submodule(path).weight.detach().numpy()
+        assert np.allclose(found, original[path] * mask, rtol=1e-6, atol=0), path
+
+
+def frozen_tensors(network: nn.Module) -> dict[str, np.ndarray]:
+    """The shared weights of a network in training, by their names in the backbone: no head, no BatchNorms, no masks."""
+    head = head_path(network)
+    batch_norms = {name.rpartition(".")[0] for name in batch_norm_names(network)}
+    return {
+        name.replace(".parametrizations.weight.original", ".weight"): tensor.detach().numpy()
+        for name, tensor in network.state_dict().items()
+        if not name.startswith(f"{head}.") and name.rpartition(".")[0] not in batch_norms and "mask_real" not in name
+    }
+
+
+@pytest.fixture(scope="module")
+def learned() -> tuple[nn.Module, dict[str, np.ndarray]]:
+    """A network after two epochs, and the backbone's tensors as they were before."""
+    backbone = fresh_backbone()
+    before = {name: array.copy() for name, array in backbone_tensors(backbone).items()}
+    network, history = learn(backbone, digits(), PREPROCESSING, FAST)
+    assert [epoch.number for epoch in history] == [1, 2]
+    return network, before
+
+
+def test_learning_never_changes_the_backbone_s_bytes(learned: tuple[nn.Module, dict[str, np.ndarray]]) -> None:
+    network, before = learned
+    frozen = frozen_tensors(network)
+    assert len(frozen) == 49
+    assert sha256_of_tensors(frozen) == sha256_of_tensors({name: before[name] for name in frozen})
+    # And it did learn: masks on both sides of the threshold, other BatchNorms.
+    masks = [layer.mask_real.detach().numpy() for layer in soft_mask_layers(network).values()]
+    assert any((mask < 5e-3).any() for mask in masks) and any((mask >= 5e-3).any() for mask in masks)
+    state = network.state_dict()
+    assert all((state[name].numpy() != before[name]).any() for name in batch_norm_names(network))
+
+
+def pack_of(network: nn.Module, before: dict[str, np.ndarray], options: LearningOptions = FAST) -> TaskPack:
+    identity = (NETWORK, sha256_of_tensors(before))
+    return task_pack_of(network, digits(), "digits", options, identity, PREPROCESSING)
+
+
+def logits_of(network: nn.Module) -> torch.Tensor:
+    """Over the test images, in one memory format: the order of sums in a convolution depends on it."""
+    images = torch.cat([images for images, _ in batches_for_testing(digits().test, PREPROCESSING, 20)])
+    with torch.inference_mode():
+        logits = network.to(memory_format=torch.contiguous_format)(images)
+    assert logits.std(dim=0).min() > 0, "a network that answers the same to every image shows nothing"
+    return logits
+
+
+def test_the_task_s_module_gives_the_learned_network_s_logits_bit_by_bit(
+    learned: tuple[nn.Module, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    network, before = learned
+    pack = pack_of(network, before)
+    zeros = sum(int((unpack_mask(mask) != 1).sum()) for mask in pack.masks.values())
+    assert zeros > 1000, "masks must have soft values for this to show something"
+    reference = task_module(Bundle(pack.backbone, pack.backbone_sha256, before, {"digits": pack}), pack)
+    assert torch.equal(logits_of(network), logits_of(reference))
+
+
+@pytest.mark.parametrize("method", ["ksm", "binary", "head", "fine-tuning"])
+def test_what_each_method_changes(method: Method) -> None:
+    backbone = fresh_backbone()
+    before = {name: array.copy() for name, array in backbone_tensors(backbone).items()}
+    options = dataclasses.replace(FAST, method=method, epochs=1)
+    network, _ = learn(backbone, digits(train=32), PREPROCESSING, options)
+    state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    changed_weights = {name for name, array in frozen_tensors(network).items() if (array != before[name]).any()}
+    changed_norms = {name for name in batch_norm_names(network) if (state[name] != before[name]).any()}
+    assert bool(changed_weights) == (method == "fine-tuning")
+    assert changed_norms == (set() if method == "head" else set(batch_norm_names(network)))
+    assert bool(soft_mask_layers(network)) == (method in ("ksm", "binary"))
+    torch.manual_seed(options.seed)
+    first_head = mask_network(fresh_backbone(), 10, method).get_submodule(head_path(network)).weight
+    assert (network.get_submodule(head_path(network)).weight != first_head).any()
+    if method == "fine-tuning":
+        return
+    pack = pack_of(network, before, options)
+    assert bool(pack.masks) == bool(pack.batch_norms) == (method != "head")
+    stored = [len(mask.scale) for mask in pack.masks.values()]
+    assert any(stored) == (method == "ksm")
+    if method == "binary":
+        masks = [unpack_mask(mask) for mask in pack.masks.values()]
+        assert {value for mask in masks for value in np.unique(mask)} == {0.0, 1.0}
+    reference = task_module(Bundle(pack.backbone, pack.backbone_sha256, before, {"digits": pack}), pack)
+    assert torch.equal(logits_of(network), logits_of(reference))
+
+
+def bytes_of(pack: TaskPack, folder: Path) -> bytes:
+    save_task_pack(pack, folder / "pack.safetensors")
+    return (folder / "pack.safetensors").read_bytes()
+
+
+def stop_at(epoch: int, steps: int) -> Callable[[int, int], None]:
+    seen = 0
+
+    def on_batch(done: int, total: int) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == (epoch - 1) * total + steps:
+            raise KeyboardInterrupt
+
+    return on_batch
+
+
+def test_an_interrupted_run_goes_on_to_exactly_the_same_result(
+    learned: tuple[nn.Module, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    network, before = learned
+    checkpoint = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        learn(fresh_backbone(), digits(), PREPROCESSING, FAST, checkpoint, on_batch=stop_at(epoch=2, steps=2))
+    assert checkpoint.exists()
+    epochs = []
+    resumed, history = learn(
+        fresh_backbone(), digits(), PREPROCESSING, FAST, checkpoint, on_epoch=lambda epoch: epochs.append(epoch.number)
+    )
+    assert epochs == [2] and [epoch.number for epoch in history] == [1, 2]
+    assert bytes_of(pack_of(resumed, before), tmp_path) == bytes_of(pack_of(network, before), tmp_path)
+
+
+def test_rates_follow_the_cosine_schedule(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "state.pt"
+    options = LearningOptions(method="head", epochs=3, batch_size=16, mask_rate=1e-3, head_rate=4e-3)
+    rates = []
+
+    def on_epoch(_: object) -> None:
+        groups = torch.load(checkpoint, weights_only=True)["optimizer"]["param_groups"]
+        rates.append([group["lr"] for group in groups])
+
+    learn(fresh_backbone(), digits(train=32), PREPROCESSING, options, checkpoint, on_epoch=on_epoch)
+    factors = [(1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in (1, 2, 3)]
+    assert np.allclose(rates, [[1e-3 * factor, 4e-3 * factor] for factor in factors], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 1}, {"epochs": 3}, {"mask_rate": 1e-4}, {"constants": dataclasses.replace(PAPER, threshold=4e-3)}],
+)
+def test_a_checkpoint_of_other_options_is_refused(tmp_path: Path, other: dict[str, object]) -> None:
+    checkpoint = tmp_path / "state.pt"
+    options = LearningOptions(method="head", epochs=1, batch_size=16)
+    learn(fresh_backbone(), digits(train=16, test=4), PREPROCESSING, options, checkpoint)
+    with pytest.raises(UserError, match=r"other options.*--restart"):
+        other_options = dataclasses.replace(options, **other)  # type: ignore[arg-type]
+        learn(fresh_backbone(), digits(train=16, test=4), PREPROCESSING, other_options, checkpoint)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "state.pt"
+    options = LearningOptions(method="head", epochs=1, batch_size=16)
+    learn(fresh_backbone(), digits(train=16, test=4), PREPROCESSING, options, checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"Cannot read the checkpoint .*--restart"):
+        learn(fresh_backbone(), digits(train=16, test=4), PREPROCESSING, options, checkpoint)
+
+
+def test_training_batches_depend_on_seed_and_epoch_alone() -> None:
+    data = digits(train=33).train
+
+    def batches(seed: tuple[int, int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(training_batches(data, PREPROCESSING, 16, seed, flip=True))
+
+    first, again, next_epoch = batches((0, 1)), batches((0, 1)), batches((0, 2))
+    # The last image is alone, and a BatchNorm has no variance over one.
+    assert [len(labels) for _, labels in first] == [16, 16]
+    assert all(torch.equal(left, right) for pair in zip(first, again, strict=True) for left, right in zip(*pair))
+    assert not torch.equal(first[0][0], next_epoch[0][0])
+
+
+@pytest.mark.parametrize("scale_bits", [32, 4])
+def test_training_adds_a_task_to_a_bundle(tmp_path: Path, scale_bits: int) -> None:
+    options = dataclasses.replace(FAST, epochs=1)
+    trained = train_task(
+        digits(), "digits", tmp_path / "bundle", NETWORK, options,
+        image_size=32, scale_bits=scale_bits, command="ksm-hw train",  # type: ignore[arg-type]
+    )  # fmt: skip
+    bundle = load_bundle(tmp_path / "bundle")
+    pack = bundle.packs["digits"]
+    assert bytes_of(pack, tmp_path) == bytes_of(trained.pack, tmp_path)
+    assert (trained.scale_error > 0) == (scale_bits != 32) and trained.scale_error < 0.5 / (2**scale_bits - 1)
+    # The accuracy that is told is that of the pack as stored.
+    assert pack.facts["accuracy"] == measure_accuracy(task_module(bundle, pack), digits().test, PREPROCESSING)
+    assert pack.facts["command"] == "ksm-hw train" and pack.facts["training_images"] == 48
+    assert len(list((tmp_path / "bundle" / "samples" / "digits").glob("*.png"))) == SAMPLES
+    assert not list((tmp_path / "bundle").glob(".learning/*.pt"))
+
+
+def test_masks_are_parametrizations_over_frozen_weights() -> None:
+    network = mask_network(fresh_backbone(), 10)
+    for path in soft_mask_layers(network):
+        layer = network.get_submodule(path)
+        assert parametrize.is_parametrized(layer, "weight")
+        assert not layer.parametrizations.weight.original.requires_grad
