@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from ksm_hw.learning.images import training_batches
 from ksm_hw.learning.learn import LearningOptions, learn, measure_accuracy, task_pack_of
 from ksm_hw.learning.mask_equations import PAPER, binary_mask, scale, soft_mask
 from ksm_hw.learning.masked_network import Method, mask_network, soft_mask_layers
-from ksm_hw.learning.train import SAMPLES, train_task
+from ksm_hw.learning.train import train_task
 from ksm_hw.masks.bundle import Bundle, load_bundle, sha256_of_tensors
 from ksm_hw.masks.soft_mask import GRANULARITIES, GROUP_SIZE, Granularity, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack, save_task_pack
@@ -37,10 +37,19 @@ from ksm_hw.models.task_module import task_module
 NETWORK = "efficientnet-lite0"  # With its real ImageNet weights; its dropout is random in every step.
 PREPROCESSING = default_preprocessing(NETWORK, 32)
 # Large enough that masks cross the threshold within a few steps.
-FAST = LearningOptions(epochs=2, batch_size=16, mask_rate=5e-3, head_rate=1e-3)
+FAST = LearningOptions(epochs=2, batch_size=8, mask_rate=5e-3, head_rate=1e-3)
 
 
-def digits(train: int = 48, test: int = 20) -> TaskData:
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small steps are no faster with more, and much slower beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def digits(train: int = 24, test: int = 20) -> TaskData:
     """Real handwritten digits, 8×8, that scikit-learn carries."""
     pixels, labels = load_digits(return_X_y=True)
     images = [np.repeat((image.reshape(8, 8, 1) * 15).astype(np.uint8), 3, axis=2) for image in pixels]
@@ -219,18 +228,18 @@ def test_the_task_s_module_gives_the_learned_network_s_logits_bit_by_bit(
     assert torch.equal(logits_of(network), logits_of(reference))
 
 
-@pytest.mark.parametrize("method", ["ksm", "binary", "head", "fine-tuning"])
+@pytest.mark.parametrize("method", ["binary", "head", "fine-tuning"])
 def test_what_each_method_changes(method: Method) -> None:
     backbone = fresh_backbone()
     before = {name: array.copy() for name, array in backbone_tensors(backbone).items()}
     options = dataclasses.replace(FAST, method=method, epochs=1)
-    network, _ = learn(backbone, digits(train=32), PREPROCESSING, options)
+    network, _ = learn(backbone, digits(train=16), PREPROCESSING, options)
     state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     changed_weights = {name for name, array in frozen_tensors(network).items() if (array != before[name]).any()}
     changed_norms = {name for name in batch_norm_names(network) if (state[name] != before[name]).any()}
     assert bool(changed_weights) == (method == "fine-tuning")
     assert changed_norms == (set() if method == "head" else set(batch_norm_names(network)))
-    assert bool(soft_mask_layers(network)) == (method in ("ksm", "binary"))
+    assert bool(soft_mask_layers(network)) == (method == "binary")
     torch.manual_seed(options.seed)
     first_head = mask_network(fresh_backbone(), 10, method).get_submodule(head_path(network)).weight
     assert (network.get_submodule(head_path(network)).weight != first_head).any()
@@ -239,7 +248,7 @@ def test_what_each_method_changes(method: Method) -> None:
     pack = pack_of(network, before, options)
     assert bool(pack.masks) == bool(pack.batch_norms) == (method != "head")
     stored = [len(mask.scale) for mask in pack.masks.values()]
-    assert any(stored) == (method == "ksm")
+    assert not any(stored)
     if method == "binary":
         masks = [unpack_mask(mask) for mask in pack.masks.values()]
         assert {value for mask in masks for value in np.unique(mask)} == {0.0, 1.0}
@@ -329,21 +338,21 @@ def test_training_batches_depend_on_seed_and_epoch_alone() -> None:
     assert not torch.equal(first[0][0], next_epoch[0][0])
 
 
-@pytest.mark.parametrize("scale_bits", [32, 4])
-def test_training_adds_a_task_to_a_bundle(tmp_path: Path, scale_bits: int) -> None:
+def test_training_adds_a_task_to_a_bundle(tmp_path: Path) -> None:
     options = dataclasses.replace(FAST, epochs=1)
     trained = train_task(
-        digits(), "digits", tmp_path / "bundle", NETWORK, options,
-        image_size=32, scale_bits=scale_bits, command="ksm-hw train",  # type: ignore[arg-type]
-    )  # fmt: skip
+        digits(), "digits", tmp_path / "bundle", NETWORK, options, image_size=32, scale_bits=4, command="ksm-hw train"
+    )
     bundle = load_bundle(tmp_path / "bundle")
     pack = bundle.packs["digits"]
     assert bytes_of(pack, tmp_path) == bytes_of(trained.pack, tmp_path)
-    assert (trained.scale_error > 0) == (scale_bits != 32) and trained.scale_error < 0.5 / (2**scale_bits - 1)
+    # Soft values lie in 0…0.5, and 4 bits are 15 steps.
+    assert 0 < trained.scale_error <= 0.5 / 15 / 2 + 1e-6
     # The accuracy that is told is that of the pack as stored.
     assert pack.facts["accuracy"] == measure_accuracy(task_module(bundle, pack), digits().test, PREPROCESSING)
-    assert pack.facts["command"] == "ksm-hw train" and pack.facts["training_images"] == 48
-    assert len(list((tmp_path / "bundle" / "samples" / "digits").glob("*.png"))) == SAMPLES
+    assert pack.facts["command"] == "ksm-hw train" and pack.facts["training_images"] == 24
+    labels = {path.stem.split("-")[1] for path in (tmp_path / "bundle" / "samples" / "digits").glob("*.png")}
+    assert labels == {str(label) for label in digits().test.labels}
     assert not list((tmp_path / "bundle").glob(".learning/*.pt"))
 
 

@@ -72,6 +72,7 @@ def test_percentiles_are_in_order(report: ArtifactReport) -> None:
     for timing in timings:
         assert 0 < timing.minimum_seconds <= timing.median_seconds <= timing.p90_seconds <= timing.p99_seconds
         assert len(timing.round_medians_seconds) == ROUNDS
+    # With `switch` every one of them is compared with another.
     assert report.noisy == any(timing.noisy for timing in timings)
 
 
@@ -218,3 +219,9 @@ def test_bad_input_is_told(tmp_path: Path, artifact: Path) -> None:
         measure_artifact(tmp_path)
     with pytest.raises(UserError, match="too few"):
         measure_artifact(artifact, runs=1)
+
+
+def test_a_process_that_dies_is_told(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(UserError, match="ended with status 1"):
+        measure_artifact(artifact, RUNS, compare_unmasked=False)

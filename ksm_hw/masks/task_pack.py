@@ -167,6 +167,11 @@ def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: dic
 def _check_parts(pack: TaskPack, path: Path) -> None:
     for layer, mask in pack.masks.items():
         check_packed(mask, f"{path}, layer {layer}")
+    for name, array in {**pack.batch_norms, "head/weight": pack.head_weight, "head/bias": pack.head_bias}.items():
+        if array.dtype != np.float32:
+            raise UserError(
+                f"{path} has '{name}' as {array.dtype}; expected float32. Learn the task again, or convert the tensor."
+            )
     classes = len(pack.classes)
     if pack.head_weight.shape[:1] != (classes,) or pack.head_bias.shape != (classes,):
         raise UserError(

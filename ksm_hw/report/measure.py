@@ -182,7 +182,7 @@ class ArtifactReport:
         tasks: one entry a task.
         copy: a copy of as many bytes as the live weights, on the device; None where none are rewritten.
         memory, storage: sizes.
-        noisy: whether any of the times is.
+        noisy: whether any of the times is that is compared with another.
     """
 
     artifact: str
@@ -414,7 +414,10 @@ def _report(
         _task_report(pack, times, copy, pack_bytes[task], backbone_bytes, facts["resident_bytes"][task])
         for task, pack in bundle.packs.items()
     )
-    timings = [timing for task in tasks for timing in (task.latency, task.unmasked_latency, task.switch)] + [copy]
+    compared = [timing for task in tasks for timing in (task.latency, task.unmasked_latency)]
+    if copy is not None:
+        # Without a copy to compare with, a switch is a look-up in a table: microseconds, whose spread says nothing.
+        compared += [copy, *(task.switch for task in tasks)]
     heads = sum(pack.head_weight.nbytes + pack.head_bias.nbytes for pack in bundle.packs.values())
     return ArtifactReport(
         artifact=str(folder),
@@ -444,7 +447,7 @@ def _report(
             bundle_bytes=backbone_bytes + sum(pack_bytes.values()),
             copies_bytes=len(tasks) * backbone_bytes + heads,
         ),
-        noisy=any(timing is not None and timing.noisy for timing in timings),
+        noisy=any(timing is not None and timing.noisy for timing in compared),
     )
 
 

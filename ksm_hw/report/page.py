@@ -76,7 +76,8 @@ def report_figures(report: ArtifactReport) -> dict[str, Figure]:
     figures = {"Latency of an inference": _latency_figure(report)}
     if any(task.switch is not None for task in report.tasks):
         figures["Switch time"] = _switch_figure(report)
-    figures[GROWTH] = _growth_figure(report)
+    if report.fold != "bake":  # Its libraries are full copies, and grow as those do.
+        figures[GROWTH] = _growth_figure(report)
     return figures
 
 
@@ -115,13 +116,14 @@ def _svg(figure: Figure, caption: str) -> str:
     return drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(caption)}"', 1)
 
 
-def _axes(figure: Figure, rows: int = 1, columns: int = 1) -> list[Axes]:
-    found = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+def _axes(figure: Figure, count: int = 1) -> list[Axes]:
+    """Axes side by side, without the frame's top and right."""
+    found: list[Axes] = figure.subplots(1, count, squeeze=False).ravel().tolist()
     for axes in found:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(INK)
         axes.tick_params(colors=INK)
-    return list(found)
+    return found
 
 
 def _legend(axes: Axes) -> None:
@@ -172,18 +174,16 @@ def _switch_figure(report: ArtifactReport) -> Figure:
 
 
 def _growth_figure(report: ArtifactReport) -> Figure:
-    """Files, and memory where the weights are not inside the library, for more tasks than there are."""
+    """Files and memory, for more tasks than there are."""
     tasks, files, memory = len(report.tasks), report.storage, report.memory
     pack_file = sum(task.pack_bytes for task in report.tasks) / tasks
     pack_loaded = sum(task.resident_bytes for task in report.tasks) / tasks
     copy = files.copies_bytes / tasks
     fixed = memory.shared_bytes + memory.weights_bytes + memory.workspace_bytes
-    panels = [("files", files.backbone_bytes, pack_file, 0)]
-    if memory.parameters_bytes:
-        panels.append(("memory", fixed, pack_loaded, memory.workspace_bytes))
+    panels = [("files", files.backbone_bytes, pack_file, 0), ("memory", fixed, pack_loaded, memory.workspace_bytes)]
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     counts = sorted({1, 2, 4, 8, 16, tasks})
-    for axes, (title, base, each, copies_base) in zip(_axes(figure, 1, len(panels)), panels, strict=True):
+    for axes, (title, base, each, copies_base) in zip(_axes(figure, len(panels)), panels, strict=True):
         rows = range(len(counts))
         ours = [(base + each * count) / 1e6 for count in counts]
         copies = [(copies_base + copy * count) / 1e6 for count in counts]

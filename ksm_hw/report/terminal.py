@@ -98,7 +98,11 @@ def _load(report: ArtifactReport) -> str:
 
 
 def _rounds(timing: Timing) -> str:
-    return f"{timing.spread:.0%}" + (f", {TOO_NOISY}" if timing.noisy else "")
+    return f"{_spread(timing)}, {TOO_NOISY}" if timing.noisy else _spread(timing)
+
+
+def _spread(timing: Timing) -> str:
+    return f"{timing.spread:.0%}"
 
 
 def _latency(report: ArtifactReport) -> TextTable:
@@ -137,18 +141,21 @@ def _switches(report: ArtifactReport) -> TextTable:
     for task in report.tasks:
         if task.switch is None:
             continue
-        against = task.switch_against_copy
-        ratio = "" if against is None else TOO_NOISY if against.noisy else f"{against.ratio:.1f} ×"
         times = (task.switch.median_seconds, task.switch.p90_seconds)
-        rows.append((task.task, *map(milliseconds, times), str(task.switch.count), _rounds(task.switch), ratio))
-    columns = ("switch to", "median", "p90", "switches", "rounds differ", "against a copy")
+        row = (task.task, *map(milliseconds, times), str(task.switch.count))
+        against = task.switch_against_copy
+        if against is None:
+            rows.append((*row, _spread(task.switch)))
+        else:
+            rows.append((*row, _rounds(task.switch), TOO_NOISY if against.noisy else f"{against.ratio:.1f} ×"))
+    title, columns = "Switch time, milliseconds", ("switch to", "median", "p90", "switches", "rounds differ")
     if report.copy is None:
-        return TextTable("Switch time, milliseconds", columns[:-1], tuple(row[:-1] for row in rows))
+        return TextTable(title, columns, tuple(rows), "No weights are rewritten: a switch takes the task's tensors.")
     note = (
         f"A plain copy of the live weights ({megabytes(report.memory.weights_bytes)} MB) inside the device's memory "
         f"takes {milliseconds(report.copy.median_seconds)} ms (median of {report.copy.count})."
     )
-    return TextTable("Switch time, milliseconds", columns, tuple(rows), note)
+    return TextTable(title, (*columns, "against a copy"), tuple(rows), note)
 
 
 def _packs(report: ArtifactReport) -> TextTable:
@@ -175,21 +182,23 @@ def _files(report: ArtifactReport) -> TextTable:
             (copies, megabytes(files.copies_bytes)),
             ("packs against full copies", f"{files.bundle_bytes / files.copies_bytes:.2f} ×"),
         ),
+        "With bake, each task's library holds a full copy of the weights." if report.fold == "bake" else "",
     )
 
 
 def _memory(report: ArtifactReport) -> TextTable:
     memory = report.memory
-    rows = [
-        ("workspace of activations", megabytes(memory.workspace_bytes)),
-        ("live weights of the current task", megabytes(memory.weights_bytes)),
-        ("backbone and task packs", megabytes(memory.parameters_bytes)),
-        ("process at its peak", megabytes(memory.process_peak_bytes)),
-        ("process before the artifact was loaded", megabytes(memory.process_start_bytes)),
-    ]
-    note = {
-        "bake": "The weights are constants inside the library.",
-        "switch": "While it switches, a session holds the old and the new live weights.",
-        "fused": "The weights are masked anew in every inference, inside the workspace or the kernels.",
+    sizes = {
+        "workspace of activations": memory.workspace_bytes,
+        "live weights of the current task": memory.weights_bytes,
+        "backbone and task packs": memory.parameters_bytes,
+        "process at its peak": memory.process_peak_bytes,
+        "process before the artifact was loaded": memory.process_start_bytes,
     }
-    return TextTable("Memory, MB", ("what", "size"), tuple(rows), note[report.fold])
+    notes = {
+        "bake": f"The weights are constants inside the library of {megabytes(report.storage.library_bytes)} MB.",
+        "switch": "While it switches, a session holds the old and the new live weights.",
+        "fused": "The weights are masked anew in every inference.",
+    }
+    rows = tuple((name, megabytes(size)) for name, size in sizes.items() if size)
+    return TextTable("Memory, MB", ("what", "size"), rows, notes.get(report.fold, ""))

@@ -5,6 +5,7 @@ session.switch("cars")
 logits = session.run(images)
 """
 
+import os
 import platform
 import threading
 import time
@@ -74,8 +75,7 @@ class Session:
         bundle = load_bundle(folder)
         threads = threads or manifest.tvm_target.get("num-cores")
         if threads:
-            # Without it TVM takes half of the cores of an x86-64 machine, for it assumes hyper-threads.
-            tvm.get_global_func("runtime.config_threadpool")(1, threads)
+            _use_threads(threads)
         device = tvm.runtime.device(manifest.device, 0)
         library = tvm.runtime.load_module(str((folder / LIBRARY).resolve()))
         session = cls(manifest, bundle, VirtualMachine(library, device), device, keep, budget)
@@ -212,6 +212,13 @@ def _upload_parameters(manifest: Manifest, bundle: Bundle, device: Any) -> dict[
 
 def _bytes(tensors: Weights) -> int:
     return sum(int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
+
+
+def _use_threads(threads: int) -> None:
+    """Lets TVM use that many threads: by itself it takes half of an x86-64 machine's, for it assumes hyper-threads."""
+    # The pool of a thread is made at its first parallel loop, and reads the most it may have from the environment.
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
 
 
 def _check_machine(manifest: Manifest) -> None:

@@ -101,6 +101,11 @@ def largest_divisor(number: int, limit: int) -> int:
     return next(divisor for divisor in range(max(1, min(number, limit)), 0, -1) if number % divisor == 0)
 
 
+def smallest_divisor(number: int, least: int) -> int:
+    """The smallest divisor of a number that is not less than `least`, or the number itself."""
+    return next(divisor for divisor in range(max(1, min(number, least)), number + 1) if number % divisor == 0)
+
+
 def widest_vector(length: int, limit: int) -> int:
     """The largest divisor of a length that is a power of two, up to the limit: vectors must not run over the end."""
     return next(width for width in (64, 32, 16, 8, 4, 2, 1) if width <= limit and length % width == 0)

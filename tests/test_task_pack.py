@@ -1,0 +1,236 @@
+"""Files of task packs and bundles: what is written is what is read, and what does not fit is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from random_tasks import random_bundle
+
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import (
+    Bundle,
+    add_task,
+    check_task_name,
+    load_bundle,
+    save_bundle,
+    select_tasks,
+    sha256_of_tensors,
+)
+from ksm_hw.masks.soft_mask import GRANULARITIES, pack_mask, unpack_mask
+from ksm_hw.masks.task_pack import TaskPack, load_task_pack, save_task_pack
+
+
+@pytest.fixture(scope="module")
+def every_granularity() -> Bundle:
+    """One task for each granularity, the last with soft values of 4 bits, with what a person may write in facts."""
+    bundle = random_bundle("shufflenet_v2_x0_5", image_size=32)
+    packs = dict(bundle.packs)
+    masks = {layer: pack_mask(unpack_mask(mask), 4) for layer, mask in packs["group-task"].masks.items()}
+    facts = {"accuracy": 0.5, "command": "ksm-hw train --task ‘ä’"}
+    packs["group-task"] = dataclasses.replace(packs["group-task"], masks=masks, facts=facts, classes=tuple("äöüßabcdefg"))
+    return dataclasses.replace(bundle, packs=packs)
+
+
+def assert_same_pack(left: TaskPack, right: TaskPack) -> None:
+    def without_arrays(pack: TaskPack) -> dict[str, Any]:
+        arrays = ("masks", "batch_norms", "head_weight", "head_bias")
+        return {key: value for key, value in vars(pack).items() if key not in arrays}
+
+    assert without_arrays(left) == without_arrays(right)
+    assert left.masks.keys() == right.masks.keys()
+    for layer, mask in left.masks.items():
+        other = right.masks[layer]
+        assert (mask.shape, mask.scale_bits, mask.scale_range) == (other.shape, other.scale_bits, other.scale_range)
+        assert_same_bits(mask.bits, other.bits)
+        assert_same_bits(mask.scale, other.scale)
+        assert_same_bits(unpack_mask(mask), unpack_mask(other))
+    assert left.batch_norms.keys() == right.batch_norms.keys()
+    for name, array in left.batch_norms.items():
+        assert_same_bits(array, right.batch_norms[name])
+    assert_same_bits(left.head_weight, right.head_weight)
+    assert_same_bits(left.head_bias, right.head_bias)
+
+
+def assert_same_bits(left: np.ndarray, right: np.ndarray) -> None:
+    assert (left.dtype, left.shape) == (right.dtype, right.shape)
+    assert left.tobytes() == right.tobytes()
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_pack_is_read_as_it_was_written(every_granularity: Bundle, tmp_path: Path, granularity: str) -> None:
+    pack = every_granularity.packs[f"{granularity}-task"]
+    path = tmp_path / "pack.safetensors"
+    save_task_pack(pack, path)
+    loaded = load_task_pack(path)
+    assert_same_pack(loaded, pack)
+    assert loaded.nbytes == pack.nbytes
+    # The file holds the tensors and a header, and nothing else.
+    assert 0 < path.stat().st_size - pack.nbytes < 60_000
+
+
+def test_the_same_pack_gives_the_same_bytes(every_granularity: Bundle, tmp_path: Path) -> None:
+    pack = every_granularity.packs["kernel-task"]
+    save_task_pack(pack, tmp_path / "one")
+    save_task_pack(load_task_pack(tmp_path / "one"), tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_bundle_is_read_as_it_was_written(every_granularity: Bundle, tmp_path: Path) -> None:
+    save_bundle(every_granularity, tmp_path)
+    loaded = load_bundle(tmp_path)
+    assert (loaded.backbone, loaded.backbone_sha256) == (every_granularity.backbone, every_granularity.backbone_sha256)
+    assert loaded.tensors.keys() == every_granularity.tensors.keys()
+    for name, array in loaded.tensors.items():
+        assert_same_bits(array, every_granularity.tensors[name])
+    assert loaded.packs.keys() == every_granularity.packs.keys()
+    for task, pack in loaded.packs.items():
+        assert_same_pack(pack, every_granularity.packs[task])
+
+
+def test_adding_tasks_makes_a_bundle_and_keeps_what_it_had(every_granularity: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "bundle"
+    kernel, element = (every_granularity.packs[f"{granularity}-task"] for granularity in ("kernel", "element"))
+    add_task(folder, kernel, every_granularity.tensors)
+    first = (folder / "tasks" / "kernel-task.safetensors").read_bytes()
+    add_task(folder, element, every_granularity.tensors)
+    loaded = load_bundle(folder)
+    assert list(loaded.packs) == ["element-task", "kernel-task"]
+    assert (folder / "tasks" / "kernel-task.safetensors").read_bytes() == first
+    assert_same_pack(loaded.packs["element-task"], element)
+    # The same name again replaces the task.
+    add_task(folder, dataclasses.replace(kernel, facts={"accuracy": 1.0}), every_granularity.tensors)
+    assert load_bundle(folder).packs["kernel-task"].facts == {"accuracy": 1.0}
+    assert not [path for path in folder.rglob(".*")], "temporary files were left"
+
+
+def test_a_task_over_another_backbone_is_not_added(every_granularity: Bundle, tmp_path: Path) -> None:
+    add_task(tmp_path, every_granularity.packs["kernel-task"], every_granularity.tensors)
+    other = random_bundle("shufflenet_v2_x0_5", image_size=32, granularities=("element",), seed=5)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(UserError) as error:
+        add_task(tmp_path, other.packs["element-task"], other.tensors)
+    # Both sides of a hash that does not match are named.
+    assert other.backbone_sha256 in str(error.value) and every_granularity.backbone_sha256 in str(error.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["all", "", "../evil", "a b", "-x", "a/b", ".hidden"])
+def test_names_that_cannot_be_a_file_s_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="cannot name a task"):
+        check_task_name(name)
+
+
+def test_selecting_tasks(every_granularity: Bundle) -> None:
+    assert select_tasks(every_granularity, "all") is every_granularity
+    assert list(select_tasks(every_granularity, "group-task").packs) == ["group-task"]
+    with pytest.raises(UserError, match="Did you mean 'kernel-task'"):
+        select_tasks(every_granularity, "kernel-tsk")
+
+
+def test_hash_depends_on_names_shapes_and_bytes_but_not_on_order() -> None:
+    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2, np.float32)}
+    expected = sha256_of_tensors(tensors)
+    assert sha256_of_tensors(dict(reversed(tensors.items()))) == expected
+    assert sha256_of_tensors({**tensors, "a": np.asfortranarray(tensors["a"])}) == expected
+    assert sha256_of_tensors({**tensors, "a": tensors["a"].reshape(3, 2)}) != expected
+    assert sha256_of_tensors({**tensors, "a": np.nextafter(tensors["a"], np.float32(9))}) != expected
+    assert sha256_of_tensors({"c": tensors["a"], "b": tensors["b"]}) != expected
+
+
+def changed_pack(bundle: Bundle, folder: Path, task: str, **changes: object) -> None:
+    """Writes the bundle with one pack changed, every file itself whole."""
+    pack = dataclasses.replace(bundle.packs[task], **changes)  # type: ignore[arg-type]
+    save_bundle(dataclasses.replace(bundle, packs={**bundle.packs, task: pack}), folder)
+
+
+def test_a_wrong_backbone_hash_is_refused_and_names_both(every_granularity: Bundle, tmp_path: Path) -> None:
+    changed_pack(every_granularity, tmp_path, "kernel-task", backbone_sha256="0" * 64)
+    with pytest.raises(UserError, match=f"{'0' * 64}.*{every_granularity.backbone_sha256}"):
+        load_bundle(tmp_path)
+
+
+def test_a_changed_backbone_is_refused_and_names_both(every_granularity: Bundle, tmp_path: Path) -> None:
+    tensors = {name: array.copy() for name, array in every_granularity.tensors.items()}
+    tensors["conv1.0.weight"].flat[0] += 1
+    save_bundle(dataclasses.replace(every_granularity, tensors=tensors), tmp_path)
+    with pytest.raises(UserError, match=f"{sha256_of_tensors(tensors)}.*expects {every_granularity.backbone_sha256}"):
+        load_bundle(tmp_path)
+
+
+def test_a_mask_of_another_shape_is_refused(every_granularity: Bundle, tmp_path: Path) -> None:
+    masks = dict(every_granularity.packs["kernel-task"].masks)
+    masks["conv1.0"] = pack_mask(np.ones((24, 4, 1, 1), np.float32))
+    changed_pack(every_granularity, tmp_path, "kernel-task", masks=masks)
+    with pytest.raises(UserError, match=r"shape \[24, 4, 1, 1\] for layer 'conv1.0'; expected \[24, 3, 1, 1\]"):
+        load_bundle(tmp_path)
+
+
+def test_a_mask_for_a_layer_that_is_not_there_is_refused(every_granularity: Bundle, tmp_path: Path) -> None:
+    masks = {"conv99": pack_mask(np.ones((24, 3, 1, 1), np.float32))}
+    changed_pack(every_granularity, tmp_path, "kernel-task", masks=masks)
+    with pytest.raises(UserError, match="'conv99'; expected no such layer"):
+        load_bundle(tmp_path)
+
+
+def test_another_granularity_is_refused(every_granularity: Bundle, tmp_path: Path) -> None:
+    changed_pack(every_granularity, tmp_path, "kernel-task", granularity="channel")
+    with pytest.raises(UserError, match=r"expected \[24, 1, 1, 1\] \(channel-wise"):
+        load_bundle(tmp_path)
+
+
+def test_a_batch_norm_of_another_shape_is_refused(every_granularity: Bundle, tmp_path: Path) -> None:
+    norms = {**every_granularity.packs["kernel-task"].batch_norms, "conv1.1.weight": np.ones(3, np.float32)}
+    changed_pack(every_granularity, tmp_path, "kernel-task", batch_norms=norms)
+    with pytest.raises(UserError, match=r"'conv1.1.weight' with shape \[3\]; expected \[24\]"):
+        load_bundle(tmp_path)
+
+
+def test_a_batch_norm_of_another_dtype_is_refused(every_granularity: Bundle, tmp_path: Path) -> None:
+    norms = {**every_granularity.packs["kernel-task"].batch_norms, "conv1.1.weight": np.ones(24, np.float64)}
+    changed_pack(every_granularity, tmp_path, "kernel-task", batch_norms=norms)
+    with pytest.raises(UserError, match="float64"):
+        load_bundle(tmp_path)
+
+
+def test_a_head_that_does_not_fit_the_classes_is_refused(every_granularity: Bundle, tmp_path: Path) -> None:
+    pack = every_granularity.packs["kernel-task"]
+    save_task_pack(dataclasses.replace(pack, classes=(*pack.classes, "one more")), tmp_path / "pack")
+    with pytest.raises(UserError, match="6 classes need a head of 6 outputs"):
+        load_task_pack(tmp_path / "pack")
+
+
+def rewrite_header(path: Path, change: dict[str, Any]) -> None:
+    with safetensors.safe_open(path, "numpy") as file:
+        header = json.loads(file.metadata()["ksm-hw"])
+    tensors = safetensors.numpy.load(path.read_bytes())
+    path.write_bytes(safetensors.numpy.save(tensors, {"ksm-hw": json.dumps(header | change)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "format version 99"),
+        ({"granularity": "pixel"}, "granularity 'pixel'"),
+        ({"masks": {"conv1.0": {"shape": [24, 3, 1, 1], "scale_bits": 32, "scale_range": []}}}, "damaged"),
+        ({"masks": {"conv1.0": {"shape": [24, 3, 1, 1], "scale_bits": 7, "scale_range": [0, 0]}}}, "damaged"),
+        ({"masks": {"conv1.0": {"shape": ["a"], "scale_bits": 32, "scale_range": [0, 0]}}}, "damaged"),
+        ({"masks": {"elsewhere": {"shape": [1], "scale_bits": 32, "scale_range": [0, 0]}}}, "elsewhere"),
+        ({"masks": 3}, "damaged"),
+        ({"classes": None}, "damaged"),
+        ({"preprocessing": {"image_size": 32}}, "damaged"),
+    ],
+)
+def test_a_header_that_is_wrong_is_refused(
+    every_granularity: Bundle, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "pack.safetensors"
+    save_task_pack(every_granularity.packs["kernel-task"], path)
+    rewrite_header(path, change)
+    with pytest.raises(UserError, match=message) as error:
+        load_task_pack(path)
+    assert str(path) in str(error.value)
