@@ -56,7 +56,7 @@ def written_folder(path: Path) -> Iterator[Path]:
     """
     temporary: Path | None = None
     try:
-        _refuse_foreign_folder(path)
+        refuse_foreign_folder(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         temporary.chmod(0o777 & ~_umask())
@@ -74,7 +74,12 @@ def written_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _refuse_foreign_folder(path: Path) -> None:
+def refuse_foreign_folder(path: Path) -> None:
+    """Checks that `written_folder` may take the place of what is at a path.
+
+    Raises:
+        UserError: something else than an older result is there.
+    """
     if not path.exists():
         return
     ours = path.is_dir() and (

@@ -1,10 +1,13 @@
 """Seeded random backbones and tasks of every granularity: for checks that need no learned task."""
 
+import dataclasses
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
-from ksm_hw.masks.soft_mask import GRANULARITIES, Granularity, pack_mask, mask_shape
+from ksm_hw.masks.soft_mask import GRANULARITIES, Granularity, broadcast_mask, mask_shape, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
     backbone_tensors,
@@ -34,7 +37,7 @@ def random_bundle(
         for layer, shape in layers.items():
             values = generator.uniform(0.1, 0.5, mask_shape(shape, granularity)).astype(np.float32)
             masks[layer] = pack_mask(np.where(generator.random(values.shape) < 0.8, np.float32(1), values))
-        packs[f"{granularity}-task"] = TaskPack(
+        pack = TaskPack(
             task=f"{granularity}-task",
             classes=tuple(f"class {index}" for index in range(classes)),
             method="random",
@@ -43,14 +46,42 @@ def random_bundle(
             backbone_sha256=sha256,
             preprocessing=default_preprocessing(backbone, image_size),
             masks=masks,
-            batch_norms={name: _random_statistic(name, tensors[name], generator) for name in batch_norm_names(model)},
+            batch_norms={},
             head_weight=(generator.standard_normal((classes, features)) / np.sqrt(features)).astype(np.float32),
             head_bias=generator.standard_normal(classes).astype(np.float32),
         )
+        norms = {name: _random_statistic(name, tensors[name], generator) for name in batch_norm_names(model)}
+        norms |= _settled_statistics(model, tensors, pack, norms)
+        packs[pack.task] = dataclasses.replace(pack, batch_norms=norms)
     return Bundle(backbone, sha256, tensors, packs)
 
 
 def _random_statistic(name: str, like: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Scales and variances around 1, shifts and means around 0."""
-    spread = generator.uniform(-0.2, 0.2, like.shape)
-    return (spread + (1 if name.endswith(("weight", "running_var")) else 0)).astype(np.float32)
+    """Scales around 1, shifts around 0."""
+    return (generator.uniform(-0.2, 0.2, like.shape) + name.endswith("weight")).astype(np.float32)
+
+
+@torch.no_grad()
+def _settled_statistics(
+    model: torch.nn.Module, tensors: Mapping[str, np.ndarray], pack: TaskPack, norms: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Means and variances as they settle over images: with any others the signal dies out, and no check sees a mask."""
+    state = model.state_dict()
+    for name, array in norms.items():
+        state[name].copy_(torch.from_numpy(array))
+    for layer, mask in pack.masks.items():
+        weight = tensors[f"{layer}.weight"]
+        masked = weight * broadcast_mask(unpack_mask(mask), weight.shape, pack.granularity)
+        state[f"{layer}.weight"].copy_(torch.from_numpy(masked))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    size = pack.preprocessing.image_size
+    blurred = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model.train()(torch.nn.functional.interpolate(blurred, size=(size, size), mode="bilinear"))
+    settled = {name: state[name].numpy().copy() for name in norms if name.endswith(("running_mean", "running_var"))}
+    for name, array in settled.items():
+        if name.endswith("running_var"):
+            # A channel that is all but dead is not blown up, rounding errors included.
+            array[:] = np.maximum(array, array.mean() / 10)
+    return settled

@@ -14,19 +14,10 @@ from rich.console import Console
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.targets import load_target
 from ksm_hw.errors import UserError
-from ksm_hw.report.measure import (
-    NOISE_LIMIT,
-    ROUNDS,
-    TOO_NOISY,
-    ArtifactReport,
-    Timing,
-    compare_timings,
-    measure_artifact,
-    reports_as_json,
-    timing_of,
-)
+from ksm_hw.report.measure import ROUNDS, ArtifactReport, measure_artifact, reports_as_json
 from ksm_hw.report.page import write_page
 from ksm_hw.report.terminal import milliseconds, print_reports
+from ksm_hw.report.timing import NOISE_LIMIT, TOO_NOISY, Timing, compare_timings, timing_of
 
 RUNS = 12
 TASKS = ("channel-task", "kernel-task")

@@ -81,8 +81,8 @@ def test_a_thousand_switches_change_no_logit_and_take_no_memory(
         if number == 100:
             before = process.memory_info().rss
     growth = process.memory_info().rss - before
-    # One set of live weights is more than that: a leak of one a switch would be gigabytes.
-    assert growth < 5e6 < session.weights_bytes * 4
+    # One set of live weights a switch, kept by mistake, would be gigabytes.
+    assert growth < 5e6
 
 
 def test_kept_tasks_are_the_last_ones_within_the_budget(artifact: Path, images: list[np.ndarray]) -> None:
@@ -240,24 +240,16 @@ def test_switch_gives_the_logits_of_pytorch(session: Session, bundle: Bundle, im
 def test_other_modes_give_the_logits_of_pytorch(
     bundle: Bundle, images: list[np.ndarray], tmp_path: Path, fold: FoldMode
 ) -> None:
-    """With a batch of two, the last of three images beside a filler."""
+    """With a batch of two, the last of three images beside a filler; with `fused` beside a task without masks."""
     every = np.concatenate(images)
-    packs = {task: pack for task, pack in bundle.packs.items() if task in ("kernel-task", "other-task")}
-    if fold == "bake":
-        del packs["other-task"]
+    packs = {"kernel-task": bundle.packs["kernel-task"]}
+    if fold == "fused":
+        head = dataclasses.replace(packs["kernel-task"], task="head-task", method="head", masks={}, batch_norms={})
+        packs["head-task"] = head
     few = dataclasses.replace(bundle, packs=packs)
     (path,) = compile_bundle(few, load_target("host"), tmp_path / "artifact", fold=fold, batch=2)
     session = Session.load(path)
     for task in packs:
         session.switch(task)
-        assert_close(session.run_all(every), reference(bundle, task, every))
+        assert_close(session.run_all(every), reference(few, task, every))
     assert session.weights_bytes == 0
-
-
-def test_tasks_without_masks_share_the_backbone_s_batch_norms(bundle: Bundle, images: list[np.ndarray]) -> None:
-    """Not compiled: what the PyTorch side makes of a `head` pack is the backbone itself."""
-    pack = dataclasses.replace(bundle.packs["kernel-task"], masks={}, batch_norms={}, method="head")
-    module = task_module(bundle, pack)
-    for name, tensor in module.state_dict().items():
-        if name in bundle.tensors:
-            assert tensor.numpy().tobytes() == bundle.tensors[name].tobytes()

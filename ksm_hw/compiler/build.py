@@ -22,14 +22,19 @@ def export_library(executable: relax.VMExecutable, path: Path) -> None:
     """Links the executable into a shared library.
 
     Raises:
-        UserError: there is no linker.
+        UserError: there is no linker, or it fails, as on a full disk.
     """
     linker = next(filter(None, map(shutil.which, _LINKERS)), None)
     if linker is None:
         raise UserError(
             f"No linker found (looked for {', '.join(_LINKERS)}). Install one: sudo apt-get install gcc libc6-dev"
         )
-    executable.export_library(str(path), cc=linker)
+    try:
+        executable.export_library(str(path), cc=linker)
+    except RuntimeError as error:
+        # TVM's message: a title, what the linker said line by line, the command.
+        said = str(error).splitlines()[1:2] or [str(error)]
+        raise UserError(f"{linker} cannot link {path}: {said[0]}. Nothing was left behind.") from error
 
 
 def workspace_bytes(module: tvm.IRModule) -> int:

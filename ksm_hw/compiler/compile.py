@@ -11,9 +11,10 @@ import numpy.typing as npt
 import tvm
 
 from ksm_hw.compiler.build import build_executable, workspace_bytes
-from ksm_hw.compiler.lower import lower_backbone
+from ksm_hw.compiler.lower import HEAD_WEIGHT, lower_backbone
 from ksm_hw.compiler.targets import CompileTarget, required_cpu_features
 from ksm_hw.errors import UserError
+from ksm_hw.files import refuse_foreign_folder
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.soft_mask import GROUP_SIZE
 from ksm_hw.masks.task_pack import TaskPack
@@ -76,6 +77,7 @@ def compile_bundle(
                 on_step=on_step,
             )
         ]
+    refuse_foreign_folder(output)
     image_size = _common_image_size(bundle)
     on_step("lower")
     folded = _fold(bundle, batch, image_size, fused=fold == "fused")
@@ -123,6 +125,16 @@ def _common_image_size(bundle: Bundle) -> int:
     return first.preprocessing.image_size
 
 
+def _check_heads(network: tvm.IRModule, bundle: Bundle) -> None:
+    (features,) = (int(weight.ty.shape[1]) for weight in network["main"].params if weight.name == HEAD_WEIGHT)
+    for task, pack in bundle.packs.items():
+        if pack.head_weight.shape[1:] != (features,):
+            raise UserError(
+                f"Task '{task}' has a head of shape {list(pack.head_weight.shape)}; {bundle.backbone} needs "
+                f"{[len(pack.classes), features]}. The file is damaged or belongs to another network."
+            )
+
+
 def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
     group_size = GROUP_SIZE if pack.granularity == "group" else 1
     return {layer: MaskLayout(tuple(mask.shape), group_size) for layer, mask in pack.masks.items()}
@@ -131,6 +143,7 @@ def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
 def _fold(bundle: Bundle, batch: int, image_size: int, fused: bool) -> _Folded:
     classes = max(len(pack.classes) for pack in bundle.packs.values())
     network = lower_backbone(bundle.backbone, classes, batch, image_size)
+    _check_heads(network, bundle)
     layouts: dict[str, dict[str, MaskLayout]] = {}
     layout_of: dict[str, str] = {}
     for task, pack in bundle.packs.items():

@@ -1,6 +1,7 @@
 """Learning one task: the loop, its checkpoints, and the task pack that comes out of it."""
 
 import dataclasses
+import io
 import json
 import time
 from collections.abc import Callable
@@ -158,8 +159,11 @@ def _save_checkpoint(path: Path | None, state: dict[str, Any], fingerprint: str,
     if path is None:
         return
     content = {name: part.state_dict() for name, part in state.items()}
+    # Through memory, because torch hides the error of a full disk.
+    buffer = io.BytesIO()
+    torch.save(content | {"fingerprint": fingerprint, "history": [vars(epoch) for epoch in history]}, buffer)
     with written_file(path) as temporary:
-        torch.save(content | {"fingerprint": fingerprint, "history": [vars(epoch) for epoch in history]}, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _resume(path: Path | None, state: dict[str, Any], fingerprint: str) -> list[Epoch]:

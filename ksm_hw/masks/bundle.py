@@ -145,7 +145,10 @@ def _read_description(folder: Path) -> _Description:
         version = content.pop("format_version")
         if version != FORMAT_VERSION:
             raise UserError(f"{path} has format version {version}; this ksm-hw reads {FORMAT_VERSION}.")
-        return _Description(**content)
+        description = _Description(**content)
+        for task in description.tasks:
+            check_task_name(task)
+        return description
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"No bundle at {folder}: bundle.json is missing. Make one with `ksm-hw train`.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -188,6 +191,22 @@ def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping
                 f"{'no such tensor' if expected is None else list(expected)}. "
                 "The file is damaged or belongs to another network."
             )
+
+
+def check_same_backbone(folder: Path, backbone: str, sha256: str) -> None:
+    """Checks that a task over this backbone can be added to the bundle of a folder, or makes a new one.
+
+    Raises:
+        UserError: the folder has a bundle over another backbone, or a damaged one.
+    """
+    if not (folder / "bundle.json").exists():
+        return
+    found = _read_description(folder)
+    if found.backbone_sha256 != sha256:
+        raise UserError(
+            f"The bundle {folder} is over {found.backbone} with SHA-256 {found.backbone_sha256}, and the task would be "
+            f"learned over {backbone} with SHA-256 {sha256}. Give another --bundle, or the bundle's backbone."
+        )
 
 
 def save_backbone(tensors: Mapping[str, npt.NDArray[np.float32]], path: Path) -> None:

@@ -14,69 +14,25 @@ import importlib.util
 import json
 import os
 import platform
-import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from ksm_hw.errors import UserError
+from ksm_hw.report.measuring_process import MeasuringProcess, measuring_process
+from ksm_hw.report.timing import NOISE_LIMIT, Comparison, Timing, compare_timings, timing_of
 
 if TYPE_CHECKING:
     from ksm_hw.masks.bundle import Bundle
     from ksm_hw.masks.task_pack import TaskPack
     from ksm_hw.runtime.artifact import Manifest
-    from ksm_hw.runtime.session import Session
 
 ROUNDS = 5  # Into which the measurements are divided; how far they differ says how noisy the machine is.
-WARM_UP_RUNS = 3  # Of each task in each round, not counted.
 SWITCHES_A_ROUND = 4  # Of each task: 20 over the rounds.
-NOISE_LIMIT = 0.10  # Rounds that differ by more than this cannot be compared.
-TOO_NOISY = "too noisy to compare"
 
 OnStep = Callable[[str], None]
-Rounds = Sequence[Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What repeated measurements of one thing gave.
-
-    Attributes:
-        median_seconds, p90_seconds, p99_seconds, minimum_seconds: over all of them.
-        count: how many.
-        round_medians_seconds: median of each round.
-        spread: the largest of them by the smallest, less 1.
-        noisy: whether the spread is over `NOISE_LIMIT`.
-    """
-
-    median_seconds: float
-    p90_seconds: float
-    p99_seconds: float
-    minimum_seconds: float
-    count: int
-    round_medians_seconds: tuple[float, ...]
-    spread: float
-    noisy: bool
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A time against another that was measured in the same rounds.
-
-    Attributes:
-        ratio: median of the rounds' ratios of medians; 1.03 is 3 % slower than the other.
-        lowest, highest: of the rounds' ratios.
-        noisy: whether rounds of either differ by more than `NOISE_LIMIT`; then the ratio says nothing.
-    """
-
-    ratio: float
-    lowest: float
-    highest: float
-    noisy: bool
 
 
 @dataclass(frozen=True)
@@ -234,61 +190,17 @@ def measure_artifact(
             plain = _compile_unmasked(manifest, bundle, temporary / "unmasked", on_step)
         load = os.getloadavg()[0]
         on_step("load")
-        masked_process = stack.enter_context(_measuring_process(folder))
-        plain_process = None if plain is None else stack.enter_context(_measuring_process(plain))
+        masked_process = stack.enter_context(measuring_process(folder))
+        plain_process = None if plain is None else stack.enter_context(measuring_process(plain))
         times = _measure_rounds(masked_process, plain_process, list(bundle.packs), runs, on_step)
         facts = masked_process.facts
     return _report(folder, manifest, bundle, times, facts, load)
-
-
-def timing_of(rounds: Rounds) -> Timing:
-    """Summarises the seconds of each round; every round must hold at least one."""
-    together = sorted(seconds for round_ in rounds for seconds in round_)
-    medians = tuple(statistics.median(round_) for round_ in rounds)
-    spread = _spread(medians)
-    return Timing(
-        median_seconds=statistics.median(together),
-        p90_seconds=_percentile(together, 0.90),
-        p99_seconds=_percentile(together, 0.99),
-        minimum_seconds=together[0],
-        count=len(together),
-        round_medians_seconds=medians,
-        spread=spread,
-        noisy=spread > NOISE_LIMIT,
-    )
-
-
-def compare_timings(ours: Timing, other: Timing) -> Comparison:
-    """The first time against the second, round by round."""
-    pairs = zip(ours.round_medians_seconds, other.round_medians_seconds, strict=True)
-    ratios = sorted(mine / its for mine, its in pairs)
-    return Comparison(
-        ratio=statistics.median(ratios),
-        lowest=ratios[0],
-        highest=ratios[-1],
-        noisy=ours.noisy or other.noisy,
-    )
 
 
 def reports_as_json(reports: Sequence[ArtifactReport]) -> dict[str, Any]:
     """The reports as dictionaries, lists, numbers and texts alone."""
     content: dict[str, Any] = json.loads(json.dumps([dataclasses.asdict(report) for report in reports]))
     return {"noise_limit": NOISE_LIMIT, "noisy": any(report.noisy for report in reports), "artifacts": content}
-
-
-def _spread(medians: Sequence[float]) -> float:
-    return max(medians) / min(medians) - 1
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    """The value below which this share of the ordered values lies, between two of them where it falls between."""
-    position = share * (len(ordered) - 1)
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-
-
-# --- the network without masks -----------------------------------------------------------------------------------
 
 
 def _compile_unmasked(manifest: "Manifest", bundle: "Bundle", output: Path, on_step: OnStep) -> Path:
@@ -318,9 +230,6 @@ def _compile_unmasked(manifest: "Manifest", bundle: "Bundle", output: Path, on_s
     return folder
 
 
-# --- the rounds, in this process ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Times:
     """Seconds of each round, by task; `copies` of each round."""
@@ -331,55 +240,8 @@ class _Times:
     copies: list[list[float]]
 
 
-class _MeasuringProcess:
-    """A child process that has loaded an artifact, and measures what it is asked to; see `_serve`."""
-
-    def __init__(self, process: "subprocess.Popen[str]", errors: IO[str], artifact: Path) -> None:
-        self._process, self._errors, self._artifact = process, errors, artifact
-        self.facts: dict[str, Any] = self._answer()
-
-    def ask(self, command: str, **arguments: Any) -> Any:
-        """Sends a command and waits for what it gives."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # The process died; _answer tells how.
-            self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
-            self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            status = self._process.wait()
-            self._errors.seek(0)
-            last_words = self._errors.read()[-2000:].strip() or "It wrote nothing."
-            raise UserError(
-                f"The process that measured {self._artifact} ended with status {status}"
-                + (" (killed; perhaps the memory ran out)" if status == -9 else "")
-                + f". Check the artifact with `ksm-hw verify`. Its last words:\n{last_words}"
-            )
-        answer = json.loads(line)
-        if "error" in answer:
-            raise UserError(answer["error"])
-        return answer["result"]
-
-
-@contextlib.contextmanager
-def _measuring_process(artifact: Path) -> Iterator[_MeasuringProcess]:
-    command = [sys.executable, "-m", "ksm_hw.report.measure", str(artifact)]
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
-        )
-        try:
-            yield _MeasuringProcess(process, errors, artifact)
-        finally:
-            process.kill()
-            process.communicate()
-
-
 def _measure_rounds(
-    masked: _MeasuringProcess, plain: _MeasuringProcess | None, tasks: list[str], runs: int, on_step: OnStep
+    masked: MeasuringProcess, plain: MeasuringProcess | None, tasks: list[str], runs: int, on_step: OnStep
 ) -> _Times:
     """The rounds of all; the peak of memory is asked for between inferences and copies, which need memory too."""
     repeats = -(-runs // ROUNDS)
@@ -497,134 +359,3 @@ def _cpu_model() -> str:
     if board.exists():
         return board.read_text().strip("\0\n ")
     return platform.processor() or platform.machine()
-
-
-# --- the measuring process ---------------------------------------------------------------------------------------
-
-
-def _serve(artifact: str) -> None:
-    """Loads an artifact, writes the facts of it, then answers commands: a line of JSON for each line of JSON."""
-    # TVM imports torch wherever it is installed. A board has none, and its memory would count as the runtime's.
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # What libraries print goes to the errors and not between the answers.
-
-    def answer(**content: Any) -> None:
-        answers.write(json.dumps(content) + "\n")
-        answers.flush()
-
-    try:
-        session, facts = _load(artifact)
-    except UserError as error:
-        answer(error=str(error))
-        return
-    answer(result=facts)
-    for line in sys.stdin:
-        answer(result=_obey(session, **json.loads(line)))
-
-
-def _load(artifact: str) -> "tuple[Session, dict[str, Any]]":
-    import time
-
-    import tvm
-
-    from ksm_hw.runtime.session import Session
-
-    process_start_bytes = _process_peak_bytes()
-    start = time.perf_counter()
-    session = Session.load(artifact)
-    return session, {
-        "load_seconds": time.perf_counter() - start,
-        "process_start_bytes": process_start_bytes,
-        "tvm_version": tvm.__version__,
-        "threads": tvm.get_global_func("runtime.NumThreads")(),
-    }
-
-
-def _obey(session: "Session", command: str, **arguments: Any) -> Any:
-    match command:
-        case "run":
-            session.switch(arguments["task"])
-            session.measure_run(WARM_UP_RUNS)
-            return session.measure_run(arguments["repeats"])
-        case "switch":
-            return _measure_switches(session, arguments["tasks"], arguments["rounds"])
-        case "copy":
-            return _measure_copies(session, arguments["repeats"])
-        case "memory":
-            return _memory_facts(session)
-    raise AssertionError(command)
-
-
-def _measure_switches(session: "Session", tasks: list[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of the switches to each task, one after the other; none where there is one task.
-
-    The session keeps one task's weights, so each switch finds none. An inference lies between two, as in use, for
-    else the caches would hold nothing but the weights.
-    """
-    seconds: dict[str, list[float]] = {task: [] for task in tasks}
-    if len(tasks) < 2:
-        return seconds
-    session.switch(tasks[-1])
-    for _ in range(rounds):
-        for task in tasks:
-            session.measure_run(1)
-            seconds[task].append(session.switch(task))
-    return seconds
-
-
-def _measure_copies(session: "Session", repeats: int) -> list[float]:
-    """Seconds of copies of as many bytes as the live weights, inside the device's memory."""
-    import time
-
-    import numpy as np
-    import tvm
-
-    if not session.weights_bytes:
-        return []
-    device = tvm.runtime.device(session.manifest.device, 0)
-    # The source must be written to: memory that never was is one page of zeros, which stays in the cache.
-    source = tvm.runtime.tensor(np.ones(session.weights_bytes, np.uint8), device)
-    destination = tvm.runtime.empty(source.shape, source.dtype, device)
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        source.copyto(destination)
-        device.sync()
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]  # In the first the system finds pages for the destination.
-
-
-def _memory_facts(session: "Session") -> dict[str, Any]:
-    from ksm_hw.runtime.task_parameters import is_shared, task_parameters
-
-    facts: dict[str, Any] = {
-        "process_peak_bytes": _process_peak_bytes(),
-        "weights_bytes": session.weights_bytes,
-        "parameters_bytes": session.parameters_bytes,
-        "resident_bytes": {},
-    }
-    for task, entry in session.manifest.tasks.items():
-        pack = session.packs[task]
-        own = [name for name in entry.parameters if not is_shared(name, pack)]
-        arrays = task_parameters(own, pack, {}, session.manifest.output_shape[1])
-        facts["resident_bytes"][task] = sum(array.nbytes for array in arrays)
-    return facts
-
-
-def _process_peak_bytes() -> int:
-    """Most memory that this process held resident so far."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage: on Linux its peak counts the parent's memory from before the program was started.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1])

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ksm_hw.files import written_file
-from ksm_hw.report.measure import ArtifactReport, Timing
+from ksm_hw.report.measure import ArtifactReport
 from ksm_hw.report.terminal import NOISY_ADVICE, TextTable, machine_facts, report_tables
+from ksm_hw.report.timing import Timing
 
 # Seen well on white and on near-black, and told apart by readers who do not see colours.
 OURS, OTHER = "#3d8bd4", "#c98a2b"

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ksm_hw.report.measure import NOISE_LIMIT, TOO_NOISY, ArtifactReport, Comparison, Timing
+from ksm_hw.report.measure import ArtifactReport
+from ksm_hw.report.timing import NOISE_LIMIT, TOO_NOISY, Comparison, Timing
 
 NOISY_ADVICE = (
     f"Rounds differ by more than {NOISE_LIMIT:.0%}: {TOO_NOISY} where it says so. "

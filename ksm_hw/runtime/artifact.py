@@ -99,11 +99,15 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text())
         if content.pop("format_version") != FORMAT_VERSION:
             raise UserError(f"{path} is of another version of ksm-hw. Compile the bundle again.")
-        files = content.pop("files")
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content.pop("files").items()}
         tasks = {
             task: TaskEntry(entry["main"], entry["rewrite"], tuple(entry["parameters"]))
             for task, entry in content.pop("tasks").items()
         }
+        if not tasks:
+            raise ValueError("it names no tasks")
+        if unlisted := {LIBRARY, "bundle.json", *(f"tasks/{task}.safetensors" for task in tasks)} - files.keys():
+            raise ValueError(f"it does not list {', '.join(sorted(unlisted))}")
         for key in ("cpu_features", "input_shape", "output_shape"):
             content[key] = tuple(content[key])
         manifest = Manifest(tasks=tasks, **content)
@@ -113,8 +117,8 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}). Copy the artifact again.") from error
-    for name, expected in files.items():
-        _check_file(folder / name, expected["bytes"], expected["sha256"])
+    for name, (size, sha256) in files.items():
+        _check_file(folder / name, size, sha256)
     return manifest
 
 

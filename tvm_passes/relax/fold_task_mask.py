@@ -2,8 +2,8 @@
 
 In:  `main(input, *parameters)`, a network over plain parameters, with `relax.nn.batch_norm` in inference form. A
      parameter's name is its path in the network (`layer1.0.conv1.weight`).
-Out: the same `main` without BatchNorms, whose masked parameters W are read as `soft_mask · W`. Three parameters are added
-     for each mask, behind the others:
+Out: the same `main` without BatchNorms, whose masked parameters W are read as `soft_mask · W`. Three parameters are
+     added for each mask, behind the others:
 
          mask/<layer>/bits       uint8 [⌈n/8⌉]     the binary mask, first value in the highest bit
          mask/<layer>/scale      float32 [zeros]   the soft values where the bit is 0, in order; never empty

@@ -1,11 +1,14 @@
 """Finding and fusing the blocks of a TIR function: what every rule does before it tiles."""
 
+import math
+import re
 from dataclasses import dataclass
 
-from tvm import s_tir, tirx
+from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IterVar
+from tvm.tirx.analysis import undefined_vars
 
 
 @dataclass
@@ -59,41 +62,96 @@ def fused_operator(schedule: Schedule, axes: str) -> FusedOperator | None:
 
     Args:
         schedule: of the function; changed only if the answer is not None.
-        axes: the axis kinds that the reduction must have.
+        axes: the axis kinds that the reduction must have, as a regular expression.
     """
     blocks = blocks_of(schedule)
     kinds = [axis_kinds(schedule, block) for block in blocks]
-    reductions = [index for index, kind in enumerate(kinds) if set(kind) != {"S"}]
-    if len(reductions) != 1 or kinds[reductions[0]] != axes:
+    reductions = [position for position, kind in enumerate(kinds) if set(kind) != {"S"}]
+    if len(reductions) != 1 or not re.fullmatch(axes, kinds[reductions[0]]):
         return None
     position = reductions[0]
-    reduction, after = blocks[position], blocks[position + 1 :]
+    producers, reduction, after = blocks[:position], blocks[position], blocks[position + 1 :]
     shape = [int(axis) for axis in schedule.get(reduction).writes[0].source.shape]
     same_shape = [block for block in after if extents(schedule, block) == shape]
     followers = after[len(same_shape) :]
-    if same_shape != after[: len(same_shape)]:
+    inlined = [*same_shape[:-1], *followers[:-1]]
+    if same_shape != after[: len(same_shape)] or any(_writes_result(schedule, block) for block in inlined):
         return None
-    for block in [*same_shape[:-1], *followers[:-1]]:
+    for block in inlined:
         schedule.compute_inline(block)
-    output = same_shape[-1] if same_shape else schedule.cache_write(reduction, 0, "local")
-    schedule.set_scope(reduction, 0, "local")
-    return FusedOperator(blocks[:position], reduction, output, followers[-1:])
+    if same_shape:
+        output = same_shape[-1]
+        schedule.set_scope(reduction, 0, "local")
+    else:
+        output = schedule.cache_write(reduction, 0, "local")
+    return FusedOperator(producers, reduction, output, followers[-1:])
+
+
+def inline_maps(schedule: Schedule) -> list[SBlockRV]:
+    """Inlines every block without reduction that writes no result of the function, and returns the blocks that remain."""
+    remaining = []
+    for block in blocks_of(schedule):
+        if set(axis_kinds(schedule, block)) == {"S"} and not _writes_result(schedule, block):
+            schedule.compute_inline(block)
+        else:
+            remaining.append(block)
+    return remaining
+
+
+def _writes_result(schedule: Schedule, block: SBlockRV) -> bool:
+    results = schedule.mod["main"].params
+    return any(written.source.same_as(result) for written in schedule.get(block).writes for result in results)
 
 
 def schedule_elementwise(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
-    """Runs a block in parallel, the innermost axis in vectors. For padding, transposes and other maps."""
+    """Runs a block without reduction in parallel and in vectors: maps, padding, concatenation, transposes.
+
+    A transpose writes short vectors and otherwise follows the order in which its input lies in memory, so that every
+    cache line that it touches is used up while it is there.
+    """
     loops = schedule.get_loops(block)
-    width = widest_vector(extent(schedule, loops[-1]), 2 * lanes)
-    fused = schedule.fuse(*loops)
-    total = extent(schedule, fused)
-    width = width if width > 1 else widest_vector(total, lanes)
-    rest, vector = schedule.split(fused, [None, width])
+    total = math.prod(extents(schedule, block))
+    order = _reading_order(schedule, block)
+    last = len(loops) - 1
+    width = largest_divisor(extent(schedule, loops[last]), 2 * lanes)
+    rest, vector = schedule.split(loops[last], [None, width])
+    if order and order[-1] != last and extent(schedule, loops[order[-1]]) > 1:
+        others = [loops[axis] for axis in order if axis != last]
+        outer = [loops[axis] for axis in range(last) if axis not in order] + [rest, *others]
+    else:
+        outer = [*loops[:last], rest]
+    schedule.reorder(*outer, vector)
     if width > 1:
         schedule.vectorize(vector)
-    # Small tensors are done before a second thread has woken up.
+    # A small tensor is done before a second thread has woken up. The innermost loop stays apart where the others give
+    # enough tasks: fused with them it would cost divisions in every step.
     if total >= 8192:
-        chunk, _ = schedule.split(rest, [None, largest_divisor(total // width, max(1, 2048 // width))])
-        schedule.parallel(chunk)
+        count, tasks = 0, 1
+        while count < len(outer) - 1 and tasks < 32:
+            tasks *= extent(schedule, outer[count])
+            count += 1
+        if tasks < 32:
+            count = len(outer)
+        schedule.parallel(schedule.fuse(*outer[:count]))
+
+
+def _reading_order(schedule: Schedule, block: SBlockRV) -> list[int]:
+    """The positions of the block's axes in the order in which they index the input that most of them index."""
+    statement = schedule.get(block)
+    axes = [axis.var for axis in statement.iter_vars]
+    longest: list[int] = []
+    for read in statement.reads:
+        order: list[int] = []
+        for index in read.region:
+            used = undefined_vars(index.min, [])
+            order += [
+                position
+                for position, axis in enumerate(axes)
+                if position not in order and any(axis.same_as(variable) for variable in used)
+            ]
+        if len(order) > len(longest):
+            longest = order
+    return longest
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -110,17 +168,3 @@ def widest_vector(length: int, limit: int) -> int:
     """The largest divisor of a length that is a power of two, up to the limit: vectors must not run over the end."""
     return next(width for width in (64, 32, 16, 8, 4, 2, 1) if width <= limit and length % width == 0)
 
-
-__all__ = [
-    "FusedOperator",
-    "axis_kinds",
-    "blocks_of",
-    "extent",
-    "extents",
-    "fused_operator",
-    "largest_divisor",
-    "s_tir",
-    "schedule_elementwise",
-    "static_schedule",
-    "widest_vector",
-]

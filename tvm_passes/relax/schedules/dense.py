@@ -1,12 +1,13 @@
 """Dense layers: [N, I] × [I, O], the weight with its outputs last as `permute_dims` of PyTorch's [O, I] gives it.
 
-With few rows the weight is read once, at the speed of memory, so each task streams a band of whole weight rows' segments
-and keeps its outputs in the first-level cache.
+With few rows the weight is read once, at the speed of memory. So a task owns a band of outputs, keeps their sums in the
+first-level cache, and reads its part of the weight a few rows at a time for all N.
 """
 
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.base import ScheduleRule
+from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
 from tvm_passes.relax.schedules.blocks import (
@@ -30,31 +31,33 @@ class Dense(ScheduleRule):
         operator = fused_operator(schedule, "SSR")
         if operator is None or operator.producers or operator.followers:
             return None
-        statement = schedule.get(operator.reduction)
-        row, column, depth = (axis.var for axis in statement.iter_vars)
-        wanted = [[row, depth], [depth, column]]
-        found = [[axis.min for axis in read.region] for read in statement.reads]
-        if len(found) != 2 or not all(
-            len(indices) == 2 and indices[0].same_as(pair[0]) and indices[1].same_as(pair[1])
-            for indices, pair in zip(found, wanted, strict=True)
-        ):
+        if not _is_matrix_product(schedule, operator.reduction):
             return None
-        unit = vector_unit(target)
-        _, columns, inputs = extents(schedule, operator.reduction)
+        lanes = vector_unit(target).lanes
+        batch, width, inputs = extents(schedule, operator.reduction)
         rows, outputs, reduction = schedule.get_loops(operator.reduction)
-        width = widest_vector(columns, unit.lanes)
-        bands, band = schedule.split(outputs, [None, width * largest_divisor(columns // width, 512 // width)])
-        vectors, vector = schedule.split(band, [None, width])
+        row_tiles, row = schedule.split(rows, [None, largest_divisor(batch, 16)])
+        bands, band = schedule.split(outputs, [None, largest_divisor(width, 512)])
+        vectors, vector = schedule.split(band, [None, widest_vector(extent(schedule, band), lanes)])
         outer, inner = schedule.split(reduction, [None, largest_divisor(inputs, 8)])
-        schedule.reorder(rows, bands, outer, vectors, inner, vector)
-        schedule.reverse_compute_at(operator.output, bands, preserve_unit_loops=True)
-        schedule.parallel(schedule.fuse(rows, bands))
-        schedule.vectorize(vector)
+        schedule.reorder(row_tiles, bands, outer, row, vectors, inner, vector)
+        task = schedule.fuse(row_tiles, bands)
+        schedule.reverse_compute_at(operator.output, task, preserve_unit_loops=True)
+        schedule.parallel(task)
         schedule.unroll(inner)
-        output_loop = schedule.get_loops(operator.output)[-1]
-        _, output_vector = schedule.split(output_loop, [None, widest_vector(extent(schedule, output_loop), unit.lanes)])
+        schedule.vectorize(vector)
+        *_, output_band = schedule.get_loops(operator.output)
+        _, output_vector = schedule.split(output_band, [None, widest_vector(extent(schedule, output_band), lanes)])
         schedule.vectorize(output_vector)
-        init = schedule.decompose_reduction(operator.reduction, outer)
-        init_loop = schedule.get_loops(init)[-1]
-        schedule.vectorize(init_loop) if False else None
+        schedule.decompose_reduction(operator.reduction, outer)
         return schedule
+
+
+def _is_matrix_product(schedule: Schedule, block: SBlockRV) -> bool:
+    """Whether a block with axes (row, column, depth) reads [row, depth] and [depth, column]."""
+    statement = schedule.get(block)
+    row, column, depth = (axis.var for axis in statement.iter_vars)
+    if len(statement.reads) != 2 or any(len(read.region) != 2 for read in statement.reads):
+        return False
+    found = [axis.min for read in statement.reads for axis in read.region]
+    return all(one.same_as(other) for one, other in zip(found, [row, depth, depth, column], strict=True))

@@ -1,4 +1,4 @@
-"""Reductions over space in NHWC, such as max, average and global pooling: vectors run over channels."""
+"""Reductions over pixels in NHWC: max, average, adaptive and global pooling. Vectors run over the channels."""
 
 from tvm import tirx
 from tvm.s_tir import Schedule
@@ -7,50 +7,46 @@ from tvm.target import Target
 
 from tvm_passes.relax.schedules.blocks import (
     axis_kinds,
-    blocks_of,
-    extents,
+    extent,
     fused_operator,
     largest_divisor,
     schedule_elementwise,
     static_schedule,
-    widest_vector,
 )
 from tvm_passes.relax.schedules.vector_unit import vector_unit
 
 
-class Pooling(ScheduleRule):
-    """Matches a reduction over the window or the whole of a map, whose last spatial axis is the channel."""
+class PixelReduction(ScheduleRule):
+    """Matches one reduction whose result and whose only input have the same innermost axis, the channels."""
 
     def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
-        """The scheduled function, or None if it holds not exactly one reduction with constant-shaped windows."""
+        """The scheduled function, or None if it holds no such reduction of a known shape."""
         if target.kind.name != "llvm" or (schedule := static_schedule(func)) is None:
             return None
-        operator = fused_operator(schedule, "SSSSRR")
-        if operator is None or operator.followers:
+        operator = fused_operator(schedule, "S+R+")
+        if operator is None:
             return None
+        kinds = axis_kinds(schedule, operator.reduction)
         statement = schedule.get(operator.reduction)
-        channel = statement.iter_vars[3].var
+        channel = statement.iter_vars[kinds.count("S") - 1].var
         if len(statement.reads) != 1 or not statement.reads[0].region[-1].min.same_as(channel):
             return None
-        if axis_kinds(schedule, operator.output) != "SSSS":
-            return None
-        unit = vector_unit(target)
-        for block in operator.producers:
-            schedule_elementwise(schedule, block, unit.lanes)
-        channels = extents(schedule, operator.reduction)[3]
-        n, y, x, c, ky, kx = schedule.get_loops(operator.reduction)
-        width = widest_vector(channels, 2 * unit.lanes)
-        vectors, vector = schedule.split(c, [None, width])
-        group, member = schedule.split(vectors, [None, largest_divisor(channels // width, 4)])
-        schedule.reorder(n, y, x, group, ky, kx, member, vector)
-        task = schedule.fuse(n, y, x, group)
+        lanes = vector_unit(target).lanes
+        for block in [*operator.producers, *operator.followers]:
+            schedule_elementwise(schedule, block, lanes)
+        loops = schedule.get_loops(operator.reduction)
+        *pixels, channels = loops[: kinds.count("S")]
+        window = loops[kinds.count("S") :]
+        width = largest_divisor(extent(schedule, channels), 2 * lanes)
+        vectors, vector = schedule.split(channels, [None, width])
+        groups, member = schedule.split(vectors, [None, largest_divisor(extent(schedule, vectors), 4)])
+        schedule.reorder(*pixels, groups, *window, member, vector)
+        task = schedule.fuse(*pixels, groups)
         schedule.reverse_compute_at(operator.output, task, preserve_unit_loops=True)
         schedule.parallel(task)
         schedule.vectorize(vector)
-        _, output_vector = schedule.split(schedule.get_loops(operator.output)[-1], [None, width])
+        *_, output_channels = schedule.get_loops(operator.output)
+        _, output_vector = schedule.split(output_channels, [None, width])
         schedule.vectorize(output_vector)
-        schedule.decompose_reduction(operator.reduction, ky)
+        schedule.decompose_reduction(operator.reduction, window[0])
         return schedule
-
-
-__all__ = ["Pooling", "blocks_of"]
