@@ -309,18 +309,22 @@ def verify(
 
 
 def _print_verification(results: list[tuple[Path, Any]], tolerance: float) -> None:
-    table = Table(title=f"Compiled against PyTorch, tolerance {tolerance:g} (relative error)", title_justify="left")
-    table.add_column("artifact")
-    table.add_column("task")
-    for column in ("images", "absolute error", "relative error", "same top class", ""):
-        table.add_column(column, justify="right")
-    for artifact, result in results:
-        table.add_row(
-            str(artifact), result.task, str(result.images), f"{result.absolute_error:.1e}",
-            f"{result.relative_error:.1e}", f"{result.agreement:.0%}",
-            "[green]passed[/]" if result.passed else "[bold red]FAILED[/]",
-        )  # fmt: skip
-    console.print(table)
+    for artifact in dict.fromkeys(artifact for artifact, _ in results):
+        title = f"{artifact} against PyTorch; tolerance {tolerance:g} (relative error)"
+        table = Table(title=escape(title), title_justify="left")
+        table.add_column("task")
+        for column in ("images", "absolute error", "relative error", "same class", ""):
+            table.add_column(column, justify="right")
+        for result in (result for other, result in results if other == artifact):
+            table.add_row(
+                result.task,
+                str(result.images),
+                f"{result.absolute_error:.1e}",
+                f"{result.relative_error:.1e}",
+                f"{result.agreement:.0%}",
+                "[green]passed[/]" if result.passed else "[bold red]FAILED[/]",
+            )
+        console.print(table)
 
 
 @app.command(

@@ -1,5 +1,7 @@
 """From a PyTorch network to Relax: torch.export, with every tensor that a task may change as a parameter."""
 
+import warnings
+
 import torch
 import tvm
 from torch import nn
@@ -44,8 +46,11 @@ def lower_backbone(backbone: str, classes: int, batch: int, image_size: int) -> 
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
             model.set_submodule(path, _BatchNormOfParameters(module))
-    exported = torch.export.export(model, (torch.zeros(batch, 3, image_size, image_size),))
-    module = from_exported_program(exported, keep_params_as_input=True, unwrap_unit_return_tuple=True)
+    with warnings.catch_warnings():
+        # torch.export and TVM's importer warn of each other's deprecated parts; a user can do nothing about it.
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(model, (torch.zeros(batch, 3, image_size, image_size),))
+        module = from_exported_program(exported, keep_params_as_input=True, unwrap_unit_return_tuple=True)
     module, _ = relax.frontend.detach_params(module)
     names = {
         argument: {f"{head}.weight": HEAD_WEIGHT, f"{head}.bias": HEAD_BIAS}.get(path, path)

@@ -1,0 +1,45 @@
+"""The tasks that ship are what the documents say: over the packaged weights, with the stated accuracy."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ksm_hw.errors import UserError
+from ksm_hw.learning.datasets import load_task_data
+from ksm_hw.learning.learn import measure_accuracy
+from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
+from ksm_hw.models.task_module import task_module
+from ksm_hw.resources import shipped_bundle
+
+TASKS = json.loads((shipped_bundle() / "bundle.json").read_text())["tasks"]
+RESULTS = json.loads((Path(__file__).parent.parent / "docs" / "learned_tasks.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Bundle:
+    return load_bundle(shipped_bundle())
+
+
+def test_there_are_four_tasks_and_no_backbone_file(shipped: Bundle) -> None:
+    assert len(TASKS) >= 4
+    assert not (shipped_bundle() / "backbone.safetensors").exists()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_accuracy_of_the_stored_task_is_the_stated_one(shipped: Bundle, task: str) -> None:
+    try:
+        data = load_task_data(task)
+    except UserError as error:
+        pytest.skip(str(error))
+    pack = shipped.packs[task]
+    accuracy = measure_accuracy(task_module(shipped, pack), data.test, pack.preprocessing)
+    assert data.classes == pack.classes
+    # Another CPU may round a logit the other way and so move an image or two.
+    assert accuracy == pytest.approx(pack.facts["accuracy"], abs=2.5 / len(data.test))
+    assert RESULTS[task]["ksm"]["accuracy"] == pack.facts["accuracy"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_samples_are_of_known_classes(shipped: Bundle, task: str) -> None:
+    assert len(sample_images(shipped, task)) == 10
