@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,7 +58,7 @@ def bundle(bundle_folder: Path) -> Bundle:
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
-    """The bundle compiled for this machine with `--fold switch`; read only: `copied_artifact` is there to be changed."""
+    """The bundle compiled for this machine with `--fold switch`; read only: `copied_artifact` may be changed."""
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.compiler.targets import load_target
 

@@ -70,7 +70,9 @@ def test_missing_image(fails: Fails, artifact: Path, photographs: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["text", "truncated", "empty", "folder"])
-def test_image_that_does_not_decode(fails: Fails, artifact: Path, photographs: Path, tmp_path: Path, damage: str) -> None:
+def test_image_that_does_not_decode(
+    fails: Fails, artifact: Path, photographs: Path, tmp_path: Path, damage: str
+) -> None:
     path = tmp_path / "photo.png"
     whole = (photographs / "cat.png").read_bytes()
     if damage == "folder":
@@ -166,7 +168,9 @@ def test_missing_bundle(fails: Fails) -> None:
     assert "No bundle at nowhere" in fails("tasks", "--bundle", "nowhere")
 
 
-@pytest.mark.parametrize("content", ["", '{"format_version": 1', "[]", '{"format_version": 9}', '{"format_version": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", '{"format_version": 1', "[]", '{"format_version": 9}', '{"format_version": 1}']
+)
 def test_damaged_bundle_description(fails: Fails, copied_bundle: Path, content: str) -> None:
     (copied_bundle / "bundle.json").write_text(content)
     assert "bundle.json" in compile_fails(fails, copied_bundle)

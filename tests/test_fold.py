@@ -157,7 +157,8 @@ NETWORKS = {
 
 @pytest.mark.parametrize(
     ("name", "granularity"),
-    [("post-activation", granularity) for granularity in GRANULARITIES] + [(name, "kernel") for name in [*NETWORKS][1:]],
+    [("post-activation", granularity) for granularity in GRANULARITIES]
+    + [(name, "kernel") for name in [*NETWORKS][1:]],
 )
 def test_folded_network_computes_the_task_without_batch_norms(name: str, granularity: Granularity) -> None:
     network = network_with_statistics(NETWORKS[name]())

@@ -77,10 +77,7 @@ def numpy_soft_mask(values: np.ndarray, scale_weight: float = 0.5) -> np.ndarray
     binary = ((values - np.float32(5e-3)) >= 0).astype(np.float32)
     a = values * (1 - binary)
     spread = a.max() - a.min()
-    if spread > 0:
-        a = np.where(a != 0, (a - a.min()) / spread, np.float32(0))
-    else:
-        a = np.zeros_like(a)
+    a = np.where(a != 0, (a - a.min()) / spread, np.float32(0)) if spread > 0 else np.zeros_like(a)
     return binary + np.float32(scale_weight) * a
 
 
@@ -334,7 +331,9 @@ def test_training_batches_depend_on_seed_and_epoch_alone() -> None:
     first, again, next_epoch = batches((0, 1)), batches((0, 1)), batches((0, 2))
     # The last image is alone, and a BatchNorm has no variance over one.
     assert [len(labels) for _, labels in first] == [16, 16]
-    assert all(torch.equal(left, right) for pair in zip(first, again, strict=True) for left, right in zip(*pair))
+    assert all(
+        torch.equal(left, right) for pair in zip(first, again, strict=True) for left, right in zip(*pair, strict=True)
+    )
     assert not torch.equal(first[0][0], next_epoch[0][0])
 
 

@@ -1,4 +1,4 @@
-"""Sessions: switching gives what a fresh session gives, costs no memory, fails without harm, and never mixes threads."""
+"""Sessions: a switch gives what a fresh session gives, costs no memory, fails without harm, and never mixes threads."""
 
 import dataclasses
 import threading

@@ -32,7 +32,8 @@ def every_granularity() -> Bundle:
     packs = dict(bundle.packs)
     masks = {layer: pack_mask(unpack_mask(mask), 4) for layer, mask in packs["group-task"].masks.items()}
     facts = {"accuracy": 0.5, "command": "ksm-hw train --task ‘ä’"}
-    packs["group-task"] = dataclasses.replace(packs["group-task"], masks=masks, facts=facts, classes=tuple("äöüßabcdefg"))
+    classes = tuple("äöüßabcdefg")
+    packs["group-task"] = dataclasses.replace(packs["group-task"], masks=masks, facts=facts, classes=classes)
     return dataclasses.replace(bundle, packs=packs)
 
 

@@ -51,7 +51,7 @@ def flipped(mask: PackedMask) -> PackedMask:
 
 
 def test_one_flipped_mask_bit_makes_verify_fail(bundle: Bundle, photographs: Path, tmp_path: Path) -> None:
-    """Compiled from a corrupted pack, against the pack as it was: what a compiler that read one bit wrongly would do."""
+    """Compiled from a corrupted pack, against the pack as it was: what a compiler that misread one bit would do."""
     pack = bundle.packs["kernel-task"]
     # The first layer, whose every kernel sees every image.
     masks = {**pack.masks, "conv1.0": flipped(pack.masks["conv1.0"])}
@@ -93,7 +93,7 @@ def test_errors_are_relative_to_the_largest_logit_of_the_worst_image() -> None:
 
 
 def test_without_images_it_says_what_to_do(copied_artifact: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No images in .*nowhere"):
+    with pytest.raises(UserError, match=r"No images in .*nowhere"):
         verify(copied_artifact, images=tmp_path / "nowhere")
 
 

@@ -88,7 +88,7 @@ def fused_operator(schedule: Schedule, axes: str) -> FusedOperator | None:
 
 
 def inline_maps(schedule: Schedule) -> list[SBlockRV]:
-    """Inlines every block without reduction that writes no result of the function, and returns the blocks that remain."""
+    """Inlines every block without reduction that writes no result of the function; returns the blocks that remain."""
     remaining = []
     for block in blocks_of(schedule):
         if set(axis_kinds(schedule, block)) == {"S"} and not _writes_result(schedule, block):
@@ -167,4 +167,3 @@ def smallest_divisor(number: int, least: int) -> int:
 def widest_vector(length: int, limit: int) -> int:
     """The largest divisor of a length that is a power of two, up to the limit: vectors must not run over the end."""
     return next(width for width in (64, 32, 16, 8, 4, 2, 1) if width <= limit and length % width == 0)
-

@@ -4,11 +4,13 @@ TVM writes it as one loop that asks for every element which input it comes from.
 where an input ends, so that nothing is left to ask.
 """
 
+import itertools
+
 from tvm import tirx
-from tvm.sym import Analyzer
 from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.s_tir.schedule import SBlockRV
+from tvm.sym import Analyzer
 from tvm.target import Target
 
 from tvm_passes.relax.schedules.blocks import axis_kinds, extents, inline_maps, static_schedule
@@ -24,13 +26,13 @@ class Concatenation(ScheduleRule):
         blocks = inline_maps(schedule)
         if len(blocks) != 1 or set(axis_kinds(schedule, blocks[0])) != {"S"}:
             return None
-        shape, starts = extents(schedule, blocks[0]), _input_starts(schedule, blocks[0])
-        if len(shape) < 3 or not starts:
+        rank, starts = len(extents(schedule, blocks[0])), _input_starts(schedule, blocks[0])
+        if rank < 3 or not starts:
             return None
         *outer, _, channels = schedule.get_loops(blocks[0])
-        ends = [*starts[1:], shape[-1]]
         rows = schedule.fuse(*outer)
-        schedule.loop_partition(channels, [end - start for start, end in zip(starts, ends, strict=True)])
+        lengths = [end - start for start, end in itertools.pairwise(starts)]
+        schedule.loop_partition(channels, [*lengths, None])
         schedule.parallel(rows)
         return schedule
 

@@ -1,8 +1,8 @@
 """Convolutions in NHWC with HWIO weights: direct, strided, dilated, grouped, and 1×1.
 
 A tile of output pixels × output channels stays in vector registers while the whole reduction runs: every step loads the
-weights of the tile's channels once and broadcasts one input value a pixel. This is the tiling of a matrix product in which
-a row is an output pixel and a column an output channel.
+weights of the tile's channels once and broadcasts one input value a pixel. This is the tiling of a matrix product in
+which a row is an output pixel and a column an output channel.
 """
 
 from tvm import tirx
@@ -38,7 +38,7 @@ class Convolution(ScheduleRule):
         unit = vector_unit(target)
         schedule_surroundings(schedule, operator, unit)
         data = schedule.get(operator.reduction).reads[0].source
-        *_, channels, _, _, depth = extents(schedule, operator.reduction)
+        channels, *_window, depth = extents(schedule, operator.reduction)[3:]
         groups = int(data.shape[3]) // depth
         _flatten_pixels(schedule, operator)
         _tile(schedule, operator, channels // groups, unit)

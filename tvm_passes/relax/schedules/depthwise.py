@@ -1,7 +1,7 @@
 """Depthwise convolutions in NHWC with HWIO weights of shape [kH, kW, 1, C].
 
-Vectors run over channels. A row of neighbouring output pixels is computed at once, so that the window's overlap is loaded
-once.
+Vectors run over channels. A row of neighbouring output pixels is computed at once, so that the window's overlap is
+loaded once.
 """
 
 from tvm import tirx
@@ -15,7 +15,7 @@ from tvm_passes.relax.schedules.blocks import (
     largest_divisor,
     static_schedule,
 )
-from tvm_passes.relax.schedules.convolution import schedule_surroundings, is_convolution
+from tvm_passes.relax.schedules.convolution import is_convolution, schedule_surroundings
 from tvm_passes.relax.schedules.vector_unit import vector_unit
 
 
@@ -29,7 +29,7 @@ class DepthwiseConvolution(ScheduleRule):
         operator = fused_operator(schedule, "SSSSRRR")
         if operator is None or not is_convolution(schedule, operator.reduction):
             return None
-        _, _, width, channels, _, _, depth = extents(schedule, operator.reduction)
+        width, channels, *_window, depth = extents(schedule, operator.reduction)[2:]
         data = schedule.get(operator.reduction).reads[0].source
         if depth != 1 or channels == 1 or int(data.shape[3]) != channels:
             return None
