@@ -261,6 +261,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Classify images with a compiled task."""
+    from ksm_hw.runtime.without_torch import hide_torch
+
+    hide_torch()
     from ksm_hw.runtime.classify import classify
 
     results = classify(artifact, images, task, top, threads)

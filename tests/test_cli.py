@@ -73,22 +73,25 @@ def test_the_command_line_itself_imports_nothing_heavy() -> None:
     assert not {"torch", "torchvision", "tvm", "numpy", "PIL", "matplotlib"} & loaded
 
 
-def test_running_an_artifact_imports_no_torch(artifact: Path, photographs: Path) -> None:
-    """A board that only runs artifacts needs neither torch nor the compiler's half of ksm-hw."""
+def test_running_an_artifact_needs_no_torch(artifact: Path, photographs: Path) -> None:
+    """A board that only runs artifacts has neither torch nor needs the compiler's half of ksm-hw."""
     code = (
+        # TVM's own bindings import torch where it is installed: here it is not.
+        "sys.modules.update(torch=None, torchvision=None)\n"
         "from pathlib import Path\n"
         "from ksm_hw.runtime.classify import classify\n"
         "assert len(classify(Path(sys.argv[1]), [Path(sys.argv[2])], 'kernel-task')[0].classes) == 5"
     )
     loaded = modules_after(code, str(artifact), str(photographs / "cat.png"))
     assert "tvm" in loaded and "ksm_hw.runtime.session" in loaded
-    assert not {"torch", "torchvision", "ksm_hw.compiler", "ksm_hw.learning", "tvm_passes"} & loaded
+    assert not {"torch.nn", "ksm_hw.models.backbones", "ksm_hw.compiler", "ksm_hw.learning", "tvm_passes"} & loaded
 
 
 def test_run_prints_the_five_most_probable_classes(artifact: Path, photographs: Path, bundle: Bundle) -> None:
     result = ksm_hw("run", artifact, photographs / "cat.png", photographs / "coffee.png", "--task", "other-task")
     assert result.returncode == 0 and result.stderr == ""
-    tables = re.split(r"(?=\S*\.png)", result.stdout)[1:]
+    # Each table has its image for a title, which may be broken over lines.
+    tables = result.stdout.split("(other-task)")[1:]
     assert len(tables) == 2
     for table in tables:
         rows = re.findall(r"(class \d)\s*│\s*([\d.]+)%", table)

@@ -72,8 +72,9 @@ def measuring_process(artifact: Path) -> Iterator[MeasuringProcess]:
 
 def _serve(artifact: str) -> None:
     """Loads an artifact, writes the facts of it, then answers commands: a line of JSON for each line of JSON."""
-    # TVM imports torch wherever it is installed. A board has none, and its memory would count as the runtime's.
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    from ksm_hw.runtime.without_torch import hide_torch
+
+    hide_torch()  # Its memory would count as the runtime's.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # What libraries print goes to the errors and not between the answers.
 

@@ -52,6 +52,8 @@ class _LayoutConverter(PyExprMutator):
         self.converted: dict[relax.Var, relax.Var] = {}
         # A tuple of activations (the result of split) -> the same tuple, every element with its channels last.
         self.converted_tuples: dict[relax.Var, relax.Var] = {}
+        # The axis and the inputs of a concatenation -> its result.
+        self.concatenated: dict[tuple[int | relax.Expr, ...], relax.Var] = {}
         # Transposes that were already made, in either direction, so that each value is transposed at most once.
         self.transposed: dict[relax.Var, relax.Var] = {}
         self.restored: dict[relax.Var, relax.Var] = {}
@@ -135,7 +137,7 @@ class _LayoutConverter(PyExprMutator):
         if result is None:
             return False
         known = self.converted_tuples if name == "split" else self.converted
-        known[variable] = self.builder_.emit(result, variable.name)
+        known[variable] = result if isinstance(result, relax.Var) else self.builder_.emit(result, variable.name)
         return True
 
     def _conv2d(self, call: relax.Call) -> relax.Expr | None:
@@ -169,8 +171,15 @@ class _LayoutConverter(PyExprMutator):
         tensors = call.args[0]
         if not isinstance(tensors, relax.Tuple) or not any(field in self.converted for field in tensors.fields):
             return None
+        axis = _channels_last_axis(call.attrs.axis, _rank(tensors.fields[0]))
         fields = [self._channels_last(field) for field in tensors.fields]
-        return relax.op.concat(fields, _channels_last_axis(call.attrs.axis, _rank(tensors.fields[0])))
+        # DenseNet concatenates a longer list of the same tensors in every layer. Starting from the previous result
+        # makes each of them one of two inputs: a small function instead of one that tells dozens of inputs apart.
+        key = (axis, *fields)
+        joined = self.concatenated.get(key[:-1])
+        result = self.builder_.emit(relax.op.concat(fields if joined is None else [joined, fields[-1]], axis))
+        self.concatenated[key] = result
+        return result
 
     def _split(self, call: relax.Call) -> relax.Expr | None:
         if call.args[0] not in self.converted:

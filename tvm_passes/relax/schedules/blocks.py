@@ -5,8 +5,9 @@ import re
 from dataclasses import dataclass
 
 from tvm import tirx
-from tvm.s_tir import Schedule
+from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.target import Target
 from tvm.tirx import IterVar
 from tvm.tirx.analysis import undefined_vars
 
@@ -25,15 +26,41 @@ class FusedOperator:
     """What broadcasts the result to a larger shape, such as a squeeze-and-excitation's multiplication: one block."""
 
 
-def static_schedule(func: tirx.PrimFunc) -> Schedule | None:
-    """A schedule of a function whose blocks' extents are all known and that no one has scheduled; else None."""
-    schedule = Schedule(func)
-    for block in blocks_of(schedule):
-        if not all(isinstance(axis.dom.extent, tirx.IntImm) for axis in schedule.get(block).iter_vars):
-            return None
-        if len(schedule.get_loops(block)) != len(schedule.get(block).iter_vars):
-            return None
-    return schedule
+def static_schedule(func: tirx.PrimFunc, target: Target, reduction: str | None = None) -> Schedule | None:
+    """A schedule of a function for an llvm target; None if it is for another, or a shape is not known.
+
+    Args:
+        func: a sequence of loop nests with one block each, as TE writes it.
+        target: of the function.
+        reduction: where given, the axis kinds (see `axis_kinds`) of the one reduction that the function must have, as a
+            regular expression. Looked up before a schedule is made, which takes milliseconds.
+    """
+    blocks = _statements(func)
+    if target.kind.name != "llvm" or not blocks:
+        return None
+    if not all(isinstance(axis.dom.extent, tirx.IntImm) for block in blocks for axis in block.iter_vars):
+        return None
+    kinds = [_kinds(block) for block in blocks]
+    reductions = [kind for kind in kinds if set(kind) != {"S"}]
+    if reduction is not None and not (len(reductions) == 1 and re.fullmatch(reduction, reductions[0])):
+        return None
+    return Schedule(func)
+
+
+def _statements(func: tirx.PrimFunc) -> list[SBlock]:
+    """The blocks of a function in program order; empty if one lies in anything but loops, one an axis."""
+    if not isinstance(func.body, SBlockRealize):
+        return []
+    body = func.body.block.body
+    blocks = []
+    for nest in body.seq if isinstance(body, tirx.SeqStmt) else [body]:
+        depth, statement = 0, nest
+        while isinstance(statement, tirx.For):
+            depth, statement = depth + 1, statement.body
+        if not isinstance(statement, SBlockRealize) or len(statement.block.iter_vars) != depth or depth == 0:
+            return []
+        blocks.append(statement.block)
+    return blocks
 
 
 def blocks_of(schedule: Schedule) -> list[SBlockRV]:
@@ -43,8 +70,12 @@ def blocks_of(schedule: Schedule) -> list[SBlockRV]:
 
 def axis_kinds(schedule: Schedule, block: SBlockRV) -> str:
     """One letter an axis: S for spatial, R for reduction, O for others, such as `SSSSRRR` for a convolution."""
+    return _kinds(schedule.get(block))
+
+
+def _kinds(block: SBlock) -> str:
     letters = {IterVar.DataPar: "S", IterVar.CommReduce: "R"}
-    return "".join(letters.get(axis.iter_type, "O") for axis in schedule.get(block).iter_vars)
+    return "".join(letters.get(axis.iter_type, "O") for axis in block.iter_vars)
 
 
 def extents(schedule: Schedule, block: SBlockRV) -> list[int]:
@@ -57,19 +88,17 @@ def extent(schedule: Schedule, loop: LoopRV) -> int:
     return int(schedule.get(loop).extent)
 
 
-def fused_operator(schedule: Schedule, axes: str) -> FusedOperator | None:
-    """Inlines the elementwise blocks behind the only reduction; None if there is no, or another, reduction.
+def fused_operator(schedule: Schedule) -> FusedOperator | None:
+    """Inlines the elementwise blocks behind the only reduction.
 
     Args:
-        schedule: of the function; changed only if the answer is not None.
-        axes: the axis kinds that the reduction must have, as a regular expression.
+        schedule: of a function with one reduction; changed only if the answer is not None.
+
+    Returns:
+        None if something behind the reduction is neither of the reduction's shape nor follows what is.
     """
     blocks = blocks_of(schedule)
-    kinds = [axis_kinds(schedule, block) for block in blocks]
-    reductions = [position for position, kind in enumerate(kinds) if set(kind) != {"S"}]
-    if len(reductions) != 1 or not re.fullmatch(axes, kinds[reductions[0]]):
-        return None
-    position = reductions[0]
+    (position,) = (index for index, block in enumerate(blocks) if set(axis_kinds(schedule, block)) != {"S"})
     producers, reduction, after = blocks[:position], blocks[position], blocks[position + 1 :]
     shape = [int(axis) for axis in schedule.get(reduction).writes[0].source.shape]
     same_shape = [block for block in after if extents(schedule, block) == shape]

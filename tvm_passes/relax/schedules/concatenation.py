@@ -21,7 +21,8 @@ class Concatenation(ScheduleRule):
 
     def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
         """The scheduled function, or None if it does not concatenate along the last axis or a shape is not known."""
-        if target.kind.name != "llvm" or (schedule := static_schedule(func)) is None:
+        schedule = static_schedule(func, target)
+        if schedule is None:
             return None
         blocks = inline_maps(schedule)
         if len(blocks) != 1 or set(axis_kinds(schedule, blocks[0])) != {"S"}:

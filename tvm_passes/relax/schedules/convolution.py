@@ -30,9 +30,10 @@ class Convolution(ScheduleRule):
 
     def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
         """The scheduled function, or None if it is no convolution of a known shape."""
-        if target.kind.name != "llvm" or (schedule := static_schedule(func)) is None:
+        schedule = static_schedule(func, target, "SSSSRRR")
+        if schedule is None:
             return None
-        operator = fused_operator(schedule, "SSSSRRR")
+        operator = fused_operator(schedule)
         if operator is None or not is_convolution(schedule, operator.reduction):
             return None
         unit = vector_unit(target)

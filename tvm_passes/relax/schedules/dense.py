@@ -26,9 +26,10 @@ class Dense(ScheduleRule):
 
     def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
         """The scheduled function, or None if it is no such product of a known shape."""
-        if target.kind.name != "llvm" or (schedule := static_schedule(func)) is None:
+        schedule = static_schedule(func, target, "SSR")
+        if schedule is None:
             return None
-        operator = fused_operator(schedule, "SSR")
+        operator = fused_operator(schedule)
         if operator is None or operator.producers or operator.followers:
             return None
         if not _is_matrix_product(schedule, operator.reduction):

@@ -24,9 +24,10 @@ class DepthwiseConvolution(ScheduleRule):
 
     def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
         """The scheduled function, or None if it is no depthwise convolution of a known shape."""
-        if target.kind.name != "llvm" or (schedule := static_schedule(func)) is None:
+        schedule = static_schedule(func, target, "SSSSRRR")
+        if schedule is None:
             return None
-        operator = fused_operator(schedule, "SSSSRRR")
+        operator = fused_operator(schedule)
         if operator is None or not is_convolution(schedule, operator.reduction):
             return None
         width, channels, *_window, depth = extents(schedule, operator.reduction)[2:]

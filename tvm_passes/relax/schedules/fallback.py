@@ -14,7 +14,8 @@ class Fallback(ScheduleRule):
 
     def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
         """The scheduled function, or None if a shape is not known."""
-        if target.kind.name != "llvm" or (schedule := static_schedule(func)) is None:
+        schedule = static_schedule(func, target)
+        if schedule is None:
             return None
         lanes = vector_unit(target).lanes
         for block in inline_maps(schedule):

@@ -21,9 +21,10 @@ class PixelReduction(ScheduleRule):
 
     def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
         """The scheduled function, or None if it holds no such reduction of a known shape."""
-        if target.kind.name != "llvm" or (schedule := static_schedule(func)) is None:
+        schedule = static_schedule(func, target, "S+R+")
+        if schedule is None:
             return None
-        operator = fused_operator(schedule, "S+R+")
+        operator = fused_operator(schedule)
         if operator is None:
             return None
         kinds = axis_kinds(schedule, operator.reduction)
