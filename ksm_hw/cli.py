@@ -5,9 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -28,38 +27,11 @@ console = Console()
 messages = Console(stderr=True)
 
 
-class Method(str, Enum):
-    """Ways to learn that give a task pack."""
-
-    ksm = "ksm"
-    binary = "binary"
-    head = "head"
-
-
-class MaskGranularity(str, Enum):
-    """What shares a mask value."""
-
-    kernel = "kernel"
-    element = "element"
-    channel = "channel"
-    group = "group"
-
-
-class Fold(str, Enum):
-    """Where masks go."""
-
-    switch = "switch"
-    bake = "bake"
-    fused = "fused"
-
-
-class ScaleBits(str, Enum):
-    """Bits of a stored soft value."""
-
-    four = "4"
-    eight = "8"
-    thirty_two = "32"
-
+# The choices of options, written out because the modules that own them import NumPy or torch.
+Method = Literal["ksm", "binary", "head"]
+MaskGranularity = Literal["kernel", "element", "channel", "group"]
+Fold = Literal["switch", "bake", "fused"]
+ScaleBits = Literal["4", "8", "32"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ArtifactPath = Annotated[Path, typer.Argument(help="Folder that `ksm-hw compile` wrote.", show_default=False)]
@@ -103,8 +75,8 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(help="State dict of the backbone. [default: ImageNet weights]")
     ] = None,
-    method: Annotated[Method, typer.Option(help="Soft masks, binary masks, or the head alone.")] = Method.ksm,
-    granularity: Annotated[MaskGranularity, typer.Option(help="What shares a mask value.")] = MaskGranularity.kernel,
+    method: Annotated[Method, typer.Option(help="Soft masks, binary masks, or the head alone.")] = "ksm",
+    granularity: Annotated[MaskGranularity, typer.Option(help="What shares a mask value.")] = "kernel",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
     batch_size: Annotated[int, typer.Option(min=2, help="Images a step.")] = 32,
     image_size: Annotated[int, typer.Option(min=32, help="Height and width of the input, in pixels.")] = 224,
@@ -115,9 +87,7 @@ def train(
     mask_slope: Annotated[float, typer.Option(help="Slope of the mask's sigmoid.")] = 1200.0,
     mask_temperature: Annotated[float, typer.Option(help="Temperature of the mask's sigmoid.")] = 100.0,
     mask_scale_weight: Annotated[float, typer.Option(help="Weight of the soft values.")] = 0.5,
-    scale_bits: Annotated[
-        ScaleBits, typer.Option(help="Bits of a stored soft value; 8 and 4 round.")
-    ] = ScaleBits.thirty_two,
+    scale_bits: Annotated[ScaleBits, typer.Option(help="Bits of a stored soft value; 8 and 4 round.")] = "32",
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror training images. [default: as the data says]")
     ] = None,
@@ -135,8 +105,8 @@ def train(
 
     images = load_task_data(data)
     options = LearningOptions(
-        method=method.value,
-        granularity=granularity.value,
+        method=method,
+        granularity=granularity,
         epochs=epochs,
         batch_size=batch_size,
         mask_rate=mask_rate,
@@ -155,7 +125,7 @@ def train(
                 options,
                 weights=weights,
                 image_size=image_size,
-                scale_bits=int(scale_bits.value),  # type: ignore[arg-type]
+                scale_bits=int(scale_bits),  # type: ignore[arg-type]
                 restart=restart,
                 command=" ".join(["ksm-hw", *sys.argv[1:]]),
                 on_batch=on_batch,
@@ -171,9 +141,9 @@ def train(
         f"Task '{task}' is in {bundle}: {trained.pack.nbytes / 1e6:.2f} MB, "
         f"accuracy {trained.pack.facts['accuracy']:.1%}"
     )
-    if scale_bits is not ScaleBits.thirty_two and method is Method.ksm:
+    if scale_bits != "32" and method == "ksm":
         console.print(
-            f"Soft values in {scale_bits.value} bits are off by at most {trained.scale_error:.2g}; accuracy as learned "
+            f"Soft values in {scale_bits} bits are off by at most {trained.scale_error:.2g}; accuracy as learned "
             f"was {trained.pack.facts['learned_accuracy']:.1%}."
         )
     console.print(f"Compile it: ksm-hw compile --target host --task {task} --bundle {bundle}", highlight=False)
@@ -218,7 +188,7 @@ def compile_command(
     fold: Annotated[
         Fold,
         typer.Option(help="switch: rewrite weights; bake: constants, one artifact a task; fused: mask at run."),
-    ] = Fold.switch,
+    ] = "switch",
     batch: Annotated[int, typer.Option(min=1, help="Images an inference.")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -235,7 +205,7 @@ def compile_command(
 
         folder = output or Path("artifacts") / f"{target}-{task}"
         artifacts = compile_bundle(
-            selected, compile_target, folder, fold=fold.value, batch=batch, on_step=lambda step: status.update(step)
+            selected, compile_target, folder, fold=fold, batch=batch, on_step=lambda step: status.update(step)
         )
     sizes = {str(path): sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in artifacts}
     if as_json:
