@@ -120,11 +120,19 @@ def inline_maps(schedule: Schedule) -> list[SBlockRV]:
     """Inlines every block without reduction that writes no result of the function; returns the blocks that remain."""
     remaining = []
     for block in blocks_of(schedule):
-        if set(axis_kinds(schedule, block)) == {"S"} and not _writes_result(schedule, block):
-            schedule.compute_inline(block)
-        else:
+        is_map = set(axis_kinds(schedule, block)) == {"S"} and not _writes_result(schedule, block)
+        if not (is_map and _inlined(schedule, block)):
             remaining.append(block)
     return remaining
+
+
+def _inlined(schedule: Schedule, block: SBlockRV) -> bool:
+    """Inlines a block, unless it is no map after all: an adaptive pool to a larger size has a loop inside its block."""
+    try:
+        schedule.compute_inline(block)
+    except ScheduleError:
+        return False
+    return True
 
 
 def _writes_result(schedule: Schedule, block: SBlockRV) -> bool:
