@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
-from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.s_tir.schedule import LoopRV, SBlockRV, ScheduleError
 from tvm.target import Target
 from tvm.tirx import IterVar
 from tvm.tirx.analysis import undefined_vars
