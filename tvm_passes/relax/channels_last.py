@@ -173,6 +173,8 @@ class _LayoutConverter(PyExprMutator):
             return None
         axis = _channels_last_axis(call.attrs.axis, _rank(tensors.fields[0]))
         fields = [self._channels_last(field) for field in tensors.fields]
+        if len(fields) == 1:
+            return fields[0]
         # DenseNet concatenates a longer list of the same tensors in every layer. Starting from the previous result
         # makes each of them one of two inputs: a small function instead of one that tells dozens of inputs apart.
         key = (axis, *fields)
