@@ -1,16 +1,12 @@
 """From scheduled loops to machine code."""
 
-import shutil
 from pathlib import Path
 
 import tvm
 from tvm import relax
 from tvm.relax.pipeline import default_build_pipeline
 
-from ksm_hw.errors import UserError
-
-# Any of these links a shared library for the machine that it runs on.
-_LINKERS = ("cc", "gcc", "g++", "clang")
+from ksm_hw.compiler.linker import link_shared_library, linker_command
 
 
 def build_executable(module: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecutable:
@@ -18,23 +14,18 @@ def build_executable(module: tvm.IRModule, target: tvm.target.Target) -> relax.V
     return tvm.compile(module, target=target, relax_pipeline=default_build_pipeline())
 
 
-def export_library(executable: relax.VMExecutable, path: Path) -> None:
-    """Links the executable into a shared library.
+def export_library(executable: relax.VMExecutable, path: Path, architecture: str) -> None:
+    """Links the executable into a shared library for an architecture (`x86_64`, `aarch64`).
 
     Raises:
         UserError: there is no linker, or it fails, as on a full disk.
     """
-    linker = next(filter(None, map(shutil.which, _LINKERS)), None)
-    if linker is None:
-        raise UserError(
-            f"No linker found (looked for {', '.join(_LINKERS)}). Install one: sudo apt-get install gcc libc6-dev"
-        )
-    try:
-        executable.export_library(str(path), cc=linker)
-    except RuntimeError as error:
-        # TVM's message: a title, what the linker said line by line, the command.
-        said = str(error).splitlines()[1:2] or [str(error)]
-        raise UserError(f"{linker} cannot link {path}: {said[0]}. Nothing was left behind.") from error
+    command = linker_command(architecture)
+
+    def link(output: str, objects: list[str], **_options: object) -> None:
+        link_shared_library(command, output, objects)
+
+    executable.export_library(str(path), fcompile=link)
 
 
 def workspace_bytes(module: tvm.IRModule) -> int:

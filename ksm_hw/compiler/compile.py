@@ -81,7 +81,7 @@ def compile_bundle(
     image_size = _common_image_size(bundle)
     on_step("lower")
     folded = _fold(bundle, batch, image_size, fused=fold == "fused")
-    tvm_target = tvm.target.Target(target.tvm)
+    tvm_target = tvm.target.Target(dict(target.tvm))
     if fold == "bake":
         on_step("bake the task's weights")
         folded = _bake(folded, bundle)
@@ -95,7 +95,7 @@ def compile_bundle(
         target=target.name,
         tvm_target=target.tvm,
         device=target.device,
-        cpu_features=tuple(required_cpu_features(target)) if target.tvm["kind"] == "llvm" else (),
+        cpu_features=tuple(required_cpu_features(target)),
         fold=fold,
         precision="float32",
         tvm_version=tvm.__version__,

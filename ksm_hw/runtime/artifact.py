@@ -67,6 +67,11 @@ class Manifest:
     workspace_bytes: int
     tasks: Mapping[str, TaskEntry]
 
+    @property
+    def cpu(self) -> Mapping[str, Any]:
+        """The TVM dictionary of the CPU: that of the target, or of a GPU's host."""
+        return self.tvm_target if self.device == "cpu" else self.tvm_target["host"]
+
 
 def write_artifact(folder: Path, manifest: Manifest, executable: "relax.VMExecutable", bundle: Bundle) -> None:
     """Writes an artifact, whole or not at all.
@@ -75,10 +80,11 @@ def write_artifact(folder: Path, manifest: Manifest, executable: "relax.VMExecut
         UserError: the folder cannot be written, or there is no linker.
     """
     from ksm_hw.compiler.build import export_library
+    from ksm_hw.compiler.linker import architecture_of
 
     with written_folder(folder) as temporary:
         save_bundle(bundle, temporary)
-        export_library(executable, temporary / LIBRARY)
+        export_library(executable, temporary / LIBRARY, architecture_of(manifest.cpu))
         files = {
             str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
             for path in sorted(temporary.rglob("*"))

@@ -73,7 +73,7 @@ class Session:
         manifest = read_manifest(folder)
         _check_machine(manifest)
         bundle = load_bundle(folder)
-        threads = threads or manifest.tvm_target.get("num-cores")
+        threads = threads or manifest.cpu.get("num-cores")
         if threads:
             _use_threads(threads)
         device = tvm.runtime.device(manifest.device, 0)
@@ -224,12 +224,12 @@ def _use_threads(threads: int) -> None:
 def _check_machine(manifest: Manifest) -> None:
     """Finds code that this CPU cannot run before it does, for then the process would die of an illegal instruction."""
     cpuinfo = Path("/proc/cpuinfo")
-    if manifest.device != "cpu" or not manifest.cpu_features or not cpuinfo.exists():
+    if not manifest.cpu_features or not cpuinfo.exists():
         return
     line = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
     missing = sorted(set(manifest.cpu_features) - set(line.split()))
     if missing:
         raise UserError(
-            f"The artifact was compiled for {manifest.tvm_target.get('mcpu', manifest.target)} and uses "
+            f"The artifact was compiled for {manifest.cpu.get('mcpu', manifest.target)} and uses "
             f"{', '.join(missing)}, which this CPU ({platform.machine()}) lacks. Compile it on or for this machine."
         )

@@ -1,0 +1,58 @@
+"""The linker that makes a shared library for a target's CPU: this machine's own, or a cross linker."""
+
+import importlib.util
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ksm_hw.errors import UserError
+
+# Any of these links and compiles for the machine that it runs on.
+_NATIVE = ("cc", "gcc", "clang")
+_INSTALL = {
+    "x86_64": "gcc libc6-dev",
+    "aarch64": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+}
+
+
+def architecture_of(cpu: Mapping[str, Any]) -> str:
+    """The architecture of a CPU's TVM dictionary, as `platform.machine` names it: `x86_64`, `aarch64`."""
+    return str(cpu["mtriple"]).partition("-")[0] if "mtriple" in cpu else platform.machine()
+
+
+def linker_command(architecture: str) -> list[str]:
+    """The command of a C compiler that links shared libraries for an architecture under Linux.
+
+    This machine's own, or GCC's cross compiler, or `zig cc` of the package ziglang.
+
+    Raises:
+        UserError: none is there; the message says how to install one.
+    """
+    cross = f"{architecture}-linux-gnu-gcc"
+    programs = _NATIVE if architecture == platform.machine() else (cross,)
+    if found := next(filter(None, map(shutil.which, programs)), None):
+        return [found]
+    if importlib.util.find_spec("ziglang") is not None:
+        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-linux-gnu"]
+    package = _INSTALL.get(architecture, f"gcc-{architecture}-linux-gnu")
+    raise UserError(
+        f"No linker for {architecture} found (looked for {', '.join(programs)}, and zig). Install one: "
+        f"sudo apt-get install {package}, or: pip install ziglang"
+    )
+
+
+def link_shared_library(command: Sequence[str], output: str, objects: Sequence[str]) -> None:
+    """Links object files into a shared library.
+
+    Raises:
+        UserError: the linker fails, as on a full disk.
+    """
+    done = subprocess.run(
+        [*command, "-shared", "-fPIC", "-o", output, *objects], capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[0]
+        raise UserError(f"{' '.join(command)} cannot link {output}: {said}. Nothing was left behind.")
