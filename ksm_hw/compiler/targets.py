@@ -62,6 +62,11 @@ def target_names() -> list[str]:
     return sorted(path.stem for path in targets_folder().glob("*.toml"))
 
 
+def describe_targets() -> list[CompileTarget]:
+    """All targets as their files say, with "detect" where they leave something to the machine."""
+    return [_read(targets_folder() / f"{name}.toml", name) for name in target_names()]
+
+
 def load_target(
     name: str, *, file: Path | None = None, arch: str | None = None, host: str | None = None
 ) -> CompileTarget:

@@ -12,8 +12,6 @@ import dataclasses
 import datetime
 import importlib.util
 import json
-import os
-import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksm_hw.errors import UserError
-from ksm_hw.report.measuring_process import MeasuringProcess, measuring_process
 from ksm_hw.report.timing import NOISE_LIMIT, Comparison, Timing, compare_timings, timing_of
+from ksm_hw.runtime.board import BoardAddress, connected_board
+from ksm_hw.runtime.machine import Machine
+from ksm_hw.runtime.measuring_process import Measured, measuring_process
 
 if TYPE_CHECKING:
     from ksm_hw.masks.bundle import Bundle
@@ -105,27 +105,6 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What it was measured on.
-
-    Attributes:
-        cpu: model; `architecture` as Python names it, `system` the kernel.
-        cores: that this process may use.
-        threads: that the runtime used.
-        memory_bytes: of the machine.
-        load: how many processes wanted a core in the last minute before measuring; 0 is a quiet machine.
-    """
-
-    cpu: str
-    architecture: str
-    system: str
-    cores: int
-    threads: int
-    memory_bytes: int
-    load: float
-
-
-@dataclass(frozen=True)
 class ArtifactReport:
     """What an artifact and each of its tasks cost.
 
@@ -133,7 +112,7 @@ class ArtifactReport:
         artifact: the folder.
         date: when it was measured, ISO 8601, UTC.
         backbone, target, fold, precision, tvm_version, input_shape: of the manifest; `tvm_target` the target for TVM.
-        machine: what it was measured on.
+        machine: what it was measured on, `threads` how many the runtime used there.
         load_seconds: from the folder to a session that is ready; once, not repeated.
         tasks: one entry a task.
         copy: a copy of as many bytes as the live weights, on the device; None where none are rewritten.
@@ -151,6 +130,7 @@ class ArtifactReport:
     tvm_version: str
     input_shape: tuple[int, int, int, int]
     machine: Machine
+    threads: int
     load_seconds: float
     tasks: tuple[TaskReport, ...]
     copy: Timing | None
@@ -164,17 +144,20 @@ def measure_artifact(
     runs: int = 100,
     on_step: OnStep = lambda step: None,
     compare_unmasked: bool = True,
+    board: BoardAddress | None = None,
 ) -> ArtifactReport:
-    """Measures every task of an artifact on this machine.
+    """Measures every task of an artifact, on this machine or on a board.
 
     Args:
         artifact: folder that `ksm-hw compile` wrote.
         runs: counted inferences of each task, spread over the rounds; a few more where the rounds do not divide them.
         on_step: called with the name of each step as it begins.
         compare_unmasked: whether to compile the network without masks as well and measure it beside the artifact.
+        board: where to measure; on this machine without it.
 
     Raises:
-        UserError: the artifact is missing, damaged or not for this machine; or torch, which compiling needs, is.
+        UserError: the artifact is missing, damaged or not for the machine; torch, which compiling needs, is missing;
+            or the board is busy or gone.
     """
     if runs < ROUNDS:
         raise UserError(f"{runs} runs are too few: the measurement has {ROUNDS} rounds. Give {ROUNDS} or more.")
@@ -188,13 +171,15 @@ def measure_artifact(
         if compare_unmasked:
             temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ksm-hw-report-")))
             plain = _compile_unmasked(manifest, bundle, temporary / "unmasked", on_step)
-        load = os.getloadavg()[0]
         on_step("load")
-        masked_process = stack.enter_context(measuring_process(folder))
-        plain_process = None if plain is None else stack.enter_context(measuring_process(plain))
+        measured: Callable[[Path], contextlib.AbstractContextManager[Measured]] = measuring_process
+        if board is not None:
+            measured = stack.enter_context(connected_board(board)).measuring_process
+        masked_process = stack.enter_context(measured(folder))
+        plain_process = None if plain is None else stack.enter_context(measured(plain))
         times = _measure_rounds(masked_process, plain_process, list(bundle.packs), runs, on_step)
         facts = masked_process.facts
-    return _report(folder, manifest, bundle, times, facts, load)
+    return _report(folder, manifest, bundle, times, facts)
 
 
 def reports_as_json(reports: Sequence[ArtifactReport]) -> dict[str, Any]:
@@ -240,9 +225,7 @@ class _Times:
     copies: list[list[float]]
 
 
-def _measure_rounds(
-    masked: MeasuringProcess, plain: MeasuringProcess | None, tasks: list[str], runs: int, on_step: OnStep
-) -> _Times:
+def _measure_rounds(masked: Measured, plain: Measured | None, tasks: list[str], runs: int, on_step: OnStep) -> _Times:
     """The rounds of all; the peak of memory is asked for between inferences and copies, which need memory too."""
     repeats = -(-runs // ROUNDS)
     times = _Times({task: [] for task in tasks}, {task: [] for task in tasks}, {task: [] for task in tasks}, [])
@@ -265,7 +248,7 @@ def _measure_rounds(
 
 
 def _report(
-    folder: Path, manifest: "Manifest", bundle: "Bundle", times: _Times, facts: dict[str, Any], load: float
+    folder: Path, manifest: "Manifest", bundle: "Bundle", times: _Times, facts: dict[str, Any]
 ) -> ArtifactReport:
     from ksm_hw.runtime.artifact import LIBRARY
 
@@ -291,7 +274,8 @@ def _report(
         precision=manifest.precision,
         tvm_version=facts["tvm_version"],
         input_shape=manifest.input_shape,
-        machine=_machine(facts["threads"], load),
+        machine=Machine(**facts["machine"]),
+        threads=facts["threads"],
         load_seconds=facts["load_seconds"],
         tasks=tasks,
         copy=copy,
@@ -333,29 +317,3 @@ def _task_report(
         pack_share=pack_bytes / backbone_bytes,
         resident_bytes=resident_bytes,
     )
-
-
-def _machine(threads: int, load: float) -> Machine:
-    import psutil
-
-    return Machine(
-        cpu=_cpu_model(),
-        architecture=platform.machine(),
-        system=f"{platform.system()} {platform.release()}",
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        threads=threads,
-        memory_bytes=psutil.virtual_memory().total,
-        load=load,
-    )
-
-
-def _cpu_model() -> str:
-    """The processor's name; an ARM board names itself in the device tree and its processor nowhere."""
-    cpuinfo, board = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    if board.exists():
-        return board.read_text().strip("\0\n ")
-    return platform.processor() or platform.machine()

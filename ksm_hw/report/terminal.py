@@ -57,7 +57,7 @@ def machine_facts(report: ArtifactReport) -> list[tuple[str, str]]:
         ("target", f"{report.target} ({target}), TVM {report.tvm_version}"),
         (
             "machine",
-            f"{machine.cpu} ({machine.architecture}), {machine.cores} cores, {_threads(machine.threads)}, "
+            f"{machine.cpu} ({machine.architecture}), {machine.cores} cores, {_threads(report.threads)}, "
             f"{machine.memory_bytes / 1e9:.1f} GB, {machine.system}",
         ),
         ("measured", f"{report.date}, load {machine.load:.1f} before; loading the artifact took {_load(report)}"),

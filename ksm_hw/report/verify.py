@@ -12,7 +12,7 @@ from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.preprocessing import image_files, preprocess_batch, read_image
 from ksm_hw.models.task_module import task_module
-from ksm_hw.runtime.session import Session
+from ksm_hw.runtime.board import BoardAddress, open_session
 
 TOLERANCE = 1e-4  # Of the relative error of the logits, in float32.
 
@@ -44,6 +44,7 @@ def verify(
     images: Path | None = None,
     tolerance: float = TOLERANCE,
     on_task: Callable[[Verification], None] = lambda result: None,
+    board: BoardAddress | None = None,
 ) -> list[Verification]:
     """Compares every task of an artifact with the PyTorch network of its own backbone and task pack.
 
@@ -53,20 +54,21 @@ def verify(
         images: a folder of images or one file; without it the artifact's samples of each task.
         tolerance: of the relative error.
         on_task: called after each task.
+        board: where the compiled model runs; on this machine without it. PyTorch always runs here.
 
     Raises:
-        UserError: the artifact, a task or the images are missing or damaged.
+        UserError: the artifact, a task or the images are missing or damaged, or the board is busy or gone.
     """
-    session = Session.load(artifact)
     bundle = load_bundle(artifact)
     results = []
-    for task in tasks or session.tasks:
-        session.switch(task)
-        pack = session.packs[task]
-        batch = preprocess_batch([read_image(path) for path in _images(bundle, task, images)], pack.preprocessing)
-        compiled = session.run_all(batch)
-        results.append(_compare(task, compiled, _reference(bundle, pack, batch), tolerance))
-        on_task(results[-1])
+    with open_session(artifact, board) as session:
+        for task in tasks or session.tasks:
+            session.switch(task)
+            pack = session.packs[task]
+            batch = preprocess_batch([read_image(path) for path in _images(bundle, task, images)], pack.preprocessing)
+            compiled = session.run_all(batch)
+            results.append(_compare(task, compiled, _reference(bundle, pack, batch), tolerance))
+            on_task(results[-1])
     return results
 
 

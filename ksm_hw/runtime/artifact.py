@@ -105,7 +105,8 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text())
         if content.pop("format_version") != FORMAT_VERSION:
             raise UserError(f"{path} is of another version of ksm-hw. Compile the bundle again.")
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content.pop("files").items()}
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in checked_files(content).items()}
+        del content["files"]
         tasks = {
             task: TaskEntry(entry["main"], entry["rewrite"], tuple(entry["parameters"]))
             for task, entry in content.pop("tasks").items()
@@ -126,6 +127,19 @@ def read_manifest(folder: Path) -> Manifest:
     for name, (size, sha256) in files.items():
         _check_file(folder / name, size, sha256)
     return manifest
+
+
+def checked_files(content: dict[str, Any]) -> dict[str, Any]:
+    """The files that a manifest lists, by their names, none of which leads out of the folder.
+
+    Raises:
+        ValueError: a name does; KeyError: there is no list.
+    """
+    files: dict[str, Any] = content["files"]
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"it lists {name}, which lies outside")
+    return files
 
 
 def _check_file(path: Path, size: int, sha256: str) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ksm_hw.errors import UserError
 from ksm_hw.models.preprocessing import preprocess_batch, read_image
+from ksm_hw.runtime.board import BoardAddress, BoardSession, open_session
 from ksm_hw.runtime.session import Session
 
 
@@ -20,14 +21,24 @@ class Classification:
 
 
 def classify(
-    artifact: Path, images: list[Path], task: str | None = None, top: int = 5, threads: int | None = None
+    artifact: Path,
+    images: list[Path],
+    task: str | None = None,
+    top: int = 5,
+    threads: int | None = None,
+    board: BoardAddress | None = None,
 ) -> list[Classification]:
-    """Classifies images with a task of an artifact.
+    """Classifies images with a task of an artifact, on this machine or on a board.
 
     Raises:
-        UserError: the artifact is damaged, the task does not exist or is not given, an image does not decode.
+        UserError: the artifact is damaged, the task does not exist or is not given, an image does not decode, or the
+            board is busy or gone.
     """
-    session = Session.load(artifact, threads=threads)
+    with open_session(artifact, board, threads) as session:
+        return _classify(session, images, task, top)
+
+
+def _classify(session: Session | BoardSession, images: list[Path], task: str | None, top: int) -> list[Classification]:
     if task is None and len(session.tasks) > 1:
         raise UserError(f"The artifact holds several tasks; give one with --task: {', '.join(session.tasks)}.")
     session.switch(task or session.task)

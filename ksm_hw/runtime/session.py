@@ -10,17 +10,19 @@ import platform
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tvm
-from tvm.relax import VirtualMachine
+from tvm.runtime.vm import VirtualMachine
 
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, task_of
 from ksm_hw.runtime.artifact import LIBRARY, Manifest, read_manifest
+from ksm_hw.runtime.machine import available_cores, cpu_features
 from ksm_hw.runtime.task_parameters import is_shared, task_parameters
 
 Weights = list[Any]  # Tensors on the device, in the order that `main` takes them.
@@ -60,7 +62,7 @@ class Session:
 
         Args:
             artifact: folder that `ksm-hw compile` wrote.
-            threads: of the CPU; the target's number of cores without it.
+            threads: of the CPU; without it as many as the target has cores, if this machine has as many.
             keep: how many tasks' weights are held ready, the current one included.
             budget: bytes that the weights held ready may take together; the current task's are held in any case.
 
@@ -73,11 +75,9 @@ class Session:
         manifest = read_manifest(folder)
         _check_machine(manifest)
         bundle = load_bundle(folder)
-        threads = threads or manifest.cpu.get("num-cores")
-        if threads:
-            _use_threads(threads)
+        _use_threads(threads or min(manifest.cpu.get("num-cores", 1), available_cores()))
         device = tvm.runtime.device(manifest.device, 0)
-        library = tvm.runtime.load_module(str((folder / LIBRARY).resolve()))
+        library = tvm.runtime.load_module(str((folder / LIBRARY).absolute()))
         session = cls(manifest, bundle, VirtualMachine(library, device), device, keep, budget)
         session.switch(next(iter(session.packs)))
         return session
@@ -160,11 +160,8 @@ class Session:
         Raises:
             UserError: an image has another shape or dtype than the artifact's input.
         """
-        batch = self.manifest.input_shape[0]
         with self._lock:
-            filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), np.float32)])
-            logits = [self.run(filled[start : start + batch]) for start in range(0, len(filled), batch)]
-            return np.concatenate(logits)[: len(images)]
+            return run_in_batches(self.run, images, self.manifest.input_shape[0])
 
     def measure_run(self, repeats: int) -> list[float]:
         """Seconds of each of `repeats` inferences of the current task, on images that stay on the device."""
@@ -190,6 +187,15 @@ class Session:
 
     def _over_budget(self) -> bool:
         return self._budget is not None and sum(map(_bytes, self._kept.values())) > self._budget
+
+
+def run_in_batches(
+    run: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]], images: npt.NDArray[np.float32], batch: int
+) -> npt.NDArray[np.float32]:
+    """The logits of any number of images from a function that takes whole batches; the last is filled with zeros."""
+    filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), np.float32)])
+    logits = [run(filled[start : start + batch]) for start in range(0, len(filled), batch)]
+    return np.concatenate(logits)[: len(images)]
 
 
 def _upload_parameters(manifest: Manifest, bundle: Bundle, device: Any) -> dict[str, Weights]:
@@ -223,11 +229,8 @@ def _use_threads(threads: int) -> None:
 
 def _check_machine(manifest: Manifest) -> None:
     """Finds code that this CPU cannot run before it does, for then the process would die of an illegal instruction."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not manifest.cpu_features or not cpuinfo.exists():
-        return
-    line = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
-    missing = sorted(set(manifest.cpu_features) - set(line.split()))
+    features = cpu_features()
+    missing = sorted(set(manifest.cpu_features) - features) if features is not None else []
     if missing:
         raise UserError(
             f"The artifact was compiled for {manifest.cpu.get('mcpu', manifest.target)} and uses "

@@ -1,0 +1,55 @@
+"""The application that the commands belong to, and what they share: consoles, options, how they print."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from ksm_hw import __version__
+
+app = typer.Typer(
+    help="Many vision tasks on one small device: one backbone, learned masks, compiled with Apache TVM.\n\n"
+    "Exit codes: 0 done, 1 verification failed, 2 bad input, 130 stopped by Ctrl-C.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+messages = Console(stderr=True)
+
+# The choices of options are written out, because the modules that own them import NumPy or torch.
+Fold = Literal["switch", "bake", "fused"]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+ArtifactPath = Annotated[Path, typer.Argument(help="Folder that `ksm-hw compile` wrote.", show_default=False)]
+ArtifactPaths = Annotated[list[Path], typer.Argument(help="Folders that `ksm-hw compile` wrote.", show_default=False)]
+BundlePath = Annotated[Path | None, typer.Option("--bundle", help="Backbone and tasks. [default: the shipped tasks]")]
+TargetName = Annotated[str, typer.Option("--target", help="A name from `ksm-hw targets`.")]
+TargetFile = Annotated[Path | None, typer.Option("--target-file", help="A target of your own, as in targets/*.toml.")]
+HostTarget = Annotated[
+    str | None, typer.Option("--host-cpu", help="For a GPU target: the CPU target beside it. [default: the target's]")
+]
+CudaArch = Annotated[str | None, typer.Option("--arch", help="For CUDA: a compute capability, such as sm_80.")]
+Tracker = Annotated[str | None, typer.Option(help="HOST:PORT of the tracker that knows the boards.")]
+Key = Annotated[str | None, typer.Option(help="What the board calls itself at the tracker.")]
+Board = Annotated[str | None, typer.Option("--host", help="HOST:PORT of one board that has no tracker.")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        console.print(f"ksm-hw {__version__}", highlight=False)
+        raise typer.Exit
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "Examples:\n\n" + "\n\n".join(f"  $ {line}" for line in lines)
+
+
+def print_json(content: Any) -> None:
+    """Prints for scripts."""
+    print(json.dumps(content, indent=2))

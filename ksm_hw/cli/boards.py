@@ -1,0 +1,116 @@
+"""`ksm-hw board`: boards that are reached over the network."""
+
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ksm_hw.cli.app import Json, app, console, examples, messages, print_json
+
+board_app = typer.Typer(
+    help="Boards that are reached over the network, through TVM's own tracker and server.\n\n"
+    "TVM's protocol lets whoever reaches a board run any code there. Use it in a network that you trust.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+app.add_typer(board_app, name="board")
+
+Bind = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
+
+
+@board_app.command(epilog=examples("ksm-hw board tracker", "ksm-hw board tracker --bind 0.0.0.0 --port 9190"))
+def tracker(
+    bind: Bind = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 9190,
+) -> None:
+    """Run the tracker, which hands boards to whoever asks for them. On the desk; until Ctrl-C."""
+    from ksm_hw.errors import UserError
+    from ksm_hw.runtime.without_torch import hide_torch
+
+    hide_torch()
+    from tvm.rpc.tracker import Tracker
+
+    try:
+        running = Tracker(bind, port, port + 1)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"Cannot listen on {bind}:{port}: the port is taken. Give another with --port.") from error
+    messages.print(f"Tracker at {bind}:{port}. Ctrl-C stops it.", highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while running.proc.is_alive():
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        running.terminate()
+
+
+@board_app.command(
+    epilog=examples(
+        "ksm-hw board serve --tracker 192.168.1.10:9190 --key rpi4 --bind 0.0.0.0",
+        "ksm-hw board serve --bind 0.0.0.0 --port 9091    # for --host, without a tracker",
+    )
+)
+def serve(
+    tracker: Annotated[str | None, typer.Option(help="HOST:PORT of the tracker. [default: none]")] = None,
+    key: Annotated[str, typer.Option(help="What the board calls itself.")] = "board",
+    bind: Bind = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65435, help="First port to try, of a hundred.")] = 9091,
+    advertise: Annotated[
+        str | None, typer.Option(help="Address that the tracker hands out. [default: as the tracker sees the board]")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for artifacts. [default: ~/.cache/ksm-hw/board]")] = None,
+    opencl: Annotated[bool, typer.Option("--opencl", help="Load the OpenCL runtime into every session.")] = False,
+) -> None:
+    """Serve this board: artifacts are kept, and sessions run one after the other. On the board; until Ctrl-C."""
+    from ksm_hw.runtime.board import parse_address
+    from ksm_hw.runtime.board_server import ServerOptions, default_cache, serve_board
+
+    libraries: tuple[Path, ...] = ()
+    if opencl:
+        from ksm_hw.runtime.opencl.build import find_opencl_runtime
+
+        libraries = (find_opencl_runtime(),)
+    options = ServerOptions(
+        key=key,
+        tracker=parse_address(tracker) if tracker else None,
+        bind=bind,
+        port=port,
+        advertise=advertise,
+        cache=cache or default_cache(),
+        libraries=libraries,
+    )
+    # So that the end of a service, or of a shell, ends the server's process as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        serve_board(options, on_start=lambda port: messages.print(f"Board '{key}' at {bind}:{port}", highlight=False))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@board_app.command(name="list", epilog=examples("ksm-hw board list --tracker 127.0.0.1:9190"))
+def list_boards(
+    tracker: Annotated[str, typer.Option(help="HOST:PORT of the tracker.")] = "127.0.0.1:9190",
+    as_json: Json = False,
+) -> None:
+    """List the boards that a tracker knows."""
+    from ksm_hw.runtime.without_torch import hide_torch
+
+    hide_torch()
+    from ksm_hw.runtime.board import known_boards, parse_address
+
+    boards = known_boards(parse_address(tracker))
+    if as_json:
+        print_json({"boards": [asdict(board) for board in boards]})
+        return
+    table = Table(title=f"Boards at {tracker}", title_justify="left")
+    for column in ("key", "address", ""):
+        table.add_column(column)
+    for board in boards:
+        table.add_row(escape(board.key), board.address, "[green]free[/]" if board.free else "[yellow]busy[/]")
+    console.print(table)

@@ -1,0 +1,112 @@
+"""`ksm-hw verify` and `ksm-hw report`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ksm_hw.cli.app import ArtifactPaths, Board, Json, Key, Tracker, app, console, examples, messages, print_json
+
+
+@app.command(
+    epilog=examples(
+        "ksm-hw verify artifact",
+        "ksm-hw verify artifact --task cars --images photos",
+        "ksm-hw verify artifact --tracker 127.0.0.1:9190 --key rpi4",
+    )
+)
+def verify(
+    artifacts: ArtifactPaths,
+    task: Annotated[str | None, typer.Option(help="Name of a task. [default: all]")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Image, or folder of images. [default: the artifact's samples]")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest relative error of the logits.")] = 1e-4,
+    tracker: Tracker = None,
+    key: Key = None,
+    host: Board = None,
+    as_json: Json = False,
+) -> None:
+    """Compare compiled tasks with PyTorch on real images; exit code 1 past the tolerance."""
+    from ksm_hw.report.verify import verify as verify_artifact
+    from ksm_hw.runtime.board import board_address
+
+    board = board_address(tracker, key, host)
+    results = []
+    for artifact in artifacts:
+        with messages.status(f"verify {artifact}"):
+            found = verify_artifact(artifact, None if task is None else [task], images, tolerance, board=board)
+        results += [(artifact, result) for result in found]
+    passed = all(result.passed for _, result in results)
+    if as_json:
+        rows = [{"artifact": str(artifact), **asdict(result)} for artifact, result in results]
+        print_json({"passed": passed, "tolerance": tolerance, "results": rows})
+    else:
+        _print_verification(results, tolerance)
+    raise typer.Exit(0 if passed else 1)
+
+
+def _print_verification(results: list[tuple[Path, Any]], tolerance: float) -> None:
+    for artifact in dict.fromkeys(artifact for artifact, _ in results):
+        title = f"{artifact} against PyTorch; tolerance {tolerance:g} (relative error)"
+        table = Table(title=escape(title), title_justify="left")
+        table.add_column("task")
+        for column in ("images", "absolute error", "relative error", "same class", ""):
+            table.add_column(column, justify="right")
+        for result in (result for other, result in results if other == artifact):
+            table.add_row(
+                result.task,
+                str(result.images),
+                f"{result.absolute_error:.1e}",
+                f"{result.relative_error:.1e}",
+                f"{result.agreement:.0%}",
+                "[green]passed[/]" if result.passed else "[bold red]FAILED[/]",
+            )
+        console.print(table)
+
+
+@app.command(
+    epilog=examples(
+        "ksm-hw report artifact --html report.html",
+        "ksm-hw report artifact --runs 200 --json",
+    )
+)
+def report(
+    artifacts: ArtifactPaths,
+    runs: Annotated[int, typer.Option(min=10, help="Inferences measured for each task.")] = 100,
+    unmasked: Annotated[
+        bool, typer.Option(help="Compile the network without masks as well, and compare with it.")
+    ] = True,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots, too.")] = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    host: Board = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what each task costs: latency, switch time, memory, bytes, and what the mask adds."""
+    from ksm_hw.report.measure import measure_artifact, reports_as_json
+    from ksm_hw.runtime.board import board_address
+
+    board = board_address(tracker, key, host)
+    reports = []
+    with messages.status("measure") as status:
+        for artifact in artifacts:
+            reports.append(
+                measure_artifact(
+                    artifact, runs, on_step=lambda step: status.update(step), compare_unmasked=unmasked, board=board
+                )
+            )
+    if html is not None:
+        from ksm_hw.report.page import write_page
+
+        write_page(reports, html)
+        messages.print(f"Wrote {html}")
+    if as_json:
+        print_json(reports_as_json(reports))
+        return
+    from ksm_hw.report.terminal import print_reports
+
+    print_reports(console, reports)

@@ -1,0 +1,70 @@
+"""`ksm-hw compile`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ksm_hw.cli.app import (
+    BundlePath,
+    CudaArch,
+    Fold,
+    HostTarget,
+    Json,
+    TargetFile,
+    TargetName,
+    app,
+    console,
+    examples,
+    messages,
+    print_json,
+)
+
+
+@app.command(
+    name="compile",
+    epilog=examples(
+        "ksm-hw compile --target host --task cars --bundle my-tasks -o artifact",
+        "ksm-hw compile --target rpi5 --task all",
+        "ksm-hw compile --target cuda --arch sm_80 --task all",
+    ),
+)
+def compile_command(
+    target: TargetName,
+    task: Annotated[str, typer.Option(help="Name of a task, or all.")],
+    bundle: BundlePath = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write. [default: artifacts/TARGET-TASK]")
+    ] = None,
+    fold: Annotated[
+        Fold,
+        typer.Option(help="switch: rewrite weights; bake: constants, one artifact a task; fused: mask at run."),
+    ] = "switch",
+    batch: Annotated[int, typer.Option(min=1, help="Images an inference.")] = 1,
+    target_file: TargetFile = None,
+    host: HostTarget = None,
+    arch: CudaArch = None,
+    as_json: Json = False,
+) -> None:
+    """Compile one task, or all, into an artifact that runs on a target."""
+    from ksm_hw.compiler.targets import load_target
+
+    compile_target = load_target(target, file=target_file, arch=arch, host=host)
+    from ksm_hw.masks.bundle import load_bundle, select_tasks
+    from ksm_hw.resources import shipped_bundle
+
+    selected = select_tasks(load_bundle(bundle or shipped_bundle()), task)
+    with messages.status("import the compiler") as status:
+        from ksm_hw.compiler.compile import compile_bundle
+
+        folder = output or Path("artifacts") / f"{target}-{task}"
+        artifacts = compile_bundle(
+            selected, compile_target, folder, fold=fold, batch=batch, on_step=lambda step: status.update(step)
+        )
+    sizes = {str(path): sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in artifacts}
+    if as_json:
+        print_json({"artifacts": [{"path": path, "bytes": size} for path, size in sizes.items()]})
+        return
+    for path, size in sizes.items():
+        console.print(f"Wrote {path}: {size / 1e6:.1f} MB", highlight=False)
+    console.print(f"Check it: ksm-hw verify {' '.join(sizes)}", highlight=False, soft_wrap=True)

@@ -1,0 +1,49 @@
+"""`ksm-hw run`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ksm_hw.cli.app import ArtifactPath, Board, Json, Key, Tracker, app, console, examples, print_json
+
+
+@app.command(
+    epilog=examples(
+        "ksm-hw run artifact --task cars photo.jpg",
+        "ksm-hw run artifact --task cars photos/*.jpg --json",
+        "ksm-hw run artifact --task cars photo.jpg --tracker 127.0.0.1:9190 --key rpi4",
+    )
+)
+def run(
+    artifact: ArtifactPath,
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    task: Annotated[str | None, typer.Option(help="Name of a task. [default: the artifact's only one]")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: the target's cores]")] = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    host: Board = None,
+    as_json: Json = False,
+) -> None:
+    """Classify images with a compiled task, here or on a board."""
+    from ksm_hw.runtime.without_torch import hide_torch
+
+    hide_torch()
+    from ksm_hw.runtime.board import board_address
+    from ksm_hw.runtime.classify import classify
+
+    results = classify(artifact, images, task, top, threads, board_address(tracker, key, host))
+    if as_json:
+        print_json({"images": [asdict(result) for result in results]})
+        return
+    for result in results:
+        table = Table(title=f"{result.image} ({result.task})", title_justify="left")
+        table.add_column("class")
+        table.add_column("probability", justify="right")
+        for name, probability in result.classes:
+            table.add_row(escape(name), f"{probability:.1%}")
+        console.print(table)

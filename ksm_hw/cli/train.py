@@ -1,0 +1,126 @@
+"""`ksm-hw train`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ksm_hw.cli.app import Json, app, console, examples, messages, print_json
+
+# The choices of options, written out because the modules that own them import NumPy or torch.
+Method = Literal["ksm", "binary", "head"]
+MaskGranularity = Literal["kernel", "element", "channel", "group"]
+ScaleBits = Literal["4", "8", "32"]
+
+
+@app.command(
+    epilog=examples(
+        "ksm-hw train --backbone efficientnet-lite0 --task cars --data photos/cars --bundle my-tasks",
+        "ksm-hw train --task digits --data mnist --image-size 96 --epochs 5 --mask-rate 1e-3",
+    )
+)
+def train(
+    task: Annotated[str, typer.Option(help="Name of the task.")],
+    data: Annotated[str, typer.Option(help="Folder with train/CLASS and test/CLASS images, or a set's name.")],
+    bundle: Annotated[Path, typer.Option(help="Folder to add the task to; made if it is not there.")] = Path("bundle"),
+    backbone: Annotated[str, typer.Option(help="efficientnet-lite0, or a torchvision network.")] = "efficientnet-lite0",
+    weights: Annotated[
+        Path | None, typer.Option(help="State dict of the backbone. [default: ImageNet weights]")
+    ] = None,
+    method: Annotated[Method, typer.Option(help="Soft masks, binary masks, or the head alone.")] = "ksm",
+    granularity: Annotated[MaskGranularity, typer.Option(help="What shares a mask value.")] = "kernel",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images a step.")] = 32,
+    image_size: Annotated[int, typer.Option(min=32, help="Height and width of the input, in pixels.")] = 224,
+    mask_rate: Annotated[float, typer.Option(help="Adam's rate for masks and BatchNorms.")] = 2e-4,
+    head_rate: Annotated[float, typer.Option(help="Adam's rate for the head.")] = 2e-4,
+    mask_initial: Annotated[float, typer.Option(help="First value of every real-valued mask.")] = 1e-2,
+    mask_threshold: Annotated[float, typer.Option(help="A real-valued mask from here on is 1.")] = 5e-3,
+    mask_slope: Annotated[float, typer.Option(help="Slope of the mask's sigmoid.")] = 1200.0,
+    mask_temperature: Annotated[float, typer.Option(help="Temperature of the mask's sigmoid.")] = 100.0,
+    mask_scale_weight: Annotated[float, typer.Option(help="Weight of the soft values.")] = 0.5,
+    scale_bits: Annotated[ScaleBits, typer.Option(help="Bits of a stored soft value; 8 and 4 round.")] = "32",
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror training images. [default: as the data says]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run learned.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Learn a task over a frozen backbone and add it to a bundle. Ctrl-C keeps whole epochs; give the same again."""
+    from dataclasses import replace
+
+    from ksm_hw.learning.datasets import load_task_data
+    from ksm_hw.learning.learn import LearningOptions
+    from ksm_hw.learning.mask_equations import MaskConstants
+    from ksm_hw.learning.train import train_task
+
+    images = load_task_data(data)
+    options = LearningOptions(
+        method=method,
+        granularity=granularity,
+        epochs=epochs,
+        batch_size=batch_size,
+        mask_rate=mask_rate,
+        head_rate=head_rate,
+        seed=seed,
+        constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),
+    )
+    messages.print(f"{len(images.train)} training and {len(images.test)} test images in {len(images.classes)} classes")
+    try:
+        with _epoch_progress(epochs) as (on_batch, on_epoch):
+            trained = train_task(
+                images if flip is None else replace(images, flip=flip),
+                task,
+                bundle,
+                backbone,
+                options,
+                weights=weights,
+                image_size=image_size,
+                scale_bits=int(scale_bits),  # type: ignore[arg-type]
+                restart=restart,
+                command=" ".join(["ksm-hw", *sys.argv[1:]]),
+                on_batch=on_batch,
+                on_epoch=on_epoch,
+            )
+    except KeyboardInterrupt:
+        messages.print("Stopped. Whole epochs are kept: give the same command to go on, or add --restart.")
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json({**trained.pack.facts, "scale_error": trained.scale_error, "pack_bytes": trained.pack.nbytes})
+        return
+    console.print(
+        f"Task '{task}' is in {bundle}: {trained.pack.nbytes / 1e6:.2f} MB, "
+        f"accuracy {trained.pack.facts['accuracy']:.1%}"
+    )
+    if scale_bits != "32" and method == "ksm":
+        console.print(
+            f"Soft values in {scale_bits} bits are off by at most {trained.scale_error:.2g}; accuracy as learned "
+            f"was {trained.pack.facts['learned_accuracy']:.1%}."
+        )
+    console.print(f"Compile it: ksm-hw compile --target host --task {task} --bundle {bundle}", highlight=False)
+
+
+@contextmanager
+def _epoch_progress(epochs: int) -> Iterator[tuple[Any, Any]]:
+    """A progress bar of the epoch, and a line for each epoch that is done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=messages, transient=True) as progress:
+        bar = progress.add_task("first epoch")
+
+        def on_batch(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        def on_epoch(epoch: Any) -> None:
+            progress.update(bar, description=f"epoch {epoch.number + 1}/{epochs}", completed=0)
+            progress.console.print(
+                f"epoch {epoch.number}/{epochs}: loss {epoch.loss:.3f}, test accuracy {epoch.accuracy:.1%}, "
+                f"{epoch.seconds:.0f} s"
+            )
+
+        yield on_batch, on_epoch

@@ -1,0 +1,102 @@
+"""Measuring a session from inside its process: times, memory. Answers are plain data, to be sent to another process."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+
+from ksm_hw.runtime.machine import process_peak_bytes, this_machine
+from ksm_hw.runtime.session import Session
+from ksm_hw.runtime.task_parameters import is_shared, task_parameters
+
+WARM_UP_RUNS = 3  # Of each task in each round, not counted.
+
+
+def load_measured(artifact: Path, threads: int | None = None) -> tuple[Session, dict[str, Any]]:
+    """Loads an artifact, and gives the facts of that: seconds, bytes before it, the machine.
+
+    Raises:
+        UserError: as `Session.load`.
+    """
+    machine, process_start_bytes = this_machine(), process_peak_bytes()
+    start = time.perf_counter()
+    session = Session.load(artifact, threads=threads)
+    return session, {
+        "load_seconds": time.perf_counter() - start,
+        "process_start_bytes": process_start_bytes,
+        "tvm_version": tvm.__version__,
+        "threads": tvm.get_global_func("runtime.NumThreads")(),
+        "machine": dataclasses.asdict(machine),
+    }
+
+
+def measure(session: Session, command: str, **arguments: Any) -> Any:
+    """One measurement: `run` (task, repeats), `switch` (tasks, rounds), `copy` (repeats) or `memory`.
+
+    Returns:
+        Lists of seconds, for `switch` by task; for `memory` bytes by what holds them.
+    """
+    match command:
+        case "run":
+            session.switch(arguments["task"])
+            session.measure_run(WARM_UP_RUNS)
+            return session.measure_run(arguments["repeats"])
+        case "switch":
+            return _measure_switches(session, arguments["tasks"], arguments["rounds"])
+        case "copy":
+            return _measure_copies(session, arguments["repeats"])
+        case "memory":
+            return _memory_facts(session)
+    raise AssertionError(command)
+
+
+def _measure_switches(session: Session, tasks: list[str], rounds: int) -> dict[str, list[float]]:
+    """Seconds of the switches to each task, one after the other; none where there is one task.
+
+    The session keeps one task's weights, so each switch finds none. An inference lies between two, as in use, for
+    else the caches would hold nothing but the weights.
+    """
+    seconds: dict[str, list[float]] = {task: [] for task in tasks}
+    if len(tasks) < 2:
+        return seconds
+    session.switch(tasks[-1])
+    for _ in range(rounds):
+        for task in tasks:
+            session.measure_run(1)
+            seconds[task].append(session.switch(task))
+    return seconds
+
+
+def _measure_copies(session: Session, repeats: int) -> list[float]:
+    """Seconds of copies of as many bytes as the live weights, inside the device's memory."""
+    if not session.weights_bytes:
+        return []
+    device = tvm.runtime.device(session.manifest.device, 0)
+    # The source must be written to: memory that never was is one page of zeros, which stays in the cache.
+    source = tvm.runtime.tensor(np.ones(session.weights_bytes, np.uint8), device)
+    destination = tvm.runtime.empty(source.shape, source.dtype, device)
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        source.copyto(destination)
+        device.sync()
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]  # In the first the system finds pages for the destination.
+
+
+def _memory_facts(session: Session) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "process_peak_bytes": process_peak_bytes(),
+        "weights_bytes": session.weights_bytes,
+        "parameters_bytes": session.parameters_bytes,
+        "resident_bytes": {},
+    }
+    for task, entry in session.manifest.tasks.items():
+        pack = session.packs[task]
+        own = [name for name in entry.parameters if not is_shared(name, pack)]
+        arrays = task_parameters(own, pack, {}, session.manifest.output_shape[1])
+        facts["resident_bytes"][task] = sum(array.nbytes for array in arrays)
+    return facts
