@@ -35,6 +35,8 @@ DEFAULT_KEY = "board"  # Of a server that was started without a tracker.
 PATIENCE = 600.0  # Seconds that a board may take for one answer.
 WAIT = 60.0  # Seconds that a busy board may take to become free.
 
+_abandoned: list[Any] = []  # Connections with a call that has not come back.
+
 
 @dataclass(frozen=True)
 class BoardAddress:
@@ -235,6 +237,7 @@ class Board:
         self.address = address
         self._remote = remote
         self._patience = patience
+        self._waiting = False
 
     def check(self) -> None:
         """Asks whether the board's server has our functions.
@@ -252,7 +255,11 @@ class Board:
     def close(self) -> None:
         """Frees the board."""
         remote, self._remote = self._remote, None
-        if remote is not None:
+        if self._waiting:
+            # A call still runs in its thread, and TVM's connections take one call at a time: even the end of this one
+            # has to wait for the end of the process.
+            _abandoned.append(remote)
+        elif remote is not None:
             with contextlib.suppress(Exception):  # The board may be gone.
                 _within(remote.get_function("CloseRPCConnection"), 5, lambda: UserError(""))
         del remote
@@ -314,8 +321,15 @@ class Board:
         def late() -> UserError:
             return UserError(f"Board {self.address} gave no answer for {self._patience:.0f} s. Is it still there?")
 
+        def call() -> Any:
+            try:
+                return function()
+            finally:
+                self._waiting = False
+
+        self._waiting = True
         try:
-            return _within(function, self._patience, late)
+            return _within(call, self._patience, late)
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(self._why_lost(error)) from error
 
