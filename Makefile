@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := artifacts/demo
 
-.PHONY: demo test lint setup system-packages clean
+.PHONY: demo test lint setup system-packages test-packages emulated-board clean
 
 demo: setup
 	$(BIN)/ksm-hw compile --target host --task all -o $(DEMO)
@@ -12,7 +12,7 @@ demo: setup
 	$(BIN)/ksm-hw verify $(DEMO)
 	$(BIN)/ksm-hw report $(DEMO) --html artifacts/report.html
 
-test: setup lint
+test: setup lint emulated-board
 	$(BIN)/pytest $(PYTEST_OPTIONS)
 
 lint: setup
@@ -29,18 +29,37 @@ setup: .venv/ready
 	touch $@
 
 # A linker, for compiled tasks become shared libraries, and Python's venv, which Debian packages apart. Where this may
-# not install them, it says what to install. Fashion-MNIST is for the tests of its loader, which are skipped without it.
+# not install them, it says what to install.
 system-packages:
 	@missing=; \
 	command -v cc >/dev/null || missing="gcc libc6-dev"; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
-	wanted=; test -d /usr/share/datasets/fashion-mnist || wanted=dataset-fashion-mnist; \
-	root=; test "$$(id -u)" = 0 || root="sudo -n"; \
-	if test -n "$$missing$$wanted" && $$root true 2>/dev/null && command -v apt-get >/dev/null; then \
-		$$root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$root apt-get install -qq -y $$missing $$wanted; \
-	elif test -n "$$missing"; then \
-		echo "error: install these Debian packages first: sudo apt-get install $$missing"; exit 2; \
-	fi
+	$(call install,$$missing) || \
+		{ echo "error: install these Debian packages first: sudo apt-get install $$missing"; exit 2; }
+
+# What the tests look at beyond that, each part skipped with its reason where it is missing: Fashion-MNIST, an arm64
+# cross compiler and emulator, an OpenCL device that runs on the CPU.
+TEST_PACKAGES := dataset-fashion-mnist g++ g++-aarch64-linux-gnu qemu-user mmdebstrap \
+	ocl-icd-opencl-dev opencl-headers pocl-opencl-icd
+
+test-packages: | system-packages
+	@missing=; \
+	for package in $(TEST_PACKAGES); do \
+		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+	done; \
+	$(call install,$$missing) || echo "Tests that need these Debian packages will be skipped:$$missing"
+
+# An arm64 userland that qemu runs as a board. Only root can unpack one.
+emulated-board: setup | test-packages
+	@if test "$$(id -u)" = 0 && command -v mmdebstrap >/dev/null; then \
+		tests/emulated_board/make.sh build/emulated-board $(BIN)/pip; \
+	else echo "No emulated arm64 board: that takes root and the Debian packages mmdebstrap and qemu-user."; fi
+
+# Installs Debian packages; fails where it may not. Nothing to install is fine.
+install = if test -n "$(strip $(1))"; then \
+		root=; test "$$(id -u)" = 0 || root="sudo -n"; \
+		$$root true 2>/dev/null && command -v apt-get >/dev/null && \
+		$$root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$root apt-get install -qq -y $(1) >/dev/null; fi
 
 clean:
-	rm -rf .venv artifacts
+	rm -rf .venv artifacts build
