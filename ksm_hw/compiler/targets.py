@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ksm_hw.compiler.linker import architecture_of
 from ksm_hw.errors import UserError
 from ksm_hw.resources import targets_folder
 
@@ -44,12 +45,14 @@ class CompileTarget:
         description: one line for a person.
         device: TVM device that the artifact runs on: `cpu`, `opencl` or `cuda`.
         tvm: the dictionary of `tvm.target.Target`; for a GPU it holds the CPU beside it as `host`.
+        architectures: of a CUDA target: the compute capabilities that get machine code. The first is that in `tvm`.
     """
 
     name: str
     description: str
     device: str
     tvm: Mapping[str, Any]
+    architectures: tuple[str, ...] = ()
 
     @property
     def cpu(self) -> Mapping[str, Any]:
@@ -75,7 +78,8 @@ def load_target(
     Args:
         name: one of `target_names`; with `file` only what the target is called.
         file: a description outside `targets/`.
-        arch: of a CUDA target: a compute capability, such as `sm_80`, in place of the target's.
+        arch: of a CUDA target: a compute capability, such as `sm_80`, in place of the target's; or several, with commas
+            between them: each gets machine code, and the kernels are scheduled for the first.
         host: of a GPU target: a CPU target whose CPU takes the place of the target's host.
 
     Raises:
@@ -84,10 +88,11 @@ def load_target(
     """
     target = _read(_path_of(name) if file is None else file, name)
     tvm_target = dict(target.tvm)
+    others: list[str] = []
     if arch is not None:
         if target.device != "cuda":
             raise UserError(f"--arch is for CUDA targets; '{name}' is for {target.device}.")
-        tvm_target["arch"] = arch
+        tvm_target["arch"], *others = arch.split(",")
     if host is not None:
         if target.device == "cpu":
             raise UserError(f"--host is for GPU targets; '{name}' is a CPU itself.")
@@ -95,7 +100,9 @@ def load_target(
         if other.device != "cpu":
             raise UserError(f"--host takes a CPU target; '{host}' is for {other.device}.")
         tvm_target["host"] = other.tvm
-    target = dataclasses.replace(target, tvm=_detected(tvm_target))
+    tvm_target = _detected(tvm_target)
+    architectures = (tvm_target["arch"], *others) if target.device == "cuda" else ()
+    target = dataclasses.replace(target, tvm=tvm_target, architectures=architectures)
     _check_cpu(target)
     return target
 
@@ -120,6 +127,8 @@ def _read(path: Path, name: str) -> CompileTarget:
         kind = {"cpu": "llvm"}.get(target.device, target.device)
         if target.tvm["kind"] != kind or target.cpu["kind"] != "llvm":
             raise UserError(f'{path}: a target for {target.device} needs kind = "{kind}", and "llvm" for the CPU.')
+        if target.device == "cuda" and "arch" not in target.tvm:
+            raise UserError(f'{path}: a target for cuda needs an arch, such as "sm_80", or "detect".')
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -158,13 +167,13 @@ def _this_gpu() -> str:
 def _check_cpu(target: CompileTarget) -> None:
     """Finds a CPU or feature that LLVM does not know before the build, where LLVM would go on without it."""
     from tvm.target import Target
-    from tvm.target.codegen import llvm_get_cpu_archlist
+    from tvm.target.codegen import llvm_get_cpu_archlist, llvm_get_targets
 
     triple = {key: target.cpu[key] for key in ("kind", "mtriple") if key in target.cpu}
-    try:
-        cpus = set(map(str, llvm_get_cpu_archlist(Target(triple))))
-    except Exception as error:
-        raise UserError(f"Target '{target.name}': LLVM knows no mtriple '{triple.get('mtriple')}'.") from error
+    # LLVM's lookup of an unknown architecture's CPUs is a crash.
+    architectures = {str(name).replace("-", "_") for name in llvm_get_targets()}
+    _check_known(target.name, "architecture", architecture_of(target.cpu), architectures)
+    cpus = map(str, llvm_get_cpu_archlist(Target(triple)))
     _check_known(target.name, "mcpu", target.cpu.get("mcpu", "generic"), {*cpus, "generic"})
     if attributes := target.cpu.get("mattr"):
         known = _known_features(triple)
