@@ -1,0 +1,31 @@
+"""Loads the OpenCL runtime into this process."""
+
+import ctypes
+
+from ksm_hw.errors import UserError
+from ksm_hw.runtime.opencl.build import find_opencl_runtime
+
+
+def load_opencl_runtime() -> None:
+    """Makes TVM's device `opencl` run in this process; builds the runtime where it is not built yet.
+
+    Raises:
+        UserError: it cannot be built or loaded, or no driver offers a device.
+    """
+    import tvm
+
+    if tvm.get_global_func("device_api.opencl", allow_missing=True) is None:
+        library = find_opencl_runtime()
+        try:
+            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise UserError(
+                f"The OpenCL runtime does not load ({error}). Is the OpenCL loader there? "
+                "Install it: sudo apt-get install ocl-icd-libopencl1"
+            ) from error
+    if not tvm.runtime.device("opencl", 0).exist:
+        raise UserError(
+            "No OpenCL device found. Install the driver of this machine's GPU, or one that runs on the CPU: "
+            "sudo apt-get install pocl-opencl-icd. `clinfo -l` lists what there is; KSM_HW_OPENCL_PLATFORM, if set, "
+            "must be part of a platform's name."
+        )
