@@ -1,0 +1,37 @@
+"""`ksm-hw opencl`: the runtime that runs OpenCL artifacts, which TVM's wheel lacks."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ksm_hw.cli.app import Json, app, console, examples, messages, print_json
+
+opencl_app = typer.Typer(
+    help="The runtime that runs OpenCL artifacts (Mali), which TVM's wheel lacks.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+app.add_typer(opencl_app, name="opencl")
+
+
+@opencl_app.command(epilog=examples("ksm-hw opencl build", "ksm-hw opencl build --arch aarch64 -o rk3588"))
+def build(
+    arch: Annotated[
+        Literal["x86_64", "aarch64"] | None, typer.Option(help="Of the machine that runs it. [default: this one's]")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to put it into. [default: the cache]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Build the runtime; a session on this machine does so by itself."""
+    from ksm_hw.runtime.opencl.build import LIBRARY, build_opencl_runtime
+
+    with messages.status("build the OpenCL runtime"):
+        library = build_opencl_runtime(arch or "", output / LIBRARY if output else None)
+    if as_json:
+        print_json({"library": str(library), "bytes": library.stat().st_size})
+        return
+    console.print(f"{library}: {library.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+    console.print(f"On a board: export KSM_HW_OPENCL_RUNTIME=…/{LIBRARY}", highlight=False)
