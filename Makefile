@@ -25,7 +25,7 @@ setup: .venv/ready
 # Made again when a dependency changes.
 .venv/ready: pyproject.toml | system-packages
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,datasets]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,datasets,cuda]'
 	touch $@
 
 # A linker, for compiled tasks become shared libraries, and Python's venv, which Debian packages apart. Where this may

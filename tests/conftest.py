@@ -9,6 +9,7 @@ from PIL import Image
 from random_tasks import random_bundle
 from skimage import data as photographs_of_skimage
 
+from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, save_bundle
 
 # The one that compiles and switches quickest, and still has plain and depthwise convolutions, split, concat, shuffling.
@@ -75,3 +76,14 @@ def copied_artifact(artifact: Path, tmp_path: Path) -> Path:
 def copied_bundle(bundle_folder: Path, tmp_path: Path) -> Path:
     """A copy of the bundle that a test may damage."""
     return shutil.copytree(bundle_folder, tmp_path / "bundle")
+
+
+@pytest.fixture(scope="session")
+def opencl() -> None:
+    """An OpenCL device: this machine's GPU, or pocl on its CPU."""
+    from ksm_hw.runtime.opencl.load import load_opencl_runtime
+
+    try:
+        load_opencl_runtime()
+    except UserError as error:
+        pytest.skip(str(error))

@@ -17,18 +17,14 @@ from tvm.script import tirx as T
 from ksm_hw.cli import main
 from ksm_hw.compiler.linker import link_shared_library, linker_command
 from ksm_hw.errors import UserError
-from ksm_hw.runtime.opencl import build, load
+from ksm_hw.runtime.opencl import build
 from ksm_hw.runtime.opencl.build import build_opencl_runtime
 
 TARGET = tvm.target.Target({"kind": "opencl", "max_threads_per_block": 256, "host": {"kind": "llvm"}})
 
 
 @pytest.fixture(scope="module")
-def device() -> tvm.runtime.Device:
-    try:
-        load.load_opencl_runtime()
-    except UserError as error:
-        pytest.skip(str(error))
+def device(opencl: None) -> tvm.runtime.Device:
     return tvm.opencl(0)
 
 

@@ -18,7 +18,7 @@ from tvm.target.codegen import llvm_get_system_cpu
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.schedules import cpu_rules
-from tvm_passes.relax.schedules.convolution import choose_tile
+from tvm_passes.relax.schedules.convolution import ranked_tiles
 from tvm_passes.relax.schedules.vector_unit import VectorUnit, vector_unit
 
 HOST = Target({"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": 2})
@@ -256,9 +256,9 @@ def test_vector_unit_and_code_for_other_targets(name, lanes, registers, cores):
 @pytest.mark.parametrize("channels", [3, 10, 24, 58, 64, 1000])
 @pytest.mark.parametrize("pixels", [1, 49, 196, 3136])
 def test_tiles_fit_the_registers(pixels, channels, lanes, registers):
-    tile_pixels, tile_channels = choose_tile(pixels, channels, VectorUnit(lanes, registers, 2))
-    assert channels % tile_channels == 0 and tile_pixels <= pixels
-    assert tile_pixels * tile_channels <= lanes * registers
+    for tile_pixels, tile_channels in ranked_tiles(pixels, channels, VectorUnit(lanes, registers, 2)):
+        assert channels % tile_channels == 0 and tile_pixels <= pixels
+        assert tile_pixels * tile_channels <= lanes * registers
 
 
 class Affine(nn.Module):

@@ -1,17 +1,33 @@
 """From scheduled loops to machine code."""
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import tvm
 from tvm import relax
 from tvm.relax.pipeline import default_build_pipeline
 
+from ksm_hw.compiler.cuda import cuda_compiler
 from ksm_hw.compiler.linker import link_shared_library, linker_command
 
 
-def build_executable(module: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecutable:
-    """Compiles a module whose loops are scheduled."""
-    return tvm.compile(module, target=target, relax_pipeline=default_build_pipeline())
+def build_executable(
+    module: tvm.IRModule, target: tvm.target.Target, architectures: Sequence[str] = ()
+) -> relax.VMExecutable:
+    """Compiles a module whose loops are scheduled.
+
+    Args:
+        module: loops and the functions that call them.
+        target: what to compile for.
+        architectures: of a CUDA target: the compute capabilities that get machine code; without them the target's.
+
+    Raises:
+        UserError: the target is for CUDA, and no compiler for it, or none for an architecture, is there.
+    """
+    cuda = target.kind.name == "cuda"
+    with cuda_compiler(architectures or [target.attrs["arch"]]) if cuda else contextlib.nullcontext():
+        return tvm.compile(module, target=target, relax_pipeline=default_build_pipeline())
 
 
 def export_library(executable: relax.VMExecutable, path: Path, architecture: str) -> None:

@@ -11,8 +11,12 @@ import numpy.typing as npt
 import tvm
 
 from ksm_hw.compiler.build import build_executable, workspace_bytes
+from ksm_hw.compiler.cuda import find_cuda_compiler
+from ksm_hw.compiler.linker import architecture_of
 from ksm_hw.compiler.lower import HEAD_WEIGHT, lower_backbone
+from ksm_hw.compiler.runner import check_runner
 from ksm_hw.compiler.targets import CompileTarget, required_cpu_features
+from ksm_hw.compiler.tuning_records import open_records
 from ksm_hw.errors import UserError
 from ksm_hw.files import refuse_foreign_folder
 from ksm_hw.masks.bundle import Bundle
@@ -23,6 +27,7 @@ from ksm_hw.runtime.artifact import Manifest, TaskEntry, write_artifact
 from ksm_hw.runtime.task_parameters import task_parameters
 from tvm_passes.relax.fold_task_mask import MaskLayout
 from tvm_passes.relax.pipeline import TaskFunctions, fold_tasks, schedule_kernels
+from tvm_passes.relax.schedules.tuned import TunedSchedule
 
 FoldMode = Literal["switch", "bake", "fused"]
 FOLD_MODES: tuple[FoldMode, ...] = get_args(FoldMode)
@@ -44,6 +49,8 @@ def compile_bundle(
     *,
     fold: FoldMode = "switch",
     batch: int = 1,
+    runner: bool = False,
+    tuned: Path | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[Path]:
     """Compiles the tasks of a bundle and writes the artifact; with `bake` one artifact a task, in folders inside.
@@ -54,16 +61,25 @@ def compile_bundle(
         output: folder to write.
         fold: where the masks go (DESIGN: `switch`, `bake`, `fused`).
         batch: images an inference.
-        on_step: called with the name of each step as it begins.
+        runner: whether the program that runs the artifact without Python is put into it.
+        tuned: folder of `ksm-hw tune`, whose schedules are taken for the operators that it has.
+        on_step: called with the name of each step as it begins, and with how many operators got a tuned schedule.
 
     Returns:
         The folders of the artifacts.
 
     Raises:
-        UserError: no tasks, tasks that need different inputs, a missing linker, a folder that cannot be written.
+        UserError: no tasks, tasks that need different inputs, a missing linker or compiler for CUDA, a compute
+            capability that it does not know, what the runner needs is missing, a folder that cannot be written, a
+            folder of `tuned` that is of another target or version of TVM, or has no record of any operator.
     """
     if not bundle.packs:
         raise UserError("The bundle holds no tasks. Learn one with `ksm-hw train`.")
+    if target.device == "cuda":
+        # What is missing is found now, not after minutes.
+        find_cuda_compiler().check(target.architectures)
+    if runner:
+        check_runner(target.device, architecture_of(target.cpu))
     if fold == "bake" and len(bundle.packs) > 1:
         return [
             path
@@ -74,10 +90,13 @@ def compile_bundle(
                 output / task,
                 fold=fold,
                 batch=batch,
+                runner=runner,
+                tuned=tuned,
                 on_step=on_step,
             )
         ]
     refuse_foreign_folder(output)
+    tuned_rules = [TunedSchedule(open_records(tuned, target).database)] if tuned is not None else []
     image_size = _common_image_size(bundle)
     on_step("lower")
     folded = _fold(bundle, batch, image_size, fused=fold == "fused")
@@ -86,9 +105,16 @@ def compile_bundle(
         on_step("bake the task's weights")
         folded = _bake(folded, bundle)
     on_step("schedule")
-    module = schedule_kernels(folded.module, tvm_target)
+    module = schedule_kernels(folded.module, tvm_target, tuned_rules)
+    for rule in tuned_rules:
+        if rule.applied == 0:
+            raise UserError(
+                f"{tuned} has no record of any operator of this network at this batch and image size. Tune a bundle of "
+                "the same backbone: ksm-hw tune."
+            )
+        on_step(f"{rule.applied} operators with tuned schedules")
     on_step("build")
-    executable = build_executable(module, tvm_target)
+    executable = build_executable(module, tvm_target, target.architectures)
     manifest = Manifest(
         backbone=bundle.backbone,
         backbone_sha256=bundle.backbone_sha256,
@@ -108,8 +134,27 @@ def compile_bundle(
         },
     )
     on_step("write")
-    write_artifact(output, manifest, executable, bundle)
+    write_artifact(output, manifest, executable, bundle, runner)
     return [output]
+
+
+def main_functions(bundle: Bundle, batch: int = 1) -> tvm.IRModule:
+    """What a bundle's artifact runs for each image, before scheduling: every `main` of `--fold switch`.
+
+    Raises:
+        UserError: as `compile_bundle`.
+    """
+    if not bundle.packs:
+        raise UserError("The bundle holds no tasks. Learn one with `ksm-hw train`.")
+    folded = _fold(bundle, batch, _common_image_size(bundle), fused=False)
+    mains = {functions.main for functions in folded.functions.values()}
+    return tvm.IRModule(
+        {
+            variable: function
+            for variable, function in folded.module.functions.items()
+            if variable.name_hint in mains or isinstance(function, tvm.tirx.PrimFunc)
+        }
+    )
 
 
 def _common_image_size(bundle: Bundle) -> int:

@@ -3,6 +3,7 @@
     manifest.json          what was compiled, and size and SHA-256 of every other file
     model.so               the library
     bundle.json, backbone.safetensors, tasks/, samples/     the bundle that was compiled
+    runner/                with `--runner`: the program that runs it where there is no Python
 
 So an artifact is a bundle too, and `ksm_hw.masks.bundle.load_bundle` reads it.
 """
@@ -73,11 +74,13 @@ class Manifest:
         return self.tvm_target if self.device == "cpu" else self.tvm_target["host"]
 
 
-def write_artifact(folder: Path, manifest: Manifest, executable: "relax.VMExecutable", bundle: Bundle) -> None:
-    """Writes an artifact, whole or not at all.
+def write_artifact(
+    folder: Path, manifest: Manifest, executable: "relax.VMExecutable", bundle: Bundle, runner: bool = False
+) -> None:
+    """Writes an artifact, whole or not at all; with `runner` the program for boards without Python too.
 
     Raises:
-        UserError: the folder cannot be written, or there is no linker.
+        UserError: the folder cannot be written, or there is no linker, or what the runner needs is missing.
     """
     from ksm_hw.compiler.build import export_library
     from ksm_hw.compiler.linker import architecture_of
@@ -85,6 +88,10 @@ def write_artifact(folder: Path, manifest: Manifest, executable: "relax.VMExecut
     with written_folder(folder) as temporary:
         save_bundle(bundle, temporary)
         export_library(executable, temporary / LIBRARY, architecture_of(manifest.cpu))
+        if runner:
+            from ksm_hw.compiler.runner import add_runner
+
+            add_runner(temporary, manifest, bundle)
         files = {
             str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
             for path in sorted(temporary.rglob("*"))

@@ -5,12 +5,13 @@ session.switch("cars")
 logits = session.run(images)
 """
 
+import contextlib
 import os
 import platform
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from tvm.runtime.vm import VirtualMachine
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, task_of
 from ksm_hw.runtime.artifact import LIBRARY, Manifest, read_manifest
+from ksm_hw.runtime.cuda import require_cuda_gpu
 from ksm_hw.runtime.machine import available_cores, cpu_features
+from ksm_hw.runtime.opencl.load import load_opencl_runtime
 from ksm_hw.runtime.task_parameters import is_shared, task_parameters
 
 Weights = list[Any]  # Tensors on the device, in the order that `main` takes them.
@@ -74,11 +77,13 @@ class Session:
             raise UserError(f"keep={keep}: at least the current task's weights are held, so keep must be 1 or more.")
         manifest = read_manifest(folder)
         _check_machine(manifest)
+        prepare_device(manifest.device)
         bundle = load_bundle(folder)
         _use_threads(threads or min(manifest.cpu.get("num-cores", 1), available_cores()))
         device = tvm.runtime.device(manifest.device, 0)
         library = tvm.runtime.load_module(str((folder / LIBRARY).absolute()))
-        session = cls(manifest, bundle, VirtualMachine(library, device), device, keep, budget)
+        with _device_failures(manifest.device):
+            session = cls(manifest, bundle, VirtualMachine(library, device), device, keep, budget)
         session.switch(next(iter(session.packs)))
         return session
 
@@ -115,7 +120,7 @@ class Session:
         A switch that fails leaves the current task as it was.
 
         Raises:
-            UserError: there is no such task.
+            UserError: there is no such task, or the device fails.
         """
         task_of(self.packs, task)
         with self._lock:
@@ -139,7 +144,7 @@ class Session:
                 thread may have chosen.
 
         Raises:
-            UserError: the images have another shape or dtype, or there is no such task.
+            UserError: the images have another shape or dtype, there is no such task, or the device fails.
         """
         expected = self.manifest.input_shape
         if images.shape != expected or images.dtype != np.float32:
@@ -151,8 +156,9 @@ class Session:
             if task is not None:
                 self.switch(task)
             entry = self.manifest.tasks[self.task]
-            logits = self._machine[entry.main](tvm.runtime.tensor(images, self._device), *self._weights)
-            return logits.numpy()[:, : len(self.packs[self.task].classes)]
+            with _device_failures(self.manifest.device):
+                logits = self._machine[entry.main](tvm.runtime.tensor(images, self._device), *self._weights)
+                return logits.numpy()[:, : len(self.packs[self.task].classes)]
 
     def run_all(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The current task's logits of any number of images, float32 [M, classes]; a last batch is filled with zeros.
@@ -165,7 +171,7 @@ class Session:
 
     def measure_run(self, repeats: int) -> list[float]:
         """Seconds of each of `repeats` inferences of the current task, on images that stay on the device."""
-        with self._lock:
+        with self._lock, _device_failures(self.manifest.device):
             entry = self.manifest.tasks[self.task]
             images = tvm.runtime.tensor(np.zeros(self.manifest.input_shape, np.float32), self._device)
             evaluator = self._machine.module.time_evaluator(entry.main, self._device, number=1, repeat=repeats)
@@ -175,9 +181,10 @@ class Session:
         entry = self.manifest.tasks[task]
         if entry.rewrite is None:
             return self._parameters[task]
-        weights = list(self._machine[entry.rewrite](self._parameters[task]))
-        self._device.sync()
-        return weights
+        with _device_failures(self.manifest.device):
+            weights = list(self._machine[entry.rewrite](self._parameters[task]))
+            self._device.sync()
+            return weights
 
     def _hold(self, task: str, weights: Weights) -> None:
         self._kept[task] = weights
@@ -187,6 +194,15 @@ class Session:
 
     def _over_budget(self) -> bool:
         return self._budget is not None and sum(map(_bytes, self._kept.values())) > self._budget
+
+
+@contextlib.contextmanager
+def _device_failures(device: str) -> Iterator[None]:
+    """What TVM's runtime raises, such as a kernel that a driver does not compile, becomes a message for the user."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(f"The device '{device}' failed: {error}") from error
 
 
 def run_in_batches(
@@ -225,6 +241,18 @@ def _use_threads(threads: int) -> None:
     # The pool of a thread is made at its first parallel loop, and reads the most it may have from the environment.
     os.environ["TVM_NUM_THREADS"] = str(threads)
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
+
+
+def prepare_device(device: str) -> None:
+    """Makes a TVM device ready for use in this process.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if device == "cuda":
+        require_cuda_gpu()
+    if device == "opencl":
+        load_opencl_runtime()
 
 
 def _check_machine(manifest: Manifest) -> None:

@@ -187,25 +187,30 @@ def _mask_decoder(rows: int, columns: int) -> tvm.tirx.PrimFunc:
     """
     size = -(-rows * columns // 8)
 
-    @T.prim_func(private=True)
+    @T.prim_func(private=True, s_tir=True)
     def unpack_mask(
         bits: T.Buffer((size,), "uint8"),  # type: ignore[valid-type]
         scale_values: T.handle,
         row_start: T.Buffer((rows,), "int32"),  # type: ignore[valid-type]
         mask: T.Buffer((rows, columns), "float32"),  # type: ignore[valid-type]
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.is_scheduled": True, "tirx.noalias": True})
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
         zeros = T.int64()
         scale = T.match_buffer(scale_values, (zeros,), "float32")
-        for row in T.parallel(rows):
-            position = T.alloc_buffer((1,), "int32", scope="local")
-            position[0] = row_start[row]
-            for column in T.serial(columns):
-                index = T.meta_var(row * columns + column)
-                bit = T.meta_var(T.bitwise_and(T.shift_right(T.Cast("int32", bits[index // 8]), 7 - index % 8), 1))
-                mask[row, column] = T.if_then_else(
-                    bit == 1, T.float32(1), scale[T.min(T.Cast("int64", position[0]), zeros - 1)]
-                )
-                position[0] = position[0] + 1 - bit
+        for i in range(rows):
+            with T.sblock("row"):
+                row = T.axis.spatial(rows, i)
+                # Named, because what TVM finds by itself depends on `position`, which is not there outside the block.
+                T.reads(bits[0:size], scale[0:zeros], row_start[row])
+                T.writes(mask[row, 0:columns])
+                position = T.sblock_alloc_buffer((1,), "int32", scope="local")
+                position[0] = row_start[row]
+                for column in T.serial(columns):
+                    index = T.meta_var(row * columns + column)
+                    bit = T.meta_var(T.bitwise_and(T.shift_right(T.Cast("int32", bits[index // 8]), 7 - index % 8), 1))
+                    mask[row, column] = T.if_then_else(
+                        bit == 1, T.float32(1), scale[T.min(T.Cast("int64", position[0]), zeros - 1)]
+                    )
+                    position[0] = position[0] + 1 - bit
 
     return unpack_mask

@@ -9,7 +9,8 @@
 The first three run once for each layout of masks (`MaskLayout` of every layer), the last on the joined module.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -17,11 +18,12 @@ import tvm_ffi
 from tvm import relax
 from tvm.relax import transform
 from tvm.s_tir import dlight
+from tvm.s_tir.dlight.base import ScheduleRule
 
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout
-from tvm_passes.relax.schedules import cpu_rules
+from tvm_passes.relax.schedules import cpu_rules, gpu_rules
 
 MaskLayouts = Mapping[str, MaskLayout]
 
@@ -60,6 +62,7 @@ def fold_tasks(
     for name, masks in layouts.items():
         folded = _fold_one(network, masks, name)
         parameters = tuple(parameter.name for parameter in folded["main"].params[1:])
+        folded = _with_identifiers(folded)
         if not fused:
             folded = transform.LiftTransformParams()(folded)
         main = folded["main"].without_attr("global_symbol")
@@ -90,12 +93,37 @@ def _fold_one(network: tvm.IRModule, masks: MaskLayouts, name: str) -> tvm.IRMod
     return tvm.transform.Sequential([*fold, *layout])(network)
 
 
+def _with_identifiers(module: tvm.IRModule) -> tvm.IRModule:
+    """The module with parameters of `main` named as C names them: kernels for a GPU are source, and take the names."""
+    main = module["main"]
+    renamed = {variable: relax.Var(re.sub(r"\W", "_", variable.name), variable.ty) for variable in main.params}
+    body = main.bind_params(renamed).body
+    module.update_func(
+        module.get_global_var("main"), relax.Function(list(renamed.values()), body, main.ret_ty, attrs=main.attrs)
+    )
+    return module
+
+
 def _same(function: relax.Function, other: relax.Function) -> bool:
     return bool(tvm_ffi.structural_equal(function, other, map_free_vars=True))
 
 
-def schedule_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
-    """Phase kernels: from relax ops to scheduled loops, for a CPU target."""
+def schedule_kernels(
+    module: tvm.IRModule, target: tvm.target.Target, tuned: Sequence[ScheduleRule] = ()
+) -> tvm.IRModule:
+    """Phase kernels: from relax ops to scheduled loops, for a CPU or a GPU.
+
+    Args:
+        module: as `fold_tasks` leaves it.
+        target: what to schedule for.
+        tuned: rules that are asked before the target's own.
+    """
+    with target:
+        return dlight.ApplyDefaultSchedule(*tuned, *target_rules(target))(fuse_kernels(module, target))
+
+
+def fuse_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+    """The part of phase kernels before scheduling: from relax ops to fused loops."""
     kernels = [
         transform.LegalizeOps(),
         transform.AnnotateTIROpPattern(),
@@ -103,7 +131,11 @@ def schedule_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRM
         transform.FuseOps(),
         transform.FuseTIR(),
         transform.DeadCodeElimination(),
-        dlight.ApplyDefaultSchedule(*cpu_rules()),
     ]
     with target:
         return tvm.transform.Sequential(kernels)(module)
+
+
+def target_rules(target: tvm.target.Target) -> list[ScheduleRule]:
+    """The schedule rules for a target's class of devices, most specific first."""
+    return gpu_rules() if "gpu" in target.keys else cpu_rules()

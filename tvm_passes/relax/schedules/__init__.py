@@ -2,14 +2,35 @@
 
 from tvm.s_tir.dlight.base import ScheduleRule
 
+from tvm_passes.relax.schedules import gpu
 from tvm_passes.relax.schedules.concatenation import Concatenation
 from tvm_passes.relax.schedules.convolution import Convolution
 from tvm_passes.relax.schedules.dense import Dense
 from tvm_passes.relax.schedules.depthwise import DepthwiseConvolution
 from tvm_passes.relax.schedules.fallback import Fallback
+from tvm_passes.relax.schedules.mask_decoder import MaskDecoder
 from tvm_passes.relax.schedules.reduction import PixelReduction
 
 
 def cpu_rules() -> list[ScheduleRule]:
     """The rules for llvm targets, most specific first: `dlight.ApplyDefaultSchedule(*cpu_rules())`."""
-    return [DepthwiseConvolution(), Convolution(), Dense(), PixelReduction(), Concatenation(), Fallback()]
+    return [
+        DepthwiseConvolution(),
+        Convolution(),
+        Dense(),
+        PixelReduction(),
+        Concatenation(),
+        MaskDecoder(),
+        Fallback(),
+    ]
+
+
+def gpu_rules() -> list[ScheduleRule]:
+    """The rules for OpenCL and CUDA targets, most specific first."""
+    return [
+        gpu.DepthwiseConvolution(),
+        gpu.Convolution(),
+        gpu.Reduction(),
+        gpu.Concatenation(),
+        gpu.Fallback(),
+    ]

@@ -26,17 +26,20 @@ class FusedOperator:
     """What broadcasts the result to a larger shape, such as a squeeze-and-excitation's multiplication: one block."""
 
 
-def static_schedule(func: tirx.PrimFunc, target: Target, reduction: str | None = None) -> Schedule | None:
-    """A schedule of a function for an llvm target; None if it is for another, or a shape is not known.
+def static_schedule(
+    func: tirx.PrimFunc, target: Target, reduction: str | None = None, device: str = "cpu"
+) -> Schedule | None:
+    """A schedule of a function for a class of devices; None if the target is of another, or a shape is not known.
 
     Args:
         func: a sequence of loop nests with one block each, as TE writes it.
         target: of the function.
         reduction: where given, the axis kinds (see `axis_kinds`) of the one reduction that the function must have, as a
             regular expression. Looked up before a schedule is made, which takes milliseconds.
+        device: the class of targets that the schedule is for, `cpu` or `gpu`.
     """
     blocks = _statements(func)
-    if target.kind.name != "llvm" or not blocks:
+    if device not in target.keys or not blocks:
         return None
     if not all(isinstance(axis.dom.extent, tirx.IntImm) for block in blocks for axis in block.iter_vars):
         return None

@@ -27,7 +27,7 @@ class Concatenation(ScheduleRule):
         blocks = inline_maps(schedule)
         if len(blocks) != 1 or set(axis_kinds(schedule, blocks[0])) != {"S"}:
             return None
-        rank, starts = len(extents(schedule, blocks[0])), _input_starts(schedule, blocks[0])
+        rank, starts = len(extents(schedule, blocks[0])), input_starts(schedule, blocks[0])
         if rank < 3 or not starts:
             return None
         *outer, _, channels = schedule.get_loops(blocks[0])
@@ -38,7 +38,7 @@ class Concatenation(ScheduleRule):
         return schedule
 
 
-def _input_starts(schedule: Schedule, block: SBlockRV) -> list[int]:
+def input_starts(schedule: Schedule, block: SBlockRV) -> list[int]:
     """The output channels at which inputs begin, 0 included; empty if there are fewer than two."""
     statement, analyzer = schedule.get(block), Analyzer()
     channel = statement.iter_vars[-1].var

@@ -5,10 +5,12 @@ weights of the tile's channels once and broadcasts one input value a pixel. This
 which a row is an output pixel and a column an output channel.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from tvm import tirx
 from tvm.ir import TensorRegion
 from tvm.s_tir import Schedule
-from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
@@ -22,28 +24,52 @@ from tvm_passes.relax.schedules.blocks import (
     static_schedule,
     widest_vector,
 )
+from tvm_passes.relax.schedules.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.vector_unit import VectorUnit, vector_unit
 
 
-class Convolution(ScheduleRule):
+@dataclass(frozen=True)
+class Tiling:
+    """One way to compute a convolution.
+
+    Attributes:
+        pixels, channels: of a tile of the output, which is held in registers.
+        tasks: for each core; maps are cut only as far as it takes to have as many.
+        packed: a task copies its weights together first.
+    """
+
+    pixels: int
+    channels: int
+    tasks: int
+    packed: bool
+
+
+class Convolution(DesignSpaceRule):
     """Matches one NHWC convolution, with or without padding in front and elementwise operators behind it."""
 
-    def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
-        """The scheduled function, or None if it is no convolution of a known shape."""
-        schedule = static_schedule(func, target, "SSSSRRR")
-        if schedule is None:
-            return None
-        operator = fused_operator(schedule)
-        if operator is None or not is_convolution(schedule, operator.reduction):
-            return None
+    def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
+        """The convolution with each of `tilings`."""
+        matched = _match(func, target)
+        if matched is None:
+            return
         unit = vector_unit(target)
-        schedule_surroundings(schedule, operator, unit)
-        data = schedule.get(operator.reduction).reads[0].source
-        channels, *_window, depth = extents(schedule, operator.reduction)[3:]
-        groups = int(data.shape[3]) // depth
-        _flatten_pixels(schedule, operator)
-        _tile(schedule, operator, channels // groups, unit)
-        return schedule
+        n, y, x, channels, *_window, depth = extents(matched[0], matched[1].reduction)
+        groups = int(matched[0].get(matched[1].reduction).reads[0].source.shape[3]) // depth
+        for tiling in tilings(n * y * x, channels // groups, unit):
+            # Each candidate is made from a schedule of its own.
+            schedule, operator = _match(func, target) or matched
+            schedule_surroundings(schedule, operator, unit)
+            _flatten_pixels(schedule, operator)
+            _tile(schedule, operator, tiling, unit)
+            yield schedule
+
+
+def _match(func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
+    schedule = static_schedule(func, target, "SSSSRRR")
+    operator = fused_operator(schedule) if schedule is not None else None
+    if schedule is None or operator is None or not is_convolution(schedule, operator.reduction):
+        return None
+    return schedule, operator
 
 
 def is_convolution(schedule: Schedule, block: SBlockRV) -> bool:
@@ -93,27 +119,27 @@ def _flatten_pixels(schedule: Schedule, operator: FusedOperator) -> None:
     schedule.transform_block_layout(operator.output, lambda n, y, x, o: flat(n, y, x, o))
 
 
-def _tile(schedule: Schedule, operator: FusedOperator, group_channels: int, unit: VectorUnit) -> None:
+def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: VectorUnit) -> None:
     pixels, channels, *reduction = schedule.get_loops(operator.reduction)
-    tile_pixels, tile_channels = choose_tile(extent(schedule, pixels), group_channels, unit)
-    channel_tiles, inner_channels = schedule.split(channels, [None, tile_channels])
-    pixel_tiles, inner_pixels = schedule.split(pixels, [None, tile_pixels])
+    channel_tiles, inner_channels = schedule.split(channels, [None, tiling.channels])
+    pixel_tiles, inner_pixels = schedule.split(pixels, [None, tiling.pixels])
     # A task computes one tile of channels for many pixels; maps are cut only as far as all cores need it.
-    wanted_tasks = 4 * unit.cores
+    wanted_tasks = tiling.tasks * unit.cores
     cuts = smallest_divisor(extent(schedule, pixel_tiles), -(-wanted_tasks // extent(schedule, channel_tiles)))
     cut, tile = schedule.split(pixel_tiles, [cuts, None])
     schedule.reorder(channel_tiles, cut, tile, *reduction, inner_pixels, inner_channels)
     task = schedule.fuse(channel_tiles, cut)
     schedule.reverse_compute_at(operator.output, tile, preserve_unit_loops=True)
-    # In HWIO the weights of a channel tile lie a power of two apart and evict each other from the cache: copy them
-    # together once a task.
-    packed = schedule.cache_read(operator.reduction, 1, "global")
-    schedule.compute_at(packed, task, preserve_unit_loops=True)
-    schedule.vectorize(schedule.get_loops(packed)[-1])
+    if tiling.packed:
+        # In HWIO the weights of a channel tile lie a power of two apart and evict each other from the cache: copy them
+        # together once a task.
+        packed = schedule.cache_read(operator.reduction, 1, "global")
+        schedule.compute_at(packed, task, preserve_unit_loops=True)
+        schedule.vectorize(schedule.get_loops(packed)[-1])
     schedule.parallel(task)
     # Splits off the last tile, if the tiles run over the end, so that the others need no bounds check.
     schedule.annotate(tile, "pragma_loop_partition_hint", True)
-    lanes = widest_vector(tile_channels, unit.lanes)
+    lanes = widest_vector(tiling.channels, unit.lanes)
     for block in (operator.reduction, operator.output):
         *_, pixel_loop, channel_loop = schedule.get_loops(block)
         vectors, vector = schedule.split(channel_loop, [None, lanes])
@@ -124,8 +150,20 @@ def _tile(schedule: Schedule, operator: FusedOperator, group_channels: int, unit
     schedule.decompose_reduction(operator.reduction, reduction[0])
 
 
-def choose_tile(pixels: int, channels: int, unit: VectorUnit) -> tuple[int, int]:
-    """How many output pixels × output channels to hold in registers.
+def tilings(pixels: int, channels: int, unit: VectorUnit) -> list[Tiling]:
+    """The ways to compute a convolution that are worth a measurement, the one that is likely fastest first.
+
+    Args:
+        pixels: output pixels, of all images.
+        channels: output channels of a group.
+        unit: of the CPU.
+    """
+    tiles = ranked_tiles(pixels, channels, unit)[:16]
+    return [Tiling(*tile, tasks, packed) for tasks, packed in ((4, True), (1, True), (4, False)) for tile in tiles]
+
+
+def ranked_tiles(pixels: int, channels: int, unit: VectorUnit) -> list[tuple[int, int]]:
+    """How many output pixels × output channels to hold in registers, best first.
 
     The channels are a divisor of the axis, because a vector with a bounds check is slow. The best tile does most useful
     multiply-adds a cycle on a core that starts two of them and two loads a cycle and takes four cycles to finish one. A
@@ -150,4 +188,4 @@ def choose_tile(pixels: int, channels: int, unit: VectorUnit) -> tuple[int, int]
         for tile_pixels in range(1, min(pixels, 14) + 1)
         if tile_pixels == 1 or tile_pixels * vectors <= unit.registers * 3 // 4
     ]
-    return max(candidates, key=lambda tile: speed(*tile))
+    return sorted(candidates, key=lambda tile: speed(*tile), reverse=True)

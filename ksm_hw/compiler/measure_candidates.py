@@ -1,0 +1,214 @@
+"""Building and measuring schedules that a tuner tries: on boards, or on this machine.
+
+Both happen in processes that stay alive from one schedule to the next, because they import TVM for seconds and build a
+schedule in a fraction of one. A schedule that crashes its process, or takes too long, costs that process only.
+"""
+
+import gc
+import itertools
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import rpc
+from tvm.s_tir import Schedule
+from tvm.s_tir.meta_schedule.arg_info import ArgInfo
+from tvm.support.popen_pool import PopenPoolExecutor
+
+from ksm_hw.compiler.build import build_executable, export_library
+from ksm_hw.compiler.linker import architecture_of, linker_command
+from ksm_hw.compiler.targets import CompileTarget
+from ksm_hw.errors import UserError
+from ksm_hw.runtime.board import WAIT, BoardAddress, known_boards
+from ksm_hw.runtime.session import prepare_device
+
+SECONDS = 60.0  # That one schedule may take to build, and to measure.
+BUILDERS = 2
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What came of one schedule: the seconds of its runs, or why there are none."""
+
+    seconds: tuple[float, ...] = ()
+    error: str = ""
+
+
+class CandidateMeasurer:
+    """Builds and measures schedules. A context: its processes end with it."""
+
+    def __init__(self, target: CompileTarget, board: BoardAddress | None, wait: float = WAIT) -> None:
+        """Takes as many boards as the tracker knows of the address's key now; this machine without an address.
+
+        Args:
+            target: what to build for.
+            board: where to measure; this machine without.
+            wait: seconds that boards which are all gone may take to come back.
+
+        Raises:
+            UserError: there is no linker for the target, or the tracker does not answer, or knows no such board.
+        """
+        linker_command(architecture_of(target.cpu))
+        self._target, self._board, self._wait = target, board, wait
+        self.boards = self._wait_for_boards(0)
+        self._folder = tempfile.TemporaryDirectory(prefix="ksm-hw-tune-")
+        self._numbers = itertools.count()
+        self._builders = _pool(BUILDERS)
+        self._measurers = _pool(self.boards)
+        self._pending: list[Future[Any]] = []
+
+    def __enter__(self) -> "CandidateMeasurer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for future in self._pending:
+            future.cancel()
+        for pool in (self._builders, self._measurers):
+            pool.shutdown()
+        self._folder.cleanup()
+
+    def measure(self, schedules: Sequence[Schedule], arguments: Sequence[Sequence[ArgInfo]]) -> Iterator[Measurement]:
+        """Measures schedules, each with what its function takes; yields in their order, each as soon as it is there.
+
+        Raises:
+            UserError: all boards are gone.
+        """
+        paths = [Path(self._folder.name) / f"candidate{next(self._numbers)}.so" for _ in schedules]
+        builds = [
+            self._builders.submit(
+                _build, schedule.mod, dict(self._target.tvm), self._target.architectures, self._architecture, str(path)
+            )
+            for schedule, path in zip(schedules, paths, strict=True)
+        ]
+        self._pending = builds
+        errors = (_outcome(build)[1] for build in builds)
+        if self._board is None:
+            errors = iter(list(errors))  # A build beside it would disturb a measurement on this machine.
+        measurements = []
+        for error, path, infos in zip(errors, paths, arguments, strict=True):
+            tensors = [(str(info.dtype), tuple(map(int, info.shape))) for info in infos]
+            measurements.append((error, path, tensors, None if error else self._submit(path, tensors)))
+        for error, path, tensors, future in measurements:
+            yield self._measured(path, tensors, future) if future is not None else Measurement(error=error)
+            path.unlink(missing_ok=True)
+
+    @property
+    def _architecture(self) -> str:
+        return architecture_of(self._target.cpu)
+
+    def _submit(self, path: Path, tensors: list[tuple[str, tuple[int, ...]]]) -> "Future[list[float]]":
+        future: Future[list[float]] = self._measurers.submit(
+            measure_library, str(path), self._target.device, tensors, self._board
+        )
+        self._pending.append(future)
+        return future
+
+    def _measured(
+        self, path: Path, tensors: list[tuple[str, tuple[int, ...]]], future: "Future[list[float]]"
+    ) -> Measurement:
+        seconds, error = _outcome(future)
+        if error:
+            # The board may have gone, which is not the schedule's fault.
+            self._wait_for_boards(self._wait)
+            seconds, error = _outcome(self._submit(path, tensors))
+        if error:
+            self._wait_for_boards(self._wait)
+            return Measurement(error=error)
+        return Measurement(tuple(seconds))
+
+    def _wait_for_boards(self, seconds: float) -> int:
+        """How many boards there are."""
+        if self._board is None or self._board.tracker is None:
+            return 1
+        end = time.monotonic() + seconds
+        while True:
+            known = known_boards(self._board.tracker)
+            if count := sum(board.key == self._board.key for board in known):
+                return count
+            if time.monotonic() >= end:
+                keys = sorted({board.key for board in known})
+                raise UserError(
+                    f"No board {self._board} is there. The tracker knows: {', '.join(keys) or 'none'}. Start it with "
+                    "`ksm-hw board serve`; the same command then goes on from what was measured."
+                )
+            time.sleep(0.5)
+
+
+def _pool(workers: int) -> PopenPoolExecutor:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    # TVM's code generation keeps some memory of every schedule.
+    return PopenPoolExecutor(workers, SECONDS, maximum_process_uses=500, **quiet)
+
+
+def _outcome(future: "Future[Any]") -> tuple[Any, str]:
+    """What a process returned, or why it did not."""
+    try:
+        return future.result(), ""
+    except TimeoutError:
+        return None, f"it took longer than {SECONDS:.0f} s"
+    except ChildProcessError:
+        return None, "its process crashed"
+    except Exception as error:
+        return None, (str(error).strip().splitlines() or [repr(error)])[-1]
+
+
+def _build(
+    module: tvm.IRModule, target: Mapping[str, Any], architectures: Sequence[str], architecture: str, path: str
+) -> None:
+    """Runs in a builder."""
+    tvm_target = tvm.target.Target(dict(target))
+    with tvm_target:
+        executable = build_executable(module, tvm_target, architectures)
+    # Linked here, not on the board, which has no linker.
+    export_library(executable, Path(path), architecture)
+
+
+def measure_library(
+    path: str, device_type: str, tensors: Sequence[tuple[str, tuple[int, ...]]], board: BoardAddress | None
+) -> list[float]:
+    """Measures the function `main` of a library on a board, or in this process.
+
+    Args:
+        path: of the library.
+        device_type: as TVM names it.
+        tensors: dtype and shape of the function's arguments, which are filled with random numbers.
+        board: where; this machine without.
+
+    Returns:
+        Seconds of a run, three times, each the mean of at least 50 ms.
+    """
+    if board is None:
+        prepare_device(device_type)
+        session = rpc.LocalSession()
+    elif board.tracker is not None:
+        session = rpc.connect_tracker(*board.tracker).request(board.key, session_timeout=SECONDS)
+    else:
+        assert board.host is not None
+        session = rpc.connect(*board.host, board.key, session_timeout=SECONDS)
+    try:
+        return _timed(session, Path(path), device_type, tensors)
+    finally:
+        # The board is free again when nothing refers to the session.
+        del session
+        gc.collect()
+
+
+def _timed(session: Any, path: Path, device_type: str, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[float]:
+    session.upload(str(path), path.name)
+    module = session.load_module(path.name)
+    device = session.device(device_type, 0)
+    fill = session.get_function("tvm.contrib.random.random_fill_for_measure")
+    arguments = []
+    for dtype, shape in tensors:
+        arguments.append(tvm.runtime.empty(shape, dtype, device))
+        fill(arguments[-1])
+    evaluator = module.time_evaluator("main", device, number=1, repeat=3, min_repeat_ms=50)
+    seconds = [float(run) for run in evaluator(*arguments).results]
+    session.remove(path.name)
+    return seconds

@@ -1,0 +1,267 @@
+"""Tuning: the schedules of a network's operators are measured where they will run, and the fastest are kept.
+
+The operators are those of the backbone: masks are folded into weights, which are arguments of operators. So what is
+tuned with the tasks of one bundle serves every task of the backbone, at the same batch and image size.
+
+An operator's candidates are those of its schedule rule (`DesignSpaceRule`). Its default is always measured first, so
+that no operator ends slower than untuned. MetaSchedule's XGBoost model, trained on what was measured, ranks the others;
+the next ones measured are of the operator that has most to gain.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tvm.s_tir import Schedule
+from tvm.s_tir.meta_schedule.cost_model import XGBModel
+from tvm.s_tir.meta_schedule.database import TuningRecord, Workload
+from tvm.s_tir.meta_schedule.runner import RunnerResult
+from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
+
+from ksm_hw.compiler.compile import main_functions
+from ksm_hw.compiler.measure_candidates import CandidateMeasurer, Measurement
+from ksm_hw.compiler.operators import Operator, find_operators, key_of, seconds_of
+from ksm_hw.compiler.targets import CompileTarget
+from ksm_hw.compiler.tuning_records import TuningRecords, create_records
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle
+from ksm_hw.runtime.board import WAIT, BoardAddress
+from tvm_passes.relax.schedules.tuned import LONGEST_RUN
+
+BATCH = 8  # Candidates between two decisions, for each board.
+WARM_UP = 64  # Measurements before the model's opinion counts; until then the order of the rule's own model.
+FIRST_FAILURES = 16  # So many failures and no success: something is wrong with all.
+FAILED = 1e10  # Seconds that MetaSchedule writes for a measurement that failed.
+
+
+@dataclass(frozen=True)
+class TuneProgress:
+    """Where a tune is.
+
+    Attributes:
+        done: trials so far, those of earlier runs of the command included; `total` all that there will be at most.
+        failed: those of `done` without a result; `error` is what the last of them said, or "".
+        seconds_left: an estimate.
+        latency: seconds of the best schedules so far, summed over all calls of the operators; None until each operator
+            has a result.
+        boards: that measure at once.
+    """
+
+    done: int
+    total: int
+    failed: int
+    error: str
+    seconds_left: float
+    latency: float | None
+    boards: int
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a tune ended with.
+
+    Attributes:
+        operators: how many different ones were tuned.
+        trials: all in the records; `measured` by this run; `failed` those of `trials` without a result.
+        latency: as in `TuneProgress`; `default_latency` the same of the schedules that are taken without tuning.
+    """
+
+    operators: int
+    trials: int
+    measured: int
+    failed: int
+    latency: float | None
+    default_latency: float | None
+
+
+def tune(
+    bundle: Bundle,
+    target: CompileTarget,
+    output: Path,
+    *,
+    trials: int,
+    board: BoardAddress | None = None,
+    batch: int = 1,
+    wait: float = WAIT,
+    on_progress: Callable[[TuneProgress], None] = lambda progress: None,
+) -> TuneResult:
+    """Measures schedules of the operators of a bundle's backbone, and writes the records for `compile --tuned`.
+
+    Every measurement is written at once. What is in the records already is not measured again, so that the same call
+    goes on after a stop. The tune serves every task of the backbone.
+
+    Args:
+        bundle: any tasks of the backbone.
+        target: what to tune for.
+        output: folder of the records.
+        trials: measurements in all. A tune ends earlier when there is no candidate left.
+        board: where to measure: all boards of the key at once; this machine without.
+        batch: images an inference.
+        wait: seconds that boards which are all gone may take to come back.
+        on_progress: called after each trial.
+
+    Raises:
+        UserError: the first trials all failed, with what the last of them said; all boards are gone; `output` holds
+            something else, or records of another target or version of TVM; and as `compile_bundle`.
+    """
+    records = create_records(output, target)
+    operators = find_operators(main_functions(bundle, batch), target, records)
+    with CandidateMeasurer(target, board, wait) as measurer:
+        search = _Search(records, operators, measurer, trials, on_progress)
+        return search.run()
+
+
+class _Search:
+    """A tune under way."""
+
+    def __init__(
+        self,
+        records: TuningRecords,
+        operators: list[Operator],
+        measurer: CandidateMeasurer,
+        trials: int,
+        on_progress: Callable[[TuneProgress], None],
+    ) -> None:
+        self.records, self.operators, self.measurer, self.trials = records, operators, measurer, trials
+        self.on_progress = on_progress
+        self.measured, self.error, self.start = 0, "", time.monotonic()
+        self.failures: list[TuningRecord] = []  # Not written until a trial succeeds: the fault may be outside.
+        self.random = np.random.default_rng(self.done)
+        self.model = XGBModel(num_warmup_samples=0)
+        self._learn_records()
+
+    @property
+    def done(self) -> int:
+        return sum(len(operator.tried) for operator in self.operators)
+
+    @property
+    def failed(self) -> int:
+        return sum(seconds == float("inf") for operator in self.operators for seconds in operator.tried.values())
+
+    def run(self) -> TuneResult:
+        """Measures until there are enough trials, or nothing is left to try."""
+        while batch := self._next_batch():
+            self._measure(batch)
+        if self.failed == self.done:
+            raise self._all_failed()
+        return TuneResult(
+            operators=len(self.operators),
+            trials=self.done,
+            measured=self.measured,
+            failed=self.failed,
+            latency=self._latency(lambda operator: operator.best),
+            default_latency=self._latency(lambda operator: operator.tried.get(key_of(operator.default), float("inf"))),
+        )
+
+    def _next_batch(self) -> list[tuple[Operator, Schedule]]:
+        size = min(BATCH * self.measurer.boards, self.trials - self.done)
+        if size <= 0:
+            return []
+        defaults = [
+            (operator, operator.default)
+            for operator in self.operators
+            if key_of(operator.default) not in operator.tried
+        ]
+        if defaults:
+            return defaults[:size]
+        for operator in sorted(self.operators, key=self._gain, reverse=True):
+            if untried := operator.untried():
+                return [(operator, schedule) for schedule in self._most_promising(operator, untried)[:size]]
+        return []
+
+    def _gain(self, operator: Operator) -> float:
+        """What an operator takes of the network's time, for each of its trials."""
+        longest = max((other.best for other in self.operators if other.best < float("inf")), default=1.0)
+        return operator.calls * min(operator.best, longest) / len(operator.tried)
+
+    def _most_promising(self, operator: Operator, untried: list[Schedule]) -> list[Schedule]:
+        """The candidates by the model's opinion, every fourth at random: the model learns from surprises."""
+        if self.model.data_size < WARM_UP:
+            return untried
+        scores = self.model.predict(operator.context, [self._candidate(operator, schedule) for schedule in untried])
+        ranked = [untried[index] for index in np.argsort(-scores)]
+        for place in range(3, len(ranked), 4):
+            other = int(self.random.integers(place, len(ranked)))
+            ranked[place], ranked[other] = ranked[other], ranked[place]
+        return ranked
+
+    def _measure(self, batch: list[tuple[Operator, Schedule]]) -> None:
+        schedules = [schedule for _, schedule in batch]
+        arguments = [operator.arguments for operator, _ in batch]
+        measurements = []
+        try:
+            for (operator, schedule), measurement in zip(
+                batch, self.measurer.measure(schedules, arguments), strict=True
+            ):
+                measurements.append(measurement)
+                self._note(operator, schedule, measurement)
+                if self.failed == self.done >= FIRST_FAILURES:
+                    raise self._all_failed()
+        finally:
+            self.records.write_header(self.done - len(self.failures), self.failed - len(self.failures))
+        for operator in dict.fromkeys(operator for operator, _ in batch):
+            self._learn(
+                operator,
+                [
+                    (schedule, measurement.seconds)
+                    for (other, schedule), measurement in zip(batch, measurements, strict=True)
+                    if other is operator and not measurement.error
+                ],
+            )
+
+    def _note(self, operator: Operator, schedule: Schedule, measurement: Measurement) -> None:
+        """Writes a trial into the records, and tells of it."""
+        runs = list(measurement.seconds) or [FAILED]
+        operator.tried[key_of(schedule)] = seconds_of(runs)
+        target = operator.context.target
+        self.failures.append(TuningRecord(schedule.trace, operator.workload, runs, target, operator.arguments))
+        if self.failed < self.done:
+            for record in self.failures:
+                self.records.database.commit_tuning_record(record)
+            self.failures.clear()
+        self.measured += 1
+        self.error = measurement.error or self.error
+        each = (time.monotonic() - self.start) / self.measured
+        self.on_progress(
+            TuneProgress(
+                done=self.done,
+                total=self.trials,
+                failed=self.failed,
+                error=self.error,
+                seconds_left=each * (self.trials - self.done),
+                latency=self._latency(lambda operator: operator.best),
+                boards=self.measurer.boards,
+            )
+        )
+
+    def _latency(self, seconds: Callable[[Operator], float]) -> float | None:
+        total = sum(operator.calls * seconds(operator) for operator in self.operators)
+        return total if total < float("inf") else None
+
+    def _learn_records(self) -> None:
+        workloads = {operator.workload: operator for operator in self.operators}
+        known: dict[Workload, list[tuple[Schedule, Sequence[float]]]] = {}
+        for record in self.records.database.get_all_tuning_records():
+            if record.workload in workloads and seconds_of(record.run_secs) < LONGEST_RUN:
+                schedule = record.as_measure_candidate().sch
+                known.setdefault(record.workload, []).append((schedule, record.run_secs))
+        for workload, results in known.items():
+            self._learn(workloads[workload], results)
+
+    def _learn(self, operator: Operator, results: Sequence[tuple[Schedule, Sequence[float]]]) -> None:
+        """Trains the model."""
+        if results:
+            candidates = [self._candidate(operator, schedule) for schedule, _ in results]
+            seconds = [RunnerResult([float(run) for run in runs], None) for _, runs in results]
+            self.model.update(operator.context, candidates, seconds)
+
+    def _candidate(self, operator: Operator, schedule: Schedule) -> MeasureCandidate:
+        return MeasureCandidate(schedule, operator.arguments)
+
+    def _all_failed(self) -> UserError:
+        return UserError(
+            f"All {self.done} trials failed, so nothing was recorded. The last one said: {self.error}. Check that the "
+            "target is that of the board (`ksm-hw targets`)."
+        )

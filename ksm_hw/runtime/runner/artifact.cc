@@ -1,0 +1,105 @@
+#include "artifact.h"
+
+#include <tvm/ffi/container/array.h>
+#include <tvm/ffi/container/map.h>
+#include <tvm/ffi/function.h>
+#include <tvm/ffi/string.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "error.h"
+
+namespace ksm {
+namespace {
+
+namespace ffi = tvm::ffi;
+using Object = ffi::Map<ffi::Any, ffi::Any>;
+using List = ffi::Array<ffi::Any>;
+
+ffi::Any Field(const Object& object, const char* name) { return object.at(ffi::String(name)); }
+
+std::string Text(const Object& object, const char* name) { return Field(object, name).cast<ffi::String>(); }
+
+template <typename Number>
+std::vector<Number> Numbers(const Object& object, const char* name) {
+  std::vector<Number> numbers;
+  for (const ffi::Any& number : Field(object, name).cast<List>()) numbers.push_back(number.cast<Number>());
+  return numbers;
+}
+
+template <size_t count>
+std::array<float, count> Floats(const Object& object, const char* name) {
+  const std::vector<double> numbers = Numbers<double>(object, name);
+  std::array<float, count> floats;
+  for (size_t index = 0; index < count; ++index) floats[index] = static_cast<float>(numbers.at(index));
+  return floats;
+}
+
+Preprocessing ReadPreprocessing(const Object& object) {
+  return {Field(object, "image_size").cast<int>(), Field(object, "resize_to").cast<int>(),
+          Text(object, "interpolation") == "bicubic", Floats<3>(object, "mean"), Floats<3>(object, "std")};
+}
+
+Task ReadTask(const std::string& name, const Object& object) {
+  Task task{name, {}, ReadPreprocessing(Field(object, "preprocessing").cast<Object>()), Text(object, "main"), "", {}};
+  for (const ffi::Any& label : Field(object, "classes").cast<List>()) task.classes.push_back(label.cast<ffi::String>());
+  if (ffi::Any rewrite = Field(object, "rewrite"); rewrite != nullptr) task.rewrite = rewrite.cast<ffi::String>();
+  for (const ffi::Any& parameter : Field(object, "parameters").cast<List>()) {
+    Object array = parameter.cast<Object>();
+    task.parameters.push_back({Text(array, "file"), Field(array, "offset").cast<int64_t>(), Text(array, "dtype"),
+                               Numbers<int64_t>(array, "shape"), Field(array, "code_bits").cast<int>(),
+                               Floats<2>(array, "code_range")});
+  }
+  return task;
+}
+
+Artifact ReadObject(const std::string& folder, const Object& object) {
+  Artifact artifact{folder,
+                    Text(object, "device"),
+                    Text(object, "cpu"),
+                    Field(object, "cores").cast<int>(),
+                    Numbers<int64_t>(object, "input_shape"),
+                    Numbers<int64_t>(object, "output_shape").at(1),
+                    Field(object, "library_bytes").cast<int64_t>(),
+                    {}};
+  // A list, and no object: the order of the tasks stays.
+  for (const ffi::Any& entry : Field(object, "tasks").cast<List>()) {
+    Object task = entry.cast<Object>();
+    artifact.tasks.push_back(ReadTask(Text(task, "task"), task));
+  }
+  if (artifact.input_shape.size() != 4 || artifact.tasks.empty()) throw std::runtime_error("it describes no task");
+  return artifact;
+}
+
+}  // namespace
+
+Artifact ReadArtifact(const std::string& folder) {
+  const std::string path = folder + "/runner/runner.json";
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    throw UserError("No artifact with a runner at " + folder + ": " + path +
+                    " is missing. Make one with `ksm-hw compile --runner`.");
+  }
+  std::ostringstream content;
+  content << file.rdbuf();
+  try {
+    ffi::Function parse = ffi::Function::GetGlobalRequired("ffi.json.Parse");
+    return ReadObject(folder, parse(ffi::String(content.str())).cast<Object>());
+  } catch (const std::exception& error) {
+    throw UserError(path + " is damaged (" + error.what() + "). Copy the artifact again.");
+  }
+}
+
+const Task& TaskOf(const Artifact& artifact, const std::string& name) {
+  if (name.empty() && artifact.tasks.size() == 1) return artifact.tasks.front();
+  std::string names;
+  for (const Task& task : artifact.tasks) {
+    if (task.name == name) return task;
+    names += (names.empty() ? "" : ", ") + task.name;
+  }
+  if (name.empty()) throw UserError("The artifact holds several tasks; give one with --task: " + names + ".");
+  throw UserError("No task named '" + name + "'. There are: " + names + ".");
+}
+
+}  // namespace ksm

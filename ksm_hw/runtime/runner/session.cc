@@ -1,0 +1,134 @@
+#include "session.h"
+
+#include <dlfcn.h>
+#include <tvm/ffi/any.h>
+#include <tvm/ffi/container/array.h>
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/function.h>
+#include <tvm/ffi/optional.h>
+#include <tvm/ffi/string.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "error.h"
+#include "stored_arrays.h"
+
+namespace ksm {
+namespace {
+
+namespace ffi = tvm::ffi;
+
+// TVM is called through its registered functions alone: they cross libraries as plain C, so that the program may be
+// compiled with another C++ standard library than TVM was.
+template <typename... Arguments>
+ffi::Any Call(const char* name, Arguments&&... arguments) {
+  return ffi::Function::GetGlobalRequired(name)(std::forward<Arguments>(arguments)...);
+}
+
+DLDevice DeviceOf(const Artifact& artifact) {
+  if (artifact.device == "cpu") return {kDLCPU, 0};
+  const std::string library = "libtvm_runtime_" + artifact.device + ".so";
+  if (dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
+    throw UserError("The artifact is for " + artifact.device + ", whose runtime cannot be loaded (" + dlerror() +
+                    "). Put " + library + " beside ksm-runner.");
+  }
+  return {kDLOpenCL, 0};
+}
+
+// The system's loader dies of a library that is truncated.
+void CheckLibrary(const std::string& path, int64_t bytes) {
+  std::error_code missing;
+  const auto found = std::filesystem::file_size(path, missing);
+  if (missing) throw UserError("The artifact lacks " + path + ". It was copied incompletely; copy it again.");
+  if (static_cast<int64_t>(found) != bytes) {
+    throw UserError(path + " has " + std::to_string(found) + " bytes; expected " + std::to_string(bytes) +
+                    ". It was copied incompletely; copy the artifact again.");
+  }
+}
+
+// TVM's virtual machine, a module.
+ffi::Any LoadMachine(const Artifact& artifact, DLDevice device) {
+  const std::string path = artifact.folder + "/model.so";
+  CheckLibrary(path, artifact.library_bytes);
+  try {
+    ffi::Any library = Call("ffi.ModuleLoadFromFile", ffi::String(path));
+    ffi::Any load = Call("ffi.ModuleGetFunction", library, ffi::String("vm_load_executable"), true);
+    ffi::Any machine = load.cast<ffi::Function>()();
+    ffi::Any initialise = Call("ffi.ModuleGetFunction", machine, ffi::String("vm_initialization"), true);
+    constexpr int kPooled = 2;
+    if (device.device_type == kDLCPU) {
+      initialise.cast<ffi::Function>()(static_cast<int>(kDLCPU), 0, kPooled);
+    } else {
+      // The last device is the CPU, for what runs beside the kernels.
+      initialise.cast<ffi::Function>()(static_cast<int>(device.device_type), device.device_id, kPooled,
+                                       static_cast<int>(kDLCPU), 0, kPooled);
+    }
+    return machine;
+  } catch (const std::exception& error) {
+    throw UserError("Cannot load " + path + " (" + error.what() +
+                    "). It is damaged or for another kind of machine; copy the artifact again, or compile it for this.");
+  }
+}
+
+}  // namespace
+
+struct Session::Device {
+  const DLDevice device;
+  const ffi::Any machine;
+  StoredArrays arrays;
+  const ffi::Tensor images;
+  ffi::Tensor logits;
+  ffi::Function main;
+  ffi::Array<ffi::Tensor> weights;
+
+  ffi::Function FunctionOf(const std::string& name) const {
+    return Call("ffi.ModuleGetFunction", machine, ffi::String(name), true).cast<ffi::Function>();
+  }
+  void Synchronise() const { Call("runtime.Device_StreamSync", device, 0); }
+
+  static std::unique_ptr<Device> Load(const Artifact& artifact, int threads) {
+    // A pool of threads reads the most it may have from the environment, when the first parallel loop makes it.
+    setenv("TVM_NUM_THREADS", std::to_string(threads).c_str(), 1);
+    Call("runtime.config_threadpool", 1, threads);
+    const DLDevice device = DeviceOf(artifact);
+    const ffi::Tensor images = EmptyTensor(artifact.input_shape, "float32", device);
+    const ffi::Tensor logits = EmptyTensor({artifact.input_shape[0], artifact.output_classes}, "float32", device);
+    return std::unique_ptr<Device>(new Device{
+        device, LoadMachine(artifact, device), StoredArrays(artifact.folder, device), images, logits, {}, {}});
+  }
+};
+
+Session::Session(const Artifact& artifact, int threads) : device_(Device::Load(artifact, threads)) {}
+
+Session::~Session() = default;
+
+void Session::Switch(const Task& task) {
+  ffi::Array<ffi::Tensor> weights;
+  for (const StoredArray& array : task.parameters) weights.push_back(device_->arrays.Tensor(array));
+  if (!task.rewrite.empty()) {
+    weights = device_->FunctionOf(task.rewrite)(weights).cast<ffi::Array<ffi::Tensor>>();
+    device_->Synchronise();
+  }
+  device_->main = device_->FunctionOf(task.main);
+  device_->weights = weights;
+}
+
+std::vector<float> Session::Run(const std::vector<float>& images) {
+  CopyFromBytes(device_->images, images.data(), images.size() * sizeof(float));
+  RunAgain();
+  std::vector<float> logits(device_->logits.numel());
+  CopyToBytes(device_->logits, logits.data(), logits.size() * sizeof(float));
+  return logits;
+}
+
+void Session::RunAgain() {
+  std::vector<ffi::AnyView> arguments{device_->images};
+  for (const ffi::Tensor& weight : device_->weights) arguments.emplace_back(weight);
+  ffi::Any logits;
+  device_->main.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &logits);
+  device_->Synchronise();
+  device_->logits = logits.cast<ffi::Tensor>();
+}
+
+}  // namespace ksm

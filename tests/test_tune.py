@@ -1,0 +1,260 @@
+"""Tuning: on this machine, over the real tracker and server, on the emulated arm64 board; and what can go wrong."""
+
+import dataclasses
+import datetime
+import json
+import re
+import shutil
+from pathlib import Path
+
+import board_processes
+import numpy as np
+import pytest
+import tvm
+from board_processes import needs_emulated_board
+from random_tasks import random_bundle
+from tvm import relax
+from tvm.s_tir.meta_schedule.database import TuningRecord
+from tvm.target.codegen import llvm_get_system_cpu
+
+from ksm_hw.compiler.compile import compile_bundle
+from ksm_hw.compiler.targets import load_target
+from ksm_hw.compiler.tune import TuneProgress, TuneResult, tune
+from ksm_hw.compiler.tuning_records import open_records, read_header
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle
+from ksm_hw.report.verify import verify
+from ksm_hw.runtime.board import BoardAddress
+from tvm_passes.relax.pipeline import fuse_kernels, schedule_kernels
+from tvm_passes.relax.schedules.convolution import Convolution
+from tvm_passes.relax.schedules.dense import Dense
+from tvm_passes.relax.schedules.depthwise import DepthwiseConvolution
+from tvm_passes.relax.schedules.tuned import TunedSchedule
+
+HOST = tvm.target.Target({"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": 2})
+RECORDS = "database_tuning_record.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    folder: Path
+    result: TuneResult
+    progress: list[TuneProgress]
+
+
+def only(bundle: Bundle, task: str) -> Bundle:
+    return dataclasses.replace(bundle, packs={task: bundle.packs[task]})
+
+
+@pytest.fixture(scope="module")
+def tuned(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    """A tune of one of the tasks on this machine; read only."""
+    folder = tmp_path_factory.mktemp("tuned")
+    progress: list[TuneProgress] = []
+    result = tune(only(bundle, "kernel-task"), load_target("host"), folder, trials=20, on_progress=progress.append)
+    return Tuned(folder, result, progress)
+
+
+def test_all_trials_are_measured_and_the_progress_tells_of_each(tuned: Tuned) -> None:
+    assert (tuned.result.trials, tuned.result.measured, tuned.result.failed) == (20, 20, 0)
+    assert [step.done for step in tuned.progress] == list(range(1, 21))
+    last = tuned.progress[-1]
+    assert (last.total, last.failed, last.seconds_left, last.error) == (20, 0, 0, "")
+    latencies = [step.latency for step in tuned.progress if step.latency is not None]
+    assert latencies == sorted(latencies, reverse=True) and latencies[-1] == tuned.result.latency
+    # The defaults come first, so that the first latency is theirs, and nothing ends slower.
+    assert len(latencies) == 20 - tuned.result.operators + 1
+    assert latencies[0] == tuned.result.default_latency
+
+
+def test_the_header_says_what_was_tuned(tuned: Tuned) -> None:
+    header = read_header(tuned.folder)
+    assert (header["target"], header["tvm_target"]) == ("host", load_target("host").tvm)
+    assert (header["tvm_version"], header["trials"], header["failed"]) == (tvm.__version__, 20, 0)
+    age = datetime.datetime.now(datetime.timezone.utc) - datetime.datetime.fromisoformat(header["date"])
+    assert datetime.timedelta(0) <= age < datetime.timedelta(hours=1)
+    assert len((tuned.folder / RECORDS).read_text().splitlines()) == 20
+
+
+def test_the_same_command_measures_nothing_again(bundle: Bundle, tuned: Tuned) -> None:
+    before = (tuned.folder / RECORDS).read_text()
+    # Another task of the backbone has the same operators.
+    result = tune(only(bundle, "other-task"), load_target("host"), tuned.folder, trials=20)
+    assert (result.trials, result.measured, result.latency) == (20, 0, tuned.result.latency)
+    assert (tuned.folder / RECORDS).read_text() == before
+
+
+def test_records_of_one_task_serve_every_task(bundle: Bundle, tuned: Tuned, tmp_path: Path) -> None:
+    steps: list[str] = []
+    (artifact,) = compile_bundle(
+        bundle, load_target("host"), tmp_path / "artifact", tuned=tuned.folder, on_step=steps.append
+    )
+    (applied,) = (int(found[1]) for step in steps if (found := re.match(r"(\d+) operators with tuned", step)))
+    # The head has the outputs of the task with most classes; all the rest is the same.
+    assert applied >= tuned.result.operators - 1
+    results = verify(artifact)
+    assert [result.task for result in results] == ["kernel-task", "element-task", "other-task"]
+    assert all(result.passed for result in results), results
+
+
+def test_the_fastest_record_is_taken_and_a_failed_one_is_none(bundle: Bundle, tuned: Tuned, tmp_path: Path) -> None:
+    folder = shutil.copytree(tuned.folder, tmp_path / "tuned")
+    lines = [json.loads(line) for line in (folder / RECORDS).read_text().splitlines()]
+
+    def written(seconds: list[float]) -> list[TuningRecord]:
+        for line, one in zip(lines, seconds, strict=True):
+            line[1][1] = [one]
+        (folder / RECORDS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return list(open_records(folder, load_target("host")).database.get_all_tuning_records())
+
+    for sign in (1, -1):
+        records = written([1 + sign * index / 100 for index in range(len(lines))])
+        rule = TunedSchedule(open_records(folder, load_target("host")).database)
+        for record in records:
+            rivals = [other for other in records if other.workload.mod.same_as(record.workload.mod)]
+            fastest = min(rivals, key=lambda one: float(one.run_secs[0]))
+            schedule = rule.apply(record.workload.mod["main"], HOST, False)
+            assert str(schedule.trace) == str(fastest.trace)
+        assert len(lines) > tuned.result.operators  # Some have rivals.
+    written([1e10] * len(lines))
+    with pytest.raises(UserError, match="no record of any operator"):
+        compile_bundle(bundle, load_target("host"), tmp_path / "artifact", tuned=folder)
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_records_that_do_not_fit_are_refused(bundle: Bundle, tuned: Tuned, tmp_path: Path) -> None:
+    def refused(folder: Path, target: str, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            compile_bundle(bundle, load_target(target), tmp_path / "artifact", tuned=folder)
+        assert not (tmp_path / "artifact").exists()
+
+    refused(tuned.folder, "rpi4", "was tuned for target 'host'.*'rpi4' is")
+    refused(tmp_path / "nothing", "host", "No tuning records at")
+    with pytest.raises(UserError, match="was tuned for target 'host'"):
+        tune(bundle, load_target("rpi4"), tuned.folder, trials=1)
+    folder = shutil.copytree(tuned.folder, tmp_path / "tuned")
+    header = read_header(folder)
+    (folder / "records.json").write_text(json.dumps({**header, "tvm_version": "0.1"}))
+    refused(folder, "host", "was tuned with TVM 0.1")
+    (folder / "records.json").write_text("{}")
+    refused(folder, "host", "is damaged")
+    (folder / "records.json").write_text(json.dumps(header))
+    text = (folder / RECORDS).read_text()
+    (folder / RECORDS).write_text(text[: len(text) // 2])
+    refused(folder, "host", "are damaged")
+
+
+def test_records_of_other_operators_are_refused(tuned: Tuned, tmp_path: Path) -> None:
+    other = random_bundle("squeezenet1_1", image_size=64, granularities=("kernel",))
+    with pytest.raises(UserError, match="no record of any operator"):
+        compile_bundle(other, load_target("host"), tmp_path / "artifact", tuned=tuned.folder)
+
+
+def test_a_folder_of_something_else_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("")
+    with pytest.raises(UserError, match="holds no tuning records"):
+        tune(bundle, load_target("host"), tmp_path, trials=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_all_failed_is_an_error_that_quotes_the_message(bundle: Bundle, tmp_path: Path) -> None:
+    """What is built for arm64 does not load here."""
+    progress: list[TuneProgress] = []
+    with pytest.raises(UserError, match=r"All 3 trials failed.*candidate\d+\.so: cannot open shared object"):
+        tune(bundle, load_target("arm64"), tmp_path / "tuned", trials=3, on_progress=progress.append)
+    assert [(step.done, step.failed) for step in progress] == [(1, 1), (2, 2), (3, 3)]
+    # Nothing was learned of the schedules, so the next try measures them again.
+    assert read_header(tmp_path / "tuned")["trials"] == 0 and (tmp_path / "tuned" / RECORDS).read_text() == ""
+
+
+def test_a_board_that_goes_costs_nothing_measured(bundle: Bundle, tmp_path: Path) -> None:
+    """Over the real tracker, with this machine as the board."""
+    folder = tmp_path / "tuned"
+    small = only(bundle, "kernel-task")
+    with board_processes.tracker(tmp_path) as tracker:
+        address = BoardAddress(tracker=tracker, key="here")
+        with pytest.raises(UserError, match="No board 'here' at tracker .* is there"):
+            tune(small, load_target("host"), folder, trials=18, board=address)
+        with board_processes.board(tracker, "here", tmp_path, emulated=False) as process:
+
+            def kill(progress: TuneProgress) -> None:
+                if progress.done == 10:
+                    board_processes.end_group(process)
+
+            with pytest.raises(UserError, match="No board 'here' at tracker .* is there.*goes on"):
+                tune(small, load_target("host"), folder, trials=18, board=address, wait=2, on_progress=kill)
+        measured = read_header(folder)["trials"]
+        assert 10 <= measured < 18 and read_header(folder)["failed"] == 0
+        assert len((folder / RECORDS).read_text().splitlines()) == measured
+        with board_processes.board(tracker, "here", tmp_path, emulated=False):
+            result = tune(small, load_target("host"), folder, trials=18, board=address)
+        assert (result.trials, result.measured, result.failed) == (18, 18 - measured, 0)
+
+
+@needs_emulated_board
+def test_tune_on_the_emulated_board(bundle: Bundle, tmp_path: Path) -> None:
+    target = load_target("rpi4")
+    with (
+        board_processes.tracker(tmp_path) as tracker,
+        board_processes.board(tracker, "rpi4", tmp_path, environment={"QEMU_CPU": "cortex-a72"}),
+    ):
+        board = BoardAddress(tracker=tracker, key="rpi4")
+        result = tune(only(bundle, "kernel-task"), target, tmp_path / "tuned", trials=17, board=board)
+        assert (result.trials, result.measured, result.failed) == (17, 17, 0)
+        (artifact,) = compile_bundle(bundle, target, tmp_path / "artifact", tuned=tmp_path / "tuned")
+        results = verify(artifact, board=board)
+    assert len(results) == 3 and all(result.passed for result in results), results
+
+
+def _kernel(compute, *shapes: tuple[int, ...]) -> tvm.tirx.PrimFunc:
+    """The only function that an expression of float32 tensors becomes."""
+    builder = relax.BlockBuilder()
+    inputs = [relax.Var(f"x{index}", relax.TensorType(shape, "float32")) for index, shape in enumerate(shapes)]
+    with builder.function("main", inputs):
+        with builder.dataflow():
+            result = builder.emit_output(builder.normalize(compute(*inputs)))
+        builder.emit_func_output(result)
+    functions = fuse_kernels(builder.get(), HOST).functions.values()
+    (kernel,) = (function for function in functions if isinstance(function, tvm.tirx.PrimFunc))
+    return kernel
+
+
+def _convolution(x, weight, groups: int):
+    return relax.op.nn.relu(relax.op.nn.conv2d(x, weight, 1, 1, 1, groups, "NHWC", "HWIO", out_dtype="float32"))
+
+
+SPACES = {
+    "convolution": (Convolution(), lambda x, w: _convolution(x, w, 1), [(1, 7, 7, 12), (3, 3, 12, 24)], (1, 7, 7, 24)),
+    "groups": (Convolution(), lambda x, w: _convolution(x, w, 2), [(1, 5, 6, 8), (3, 3, 4, 20)], (1, 5, 6, 20)),
+    "depthwise": (
+        DepthwiseConvolution(),
+        lambda x, w: _convolution(x, w, 24),
+        [(1, 8, 8, 24), (3, 3, 1, 24)],
+        (1, 8, 8, 24),
+    ),
+    "dense": (Dense(), relax.op.matmul, [(3, 48), (48, 40)], (3, 40)),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_schedule_of_a_design_space_computes_the_same(name: str) -> None:
+    rule, compute, shapes, output_shape = SPACES[name]
+    kernel = _kernel(compute, *shapes)
+    schedules = rule.design_space(kernel, HOST)
+    assert len(schedules) > 5 and len({str(schedule.trace) for schedule in schedules}) == len(schedules)
+    # What is compiled without tuning is the first.
+    default = schedule_kernels(tvm.IRModule({"main": kernel}), HOST)["main"].without_attr("tirx.is_scheduled")
+    tvm.ir.assert_structural_equal(default, schedules[0].mod["main"])
+    generator = np.random.default_rng(0)
+    inputs = [tvm.runtime.tensor(generator.standard_normal(shape).astype("float32")) for shape in shapes]
+    kernels = {f"kernel_{index}": schedule.mod["main"] for index, schedule in enumerate(schedules)}
+    named = {name: function.with_attr("global_symbol", name) for name, function in kernels.items()}
+    library = tvm.compile(tvm.IRModule(named), target=HOST)
+    results = []
+    for name in named:
+        output = tvm.runtime.tensor(np.full(output_shape, np.nan, "float32"))
+        library[name](*inputs, output)
+        results.append(output.numpy())
+    # The default is compared with PyTorch in test_schedules.
+    np.testing.assert_allclose(results, np.broadcast_to(results[0], np.shape(results)), rtol=1e-5, atol=1e-5)
+    assert np.abs(results[0]).max() > 1

@@ -1,0 +1,208 @@
+"""Convolutions in NHWC with HWIO weights: direct, strided, dilated, grouped, and 1×1.
+
+A thread computes a tile of output pixels × output channels in registers. Every step loads a vector of input channels
+for each pixel and the weights between these and the tile's channels: a matrix product in registers, whose row is an
+output pixel and whose column an output channel. Threads side by side own channels side by side, so that they load
+weights and store results together and share their inputs. Nothing goes through shared memory: a Mali's lies in main
+memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.target import Target
+from tvm.tirx import IndexMap
+
+from tvm_passes.relax.schedules.blocks import (
+    FusedOperator,
+    extent,
+    extents,
+    fused_operator,
+    largest_divisor,
+    static_schedule,
+    widest_vector,
+)
+from tvm_passes.relax.schedules.convolution import is_convolution
+from tvm_passes.relax.schedules.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.gpu.elementwise import VECTOR, bind_elementwise
+from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one thread computes, and how many threads a block has."""
+
+    pixels: int
+    channels: int
+    pixel_threads: int
+    channel_threads: int
+
+
+class Convolution(DesignSpaceRule):
+    """Matches one NHWC convolution, with or without padding in front and elementwise operators behind it."""
+
+    def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
+        """The convolution with each of `tiles`."""
+        matched = match_convolution(func, target)
+        if matched is None:
+            return
+        limits = gpu_limits(target)
+        n, y, x, channels, *_window, depth = extents(matched[0], matched[1].reduction)
+        if n * y * x == 1:
+            return  # One pixel is a dense layer, which has too few outputs for tiles.
+        groups = input_channels(*matched) // depth
+        for tile in tiles(n * y * x, channels, groups, limits):
+            # Each candidate is made from a schedule of its own.
+            schedule, operator = match_convolution(func, target) or matched
+            inputs = _flatten_pixels(schedule, operator, tile, groups)
+            _tile(schedule, operator, inputs, tile)
+            for block in operator.followers:
+                bind_elementwise(schedule, block, limits)
+            yield schedule
+
+
+def match_convolution(func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
+    """A schedule of a convolution for a GPU, its elementwise operators fused; None if the function is another."""
+    schedule = static_schedule(func, target, "SSSSRRR", device="gpu")
+    operator = fused_operator(schedule) if schedule is not None else None
+    if schedule is None or operator is None or not is_convolution(schedule, operator.reduction):
+        return None
+    return schedule, operator
+
+
+def input_channels(schedule: Schedule, operator: FusedOperator) -> int:
+    """The channels of a convolution's input, those of all groups."""
+    return int(schedule.get(operator.reduction).reads[0].source.shape[3])
+
+
+def tiles(pixels: int, channels: int, groups: int, limits: GpuLimits) -> list[Tile]:
+    """The tiles that a GPU can run, those first that an analytical model thinks fastest; at most 24.
+
+    Args:
+        pixels: output pixels, of all images.
+        channels: output channels. A tile's are a divisor of a group's, so that its pixels share their inputs.
+        groups: of the convolution.
+        limits: of the GPU.
+    """
+    group = channels // groups
+    candidates = {
+        Tile(tile_pixels, tile_channels, pixel_threads, channel_threads)
+        for tile_channels in (1, 2, 4, 8)
+        if group % tile_channels == 0
+        for tile_pixels in (1, 2, 3, 4, 5, 6, 7, 8)
+        if tile_pixels <= pixels and tile_pixels * tile_channels <= limits.accumulators
+        for channel_threads in {largest_divisor(channels // tile_channels, limit) for limit in (8, 16, 32)}
+        for pixel_threads in {min(-(-pixels // tile_pixels), max(1, limits.block // channel_threads))}
+        if pixel_threads * channel_threads <= limits.threads
+    }
+    return sorted(candidates, key=lambda tile: (_cost(tile, pixels, channels, limits), str(tile)))[:24]
+
+
+def _cost(tile: Tile, pixels: int, channels: int, limits: GpuLimits) -> float:
+    """Cycles of a thread for each useful multiply-add, made longer where threads are too few to hide its latencies.
+
+    A load of a vector takes as long as its multiply-adds. For one vector of input channels a tile loads one vector a
+    pixel, and for each of these channels its output channels.
+    """
+    vector = min(tile.channels, VECTOR)
+    products = tile.pixels * tile.channels
+    loads = tile.pixels + tile.channels / vector * VECTOR
+    block_pixels = tile.pixels * tile.pixel_threads
+    computed = -(-pixels // block_pixels) * block_pixels
+    threads = computed // tile.pixels * (channels // tile.channels)
+    idle_lanes = max(1.0, limits.warp / (tile.pixel_threads * tile.channel_threads))
+    # Neighbours that load less than a cache line together waste the rest of it.
+    uncoalesced = max(1.0, 16 / (tile.channels * tile.channel_threads))
+    cycles = (products * VECTOR + loads * VECTOR * uncoalesced) / (products * VECTOR)
+    return cycles * computed / pixels * idle_lanes * max(1.0, limits.busy / threads)
+
+
+def _flatten_pixels(schedule: Schedule, operator: FusedOperator, tile: Tile, groups: int) -> SBlockRV | None:
+    """Makes one axis of n, y and x, and rounds it up to whole blocks of threads, so that the reduction has no branch.
+
+    Returns:
+        The block that copies the input, padded with zeros, to where a tile's pixels and input channels are axes; None
+        with groups, where input channels depend on the output's: there the reduction reads the input itself.
+    """
+    n, height, width, *_ = extents(schedule, operator.reduction)
+    strides = [height * width, width, 1]
+    inputs = _flat_inputs(schedule, operator, strides) if groups == 1 else None
+    for block in operator.producers:
+        schedule.compute_inline(block)
+    schedule.transform_layout(operator.reduction, ("write", 0), _flattened(strides, 4))
+    schedule.transform_block_layout(operator.reduction, _flattened(strides, 7))
+    schedule.transform_block_layout(operator.output, _flattened(strides, 4))
+    block_pixels = tile.pixels * tile.pixel_threads
+    if inputs is not None and n * height * width % block_pixels:
+        schedule.pad_einsum(operator.reduction, [block_pixels, 1, 1, 1, 1])
+        (padded,) = schedule.get_consumers(inputs)
+        schedule.compute_inline(inputs)
+        inputs = padded
+        (cropped,) = schedule.get_consumers(operator.reduction)
+        schedule.compute_inline(cropped)
+    return inputs
+
+
+def _flat_inputs(schedule: Schedule, operator: FusedOperator, strides: list[int]) -> SBlockRV:
+    """Gives the reduction a copy of its input whose axes are the reduction's, the pixels' joined to one."""
+    inputs = schedule.reindex(operator.reduction, ("read", 0))
+    reduction = schedule.get(operator.reduction)
+    indices = [index.min for index in reduction.reads[0].region]
+    # Where the output is one pixel high or wide, the copy may lack that axis.
+    there = [any(index.same_as(axis.var) for index in indices) for axis in reduction.iter_vars[:3]]
+    flat = _flattened([stride for stride, is_there in zip(strides, there, strict=True) if is_there], len(indices))
+    schedule.transform_layout(inputs, ("write", 0), flat)
+    schedule.transform_block_layout(inputs, flat)
+    return inputs
+
+
+def _flattened(strides: list[int], rank: int) -> IndexMap:
+    """Joins the first of `rank` axes to one, by what a step along each counts in it."""
+
+    def flat(*axes: tirx.Var) -> list[tirx.Expr]:
+        return [sum(axis * stride for axis, stride in zip(axes, strides, strict=False)), *axes[len(strides) :]]
+
+    return IndexMap.from_func(flat, ndim=rank)
+
+
+def _tile(schedule: Schedule, operator: FusedOperator, inputs: SBlockRV | None, tile: Tile) -> None:
+    pixels, channels, *window, depth = schedule.get_loops(operator.reduction)
+    pixel_blocks, pixel_threads, pixel = schedule.split(pixels, [None, tile.pixel_threads, tile.pixels])
+    channel_blocks, channel_threads, channel = schedule.split(channels, [None, tile.channel_threads, tile.channels])
+    # Without a common copy of the inputs there is nothing to load in vectors.
+    step = widest_vector(extent(schedule, depth), VECTOR) if inputs is not None else 1
+    steps, inner_depth = schedule.split(depth, [None, step])
+    schedule.reorder(
+        pixel_blocks, channel_blocks, pixel_threads, channel_threads, *window, steps, inner_depth, pixel, channel
+    )
+    schedule.bind(schedule.fuse(pixel_blocks, channel_blocks), "blockIdx.x")
+    schedule.bind(pixel_threads, "threadIdx.y")
+    schedule.bind(channel_threads, "threadIdx.x")
+    weights = schedule.cache_read(operator.reduction, 1, "local")
+    schedule.compute_at(weights, steps, preserve_unit_loops=True)
+    _in_registers(schedule, _own_loops(schedule, weights), tile.channels)
+    if inputs is not None:
+        schedule.set_scope(inputs, 0, "local")
+        schedule.compute_at(inputs, steps, preserve_unit_loops=True)
+        _in_registers(schedule, _own_loops(schedule, inputs), step)
+    schedule.reverse_compute_at(operator.output, channel_threads, preserve_unit_loops=True)
+    _in_registers(schedule, _own_loops(schedule, operator.output), tile.channels)
+    _in_registers(schedule, [inner_depth, pixel, channel], tile.channels)
+    schedule.decompose_reduction(operator.reduction, window[0])
+
+
+def _own_loops(schedule: Schedule, block: SBlockRV) -> list[LoopRV]:
+    """The loops over what a block writes in one step of the loop that it was moved to."""
+    return list(schedule.get_loops(block)[-len(extents(schedule, block)) :])
+
+
+def _in_registers(schedule: Schedule, loops: list[LoopRV], length: int) -> None:
+    """Unrolls loops, the last of them in vectors: only then what they read and write is in registers."""
+    *unrolled, last = loops
+    outer, vector = schedule.split(last, [None, widest_vector(length, VECTOR)])
+    schedule.vectorize(vector)
+    for loop in (*unrolled, outer):
+        schedule.unroll(loop)

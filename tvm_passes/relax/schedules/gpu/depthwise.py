@@ -1,0 +1,86 @@
+"""Depthwise convolutions in NHWC with HWIO weights of shape [kH, kW, 1, C].
+
+A thread computes neighbouring pixels of a row in one vector of channels, so that the window's overlap is loaded once;
+threads side by side own channels side by side.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.target import Target
+
+from tvm_passes.relax.schedules.blocks import FusedOperator, extents
+from tvm_passes.relax.schedules.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.gpu.convolution import input_channels, match_convolution
+from tvm_passes.relax.schedules.gpu.elementwise import VECTOR, bind_elementwise, bind_flat
+from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one thread computes: pixels of a row × channels."""
+
+    pixels: int
+    channels: int
+
+
+class DepthwiseConvolution(DesignSpaceRule):
+    """Matches an NHWC convolution in which each output channel reads the input channel of the same number."""
+
+    def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
+        """The convolution with each of `tiles`."""
+        matched = match_convolution(func, target)
+        if matched is None:
+            return
+        limits = gpu_limits(target)
+        n, y, x, channels, *_window, depth = extents(matched[0], matched[1].reduction)
+        if depth != 1 or channels == 1 or input_channels(*matched) != channels:
+            return
+        for tile in tiles(n * y, x, channels, limits):
+            # Each candidate is made from a schedule of its own.
+            schedule, operator = match_convolution(func, target) or matched
+            _tile(schedule, operator, tile, n * y * x * channels, limits)
+            for block in operator.followers:
+                bind_elementwise(schedule, block, limits)
+            yield schedule
+
+
+def tiles(rows: int, width: int, channels: int, limits: GpuLimits) -> list[Tile]:
+    """The tiles of an output of [rows, width, channels], those first that an analytical model thinks fastest.
+
+    A pixel of a tile costs the loads of its window; with more pixels the window's overlap is shared. Threads that are
+    too few to hide the latency of loads make all of them slower.
+    """
+
+    def cost(tile: Tile) -> float:
+        threads = rows * (width // tile.pixels) * (channels // tile.channels)
+        loads = (tile.pixels + 2) / tile.pixels / tile.channels
+        return loads * max(1.0, limits.busy / threads)
+
+    candidates = [
+        Tile(tile_pixels, tile_channels)
+        for tile_channels in (1, 2, 4)
+        if channels % tile_channels == 0
+        for tile_pixels in range(1, min(width, limits.accumulators // VECTOR) + 1)
+        if width % tile_pixels == 0
+    ]
+    return sorted(candidates, key=lambda tile: (cost(tile), tile.pixels))
+
+
+def _tile(schedule: Schedule, operator: FusedOperator, tile: Tile, total: int, limits: GpuLimits) -> None:
+    for block in operator.producers:
+        schedule.compute_inline(block)
+    n, y, x, o, ky, kx, i = schedule.get_loops(operator.reduction)
+    outer_pixels, pixel = schedule.split(x, [None, tile.pixels])
+    vectors, vector = schedule.split(o, [None, tile.channels])
+    schedule.reorder(n, y, outer_pixels, vectors, i, ky, kx, pixel, vector)
+    threads = bind_flat(schedule, [n, y, outer_pixels, vectors], total // (tile.pixels * tile.channels), limits)
+    schedule.reverse_compute_at(operator.output, threads, preserve_unit_loops=True)
+    for block in (operator.reduction, operator.output):
+        *_, pixel, vector = schedule.get_loops(block)
+        schedule.vectorize(vector)
+        schedule.unroll(pixel)
+    schedule.unroll(kx)
+    schedule.decompose_reduction(operator.reduction, i)

@@ -1,0 +1,37 @@
+"""What a schedule must know of a GPU: how large a block may be, and how much work hides its latencies."""
+
+from dataclasses import dataclass
+
+from tvm.target import Target
+
+
+@dataclass(frozen=True)
+class GpuLimits:
+    """The limits of a GPU, and the sizes that suit it."""
+
+    threads: int
+    """The most threads (work-items) that a block (work-group) may have."""
+    shared_bytes: int
+    """The most shared memory (local memory) that a block may have."""
+    warp: int
+    """Threads that run in step; those that lie side by side should read side by side."""
+    block: int
+    """Threads that a block has where nothing else decides."""
+    accumulators: int
+    """float32 results that a thread can hold in registers beside its inputs."""
+    busy: int
+    """Threads from which on more of them make nothing faster."""
+
+
+def gpu_limits(target: Target) -> GpuLimits:
+    """The limits of an opencl or cuda target, read from its attributes.
+
+    A thread of a Mali has 64 registers (Arm Mali GPU OpenCL Developer Guide, "Register usage"), one of an NVIDIA GPU up
+    to 255 (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
+    """
+    threads = int(target.attrs["max_threads_per_block"])
+    shared = int(target.attrs["max_shared_memory_per_block"])
+    warp = int(target.attrs["thread_warp_size"])
+    if "mali" in target.keys:
+        return GpuLimits(threads, shared, warp, block=min(threads, 64), accumulators=32, busy=2048)
+    return GpuLimits(threads, shared, warp, block=min(threads, 128), accumulators=64, busy=32768)
