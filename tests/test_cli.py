@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -15,7 +16,10 @@ from ksm_hw.cli import app
 from ksm_hw.learning.datasets import dataset_names
 from ksm_hw.masks.bundle import Bundle, load_bundle
 
-COMMANDS = ["train", "compile", "run", "verify", "report", "tasks", "targets", "datasets"]
+COMMANDS = [
+    *("train", "compile", "tune", "run", "verify", "report", "tasks", "datasets", "doctor"),
+    *("targets", "targets show", "board tracker", "board serve", "board list", "opencl build"),
+]
 INSTALLED = str(Path(sys.executable).parent / "ksm-hw")
 
 
@@ -31,26 +35,31 @@ def modules_after(code: str, *arguments: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-def test_help_answers_within_half_a_second() -> None:
-    """The best of five, for other work on the machine is no fault of the command."""
+def test_help_takes_less_than_half_a_second() -> None:
+    """Of processor time, the least of five: other work on the machine is no fault of the command."""
+
+    def seconds_of_children() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
-        result = ksm_hw("--help")
-        seconds.append(time.perf_counter() - start)
-        assert result.returncode == 0
-    assert min(seconds) < 0.5
+        before = seconds_of_children()
+        assert ksm_hw("--help").returncode == 0
+        seconds.append(seconds_of_children() - before)
+    assert 0 < min(seconds) < 0.5
 
 
 def test_help_names_every_command() -> None:
     output = CliRunner().invoke(app, ["--help"]).stdout
-    assert {command.name or command.callback.__name__ for command in app.registered_commands} == set(COMMANDS)
-    assert all(re.search(rf"\b{command}\b", output) for command in COMMANDS)
+    names = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert names | {group.name for group in app.registered_groups} == {command.split()[0] for command in COMMANDS}
+    assert all(re.search(rf"\b{command.split()[0]}\b", output) for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_has_an_example_that_parses(command: str) -> None:
-    output = CliRunner().invoke(app, [command, "--help"], terminal_width=200).stdout
+    output = CliRunner().invoke(app, [*command.split(), "--help"], terminal_width=200).stdout
     examples = re.findall(rf"\$ ksm-hw {command}(.*)", output)
     assert examples, f"`ksm-hw {command} --help` has no example"
     options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", output))
@@ -140,7 +149,7 @@ def test_tasks_in_both_forms(bundle_folder: Path, artifact: Path, bundle: Bundle
 def test_targets_in_both_forms() -> None:
     targets = json.loads(run_in_process("targets", "--json"))["targets"]
     (host,) = (target for target in targets if target["name"] == "host")
-    assert host["device"] == "cpu" and host["tvm"]["kind"] == "llvm" and "detect" not in str(host["tvm"].values())
+    assert host["device"] == "cpu" and host["tvm"]["kind"] == "llvm"
     assert "host" in run_in_process("targets")
 
 

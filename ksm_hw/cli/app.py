@@ -30,7 +30,9 @@ TargetFile = Annotated[Path | None, typer.Option("--target-file", help="A target
 HostTarget = Annotated[
     str | None, typer.Option("--host-cpu", help="For a GPU target: the CPU target beside it. [default: the target's]")
 ]
-CudaArch = Annotated[str | None, typer.Option("--arch", help="For CUDA: a compute capability, such as sm_80.")]
+CudaArch = Annotated[
+    str | None, typer.Option("--arch", help="For CUDA: a compute capability, such as sm_80; or several, with commas.")
+]
 Tracker = Annotated[str | None, typer.Option(help="HOST:PORT of the tracker that knows the boards.")]
 Key = Annotated[str | None, typer.Option(help="What the board calls itself at the tracker.")]
 Board = Annotated[str | None, typer.Option("--host", help="HOST:PORT of one board that has no tracker.")]

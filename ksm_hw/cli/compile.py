@@ -25,7 +25,8 @@ from ksm_hw.cli.app import (
     name="compile",
     epilog=examples(
         "ksm-hw compile --target host --task cars --bundle my-tasks -o artifact",
-        "ksm-hw compile --target rpi5 --task all",
+        "ksm-hw compile --target rpi5 --task all --runner",
+        "ksm-hw compile --target rpi5 --task all --tuned tuned/rpi5",
         "ksm-hw compile --target cuda --arch sm_80 --task all",
     ),
 )
@@ -41,6 +42,10 @@ def compile_command(
         typer.Option(help="switch: rewrite weights; bake: constants, one artifact a task; fused: mask at run."),
     ] = "switch",
     batch: Annotated[int, typer.Option(min=1, help="Images an inference.")] = 1,
+    tuned: Annotated[Path | None, typer.Option(help="Folder of `ksm-hw tune`, whose schedules are taken.")] = None,
+    runner: Annotated[
+        bool, typer.Option("--runner", help="Put in a program that runs the artifact without Python.")
+    ] = False,
     target_file: TargetFile = None,
     host: HostTarget = None,
     arch: CudaArch = None,
@@ -59,7 +64,14 @@ def compile_command(
 
         folder = output or Path("artifacts") / f"{target}-{task}"
         artifacts = compile_bundle(
-            selected, compile_target, folder, fold=fold, batch=batch, on_step=lambda step: status.update(step)
+            selected,
+            compile_target,
+            folder,
+            fold=fold,
+            batch=batch,
+            runner=runner,
+            tuned=tuned,
+            on_step=lambda step: status.update(step),
         )
     sizes = {str(path): sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in artifacts}
     if as_json:

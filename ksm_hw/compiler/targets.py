@@ -95,10 +95,10 @@ def load_target(
         tvm_target["arch"], *others = arch.split(",")
     if host is not None:
         if target.device == "cpu":
-            raise UserError(f"--host is for GPU targets; '{name}' is a CPU itself.")
+            raise UserError(f"--host-cpu is for GPU targets; '{name}' is a CPU itself.")
         other = load_target(host)
         if other.device != "cpu":
-            raise UserError(f"--host takes a CPU target; '{host}' is for {other.device}.")
+            raise UserError(f"--host-cpu takes a CPU target; '{host}' is for {other.device}.")
         tvm_target["host"] = other.tvm
     tvm_target = _detected(tvm_target)
     architectures = (tvm_target["arch"], *others) if target.device == "cuda" else ()

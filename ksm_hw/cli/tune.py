@@ -1,0 +1,111 @@
+"""`ksm-hw tune`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ksm_hw.cli.app import (
+    Board,
+    BundlePath,
+    CudaArch,
+    HostTarget,
+    Json,
+    Key,
+    TargetFile,
+    TargetName,
+    Tracker,
+    app,
+    console,
+    examples,
+    messages,
+    print_json,
+)
+
+
+@app.command(
+    epilog=examples(
+        "ksm-hw tune --target host --trials 500 -o tuned/host",
+        "ksm-hw tune --target rpi4 --tracker 127.0.0.1:9190 --key rpi4 --trials 2000 -o tuned/rpi4",
+        "ksm-hw compile --target rpi4 --task all --tuned tuned/rpi4",
+    )
+)
+def tune(
+    target: TargetName,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the records; goes on if it has some.")],
+    bundle: BundlePath = None,
+    trials: Annotated[int, typer.Option(min=1, help="Measurements in all.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Images an inference.")] = 1,
+    tracker: Tracker = None,
+    key: Key = None,
+    host: Board = None,
+    target_file: TargetFile = None,
+    host_cpu: HostTarget = None,
+    arch: CudaArch = None,
+    as_json: Json = False,
+) -> None:
+    """Measure schedules of the backbone's operators where they will run. Serves every task; Ctrl-C keeps all so far."""
+    from ksm_hw.compiler.targets import load_target
+    from ksm_hw.masks.bundle import load_bundle
+    from ksm_hw.resources import shipped_bundle
+    from ksm_hw.runtime.board import board_address
+
+    compile_target = load_target(target, file=target_file, arch=arch, host=host_cpu)
+    address = board_address(tracker, key, host)
+    loaded = load_bundle(bundle or shipped_bundle())
+    with messages.status("import the compiler"):
+        from ksm_hw.compiler.tune import tune as tune_bundle
+    try:
+        with _trial_progress() as on_progress:
+            result = tune_bundle(
+                loaded,
+                compile_target,
+                output,
+                trials=trials,
+                batch=batch,
+                board=address,
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        messages.print(f"Stopped. What was measured is in {output}: give the same command to go on.")
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json(asdict(result))
+        return
+    console.print(
+        f"{result.operators} operators, {result.trials} trials ({result.failed} failed) in {output}", highlight=False
+    )
+    if result.latency is not None and result.default_latency is not None:
+        console.print(
+            f"All calls of them: {result.latency * 1e3:.2f} ms, {result.default_latency * 1e3:.2f} ms with default "
+            "schedules",
+            highlight=False,
+        )
+    console.print(f"Use it: ksm-hw compile --target {target} --task all --tuned {output}", highlight=False)
+
+
+@contextmanager
+def _trial_progress() -> Iterator[Any]:
+    """A progress bar of the trials, with the best latency so far, the failures, and the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=messages, transient=True) as progress:
+        bar = progress.add_task("lower the network", total=None)
+
+        def on_progress(state: Any) -> None:
+            minutes, seconds = divmod(int(state.seconds_left), 60)
+            words = [f"{minutes}:{seconds:02d} left"]
+            if state.latency is not None:
+                words.append(f"best {state.latency * 1e3:.2f} ms")
+            if state.failed:
+                words.append(f"{state.failed} failed: {escape(state.error[:80])}")
+            if state.boards > 1:
+                words.append(f"{state.boards} boards")
+            progress.update(bar, completed=state.done, total=state.total, description=", ".join(words))
+
+        yield on_progress
