@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tvm
 from board_processes import needs_emulated_board
-from random_tasks import random_bundle
 from tvm import relax
 from tvm.s_tir.meta_schedule.database import TuningRecord
 from tvm.target.codegen import llvm_get_system_cpu
@@ -93,7 +92,7 @@ def test_records_of_one_task_serve_every_task(bundle: Bundle, tuned: Tuned, tmp_
     # The head has the outputs of the task with most classes; all the rest is the same.
     assert applied >= tuned.result.operators - 1
     results = verify(artifact)
-    assert [result.task for result in results] == ["kernel-task", "element-task", "other-task"]
+    assert {result.task for result in results} == {"kernel-task", "element-task", "other-task"}
     assert all(result.passed for result in results), results
 
 
@@ -144,12 +143,6 @@ def test_records_that_do_not_fit_are_refused(bundle: Bundle, tuned: Tuned, tmp_p
     refused(folder, "host", "are damaged")
 
 
-def test_records_of_other_operators_are_refused(tuned: Tuned, tmp_path: Path) -> None:
-    other = random_bundle("squeezenet1_1", image_size=64, granularities=("kernel",))
-    with pytest.raises(UserError, match="no record of any operator"):
-        compile_bundle(other, load_target("host"), tmp_path / "artifact", tuned=tuned.folder)
-
-
 def test_a_folder_of_something_else_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("")
     with pytest.raises(UserError, match="holds no tuning records"):
@@ -173,7 +166,7 @@ def test_a_board_that_goes_costs_nothing_measured(bundle: Bundle, tmp_path: Path
     small = only(bundle, "kernel-task")
     with board_processes.tracker(tmp_path) as tracker:
         address = BoardAddress(tracker=tracker, key="here")
-        with pytest.raises(UserError, match="No board 'here' at tracker .* is there"):
+        with pytest.raises(UserError, match=r"No board 'here' at tracker .* is there"):
             tune(small, load_target("host"), folder, trials=18, board=address)
         with board_processes.board(tracker, "here", tmp_path, emulated=False) as process:
 
@@ -181,7 +174,7 @@ def test_a_board_that_goes_costs_nothing_measured(bundle: Bundle, tmp_path: Path
                 if progress.done == 10:
                     board_processes.end_group(process)
 
-            with pytest.raises(UserError, match="No board 'here' at tracker .* is there.*goes on"):
+            with pytest.raises(UserError, match=r"No board 'here' at tracker .* is there.*goes on"):
                 tune(small, load_target("host"), folder, trials=18, board=address, wait=2, on_progress=kill)
         measured = read_header(folder)["trials"]
         assert 10 <= measured < 18 and read_header(folder)["failed"] == 0

@@ -107,10 +107,9 @@ def tune(
             something else, or records of another target or version of TVM; and as `compile_bundle`.
     """
     records = create_records(output, target)
-    operators = find_operators(main_functions(bundle, batch), target, records)
     with CandidateMeasurer(target, board, wait) as measurer:
-        search = _Search(records, operators, measurer, trials, on_progress)
-        return search.run()
+        operators = find_operators(main_functions(bundle, batch), target, records)
+        return _Search(records, operators, measurer, trials, on_progress).run()
 
 
 class _Search:
