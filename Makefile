@@ -13,7 +13,7 @@ demo: setup
 	$(BIN)/ksm-hw report $(DEMO) --html artifacts/report.html
 
 test: setup lint emulated-board
-	$(BIN)/pytest $(PYTEST_OPTIONS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST_OPTIONS)
 
 lint: setup
 	$(BIN)/ruff check .
