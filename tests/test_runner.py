@@ -414,15 +414,13 @@ def test_every_shipped_task_on_arm64(tmp_path: Path) -> None:
     shipped = load_bundle(shipped_bundle())
     (artifact,) = compile_bundle(shipped, load_target("arm64"), tmp_path / "arm64", runner=True)
     for task, pack in shipped.packs.items():
-        files = sample_images(shipped, task)[:2]
+        first, second = sample_images(shipped, task)[:2]
+        files = [first, second, saved_as_jpeg(second, tmp_path)]
         logits = runner_logits(artifact, task, files, tmp_path, cpu="cortex-a53")
         expected = pytorch_logits(shipped, pack, files)
-        assert np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
-        # Decoders of JPEG round in their own ways.
-        files = [saved_as_jpeg(path, tmp_path) for path in files]
-        logits = runner_logits(artifact, task, files, tmp_path, cpu="cortex-a53")
-        expected = pytorch_logits(shipped, pack, files)
-        print(task, np.abs(logits - expected).max() / np.abs(expected).max())
+        errors = np.abs(logits - expected).max(axis=1) / np.abs(expected).max(axis=1)
+        # Decoders of JPEG differ by a level here and there.
+        assert errors[0] <= TOLERANCE and errors[1] <= TOLERANCE and errors[2] <= 2e-2
         np.testing.assert_array_equal(logits.argmax(axis=1), expected.argmax(axis=1))
 
 
@@ -438,22 +436,16 @@ def saved_as_jpeg(file: Path, folder: Path) -> Path:
 
 
 @needs_emulator
-def test_a_mask_inside_main_on_arm64(varied: Bundle, session: Session, tmp_path: Path) -> None:
-    one = select_tasks(varied, "other-task")
-    (artifact,) = compile_bundle(one, load_target("arm64"), tmp_path / "artifact", fold="fused", runner=True)
-    images, file = random_images(session, tmp_path)
-    logits = runner_logits(artifact, "other-task", [file], tmp_path, cpu="cortex-a53")
-    expected = session_logits(session, "other-task", images)
-    assert np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
-
-
-@needs_emulator
-def test_an_instruction_that_the_cpu_lacks(bundle: Bundle, photographs: Path, tmp_path: Path) -> None:
+def test_a_cpu_with_and_one_without_the_instructions(varied: Bundle, session: Session, tmp_path: Path) -> None:
     (tmp_path / "sve.toml").write_text(
         'description = "SVE"\ndevice = "cpu"\n[tvm]\nkind = "llvm"\nmtriple = "aarch64-linux-gnu"\n'
         'mcpu = "neoverse-v1"\nnum-cores = 2\n'
     )
     target = load_target("sve", file=tmp_path / "sve.toml")
-    (artifact,) = compile_bundle(select_tasks(bundle, "kernel-task"), target, tmp_path / "artifact", runner=True)
-    done = run(artifact, photographs / "cat.png", cpu="cortex-a72")
-    assert_refuses(done, "lacks an instruction", "compiled for neoverse-v1")
+    one = select_tasks(varied, "other-task")
+    (artifact,) = compile_bundle(one, target, tmp_path / "artifact", fold="fused", runner=True)
+    images, file = random_images(session, tmp_path)
+    logits = runner_logits(artifact, "other-task", [file], tmp_path, cpu="max")
+    expected = session_logits(session, "other-task", images)
+    assert np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
+    assert_refuses(run(artifact, file, cpu="cortex-a72"), "lacks an instruction", "compiled for neoverse-v1")

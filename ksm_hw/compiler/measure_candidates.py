@@ -86,8 +86,8 @@ class CandidateMeasurer:
             )
             for schedule, path in zip(schedules, paths, strict=True)
         ]
-        self._pending = builds
-        errors = (_outcome(build)[1] for build in builds)
+        self._pending = [*builds]
+        errors: Iterator[str] = (_outcome(build)[1] for build in builds)
         if self._board is None:
             errors = iter(list(errors))  # A build beside it would disturb a measurement on this machine.
         measurements = []

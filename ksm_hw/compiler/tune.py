@@ -129,7 +129,8 @@ class _Search:
         self.failures: list[TuningRecord] = []  # Not written until a trial succeeds: the fault may be outside.
         self.random = np.random.default_rng(self.done)
         self.model = XGBModel(num_warmup_samples=0)
-        self._learn_records()
+        if self.done < trials:
+            self._learn_records()
 
     @property
     def done(self) -> int:

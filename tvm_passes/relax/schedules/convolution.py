@@ -16,7 +16,6 @@ from tvm.target import Target
 
 from tvm_passes.relax.schedules.blocks import (
     FusedOperator,
-    extent,
     extents,
     fused_operator,
     schedule_elementwise,
@@ -34,13 +33,13 @@ class Tiling:
 
     Attributes:
         pixels, channels: of a tile of the output, which is held in registers.
-        tasks: for each core; maps are cut only as far as it takes to have as many.
+        cuts: into how many tasks the tiles of pixels are shared out; a task computes one tile of channels.
         packed: a task copies its weights together first.
     """
 
     pixels: int
     channels: int
-    tasks: int
+    cuts: int
     packed: bool
 
 
@@ -55,7 +54,7 @@ class Convolution(DesignSpaceRule):
         unit = vector_unit(target)
         n, y, x, channels, *_window, depth = extents(matched[0], matched[1].reduction)
         groups = int(matched[0].get(matched[1].reduction).reads[0].source.shape[3]) // depth
-        for tiling in tilings(n * y * x, channels // groups, unit):
+        for tiling in tilings(n * y * x, channels, groups, unit):
             # Each candidate is made from a schedule of its own.
             schedule, operator = _match(func, target) or matched
             schedule_surroundings(schedule, operator, unit)
@@ -123,10 +122,7 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
     pixels, channels, *reduction = schedule.get_loops(operator.reduction)
     channel_tiles, inner_channels = schedule.split(channels, [None, tiling.channels])
     pixel_tiles, inner_pixels = schedule.split(pixels, [None, tiling.pixels])
-    # A task computes one tile of channels for many pixels; maps are cut only as far as all cores need it.
-    wanted_tasks = tiling.tasks * unit.cores
-    cuts = smallest_divisor(extent(schedule, pixel_tiles), -(-wanted_tasks // extent(schedule, channel_tiles)))
-    cut, tile = schedule.split(pixel_tiles, [cuts, None])
+    cut, tile = schedule.split(pixel_tiles, [tiling.cuts, None])
     schedule.reorder(channel_tiles, cut, tile, *reduction, inner_pixels, inner_channels)
     task = schedule.fuse(channel_tiles, cut)
     schedule.reverse_compute_at(operator.output, tile, preserve_unit_loops=True)
@@ -150,16 +146,24 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
     schedule.decompose_reduction(operator.reduction, reduction[0])
 
 
-def tilings(pixels: int, channels: int, unit: VectorUnit) -> list[Tiling]:
+def tilings(pixels: int, channels: int, groups: int, unit: VectorUnit) -> list[Tiling]:
     """The ways to compute a convolution that are worth a measurement, the one that is likely fastest first.
 
     Args:
         pixels: output pixels, of all images.
-        channels: output channels of a group.
+        channels: output channels, of all groups.
+        groups: of the convolution.
         unit: of the CPU.
     """
-    tiles = ranked_tiles(pixels, channels, unit)[:16]
-    return [Tiling(*tile, tasks, packed) for tasks, packed in ((4, True), (1, True), (4, False)) for tile in tiles]
+
+    def tiling(tile_pixels: int, tile_channels: int, tasks: int, packed: bool) -> Tiling:
+        # Maps are cut only as far as it takes for every core to have so many tasks.
+        wanted = -(-tasks * unit.cores // (channels // tile_channels))
+        return Tiling(tile_pixels, tile_channels, smallest_divisor(-(-pixels // tile_pixels), wanted), packed)
+
+    tiles = ranked_tiles(pixels, channels // groups, unit)[:16]
+    ways = [tiling(*tile, tasks, packed) for tasks, packed in ((4, True), (1, True), (4, False)) for tile in tiles]
+    return list(dict.fromkeys(ways))
 
 
 def ranked_tiles(pixels: int, channels: int, unit: VectorUnit) -> list[tuple[int, int]]:
