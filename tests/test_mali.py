@@ -1,5 +1,6 @@
 """Mali's kernels on pocl, an OpenCL device on the CPU: shipped tasks in every mode, and a broken kernel."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from ksm_hw.compiler.compile import FoldMode, compile_bundle
 from ksm_hw.compiler.targets import load_target
+from ksm_hw.compiler.tune import tune
 from ksm_hw.errors import UserError
 from ksm_hw.files import sha256_of_file
 from ksm_hw.masks.bundle import Bundle, load_bundle
@@ -33,6 +35,16 @@ def test_weights_are_rewritten_on_the_gpu(bundle: Bundle, tmp_path: Path) -> Non
     assert session.switch("other-task") > 0
     assert all(tensor.device == session._device for tensor in session._weights)
     assert "opencl" in str(session._device)
+
+
+def test_a_tune_on_the_device_and_what_it_gives(bundle: Bundle, photographs: Path, tmp_path: Path) -> None:
+    target = load_target("mali", host="host")
+    one = dataclasses.replace(bundle, packs={"kernel-task": bundle.packs["kernel-task"]})
+    result = tune(one, target, tmp_path / "tuned", trials=20)
+    assert (result.trials, result.measured, result.failed) == (20, 20, 0)
+    (artifact,) = compile_bundle(one, target, tmp_path / "artifact", tuned=tmp_path / "tuned")
+    (verified,) = verify(artifact, images=photographs)
+    assert verified.passed, verified
 
 
 def test_a_broken_kernel_is_reported_with_its_build_log(bundle: Bundle, tmp_path: Path) -> None:

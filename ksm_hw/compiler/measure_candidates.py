@@ -26,7 +26,8 @@ from ksm_hw.compiler.linker import architecture_of, linker_command
 from ksm_hw.compiler.targets import CompileTarget
 from ksm_hw.errors import UserError
 from ksm_hw.runtime.board import WAIT, BoardAddress, known_boards
-from ksm_hw.runtime.session import prepare_device
+from ksm_hw.runtime.machine import available_cores
+from ksm_hw.runtime.session import prepare_device, use_threads
 
 SECONDS = 60.0  # That one schedule may take to build, and to measure.
 BUILDERS = 2
@@ -104,7 +105,7 @@ class CandidateMeasurer:
 
     def _submit(self, path: Path, tensors: list[tuple[str, tuple[int, ...]]]) -> "Future[list[float]]":
         future: Future[list[float]] = self._measurers.submit(
-            measure_library, str(path), self._target.device, tensors, self._board
+            measure_library, str(path), self._target.device, tensors, self._board, self._target.cpu.get("num-cores", 1)
         )
         self._pending.append(future)
         return future
@@ -170,7 +171,11 @@ def _build(
 
 
 def measure_library(
-    path: str, device_type: str, tensors: Sequence[tuple[str, tuple[int, ...]]], board: BoardAddress | None
+    path: str,
+    device_type: str,
+    tensors: Sequence[tuple[str, tuple[int, ...]]],
+    board: BoardAddress | None,
+    threads: int,
 ) -> list[float]:
     """Measures the function `main` of a library on a board, or in this process.
 
@@ -179,12 +184,14 @@ def measure_library(
         device_type: as TVM names it.
         tensors: dtype and shape of the function's arguments, which are filled with random numbers.
         board: where; this machine without.
+        threads: that a session will use.
 
     Returns:
         Seconds of a run, three times, each the mean of at least 50 ms.
     """
     if board is None:
         prepare_device(device_type)
+        use_threads(min(threads, available_cores()))
         session = rpc.LocalSession()
     elif board.tracker is not None:
         session = rpc.connect_tracker(*board.tracker).request(board.key, session_timeout=SECONDS)

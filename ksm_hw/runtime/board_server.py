@@ -29,6 +29,7 @@ from typing import Any
 from ksm_hw.errors import UserError
 from ksm_hw.files import sha256_of_file
 from ksm_hw.runtime.artifact import checked_files
+from ksm_hw.runtime.machine import available_cores
 
 CACHE_LIMIT = 4 << 30  # Bytes of kept files; the ones that were not used for longest go first.
 _CRASH = "last_crash.txt"
@@ -75,6 +76,8 @@ def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda
     """
     # Only the runtime: without this TVM's bindings load the compiler, 150 MB that a board does not need.
     os.environ["TVM_USE_RUNTIME_LIB"] = "1"
+    # What is measured without a `Session`, as a tune does, shall use all cores; TVM takes half of an x86-64 machine's.
+    os.environ.setdefault("TVM_NUM_THREADS", str(available_cores()))
     from ksm_hw.runtime.without_torch import hide_torch
 
     hide_torch()

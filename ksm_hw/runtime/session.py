@@ -79,7 +79,7 @@ class Session:
         _check_machine(manifest)
         prepare_device(manifest.device)
         bundle = load_bundle(folder)
-        _use_threads(threads or min(manifest.cpu.get("num-cores", 1), available_cores()))
+        use_threads(threads or min(manifest.cpu.get("num-cores", 1), available_cores()))
         device = tvm.runtime.device(manifest.device, 0)
         library = tvm.runtime.load_module(str((folder / LIBRARY).absolute()))
         with _device_failures(manifest.device):
@@ -236,7 +236,7 @@ def _bytes(tensors: Weights) -> int:
     return sum(int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
 
 
-def _use_threads(threads: int) -> None:
+def use_threads(threads: int) -> None:
     """Lets TVM use that many threads: by itself it takes half of an x86-64 machine's, for it assumes hyper-threads."""
     # The pool of a thread is made at its first parallel loop, and reads the most it may have from the environment.
     os.environ["TVM_NUM_THREADS"] = str(threads)

@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def _cached_path(architecture: str) -> Path:
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     for package in ("apache-tvm", "apache-tvm-ffi"):
         digest.update(importlib.metadata.version(package).encode())
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "ksm-hw" / "opencl" / f"{architecture}-{digest.hexdigest()[:16]}" / LIBRARY
 
 
@@ -88,8 +87,8 @@ def _compiler(architecture: str) -> list[str]:
 
 
 def _compile(command: list[str], output: Path) -> None:
-    packages = Path(sysconfig.get_paths()["purelib"])
-    includes = [f"-I{packages / package / 'include'}" for package in ("tvm", "tvm_ffi")]
+    packages = {"apache-tvm": "tvm/include", "apache-tvm-ffi": "tvm_ffi/include"}
+    includes = [f"-I{importlib.metadata.distribution(name).locate_file(path)}" for name, path in packages.items()]
     with tempfile.TemporaryDirectory() as folder:
         headers = _opencl_headers(Path(folder))
         stubs = [_stub(command, Path(folder), name) for name in _NEEDED]

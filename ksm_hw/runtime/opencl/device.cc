@@ -5,6 +5,7 @@
 #include <tvm/ffi/string.h>
 
 #include <cstdlib>
+#include <iostream>
 
 namespace ksm_hw::opencl {
 
@@ -23,12 +24,15 @@ const char* error_name(cl_int code) {
     NAMED(CL_OUT_OF_RESOURCES);
     NAMED(CL_OUT_OF_HOST_MEMORY);
     NAMED(CL_BUILD_PROGRAM_FAILURE);
+    NAMED(CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST);
     NAMED(CL_INVALID_VALUE);
     NAMED(CL_INVALID_MEM_OBJECT);
     NAMED(CL_INVALID_BINARY);
     NAMED(CL_INVALID_PROGRAM_EXECUTABLE);
     NAMED(CL_INVALID_KERNEL_NAME);
     NAMED(CL_INVALID_KERNEL_ARGS);
+    NAMED(CL_INVALID_ARG_INDEX);
+    NAMED(CL_INVALID_ARG_VALUE);
     NAMED(CL_INVALID_ARG_SIZE);
     NAMED(CL_INVALID_WORK_GROUP_SIZE);
     NAMED(CL_INVALID_WORK_ITEM_SIZE);
@@ -63,8 +67,34 @@ T device_number(cl_device_id device, cl_device_info what) {
 cl_command_queue new_queue(cl_context context, cl_device_id device, cl_command_queue_properties properties) {
   cl_int code;
   cl_command_queue queue = clCreateCommandQueue(context, device, properties, &code);
-  OPENCL_CHECK(code);
+  check(code, "clCreateCommandQueue");
   return queue;
+}
+
+std::unique_ptr<Device> opened(cl_device_id id) {
+  auto device = std::make_unique<Device>();
+  cl_int code;
+  device->id = id;
+  device->name = device_text(id, CL_DEVICE_NAME);
+  device->driver = device_text(id, CL_DEVICE_VERSION) + " " + device_text(id, CL_DRIVER_VERSION);
+  device->context = clCreateContext(nullptr, 1, &id, nullptr, nullptr, &code);
+  check(code, "clCreateContext");
+  device->plain_queue = new_queue(device->context, id, 0);
+  device->timed_queue = new_queue(device->context, id, CL_QUEUE_PROFILING_ENABLE);
+  return device;
+}
+
+// Enqueues a copy in its order among the kernels and waits for it, while other threads go on launching.
+template <typename Enqueue>
+void copy_and_wait(Device& device, Enqueue enqueue) {
+  cl_event done;
+  {
+    std::lock_guard<std::mutex> lock(device.launching);
+    check(enqueue(device.queue(), &done), "a copy");
+  }
+  cl_int code = clWaitForEvents(1, &done);
+  clReleaseEvent(done);
+  check(code, "a copy");
 }
 
 bool no_memory(cl_int code) {
@@ -105,16 +135,12 @@ void Devices::add_platform(cl_platform_id platform, cl_device_type type) {
   for (cl_device_id id : ids) {
     bool is_gpu = device_number<cl_device_type>(id, CL_DEVICE_TYPE) & CL_DEVICE_TYPE_GPU;
     if (is_gpu != (type == CL_DEVICE_TYPE_GPU)) continue;
-    auto device = std::make_unique<Device>();
-    cl_int code;
-    device->id = id;
-    device->context = clCreateContext(nullptr, 1, &id, nullptr, nullptr, &code);
-    OPENCL_CHECK(code);
-    device->plain_queue = new_queue(device->context, id, 0);
-    device->timed_queue = new_queue(device->context, id, CL_QUEUE_PROFILING_ENABLE);
-    device->name = device_text(id, CL_DEVICE_NAME);
-    device->driver = device_text(id, CL_DEVICE_VERSION) + " " + device_text(id, CL_DRIVER_VERSION);
-    devices_.push_back(std::move(device));
+    try {
+      devices_.push_back(opened(id));
+    } catch (const ffi::Error& error) {
+      // A driver whose device is busy or broken must not hide the others.
+      std::cerr << device_text(id, CL_DEVICE_NAME) << " is left out. " << error.message() << std::endl;
+    }
   }
 }
 
@@ -195,7 +221,7 @@ void* Devices::AllocDataSpace(tvm::Device device, size_t bytes, size_t, DLDataTy
                                << device_number<cl_ulong>(on.id, CL_DEVICE_MAX_MEM_ALLOC_SIZE)
                                << " is the largest that it can have, and it has "
                                << device_number<cl_ulong>(on.id, CL_DEVICE_GLOBAL_MEM_SIZE) << " in all.";
-  OPENCL_CHECK(code);
+  check(code, "clCreateBuffer");
   return memory;
 }
 
@@ -204,7 +230,11 @@ void Devices::FreeDataSpace(tvm::Device, void* memory) {
   OPENCL_CHECK(clReleaseMemObject(static_cast<cl_mem>(memory)));
 }
 
-void Devices::StreamSync(tvm::Device device, TVMStreamHandle) { OPENCL_CHECK(clFinish(get(device.device_id).queue())); }
+// Both queues, because of a timer that another thread starts or stops; at most one of them has work.
+void Devices::StreamSync(tvm::Device device, TVMStreamHandle) {
+  OPENCL_CHECK(clFinish(get(device.device_id).plain_queue));
+  OPENCL_CHECK(clFinish(get(device.device_id).timed_queue));
+}
 
 void Devices::CopyDataFromTo(const void* from, size_t from_offset, void* to, size_t to_offset, size_t bytes,
                              tvm::Device from_device, tvm::Device to_device, DLDataType, TVMStreamHandle) {
@@ -213,16 +243,20 @@ void Devices::CopyDataFromTo(const void* from, size_t from_offset, void* to, siz
   auto* target = static_cast<cl_mem>(to);
   bool reads = from_device.device_type == kDLOpenCL, writes = to_device.device_type == kDLOpenCL;
   auto read_into = [&](void* memory) {
-    OPENCL_CHECK(clEnqueueReadBuffer(get(from_device.device_id).queue(), source, CL_TRUE, from_offset, bytes, memory, 0,
-                                     nullptr, nullptr));
+    copy_and_wait(get(from_device.device_id), [&](cl_command_queue queue, cl_event* done) {
+      return clEnqueueReadBuffer(queue, source, CL_FALSE, from_offset, bytes, memory, 0, nullptr, done);
+    });
   };
   auto write_from = [&](const void* memory) {
-    OPENCL_CHECK(clEnqueueWriteBuffer(get(to_device.device_id).queue(), target, CL_TRUE, to_offset, bytes, memory, 0,
-                                      nullptr, nullptr));
+    copy_and_wait(get(to_device.device_id), [&](cl_command_queue queue, cl_event* done) {
+      return clEnqueueWriteBuffer(queue, target, CL_FALSE, to_offset, bytes, memory, 0, nullptr, done);
+    });
   };
   if (reads && writes && from_device.device_id == to_device.device_id) {
-    OPENCL_CHECK(clEnqueueCopyBuffer(get(to_device.device_id).queue(), source, target, from_offset, to_offset, bytes, 0,
-                                     nullptr, nullptr));
+    Device& device = get(to_device.device_id);
+    std::lock_guard<std::mutex> lock(device.launching);
+    OPENCL_CHECK(
+        clEnqueueCopyBuffer(device.queue(), source, target, from_offset, to_offset, bytes, 0, nullptr, nullptr));
   } else if (reads && writes) {
     // Two devices have two contexts, and no buffer in common.
     std::vector<char> memory(bytes);

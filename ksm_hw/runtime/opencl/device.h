@@ -24,10 +24,12 @@ struct Device {
   cl_command_queue timed_queue = nullptr;
   std::string name;
   std::string driver;
-  // Held while arguments are set and a kernel is enqueued: a kernel object holds one set of arguments.
+  // Held while anything is enqueued: a kernel object holds one set of arguments, and a timer that starts or stops
+  // changes the queue.
   std::mutex launching;
   std::vector<EventTimer*> timers;
 
+  // The caller holds `launching`.
   cl_command_queue queue() const { return timers.empty() ? plain_queue : timed_queue; }
 };
 

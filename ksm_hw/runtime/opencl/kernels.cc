@@ -92,23 +92,23 @@ uint16_t half_of(float value) {
   return static_cast<uint16_t>(sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13));
 }
 
-void set_argument(cl_kernel kernel, cl_uint index, DLDataType type, ffi::AnyView value) {
+// Returns the code of clSetKernelArg. Throws for a type that is neither a buffer nor a number.
+cl_int set_argument(cl_kernel kernel, cl_uint index, DLDataType type, ffi::AnyView value) {
   auto set = [&](const auto& argument) { return clSetKernelArg(kernel, index, sizeof(argument), &argument); };
   if (type.code == kDLOpaqueHandle) {
-    OPENCL_CHECK(set(static_cast<cl_mem>(value.cast<void*>())));
+    return set(static_cast<cl_mem>(value.cast<void*>()));
   } else if (type.code == kDLFloat && type.lanes == 1 && (type.bits == 16 || type.bits == 32 || type.bits == 64)) {
     auto number = value.cast<double>();
-    if (type.bits == 64) OPENCL_CHECK(set(number));
-    if (type.bits == 32) OPENCL_CHECK(set(static_cast<float>(number)));
-    if (type.bits == 16) OPENCL_CHECK(set(half_of(static_cast<float>(number))));
+    if (type.bits == 64) return set(number);
+    if (type.bits == 32) return set(static_cast<float>(number));
+    return set(half_of(static_cast<float>(number)));
   } else if ((type.code == kDLInt || type.code == kDLUInt || type.code == kDLBool) && type.lanes == 1) {
     auto number = value.cast<int64_t>();  // Little-endian: a shorter number is its first bytes.
-    OPENCL_CHECK(clSetKernelArg(kernel, index, (type.bits + 7) / 8, &number));
-  } else {
-    TVM_FFI_THROW(RuntimeError) << "Argument " << index << " has a type that OpenCL kernels do not take as a number: "
-                                << "code " << int(type.code) << ", " << int(type.bits) << " bits, " << type.lanes
-                                << " lanes.";
+    return clSetKernelArg(kernel, index, (type.bits + 7) / 8, &number);
   }
+  TVM_FFI_THROW(RuntimeError) << "Argument " << index << " has a type that OpenCL kernels do not take as a number: "
+                              << "code " << int(type.code) << ", " << int(type.bits) << " bits, " << type.lanes
+                              << " lanes.";
 }
 
 class KernelModule final : public ffi::ModuleObj {
@@ -171,7 +171,7 @@ class KernelModule final : public ffi::ModuleObj {
     cl_int code;
     Kernel made;
     made.object = clCreateKernel(program, name.c_str(), &code);
-    OPENCL_CHECK(code);
+    check(code, "clCreateKernel");
     OPENCL_CHECK(clGetKernelWorkGroupInfo(made.object, device.id, CL_KERNEL_WORK_GROUP_SIZE,
                                           sizeof(made.largest_group), &made.largest_group, nullptr));
     return kernels_.emplace(place, made).first->second;
@@ -197,8 +197,13 @@ class KernelModule final : public ffi::ModuleObj {
                                   << ", and " << device.name << " runs it in groups of at most "
                                   << compiled.largest_group
                                   << ". Compile for a target whose max_threads_per_block is no larger.";
-    for (size_t i = 0; i < count; ++i)
-      set_argument(compiled.object, static_cast<cl_uint>(i), signature.arguments[i], arguments[static_cast<int>(i)]);
+    for (size_t i = 0; i < count; ++i) {
+      cl_int code = set_argument(compiled.object, static_cast<cl_uint>(i), signature.arguments[i],
+                                 arguments[static_cast<int>(i)]);
+      if (code != CL_SUCCESS)
+        TVM_FFI_THROW(RuntimeError) << "OpenCL: " << error_name(code) << " from argument " << i << " of kernel "
+                                    << signature.name << ".";
+    }
     bool timed = !device.timers.empty();
     cl_event event = nullptr;
     cl_int code = clEnqueueNDRangeKernel(device.queue(), compiled.object, 3, nullptr, global, sizes + 3, 0, nullptr,

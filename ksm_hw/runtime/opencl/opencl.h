@@ -13,6 +13,11 @@ namespace ksm_hw::opencl {
 // A return code by its name in CL/cl.h, as far as a user may meet it.
 const char* error_name(cl_int code);
 
+// Throws what Python sees as a RuntimeError if an OpenCL call failed.
+inline void check(cl_int code, const char* call) {
+  if (code != CL_SUCCESS) TVM_FFI_THROW(RuntimeError) << "OpenCL: " << error_name(code) << " from " << call;
+}
+
 // A text that one of OpenCL's clGet…Info functions gives, whose arguments but the last three are in `query`.
 template <typename Query>
 std::string text_of(Query query) {
@@ -26,10 +31,5 @@ std::string text_of(Query query) {
 
 }  // namespace ksm_hw::opencl
 
-// Throws what Python sees as a RuntimeError if an OpenCL call fails.
-#define OPENCL_CHECK(call)                                                                                       \
-  do {                                                                                                           \
-    cl_int code_of_call = (call);                                                                                \
-    if (code_of_call != CL_SUCCESS)                                                                              \
-      TVM_FFI_THROW(RuntimeError) << "OpenCL: " << ::ksm_hw::opencl::error_name(code_of_call) << " from " #call; \
-  } while (0)
+// check() of an OpenCL call that returns its code.
+#define OPENCL_CHECK(call) ::ksm_hw::opencl::check((call), #call)

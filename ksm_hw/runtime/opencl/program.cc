@@ -1,6 +1,7 @@
 // The cache is a folder: $KSM_HW_OPENCL_CACHE, or ksm-hw/opencl-programs in $XDG_CACHE_HOME or ~/.cache. Its files are
 // named by a hash of their key (device, driver, source) and begin with the whole key, so that two keys with one hash
-// are told apart. A file that does not begin with its key, or that the driver does not take, is written anew.
+// are told apart, and a hash of the binary behind it: drivers crash on a damaged one. A file of which either is not as
+// it should be, or that the driver does not take, is written anew.
 #include "program.h"
 
 #include <tvm/ffi/reflection/registry.h>
@@ -13,7 +14,6 @@
 #include <iomanip>
 #include <iterator>
 #include <sstream>
-#include <vector>
 
 namespace ksm_hw::opencl {
 
@@ -21,12 +21,19 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr size_t kHashDigits = 16;
 constexpr const char* kOptions = "";  // No -cl-fast-relaxed-math: results are compared with PyTorch's.
 
+// A folder that an environment variable names; empty if the variable is, as the XDG specification has it.
+fs::path folder_of(const char* variable, const char* below) {
+  const char* value = std::getenv(variable);
+  return value == nullptr || *value == '\0' ? fs::path() : fs::path(value) / below;
+}
+
 fs::path cache_folder() {
-  if (const char* folder = std::getenv("KSM_HW_OPENCL_CACHE")) return folder;
-  if (const char* folder = std::getenv("XDG_CACHE_HOME")) return fs::path(folder) / "ksm-hw" / "opencl-programs";
-  if (const char* home = std::getenv("HOME")) return fs::path(home) / ".cache" / "ksm-hw" / "opencl-programs";
+  for (fs::path folder : {folder_of("KSM_HW_OPENCL_CACHE", ""), folder_of("XDG_CACHE_HOME", "ksm-hw/opencl-programs"),
+                          folder_of("HOME", ".cache/ksm-hw/opencl-programs")})
+    if (!folder.empty()) return folder;
   return {};
 }
 
@@ -34,12 +41,12 @@ std::string key_of(const Device& device, const std::string& source) {
   return "ksm-hw opencl program 1\n" + device.name + "\n" + device.driver + "\n" + kOptions + "\n" + source + "\n";
 }
 
-// FNV-1a; see the head of this file for what happens when two keys share one.
+// FNV-1a: against damage and for names, not against an attacker, who could as well write a whole file.
 std::string hash_of(const std::string& text) {
   uint64_t hash = 14695981039346656037ull;
   for (unsigned char character : text) hash = (hash ^ character) * 1099511628211ull;
   std::ostringstream digits;
-  digits << std::hex << std::setw(16) << std::setfill('0') << hash;
+  digits << std::hex << std::setw(kHashDigits) << std::setfill('0') << hash;
   return digits.str();
 }
 
@@ -53,9 +60,11 @@ std::string build_log(cl_program program, cl_device_id device) {
 cl_program cached_program(Device& device, const fs::path& file, const std::string& key) {
   std::ifstream stream(file, std::ios::binary);
   std::string content((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
-  if (content.size() <= key.size() || content.compare(0, key.size(), key) != 0) return nullptr;
-  auto* binary = reinterpret_cast<const unsigned char*>(content.data()) + key.size();
-  size_t size = content.size() - key.size();
+  size_t start = key.size() + kHashDigits;
+  if (content.size() <= start || content.compare(0, key.size(), key) != 0) return nullptr;
+  if (content.compare(key.size(), kHashDigits, hash_of(content.substr(start))) != 0) return nullptr;
+  auto* binary = reinterpret_cast<const unsigned char*>(content.data()) + start;
+  size_t size = content.size() - start;
   cl_int taken, code;
   cl_program program = clCreateProgramWithBinary(device.context, 1, &device.id, &size, &binary, &taken, &code);
   if (code != CL_SUCCESS) return nullptr;
@@ -70,21 +79,21 @@ void cache_program(cl_program program, const fs::path& file, const std::string& 
   size_t size = 0;
   if (clGetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof(size), &size, nullptr) != CL_SUCCESS || size == 0)
     return;
-  std::vector<unsigned char> binary(size);
-  unsigned char* pointer = binary.data();
+  std::string binary(size, '\0');
+  auto* pointer = reinterpret_cast<unsigned char*>(&binary[0]);
   if (clGetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof(pointer), &pointer, nullptr) != CL_SUCCESS) return;
   std::error_code ignored;
   fs::create_directories(file.parent_path(), ignored);
   fs::path temporary = file;
-  temporary += "." + std::to_string(getpid());
+  // Two devices of one kind may write the same file from two threads.
+  static std::atomic<int> written{0};
+  temporary += "." + std::to_string(getpid()) + "." + std::to_string(written++);
   std::ofstream stream(temporary, std::ios::binary);
-  stream.write(key.data(), static_cast<std::streamsize>(key.size()));
-  stream.write(reinterpret_cast<const char*>(binary.data()), static_cast<std::streamsize>(size));
+  stream << key << hash_of(binary) << binary;
   stream.close();
-  if (stream.good())
-    fs::rename(temporary, file, ignored);
-  else
-    fs::remove(temporary, ignored);
+  std::error_code failed;
+  if (stream.good()) fs::rename(temporary, file, failed);
+  if (!stream.good() || failed) fs::remove(temporary, ignored);
 }
 
 cl_program compiled_program(Device& device, const std::string& source) {
@@ -92,7 +101,7 @@ cl_program compiled_program(Device& device, const std::string& source) {
   size_t length = source.size();
   cl_int code;
   cl_program program = clCreateProgramWithSource(device.context, 1, &text, &length, &code);
-  OPENCL_CHECK(code);
+  check(code, "clCreateProgramWithSource");
   code = clBuildProgram(program, 1, &device.id, kOptions, nullptr, nullptr);
   if (code != CL_SUCCESS) {
     std::string log = build_log(program, device.id);

@@ -39,8 +39,9 @@ Image ReadImage(const std::string& path) {
       known && !too_large ? stbi_load_from_file(file.get(), &width, &height, &channels, 4) : nullptr, stbi_image_free);
   if (!decoded) {
     const std::string reason = too_large ? "it is too large" : stbi_failure_reason();
-    throw UserError("Cannot decode " + path + " as an image (" + reason + "). Expected PNG, JPEG, BMP or GIF of at most " +
-                    std::to_string(kMostPixels) + " pixels, or .npy; convert the file or leave it out.");
+    throw UserError("Cannot decode " + path + " as an image (" + reason +
+                    "). Expected PNG, JPEG, BMP or GIF of at most " + std::to_string(kMostPixels) +
+                    " pixels, or .npy; convert the file or leave it out.");
   }
   Image image(width, height);
   const size_t pixels = static_cast<size_t>(width) * height;

@@ -18,7 +18,7 @@ struct Image {
   const uint8_t* At(int x, int y) const { return &pixels[3 * (static_cast<size_t>(y) * width + x)]; }
 };
 
-// Reads a PNG, JPEG, BMP or GIF file; transparent pixels are laid over white. Throws UserError where it does not decode.
+// Reads a PNG, JPEG, BMP or GIF file; transparent pixels are laid over white. Throws UserError where that fails.
 Image ReadImage(const std::string& path);
 
 }  // namespace ksm

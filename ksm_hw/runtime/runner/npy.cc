@@ -1,5 +1,6 @@
 #include "npy.h"
 
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <fstream>

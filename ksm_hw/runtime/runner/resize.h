@@ -5,7 +5,7 @@
 
 namespace ksm {
 
-// Scales with a bicubic (a = -0.5) or bilinear filter that is widened where the image shrinks, so that no pixel is lost.
+// Scales with a bicubic (a = -0.5) or bilinear filter, which is widened where the image shrinks.
 Image Resize(const Image& image, int width, int height, bool bicubic);
 
 }  // namespace ksm

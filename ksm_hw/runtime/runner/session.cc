@@ -67,7 +67,7 @@ ffi::Any LoadMachine(const Artifact& artifact, DLDevice device) {
     return machine;
   } catch (const std::exception& error) {
     throw UserError("Cannot load " + path + " (" + error.what() +
-                    "). It is damaged or for another kind of machine; copy the artifact again, or compile it for this.");
+                    "). It is damaged or for another machine; copy the artifact again, or compile it for this.");
   }
 }
 
