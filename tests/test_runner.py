@@ -312,6 +312,17 @@ def test_a_damaged_library_or_description(damaged: Path, photographs: Path) -> N
         assert_refuses(run(damaged, *arguments), f"{description} is damaged")
 
 
+@pytest.mark.usefixtures("opencl")
+def test_the_runner_on_an_opencl_device(bundle: Bundle, tmp_path: Path) -> None:
+    one = dataclasses.replace(bundle, packs={"kernel-task": bundle.packs["kernel-task"]})
+    target = load_target("mali", host="host")
+    (artifact,) = compile_bundle(one, target, tmp_path / "artifact", runner=True)
+    session = Session.load(artifact)
+    images, file = random_images(session, tmp_path)
+    found = runner_logits(artifact, "kernel-task", [file], tmp_path)
+    np.testing.assert_allclose(found, session_logits(session, "kernel-task", images), rtol=1e-5, atol=1e-5)
+
+
 def test_the_runtime_of_a_gpu_is_missing(damaged: Path, photographs: Path) -> None:
     description = damaged / "runner" / "runner.json"
     description.write_text(description.read_text().replace('"device": "cpu"', '"device": "none"'))

@@ -79,4 +79,9 @@ def compile_command(
         return
     for path, size in sizes.items():
         console.print(f"Wrote {path}: {size / 1e6:.1f} MB", highlight=False)
+        if runner:
+            from ksm_hw.compiler.runner import deployed_bytes
+
+            deployed = deployed_bytes(Path(path)) / 1e6
+            console.print(f"Without Python, {deployed:.1f} MB of it: {path}/runner/ksm-runner --help", highlight=False)
     console.print(f"Check it: ksm-hw verify {' '.join(sizes)}", highlight=False, soft_wrap=True)

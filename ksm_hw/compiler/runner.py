@@ -2,6 +2,7 @@
 
     runner/ksm-runner                               the program; its source is ksm_hw/runtime/runner
     runner/libtvm_runtime.so, runner/libtvm_ffi.so  TVM's runtime for the target's architecture
+    runner/libtvm_runtime_opencl.so                 with OpenCL: ours (ksm_hw/runtime/opencl)
     runner/runner.json                              the tasks, and where each of their parameters lies
     runner/parameters.bin                           the parameters that no other file of the artifact holds ready
 
@@ -31,6 +32,8 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.runtime import artifact
 from ksm_hw.runtime.machine import available_cores
+from ksm_hw.runtime.opencl.build import LIBRARY as OPENCL_LIBRARY
+from ksm_hw.runtime.opencl.build import build_opencl_runtime
 from ksm_hw.runtime.parameter_file import ParameterFile, held_arrays, write_parameter_file
 
 FOLDER = "runner"
@@ -57,6 +60,8 @@ def check_runner(device: str, architecture: str) -> None:
     compiler_command(architecture)
     _image_decoder()
     runtime_libraries(architecture)
+    if device == "opencl":
+        build_opencl_runtime(architecture)
 
 
 def add_runner(folder: Path, manifest: artifact.Manifest, bundle: Bundle) -> None:
@@ -70,6 +75,8 @@ def add_runner(folder: Path, manifest: artifact.Manifest, bundle: Bundle) -> Non
     runner.mkdir()
     for library in runtime_libraries(architecture):
         shutil.copyfile(library, runner / library.name)
+    if manifest.device == "opencl":
+        build_opencl_runtime(architecture, runner / OPENCL_LIBRARY)
     (runner / PROGRAM).write_bytes(_built_program(architecture))
     (runner / PROGRAM).chmod(0o755)
     held = held_arrays(folder, ["backbone.safetensors", *(f"tasks/{task}.safetensors" for task in manifest.tasks)])
