@@ -59,9 +59,9 @@ def verify(
     Raises:
         UserError: the artifact, a task or the images are missing or damaged, or the board is busy or gone.
     """
-    bundle = load_bundle(artifact)
     results = []
     with open_session(artifact, board) as session:
+        bundle = load_bundle(artifact)
         for task in tasks or session.tasks:
             session.switch(task)
             pack = session.packs[task]
