@@ -1,14 +1,13 @@
 """From a bundle to an artifact: lower, fold, schedule, build, write."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
 import tvm
+from tvm.s_tir.meta_schedule.database import Database
 
 from ksm_hw.compiler.build import build_executable, workspace_bytes
 from ksm_hw.compiler.cuda import find_cuda_compiler
@@ -80,62 +79,56 @@ def compile_bundle(
         find_cuda_compiler().check(target.architectures)
     if runner:
         check_runner(target.device, architecture_of(target.cpu))
-    if fold == "bake" and len(bundle.packs) > 1:
-        return [
-            path
-            for task, pack in bundle.packs.items()
-            for path in compile_bundle(
-                dataclasses.replace(bundle, packs={task: pack}),
-                target,
-                output / task,
-                fold=fold,
-                batch=batch,
-                runner=runner,
-                tuned=tuned,
-                on_step=on_step,
-            )
-        ]
-    refuse_foreign_folder(output)
-    tuned_rules = [TunedSchedule(open_records(tuned, target).database)] if tuned is not None else []
+    folders = [output / task for task in bundle.packs] if fold == "bake" and len(bundle.packs) > 1 else [output]
+    for folder in folders:
+        refuse_foreign_folder(folder)
+    records = open_records(tuned, target).database if tuned is not None else None
     image_size = _common_image_size(bundle)
     on_step("lower")
     folded = _fold(bundle, batch, image_size, fused=fold == "fused")
-    tvm_target = tvm.target.Target(dict(target.tvm))
-    if fold == "bake":
-        on_step("bake the task's weights")
-        folded = _bake(folded, bundle)
+    parts = _baked(folded, bundle, on_step) if fold == "bake" else iter([(bundle, folded)])
+    for folder, (part, module) in zip(folders, parts, strict=True):
+        executable, workspace = _build(module.module, target, records, on_step)
+        manifest = Manifest(
+            backbone=bundle.backbone,
+            backbone_sha256=bundle.backbone_sha256,
+            target=target.name,
+            tvm_target=target.tvm,
+            device=target.device,
+            cpu_features=tuple(required_cpu_features(target)),
+            fold=fold,
+            precision="float32",
+            tvm_version=tvm.__version__,
+            input_shape=(batch, 3, image_size, image_size),
+            output_shape=(batch, module.classes),
+            workspace_bytes=workspace,
+            tasks={
+                task: TaskEntry(functions.main, functions.rewrite, functions.parameters)
+                for task, functions in module.functions.items()
+            },
+        )
+        on_step("write")
+        write_artifact(folder, manifest, executable, part, runner)
+    return folders
+
+
+def _build(
+    module: tvm.IRModule, target: CompileTarget, records: Database | None, on_step: Callable[[str], None]
+) -> tuple[tvm.relax.VMExecutable, int]:
+    """Schedules and builds a module; also the bytes of its activations."""
     on_step("schedule")
-    module = schedule_kernels(folded.module, tvm_target, tuned_rules)
-    for rule in tuned_rules:
+    tvm_target = tvm.target.Target(dict(target.tvm))
+    rules = [TunedSchedule(records)] if records is not None else []
+    module = schedule_kernels(module, tvm_target, rules)
+    for rule in rules:
         if rule.applied == 0:
             raise UserError(
-                f"{tuned} has no record of any operator of this network at this batch and image size. Tune a bundle of "
-                "the same backbone: ksm-hw tune."
+                "The tuning records hold none of any operator of this network at this batch and image size. Tune a "
+                "bundle of the same backbone: ksm-hw tune."
             )
         on_step(f"{rule.applied} operators with tuned schedules")
     on_step("build")
-    executable = build_executable(module, tvm_target, target.architectures)
-    manifest = Manifest(
-        backbone=bundle.backbone,
-        backbone_sha256=bundle.backbone_sha256,
-        target=target.name,
-        tvm_target=target.tvm,
-        device=target.device,
-        cpu_features=tuple(required_cpu_features(target)),
-        fold=fold,
-        precision="float32",
-        tvm_version=tvm.__version__,
-        input_shape=(batch, 3, image_size, image_size),
-        output_shape=(batch, folded.classes),
-        workspace_bytes=workspace_bytes(module),
-        tasks={
-            task: TaskEntry(functions.main, functions.rewrite, functions.parameters)
-            for task, functions in folded.functions.items()
-        },
-    )
-    on_step("write")
-    write_artifact(output, manifest, executable, bundle, runner)
-    return [output]
+    return build_executable(module, tvm_target, target.architectures), workspace_bytes(module)
 
 
 def main_functions(bundle: Bundle, batch: int = 1) -> tvm.IRModule:
@@ -204,27 +197,24 @@ def _fold(bundle: Bundle, batch: int, image_size: int, fused: bool) -> _Folded:
     return _Folded(module, {task: functions[name] for task, name in layout_of.items()}, classes)
 
 
-def _bake(folded: _Folded, bundle: Bundle) -> _Folded:
-    """Runs the one task's `rewrite` here, and makes what comes out constants of `main`."""
-    ((task, functions),) = folded.functions.items()
-    main = folded.module[functions.main]
-    weights = _rewritten_weights(folded, functions, bundle, task)
-    constants = dict(zip(main.params[1:], map(tvm.runtime.tensor, weights), strict=True))
-    baked = main.bind_params(constants).with_attr("global_symbol", "main")
-    return _Folded(tvm.IRModule({"main": baked}), {task: TaskFunctions("main", None, ())}, folded.classes)
-
-
-def _rewritten_weights(
-    folded: _Folded, functions: TaskFunctions, bundle: Bundle, task: str
-) -> list[npt.NDArray[np.float32]]:
-    assert functions.rewrite is not None
+def _baked(folded: _Folded, bundle: Bundle, on_step: Callable[[str], None]) -> Iterator[tuple[Bundle, _Folded]]:
+    """For each task the bundle with it alone, and its `main` with what `rewrite` gives, run here, as constants."""
+    on_step("build the rewriting of weights")
     here = tvm.target.Target("llvm")
-    only_rewrite = {
-        variable: function
-        for variable, function in folded.module.functions.items()
-        if variable.name_hint != functions.main
+    mains = {functions.main for functions in folded.functions.values()}
+    rewrites = {
+        variable: function for variable, function in folded.module.functions.items() if variable.name_hint not in mains
     }
-    executable = build_executable(schedule_kernels(tvm.IRModule(only_rewrite), here), here)
-    machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
-    arrays = task_parameters(functions.parameters, bundle.packs[task], bundle.tensors, folded.classes)
-    return [weight.numpy() for weight in machine[functions.rewrite]([tvm.runtime.tensor(array) for array in arrays])]
+    machine = tvm.relax.VirtualMachine(
+        build_executable(schedule_kernels(tvm.IRModule(rewrites), here), here), tvm.cpu()
+    )
+    for task, functions in folded.functions.items():
+        on_step(f"bake the weights of {task}")
+        arrays = task_parameters(functions.parameters, bundle.packs[task], bundle.tensors, folded.classes)
+        weights = machine[functions.rewrite]([tvm.runtime.tensor(array) for array in arrays])
+        main = folded.module[functions.main]
+        baked = main.bind_params(dict(zip(main.params[1:], weights, strict=True))).with_attr("global_symbol", "main")
+        yield (
+            dataclasses.replace(bundle, packs={task: bundle.packs[task]}),
+            _Folded(tvm.IRModule({"main": baked}), {task: TaskFunctions("main", None, ())}, folded.classes),
+        )
