@@ -4,9 +4,11 @@ Both happen in processes that stay alive from one schedule to the next, because 
 schedule in a fraction of one. A schedule that crashes its process, or takes too long, costs that process only.
 """
 
+import concurrent.futures
 import gc
 import itertools
-import subprocess
+import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import tvm
+from pebble import ProcessExpired, ProcessPool
 from tvm import rpc
 from tvm.s_tir import Schedule
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
-from tvm.support.popen_pool import PopenPoolExecutor
 
 from ksm_hw.compiler.build import build_executable, export_library
 from ksm_hw.compiler.linker import architecture_of, linker_command
@@ -62,16 +64,14 @@ class CandidateMeasurer:
         self._numbers = itertools.count()
         self._builders = _pool(BUILDERS)
         self._measurers = _pool(self.boards)
-        self._pending: list[Future[Any]] = []
 
     def __enter__(self) -> "CandidateMeasurer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for future in self._pending:
-            future.cancel()
         for pool in (self._builders, self._measurers):
-            pool.shutdown()
+            pool.stop()
+            pool.join()
         self._folder.cleanup()
 
     def measure(self, schedules: Sequence[Schedule], arguments: Sequence[Sequence[ArgInfo]]) -> Iterator[Measurement]:
@@ -81,13 +81,15 @@ class CandidateMeasurer:
             UserError: all boards are gone.
         """
         paths = [Path(self._folder.name) / f"candidate{next(self._numbers)}.so" for _ in schedules]
+        target = self._target
         builds = [
-            self._builders.submit(
-                _build, schedule.mod, dict(self._target.tvm), self._target.architectures, self._architecture, str(path)
+            self._builders.schedule(
+                _build,
+                (schedule.mod, dict(target.tvm), target.architectures, architecture_of(target.cpu), str(path)),
+                timeout=SECONDS,
             )
             for schedule, path in zip(schedules, paths, strict=True)
         ]
-        self._pending = [*builds]
         errors: Iterator[str] = (_outcome(build)[1] for build in builds)
         if self._board is None:
             errors = iter(list(errors))  # A build beside it would disturb a measurement on this machine.
@@ -99,16 +101,11 @@ class CandidateMeasurer:
             yield self._measured(path, tensors, future) if future is not None else Measurement(error=error)
             path.unlink(missing_ok=True)
 
-    @property
-    def _architecture(self) -> str:
-        return architecture_of(self._target.cpu)
-
     def _submit(self, path: Path, tensors: list[tuple[str, tuple[int, ...]]]) -> "Future[list[float]]":
-        future: Future[list[float]] = self._measurers.submit(
-            measure_library, str(path), self._target.device, tensors, self._board, self._target.cpu.get("num-cores", 1)
+        threads = self._target.cpu.get("num-cores", 1)
+        return self._measurers.schedule(
+            measure_library, (str(path), self._target.device, tensors, self._board, threads), timeout=SECONDS
         )
-        self._pending.append(future)
-        return future
 
     def _measured(
         self, path: Path, tensors: list[tuple[str, tuple[int, ...]]], future: "Future[list[float]]"
@@ -141,19 +138,28 @@ class CandidateMeasurer:
             time.sleep(0.5)
 
 
-def _pool(workers: int) -> PopenPoolExecutor:
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    # TVM's code generation keeps some memory of every schedule.
-    return PopenPoolExecutor(workers, SECONDS, maximum_process_uses=500, **quiet)
+def _pool(workers: int) -> ProcessPool:
+    # TVM's code generation keeps some memory of every schedule. Not forked: TVM has threads.
+    return ProcessPool(
+        workers, max_tasks=500, initializer=_prepare_process, context=multiprocessing.get_context("spawn")
+    )
+
+
+def _prepare_process() -> None:
+    """Runs first in every process."""
+    # What compilers and linkers print of a schedule is no message to the user.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
 
 
 def _outcome(future: "Future[Any]") -> tuple[Any, str]:
     """What a process returned, or why it did not."""
     try:
         return future.result(), ""
-    except TimeoutError:
+    except concurrent.futures.TimeoutError:
         return None, f"it took longer than {SECONDS:.0f} s"
-    except ChildProcessError:
+    except ProcessExpired:
         return None, "its process crashed"
     except Exception as error:
         return None, (str(error).strip().splitlines() or [repr(error)])[-1]

@@ -200,7 +200,7 @@ class _Search:
                 if self.failed == self.done >= FIRST_FAILURES:
                     raise self._all_failed()
         finally:
-            self.records.write_header(self.done - len(self.failures), self.failed - len(self.failures))
+            self.records.write_header()
         for operator in dict.fromkeys(operator for operator, _ in batch):
             self._learn(
                 operator,

@@ -1,6 +1,6 @@
 """A folder of tuning records: what `ksm-hw tune` writes and `ksm-hw compile --tuned` applies.
 
-    records.json                    what was tuned: target, version of TVM, date, and how many measurements
+    records.json                    what was tuned: target, version of TVM, date of the last measurement
     database_workload.json          MetaSchedule's database: the operators,
     database_tuning_record.json     and what was measured of each: a schedule and its seconds, 1e10 where it failed
 
@@ -41,11 +41,8 @@ class TuningRecords:
     target: CompileTarget
     database: Database
 
-    def write_header(self, trials: int, failed: int) -> None:
-        """Writes `records.json` anew.
-
-        Args:
-            trials: measurements in the database; `failed` those of them that failed.
+    def write_header(self) -> None:
+        """Writes `records.json` anew, with the date of now.
 
         Raises:
             UserError: the folder cannot be written.
@@ -56,8 +53,6 @@ class TuningRecords:
             "tvm_target": self.target.tvm,
             "tvm_version": tvm.__version__,
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "trials": trials,
-            "failed": failed,
         }
         with written_file(self.folder / HEADER) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
@@ -99,7 +94,7 @@ def create_records(folder: Path, target: CompileTarget) -> TuningRecords:
         records = TuningRecords(folder, target, _open_database(folder, allow_missing=True))
     except OSError as error:
         raise UserError(f"Cannot write {folder}: {error.strerror}. Give another folder.") from error
-    records.write_header(0, 0)
+    records.write_header()
     return records
 
 
@@ -114,7 +109,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(path.read_text())
         if header["format_version"] != FORMAT_VERSION:
             raise UserError(f"{path} is of another version of ksm-hw. Tune again, into another folder.")
-        if missing := {"target", "tvm_target", "tvm_version", "date", "trials", "failed"} - header.keys():
+        if missing := {"target", "tvm_target", "tvm_version", "date"} - header.keys():
             raise KeyError(*sorted(missing))
     except OSError as error:
         raise UserError(f"No tuning records at {folder}: {error.strerror}: {path}. Make some: ksm-hw tune") from error

@@ -217,7 +217,8 @@ void* Devices::AllocDataSpace(tvm::Device device, size_t bytes, size_t, DLDataTy
   cl_int code;
   cl_mem memory = clCreateBuffer(on.context, CL_MEM_READ_WRITE, bytes == 0 ? 1 : bytes, nullptr, &code);
   if (no_memory(code))
-    TVM_FFI_THROW(MemoryError) << "Out of memory on " << on.name << ": a buffer of " << bytes << " bytes was asked for, "
+    TVM_FFI_THROW(MemoryError) << "Out of memory on " << on.name << ": a buffer of " << bytes
+                               << " bytes was asked for, "
                                << device_number<cl_ulong>(on.id, CL_DEVICE_MAX_MEM_ALLOC_SIZE)
                                << " is the largest that it can have, and it has "
                                << device_number<cl_ulong>(on.id, CL_DEVICE_GLOBAL_MEM_SIZE) << " in all.";

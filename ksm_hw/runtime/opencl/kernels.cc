@@ -4,8 +4,8 @@
 // length 64 bits, a text its length and its characters:
 //
 //     format ("cl"), number of kernels, for each: its key, its name, the types of its arguments (a byte of code, a byte
-//     of bits, 16 bits of lanes), its launch parameters (texts such as "blockIdx.x"), a number for each kind of argument;
-//     then the OpenCL C of all
+//     of bits, 16 bits of lanes), its launch parameters (texts such as "blockIdx.x"), a number for each kind of
+//     argument; then the OpenCL C of all
 #include <tvm/ffi/cast.h>
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
