@@ -29,6 +29,7 @@ from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout, _mask_deco
 from tvm_passes.relax.pipeline import fold_tasks
 
 SIDE, CLASSES = 10, 3
+HOST = tvm.target.Target("llvm")
 
 
 class PostActivation(nn.Module):
@@ -208,11 +209,11 @@ def test_inference_never_pays_for_a_mask(granularity: Granularity) -> None:
     network = network_with_statistics(PostActivation())
     masks = random_masks(network, granularity)
     layouts = {"masked": layouts_of(masks, granularity), "unmasked": {}}
-    module, functions = fold_tasks(lower(network), layouts, fused=False)
+    module, functions = fold_tasks(lower(network), layouts, HOST)
     main = module[functions["masked"].main]
     # Not only as many ops: the very same function.
     assert functions["masked"].main == functions["unmasked"].main
-    alone, plain = fold_tasks(lower(network), {"unmasked": {}}, fused=False)
+    alone, plain = fold_tasks(lower(network), {"unmasked": {}}, HOST)
     assert ops(main) == ops(alone[plain["unmasked"].main])
     assert not [parameter.name for parameter in main.params if parameter.name.startswith("mask/")]
     assert ops(main)["multiply"] == 0 and ops(main)["call_tir"] == 0
@@ -225,7 +226,7 @@ def test_inference_never_pays_for_a_mask(granularity: Granularity) -> None:
 def test_fused_keeps_the_masks_in_main() -> None:
     network = network_with_statistics(PostActivation())
     masks = random_masks(network, "kernel")
-    module, functions = fold_tasks(lower(network), {"kernel": layouts_of(masks, "kernel")}, fused=True)
+    module, functions = fold_tasks(lower(network), {"kernel": layouts_of(masks, "kernel")}, HOST, fused=True)
     assert functions["kernel"].rewrite is None
     assert ops(module[functions["kernel"].main])["call_tir"] == len(masks)
 

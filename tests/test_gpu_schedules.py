@@ -222,7 +222,7 @@ def folded(bundle):
     pack = bundle.packs["element-task"]
     network = lower_backbone(bundle.backbone, 5, 1, 32)
     layouts = {"element": {layer: MaskLayout(tuple(mask.shape)) for layer, mask in pack.masks.items()}}
-    return [fold_tasks(network, layouts, fused)[0] for fused in (False, True)]
+    return [fold_tasks(network, layouts, TARGETS["mali"], fused)[0] for fused in (False, True)]
 
 
 @pytest.mark.parametrize("name", ["mali", "mali-g52", "cuda-sm_80"])

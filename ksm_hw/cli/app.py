@@ -33,6 +33,9 @@ HostTarget = Annotated[
 CudaArch = Annotated[
     str | None, typer.Option("--arch", help="For CUDA: a compute capability, such as sm_80; or several, with commas.")
 ]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of the CPU, at most one a core. [default: the target's cores]")
+]
 Tracker = Annotated[str | None, typer.Option(help="HOST:PORT of the tracker that knows the boards.")]
 Key = Annotated[str | None, typer.Option(help="What the board calls itself at the tracker.")]
 Board = Annotated[str | None, typer.Option("--host", help="HOST:PORT of one board that has no tracker.")]

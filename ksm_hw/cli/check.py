@@ -8,7 +8,19 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ksm_hw.cli.app import ArtifactPaths, Board, Json, Key, Tracker, app, console, examples, messages, print_json
+from ksm_hw.cli.app import (
+    ArtifactPaths,
+    Board,
+    Json,
+    Key,
+    Threads,
+    Tracker,
+    app,
+    console,
+    examples,
+    messages,
+    print_json,
+)
 
 
 @app.command(
@@ -25,6 +37,7 @@ def verify(
         Path | None, typer.Option(help="Image, or folder of images. [default: the artifact's samples]")
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Largest relative error of the logits.")] = 1e-4,
+    threads: Threads = None,
     tracker: Tracker = None,
     key: Key = None,
     host: Board = None,
@@ -38,7 +51,9 @@ def verify(
     results = []
     for artifact in artifacts:
         with messages.status(f"verify {artifact}"):
-            found = verify_artifact(artifact, None if task is None else [task], images, tolerance, board=board)
+            found = verify_artifact(
+                artifact, None if task is None else [task], images, tolerance, threads=threads, board=board
+            )
         results += [(artifact, result) for result in found]
     passed = all(result.passed for _, result in results)
     if as_json:
@@ -80,6 +95,7 @@ def report(
     unmasked: Annotated[
         bool, typer.Option(help="Compile the network without masks as well, and compare with it.")
     ] = True,
+    threads: Threads = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots, too.")] = None,
     tracker: Tracker = None,
     key: Key = None,
@@ -96,7 +112,12 @@ def report(
         for artifact in artifacts:
             reports.append(
                 measure_artifact(
-                    artifact, runs, on_step=lambda step: status.update(step), compare_unmasked=unmasked, board=board
+                    artifact,
+                    runs,
+                    on_step=lambda step: status.update(step),
+                    compare_unmasked=unmasked,
+                    threads=threads,
+                    board=board,
                 )
             )
     if html is not None:

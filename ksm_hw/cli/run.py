@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ksm_hw.cli.app import ArtifactPath, Board, Json, Key, Tracker, app, console, examples, print_json
+from ksm_hw.cli.app import ArtifactPath, Board, Json, Key, Threads, Tracker, app, console, examples, print_json
 
 
 @app.command(
@@ -23,7 +23,7 @@ def run(
     images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
     task: Annotated[str | None, typer.Option(help="Name of a task. [default: the artifact's only one]")] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: the target's cores]")] = None,
+    threads: Threads = None,
     tracker: Tracker = None,
     key: Key = None,
     host: Board = None,

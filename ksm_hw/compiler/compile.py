@@ -13,6 +13,7 @@ from ksm_hw.compiler.build import build_executable, workspace_bytes
 from ksm_hw.compiler.cuda import find_cuda_compiler
 from ksm_hw.compiler.linker import architecture_of
 from ksm_hw.compiler.lower import HEAD_WEIGHT, lower_backbone
+from ksm_hw.compiler.operator_costs import operator_costs
 from ksm_hw.compiler.runner import check_runner
 from ksm_hw.compiler.targets import CompileTarget, required_cpu_features
 from ksm_hw.compiler.tuning_records import open_records
@@ -22,7 +23,7 @@ from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.soft_mask import GROUP_SIZE
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.preprocessing import Preprocessing
-from ksm_hw.runtime.artifact import Manifest, TaskEntry, write_artifact
+from ksm_hw.runtime.artifact import Manifest, OperatorCost, TaskEntry, write_artifact
 from ksm_hw.runtime.task_parameters import task_parameters
 from tvm_passes.relax.fold_task_mask import MaskLayout
 from tvm_passes.relax.pipeline import TaskFunctions, fold_tasks, schedule_kernels
@@ -85,10 +86,11 @@ def compile_bundle(
     records = open_records(tuned, target).database if tuned is not None else None
     image_size = _common_image_size(bundle)
     on_step("lower")
-    folded = _fold(bundle, batch, image_size, fused=fold == "fused")
+    tvm_target = tvm.target.Target(dict(target.tvm))
+    folded = _fold(bundle, batch, image_size, tvm_target, fused=fold == "fused")
     parts = _baked(folded, bundle, on_step) if fold == "bake" else iter([(bundle, folded)])
     for folder, (part, module) in zip(folders, parts, strict=True):
-        executable, workspace = _build(module.module, target, records, on_step)
+        executable, workspace, operators = _build(module.module, target, records, on_step)
         manifest = Manifest(
             backbone=bundle.backbone,
             backbone_sha256=bundle.backbone_sha256,
@@ -96,12 +98,14 @@ def compile_bundle(
             tvm_target=target.tvm,
             device=target.device,
             cpu_features=tuple(required_cpu_features(target)),
+            cores=target.cores,
             fold=fold,
             precision="float32",
             tvm_version=tvm.__version__,
             input_shape=(batch, 3, image_size, image_size),
             output_shape=(batch, module.classes),
             workspace_bytes=workspace,
+            operators=operators,
             tasks={
                 task: TaskEntry(functions.main, functions.rewrite, functions.parameters)
                 for task, functions in module.functions.items()
@@ -114,8 +118,8 @@ def compile_bundle(
 
 def _build(
     module: tvm.IRModule, target: CompileTarget, records: Database | None, on_step: Callable[[str], None]
-) -> tuple[tvm.relax.VMExecutable, int]:
-    """Schedules and builds a module; also the bytes of its activations."""
+) -> tuple[tvm.relax.VMExecutable, int, dict[str, OperatorCost]]:
+    """Schedules and builds a module; also the bytes of its activations and what its operators cost."""
     on_step("schedule")
     tvm_target = tvm.target.Target(dict(target.tvm))
     rules = [TunedSchedule(records)] if records is not None else []
@@ -128,10 +132,11 @@ def _build(
             )
         on_step(f"{rule.applied} operators with tuned schedules")
     on_step("build")
-    return build_executable(module, tvm_target, target.architectures), workspace_bytes(module)
+    executable = build_executable(module, tvm_target, target.architectures)
+    return executable, workspace_bytes(module), operator_costs(module)
 
 
-def main_functions(bundle: Bundle, batch: int = 1) -> tvm.IRModule:
+def main_functions(bundle: Bundle, target: tvm.target.Target, batch: int = 1) -> tvm.IRModule:
     """What a bundle's artifact runs for each image, before scheduling: every `main` of `--fold switch`.
 
     Raises:
@@ -139,7 +144,7 @@ def main_functions(bundle: Bundle, batch: int = 1) -> tvm.IRModule:
     """
     if not bundle.packs:
         raise UserError("The bundle holds no tasks. Learn one with `ksm-hw train`.")
-    folded = _fold(bundle, batch, _common_image_size(bundle), fused=False)
+    folded = _fold(bundle, batch, _common_image_size(bundle), target)
     mains = {functions.main for functions in folded.functions.values()}
     return tvm.IRModule(
         {
@@ -178,7 +183,7 @@ def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
     return {layer: MaskLayout(tuple(mask.shape), group_size) for layer, mask in pack.masks.items()}
 
 
-def _fold(bundle: Bundle, batch: int, image_size: int, fused: bool) -> _Folded:
+def _fold(bundle: Bundle, batch: int, image_size: int, target: tvm.target.Target, fused: bool = False) -> _Folded:
     classes = max(len(pack.classes) for pack in bundle.packs.values())
     network = lower_backbone(bundle.backbone, classes, batch, image_size)
     _check_heads(network, bundle)
@@ -193,7 +198,7 @@ def _fold(bundle: Bundle, batch: int, image_size: int, fused: bool) -> _Folded:
                 known = f"{known}_{len(layouts)}"
             layouts[known] = masks
         layout_of[task] = known
-    module, functions = fold_tasks(network, layouts, fused)
+    module, functions = fold_tasks(network, layouts, target, fused)
     return _Folded(module, {task: functions[name] for task, name in layout_of.items()}, classes)
 
 

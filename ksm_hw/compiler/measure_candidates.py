@@ -29,7 +29,8 @@ from ksm_hw.compiler.targets import CompileTarget
 from ksm_hw.errors import UserError
 from ksm_hw.runtime.board import WAIT, BoardAddress, known_boards
 from ksm_hw.runtime.machine import available_cores
-from ksm_hw.runtime.session import prepare_device, use_threads
+from ksm_hw.runtime.session import prepare_device
+from ksm_hw.runtime.threads import use_threads
 
 SECONDS = 60.0  # That one schedule may take to build, and to measure.
 BUILDERS = 2

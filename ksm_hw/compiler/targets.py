@@ -46,6 +46,7 @@ class CompileTarget:
         device: TVM device that the artifact runs on: `cpu`, `opencl` or `cuda`.
         tvm: the dictionary of `tvm.target.Target`; for a GPU it holds the CPU beside it as `host`.
         architectures: of a CUDA target: the compute capabilities that get machine code. The first is that in `tvm`.
+        cores: numbers, as Linux gives them, of the CPU's cores that threads are pinned to; empty where all are alike.
     """
 
     name: str
@@ -53,6 +54,7 @@ class CompileTarget:
     device: str
     tvm: Mapping[str, Any]
     architectures: tuple[str, ...] = ()
+    cores: tuple[int, ...] = ()
 
     @property
     def cpu(self) -> Mapping[str, Any]:
@@ -100,6 +102,7 @@ def load_target(
         if other.device != "cpu":
             raise UserError(f"--host-cpu takes a CPU target; '{host}' is for {other.device}.")
         tvm_target["host"] = other.tvm
+        target = dataclasses.replace(target, cores=other.cores)
     tvm_target = _detected(tvm_target)
     architectures = (tvm_target["arch"], *others) if target.device == "cuda" else ()
     target = dataclasses.replace(target, tvm=tvm_target, architectures=architectures)
@@ -121,7 +124,8 @@ def _path_of(name: str) -> Path:
 def _read(path: Path, name: str) -> CompileTarget:
     try:
         content = tomllib.loads(path.read_text())
-        target = CompileTarget(name, content["description"], content["device"], content["tvm"])
+        cores = _checked_cores(path, content.get("cores", []))
+        target = CompileTarget(name, content["description"], content["device"], content["tvm"], cores=cores)
         if target.device not in DEVICES:
             raise UserError(f"{path}: device is '{target.device}'; expected one of {', '.join(DEVICES)}.")
         kind = {"cpu": "llvm"}.get(target.device, target.device)
@@ -137,6 +141,12 @@ def _read(path: Path, name: str) -> CompileTarget:
             "GPU. targets/arm64.toml is an example."
         ) from error
     return target
+
+
+def _checked_cores(path: Path, cores: Any) -> tuple[int, ...]:
+    if not (isinstance(cores, list) and all(type(core) is int and core >= 0 for core in cores)):
+        raise UserError(f"{path}: cores is {cores!r}; expected the numbers of CPU cores, such as [4, 5, 6, 7].")
+    return tuple(cores)
 
 
 def _detected(tvm_target: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tvm
 from tvm.s_tir import Schedule
 from tvm.s_tir.meta_schedule.cost_model import XGBModel
 from tvm.s_tir.meta_schedule.database import TuningRecord, Workload
@@ -108,7 +109,7 @@ def tune(
     """
     records = create_records(output, target)
     with CandidateMeasurer(target, board, wait) as measurer:
-        operators = find_operators(main_functions(bundle, batch), target, records)
+        operators = find_operators(main_functions(bundle, tvm.target.Target(dict(target.tvm)), batch), target, records)
         return _Search(records, operators, measurer, trials, on_progress).run()
 
 

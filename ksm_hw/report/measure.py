@@ -144,6 +144,7 @@ def measure_artifact(
     runs: int = 100,
     on_step: OnStep = lambda step: None,
     compare_unmasked: bool = True,
+    threads: int | None = None,
     board: BoardAddress | None = None,
 ) -> ArtifactReport:
     """Measures every task of an artifact, on this machine or on a board.
@@ -153,6 +154,7 @@ def measure_artifact(
         runs: counted inferences of each task, spread over the rounds; a few more where the rounds do not divide them.
         on_step: called with the name of each step as it begins.
         compare_unmasked: whether to compile the network without masks as well and measure it beside the artifact.
+        threads: of the CPU; without it as many as the target has cores.
         board: where to measure; on this machine without it.
 
     Raises:
@@ -172,11 +174,11 @@ def measure_artifact(
             temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ksm-hw-report-")))
             plain = _compile_unmasked(manifest, bundle, temporary / "unmasked", on_step)
         on_step("load")
-        measured: Callable[[Path], contextlib.AbstractContextManager[Measured]] = measuring_process
+        measured: Callable[..., contextlib.AbstractContextManager[Measured]] = measuring_process
         if board is not None:
             measured = stack.enter_context(connected_board(board)).measuring_process
-        masked_process = stack.enter_context(measured(folder))
-        plain_process = None if plain is None else stack.enter_context(measured(plain))
+        masked_process = stack.enter_context(measured(folder, threads))
+        plain_process = None if plain is None else stack.enter_context(measured(plain, threads))
         times = _measure_rounds(masked_process, plain_process, list(bundle.packs), runs, on_step)
         facts = masked_process.facts
     return _report(folder, manifest, bundle, times, facts)
@@ -206,7 +208,7 @@ def _compile_unmasked(manifest: "Manifest", bundle: "Bundle", output: Path, on_s
     packs = {task: dataclasses.replace(pack, masks={}) for task, pack in bundle.packs.items()}
     (folder,) = compile_bundle(
         dataclasses.replace(bundle, packs=packs, samples=None),
-        CompileTarget(manifest.target, "", manifest.device, dict(manifest.tvm_target)),
+        CompileTarget(manifest.target, "", manifest.device, dict(manifest.tvm_target), cores=manifest.cores),
         output,
         fold="bake" if manifest.fold == "bake" else "switch",
         batch=manifest.input_shape[0],

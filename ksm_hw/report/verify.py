@@ -44,6 +44,7 @@ def verify(
     images: Path | None = None,
     tolerance: float = TOLERANCE,
     on_task: Callable[[Verification], None] = lambda result: None,
+    threads: int | None = None,
     board: BoardAddress | None = None,
 ) -> list[Verification]:
     """Compares every task of an artifact with the PyTorch network of its own backbone and task pack.
@@ -54,13 +55,14 @@ def verify(
         images: a folder of images or one file; without it the artifact's samples of each task.
         tolerance: of the relative error.
         on_task: called after each task.
+        threads: of the compiled model; without it as many as the target has cores.
         board: where the compiled model runs; on this machine without it. PyTorch always runs here.
 
     Raises:
         UserError: the artifact, a task or the images are missing or damaged, or the board is busy or gone.
     """
     results = []
-    with open_session(artifact, board) as session:
+    with open_session(artifact, board, threads) as session:
         bundle = load_bundle(artifact)
         for task in tasks or session.tasks:
             session.switch(task)

@@ -39,6 +39,14 @@ class TaskEntry:
 
 
 @dataclass(frozen=True)
+class OperatorCost:
+    """What one call of an operator does: floating-point operations, and bytes of its arguments and results."""
+
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What an artifact is.
 
@@ -46,11 +54,13 @@ class Manifest:
         backbone, backbone_sha256: the network and its weights.
         target: name of the target; `tvm_target` the dictionary for TVM; `device` the TVM device.
         cpu_features: vector instructions that the code may use, by their names in /proc/cpuinfo.
+        cores: numbers of the CPU's cores that the session pins its threads to; empty for a CPU whose cores are alike.
         fold: `switch`, `bake` or `fused`.
         precision: dtype of the arithmetic.
         tvm_version: of the compiler.
         input_shape, output_shape: [N, 3, H, W], and [N, classes] with as many classes as the largest task.
         workspace_bytes: activations that the memory plan holds at once.
+        operators: what each operator of an inference costs, by its symbol in the library.
         tasks: what each task uses.
     """
 
@@ -60,12 +70,14 @@ class Manifest:
     tvm_target: Mapping[str, Any]
     device: str
     cpu_features: tuple[str, ...]
+    cores: tuple[int, ...]
     fold: str
     precision: str
     tvm_version: str
     input_shape: tuple[int, int, int, int]
     output_shape: tuple[int, int]
     workspace_bytes: int
+    operators: Mapping[str, OperatorCost]
     tasks: Mapping[str, TaskEntry]
 
     @property
@@ -122,9 +134,10 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError("it names no tasks")
         if unlisted := {LIBRARY, "bundle.json", *(f"tasks/{task}.safetensors" for task in tasks)} - files.keys():
             raise ValueError(f"it does not list {', '.join(sorted(unlisted))}")
-        for key in ("cpu_features", "input_shape", "output_shape"):
+        for key in ("cpu_features", "cores", "input_shape", "output_shape"):
             content[key] = tuple(content[key])
-        manifest = Manifest(tasks=tasks, **content)
+        operators = {symbol: OperatorCost(**cost) for symbol, cost in content.pop("operators").items()}
+        manifest = Manifest(tasks=tasks, operators=operators, **content)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"No artifact at {folder}: manifest.json is missing. Make one with `ksm-hw compile`."

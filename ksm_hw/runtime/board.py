@@ -278,10 +278,10 @@ class Board:
         return BoardSession(self, folder, manifest, task)
 
     @contextlib.contextmanager
-    def measuring_process(self, artifact: Path) -> "Iterator[BoardMeasurement]":
+    def measuring_process(self, artifact: Path, threads: int | None = None) -> "Iterator[BoardMeasurement]":
         """Loads an artifact in a process of its own on the board."""
         read_manifest(artifact)
-        number, facts = self.call("measure_load", self._send(artifact))
+        number, facts = self.call("measure_load", self._send(artifact), threads or 0)
         yield BoardMeasurement(self, number, facts)
 
     def _send(self, folder: Path) -> str:

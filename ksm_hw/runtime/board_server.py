@@ -3,14 +3,14 @@
 A session on a board is one process of the server, so what it holds ends with it. The functions take and give texts of
 JSON and tensors, and a failure that a user can mend comes as {"error": message}:
 
-    ksm_hw.board.missing(names)               those of the files that the board does not hold; see `kept_name`
-    ksm_hw.board.keep(name)                   takes the uploaded file of that name into the board's cache
-    ksm_hw.board.load(manifest, threads)      loads an artifact of kept files into a `Session`
-    ksm_hw.board.switch(task)                 `Session.switch`: seconds
-    ksm_hw.board.run(images)                  `Session.run`: a tensor
-    ksm_hw.board.measure_load(manifest)       loads an artifact in a process of its own: its number and its facts
-    ksm_hw.board.measure(number, command)     measures it (`measuring.measure`)
-    ksm_hw.board.last_crash()                 how the last session's process died, if it did
+    ksm_hw.board.missing(names)                 those of the files that the board does not hold; see `kept_name`
+    ksm_hw.board.keep(name)                     takes the uploaded file of that name into the board's cache
+    ksm_hw.board.load(manifest, threads)        loads an artifact of kept files into a `Session`
+    ksm_hw.board.switch(task)                   `Session.switch`: seconds
+    ksm_hw.board.run(images)                    `Session.run`: a tensor
+    ksm_hw.board.measure_load(manifest, threads)  loads an artifact in a process of its own: its number and its facts
+    ksm_hw.board.measure(number, command)       measures it (`measuring.measure`)
+    ksm_hw.board.last_crash()                   how the last session's process died, if it did
 """
 
 import contextlib
@@ -227,10 +227,10 @@ class _Served:
         return tvm.runtime.tensor(self.session.run(images.numpy()))
 
     @_answer
-    def measure_load(self, manifest: str) -> tuple[int, dict[str, Any]]:
+    def measure_load(self, manifest: str, threads: int) -> tuple[int, dict[str, Any]]:
         from ksm_hw.runtime.measuring_process import measuring_process
 
-        process = self.open_processes.enter_context(measuring_process(self._artifact(manifest)))
+        process = self.open_processes.enter_context(measuring_process(self._artifact(manifest), threads or None))
         self.measured.append(process)
         return len(self.measured) - 1, process.facts
 

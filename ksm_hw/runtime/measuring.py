@@ -13,6 +13,7 @@ from ksm_hw.runtime.session import Session
 from ksm_hw.runtime.task_parameters import is_shared, task_parameters
 
 WARM_UP_RUNS = 3  # Of each task in each round, not counted.
+_SHORTEST = 1e-8  # Seconds of a call that took less than what is known of the watching; rates need more than 0.
 
 
 def load_measured(artifact: Path, threads: int | None = None) -> tuple[Session, dict[str, Any]]:
@@ -34,16 +35,20 @@ def load_measured(artifact: Path, threads: int | None = None) -> tuple[Session, 
 
 
 def measure(session: Session, command: str, **arguments: Any) -> Any:
-    """One measurement: `run` (task, repeats), `switch` (tasks, rounds), `copy` (repeats) or `memory`.
+    """One measurement: `run` or `calls` (task, repeats), `switch` (tasks, rounds), `copy` (repeats) or `memory`.
 
     Returns:
-        Lists of seconds, for `switch` by task; for `memory` bytes by what holds them.
+        Lists of seconds, for `switch` by task; for `calls` see `_measure_calls`; for `memory` bytes by what holds them.
     """
     match command:
         case "run":
             session.switch(arguments["task"])
             session.measure_run(WARM_UP_RUNS)
             return session.measure_run(arguments["repeats"])
+        case "calls":
+            session.switch(arguments["task"])
+            session.measure_run(WARM_UP_RUNS)
+            return _measure_calls(session, arguments["repeats"])
         case "switch":
             return _measure_switches(session, arguments["tasks"], arguments["rounds"])
         case "copy":
@@ -51,6 +56,60 @@ def measure(session: Session, command: str, **arguments: Any) -> Any:
         case "memory":
             return _memory_facts(session)
     raise AssertionError(command)
+
+
+def _measure_calls(session: Session, repeats: int) -> list[dict[str, Any]]:
+    """Every call that an inference of the current task makes, in order.
+
+    Returns:
+        For each call `symbol`, `shapes` of the tensors that it takes, results included, and `seconds` of each repeat.
+    """
+    watch = _Watch(session.manifest.device)
+    for _ in range(repeats):
+        watch.begin()
+        session.trace_run(watch)
+    return watch.calls
+
+
+class _Watch:
+    """Takes the time of the calls that the virtual machine tells it of.
+
+    To tell of a call the virtual machine makes Python's objects of its arguments, microseconds for a few tensors, and that
+    lies inside the time of the call when it tells of the end. It does the same when it tells of the beginning, right
+    after it told of the last one's end, so that time is known and taken off.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self._device = tvm.runtime.device(device, 0) if device != "cpu" else None
+        self.begin()
+
+    def begin(self) -> None:
+        """Before each inference."""
+        self._position = 0
+        self._left = 0.0  # When this was left the last time.
+        self._begun: list[tuple[float, float]] = []  # Of calls inside calls: when, and what telling of it took.
+
+    def __call__(self, function: Any, symbol: str, before: bool, result: Any, *arguments: Any) -> None:
+        """TVM's instrument of a virtual machine."""
+        if self._device is not None:
+            self._device.sync()
+        entered = time.perf_counter()
+        if before:
+            telling = entered - self._left if self._left else 0.0
+            self._left = time.perf_counter()
+            self._begun.append((self._left, telling))
+            return
+        start, telling = self._begun.pop()
+        self._note(symbol, arguments, max(entered - start - telling, _SHORTEST))
+        self._left = time.perf_counter()
+
+    def _note(self, symbol: str, arguments: tuple[Any, ...], seconds: float) -> None:
+        if self._position == len(self.calls):
+            shapes = [list(map(int, argument.shape)) for argument in arguments if hasattr(argument, "shape")]
+            self.calls.append({"symbol": str(symbol), "shapes": shapes, "seconds": []})
+        self.calls[self._position]["seconds"].append(seconds)
+        self._position += 1
 
 
 def _measure_switches(session: Session, tasks: list[str], rounds: int) -> dict[str, list[float]]:

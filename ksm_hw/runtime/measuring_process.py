@@ -1,6 +1,6 @@
 """The process that measures an artifact, and the handle of the process that asked for it.
 
-    python -m ksm_hw.runtime.measuring_process ARTIFACT
+    python -m ksm_hw.runtime.measuring_process ARTIFACT [THREADS]
 
 writes a line of JSON with the facts of the loaded artifact, then answers each line of JSON that it reads with one.
 """
@@ -61,8 +61,10 @@ class MeasuringProcess:
 
 
 @contextlib.contextmanager
-def measuring_process(artifact: Path) -> Iterator[MeasuringProcess]:
+def measuring_process(artifact: Path, threads: int | None = None) -> Iterator[MeasuringProcess]:
     command = [sys.executable, "-m", "ksm_hw.runtime.measuring_process", str(artifact)]
+    if threads is not None:
+        command.append(str(threads))
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
@@ -74,7 +76,7 @@ def measuring_process(artifact: Path) -> Iterator[MeasuringProcess]:
             process.communicate()
 
 
-def _serve(artifact: str) -> None:
+def _serve(artifact: str, threads: str | None = None) -> None:
     """Loads an artifact, writes the facts of it, then answers commands: a line of JSON for each line of JSON."""
     from ksm_hw.runtime.without_torch import hide_torch
 
@@ -89,7 +91,7 @@ def _serve(artifact: str) -> None:
     from ksm_hw.runtime.measuring import load_measured, measure
 
     try:
-        session, facts = load_measured(Path(artifact))
+        session, facts = load_measured(Path(artifact), int(threads) if threads else None)
     except UserError as error:
         answer(error=str(error))
         return
@@ -99,4 +101,4 @@ def _serve(artifact: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(*sys.argv[1:])

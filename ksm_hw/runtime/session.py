@@ -6,7 +6,6 @@ logits = session.run(images)
 """
 
 import contextlib
-import os
 import platform
 import threading
 import time
@@ -24,9 +23,10 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, task_of
 from ksm_hw.runtime.artifact import LIBRARY, Manifest, read_manifest
 from ksm_hw.runtime.cuda import require_cuda_gpu
-from ksm_hw.runtime.machine import available_cores, cpu_features
+from ksm_hw.runtime.machine import cpu_features
 from ksm_hw.runtime.opencl.load import load_opencl_runtime
 from ksm_hw.runtime.task_parameters import is_shared, task_parameters
+from ksm_hw.runtime.threads import pinned, usable_cores, use_threads
 
 Weights = list[Any]  # Tensors on the device, in the order that `main` takes them.
 
@@ -41,13 +41,21 @@ class Session:
     """
 
     def __init__(
-        self, manifest: Manifest, bundle: Bundle, machine: VirtualMachine, device: Any, keep: int, budget: int | None
+        self,
+        manifest: Manifest,
+        bundle: Bundle,
+        machine: VirtualMachine,
+        device: Any,
+        threads: int,
+        keep: int,
+        budget: int | None,
     ) -> None:
         self.manifest = manifest
         self.packs = bundle.packs
         self.switch_seconds = 0.0
         self._machine = machine
         self._device = device
+        self._threads = threads
         self._keep = keep
         self._budget = budget
         # One lock for switch and run: TVM's virtual machine serves one caller at a time.
@@ -65,7 +73,8 @@ class Session:
 
         Args:
             artifact: folder that `ksm-hw compile` wrote.
-            threads: of the CPU; without it as many as the target has cores, if this machine has as many.
+            threads: of the CPU, at most one a core; without it as many as the target has cores, if this machine has as
+                many. Where the target names cores they are pinned to these.
             keep: how many tasks' weights are held ready, the current one included.
             budget: bytes that the weights held ready may take together; the current task's are held in any case.
 
@@ -79,11 +88,12 @@ class Session:
         _check_machine(manifest)
         prepare_device(manifest.device)
         bundle = load_bundle(folder)
-        use_threads(threads or min(manifest.cpu.get("num-cores", 1), available_cores()))
+        threads = threads or min(manifest.cpu.get("num-cores", 1), len(usable_cores(manifest.cores)))
+        use_threads(threads, manifest.cores)
         device = tvm.runtime.device(manifest.device, 0)
         library = tvm.runtime.load_module(str((folder / LIBRARY).absolute()))
         with _device_failures(manifest.device):
-            session = cls(manifest, bundle, VirtualMachine(library, device), device, keep, budget)
+            session = cls(manifest, bundle, VirtualMachine(library, device), device, threads, keep, budget)
         session.switch(next(iter(session.packs)))
         return session
 
@@ -156,7 +166,7 @@ class Session:
             if task is not None:
                 self.switch(task)
             entry = self.manifest.tasks[self.task]
-            with _device_failures(self.manifest.device):
+            with self._working():
                 logits = self._machine[entry.main](tvm.runtime.tensor(images, self._device), *self._weights)
                 return logits.numpy()[:, : len(self.packs[self.task].classes)]
 
@@ -171,17 +181,40 @@ class Session:
 
     def measure_run(self, repeats: int) -> list[float]:
         """Seconds of each of `repeats` inferences of the current task, on images that stay on the device."""
-        with self._lock, _device_failures(self.manifest.device):
+        with self._lock, self._working():
             entry = self.manifest.tasks[self.task]
             images = tvm.runtime.tensor(np.zeros(self.manifest.input_shape, np.float32), self._device)
             evaluator = self._machine.module.time_evaluator(entry.main, self._device, number=1, repeat=repeats)
             return [float(seconds) for seconds in evaluator(images, *self._weights).results]
 
+    def trace_run(self, instrument: Callable[..., None]) -> None:
+        """Runs one inference of the current task; every call that it makes is told to a function before and after.
+
+        Args:
+            instrument: takes the function that is called, its symbol, whether this is before the call, the result, and
+                the call's arguments.
+        """
+        with self._lock, self._working():
+            images = tvm.runtime.tensor(np.zeros(self.manifest.input_shape, np.float32), self._device)
+            self._machine.set_instrument(instrument)
+            try:
+                self._machine[self.manifest.tasks[self.task].main](images, *self._weights)
+                self._device.sync()
+            finally:
+                self._machine.set_instrument(None)
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        """Around every call of the virtual machine: whichever thread calls, it has the session's threads and cores."""
+        use_threads(self._threads, self.manifest.cores)
+        with pinned(self.manifest.cores), _device_failures(self.manifest.device):
+            yield
+
     def _rewrite(self, task: str) -> Weights:
         entry = self.manifest.tasks[task]
         if entry.rewrite is None:
             return self._parameters[task]
-        with _device_failures(self.manifest.device):
+        with self._working():
             weights = list(self._machine[entry.rewrite](self._parameters[task]))
             self._device.sync()
             return weights
@@ -234,13 +267,6 @@ def _upload_parameters(manifest: Manifest, bundle: Bundle, device: Any) -> dict[
 
 def _bytes(tensors: Weights) -> int:
     return sum(int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
-
-
-def use_threads(threads: int) -> None:
-    """Lets TVM use that many threads: by itself it takes half of an x86-64 machine's, for it assumes hyper-threads."""
-    # The pool of a thread is made at its first parallel loop, and reads the most it may have from the environment.
-    os.environ["TVM_NUM_THREADS"] = str(threads)
-    tvm.get_global_func("runtime.config_threadpool")(1, threads)
 
 
 def prepare_device(device: str) -> None:

@@ -1,7 +1,7 @@
 """The compiler as one list of passes in phases.
 
     fold      mask and BatchNorm become ops on weights; padding joins its convolution
-    layout    activations channels-last, weights with the output channels innermost
+    layout    activations channels-last, weights with the output channels innermost; Winograd's form where it pays
     lift      everything that depends on parameters alone leaves `main`        (not with `fused`)
     join      what differs between masks of different layouts is joined into one module
     kernels   ops become fused loops, and each gets a schedule
@@ -24,6 +24,8 @@ from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout
 from tvm_passes.relax.schedules import cpu_rules, gpu_rules
+from tvm_passes.relax.schedules.vector_unit import vector_unit
+from tvm_passes.relax.winograd import WinogradConvolutions
 
 MaskLayouts = Mapping[str, MaskLayout]
 
@@ -44,13 +46,14 @@ class TaskFunctions:
 
 
 def fold_tasks(
-    network: tvm.IRModule, layouts: Mapping[str, MaskLayouts], fused: bool
+    network: tvm.IRModule, layouts: Mapping[str, MaskLayouts], target: tvm.target.Target, fused: bool = False
 ) -> tuple[tvm.IRModule, dict[str, TaskFunctions]]:
     """Phases fold, layout, lift and join.
 
     Args:
         network: `main(input, *parameters)`, as lowered.
         layouts: the masks of every layer, by a name for each combination that tasks have.
+        target: what the module will be scheduled for.
         fused: leave the rewriting of weights inside `main`.
 
     Returns:
@@ -60,7 +63,7 @@ def fold_tasks(
     tasks: dict[str, TaskFunctions] = {}
     mains: dict[str, relax.Function] = {}
     for name, masks in layouts.items():
-        folded = _fold_one(network, masks, name)
+        folded = _fold_one(network, masks, name, _weight_layouts(target, fused))
         parameters = tuple(parameter.name for parameter in folded["main"].params[1:])
         folded = _with_identifiers(folded)
         if not fused:
@@ -82,13 +85,21 @@ def fold_tasks(
     return tvm.IRModule(functions), tasks
 
 
-def _fold_one(network: tvm.IRModule, masks: MaskLayouts, name: str) -> tvm.IRModule:
+def _weight_layouts(target: tvm.target.Target, fused: bool) -> list[tvm.transform.Pass]:
+    """Passes whose transform of weights is worth it only if it is done once a task."""
+    return [] if fused or "cpu" not in target.keys else [WinogradConvolutions(vector_unit(target).lanes)]
+
+
+def _fold_one(
+    network: tvm.IRModule, masks: MaskLayouts, name: str, weight_layouts: list[tvm.transform.Pass]
+) -> tvm.IRModule:
     fold = [
         FoldPadding(),
         FoldTaskMask(masks, f"_{name}"),
     ]
     layout = [
         ConvertToChannelsLast(),
+        *weight_layouts,
     ]
     return tvm.transform.Sequential([*fold, *layout])(network)
 

@@ -1,0 +1,81 @@
+"""What is compared: the engines, with the packages that each gets, and the networks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PROJECT = "project"  # The environment that runs the benchmark, with ksm-hw and torch in it.
+
+# What each environment holds. Versions are pinned so that a table can be made again; those without a remark were the
+# newest when this was written.
+_TORCH = "torch==2.13.0"  # That of ksm-hw. An unpinned torch brings gigabytes of CUDA packages.
+ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
+    # From an exported program to ONNX, and from that to ncnn's files; nothing is measured in it.
+    "exporting": (_TORCH, "onnx==1.23.2", "onnxscript==0.7.2", "pnnx==20261020", "numpy==2.4.6"),
+    "onnxruntime": ("onnxruntime==1.32.0", "numpy==2.4.6"),
+    "openvino": ("openvino==2026.4.1",),
+    "ncnn": ("ncnn==1.0.20261020", "numpy==2.4.6"),
+    # Its native code is built against one release of torch: 1.5 against 2.13.
+    "executorch": ("executorch==1.5.1", _TORCH),
+    "mnn": ("MNN==3.6.1", "numpy==2.4.6"),
+    # litert-torch takes any torch from 2.4 to 2.14.
+    "litert": ("litert-torch==0.10.0", "ai-edge-litert==2.3.0", _TORCH),
+    # Compiler and runtime must be of one release: they share a bytecode.
+    "iree": ("iree-base-compiler[onnx]==3.13.0", "iree-base-runtime==3.13.0"),
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine.
+
+    Attributes:
+        name: for the command line; also of its results.
+        title: for tables.
+        module: its file in `engines/`.
+        environment: in which it runs.
+        converters: what makes the files that it reads, in order: a module of `engines/` and an environment.
+        variant: which of the ways that the module knows.
+        ours: whether it is ksm-hw and no peer.
+        variables: environment variables of its process.
+    """
+
+    name: str
+    title: str
+    module: str
+    environment: str
+    converters: tuple[tuple[str, str], ...] = ()
+    variant: str = ""
+    ours: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+_ONNX = ("onnx_file", "exporting")
+
+ENGINES: tuple[Engine, ...] = (
+    Engine("ksm-hw", "ksm-hw", "ksm_hw_engine", PROJECT, variant="untuned", ours=True),
+    Engine("ksm-hw-tuned", "ksm-hw, tuned", "ksm_hw_engine", PROJECT, variant="tuned", ours=True),
+    Engine("torch", "PyTorch eager", "torch_engine", PROJECT, variant="eager"),
+    # With freezing the compiler may repack weights, as all others do.
+    Engine("torch-compile", "torch.compile", "torch_engine", PROJECT, variant="compiled",
+           variables={"TORCHINDUCTOR_FREEZING": "1"}),
+    Engine("onnxruntime", "ONNX Runtime", "onnxruntime_engine", "onnxruntime", (_ONNX,)),
+    Engine("openvino", "OpenVINO", "openvino_engine", "openvino", (_ONNX,)),
+    Engine("executorch", "ExecuTorch (XNNPACK)", "executorch_engine", "executorch",
+           (("executorch_engine", "executorch"),)),
+    Engine("litert", "LiteRT (XNNPACK)", "litert_engine", "litert", (("litert_engine", "litert"),)),
+    Engine("ncnn", "ncnn", "ncnn_engine", "ncnn", (("ncnn_files", "exporting"),)),
+    Engine("mnn", "MNN", "mnn_engine", "mnn", (_ONNX, ("mnn_engine", "mnn"))),
+    Engine("iree", "IREE", "iree_engine", "iree", (_ONNX, ("iree_engine", "iree"))),
+)  # fmt: skip
+
+# Name for the command line, and that of ksm_hw.models.backbones.
+NETWORKS: Mapping[str, str] = {
+    "resnet50": "ResNet-50",
+    "resnet18": "ResNet-18",
+    "vgg16_bn": "VGG16-BN",
+    "mobilenet_v2": "MobileNetV2",
+    "efficientnet-lite0": "EfficientNet-Lite0",
+}
+IMAGE_SIZE = 224
+CLASSES = 1000
+RECIPE = 1  # Raise it when networks.py makes another function: then the networks that are there are made again.

@@ -1,0 +1,91 @@
+"""The handle of a child process that speaks lines of JSON, such as an engine's."""
+
+import contextlib
+import json
+import selectors
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from peers.environments import python_of
+from peers.failures import EngineError, last_words
+from peers.places import BENCHMARKS
+from peers.preparation import child_environment
+
+SECONDS_TO_LOAD = 900  # torch.compile of a deep network takes minutes on a small machine.
+SECONDS_TO_ANSWER = 300
+
+
+class EngineProcess:
+    """A child process; `facts` is its first answer."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", errors: IO[str]) -> None:
+        self._process, self._errors = process, errors
+        self._system = psutil.Process(process.pid)
+        self.facts = self._answer(SECONDS_TO_LOAD)
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        """Sends a line and waits for the answer.
+
+        Raises:
+            EngineError: the process failed, ended or does not answer.
+        """
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # The process died; _answer tells how.
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
+        return self._answer(SECONDS_TO_ANSWER)
+
+    def cpu_seconds(self) -> float:
+        """CPU time that the process has used so far, over all its threads."""
+        times = self._system.cpu_times()
+        return float(times.user + times.system)
+
+    def _answer(self, timeout: float) -> dict[str, Any]:
+        stdout = self._process.stdout
+        assert stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            if not selector.select(timeout):
+                raise EngineError(f"it did not answer within {timeout:.0f} s")
+        line = stdout.readline()
+        if not line:
+            status = self._process.wait()
+            self._errors.seek(0)
+            raise EngineError(f"its process ended with status {status}: {last_words(self._errors.read())}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise EngineError(answer["error"])
+        return answer
+
+
+@contextlib.contextmanager
+def engine_process(
+    environment: str, module: str, *arguments: str | Path, variables: Mapping[str, str] | None = None
+) -> Iterator[EngineProcess]:
+    """A module of this package, run in an environment's Python; it is killed when the block ends.
+
+    Raises:
+        EngineError: it fails before its first answer.
+    """
+    command = [str(python_of(environment)), "-m", module, *map(str, arguments)]
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=BENCHMARKS,
+            env=child_environment(dict(variables or {})),
+            # Ctrl-C is for this program, which keeps what was measured and then ends its children.
+            start_new_session=True,
+        )
+        try:
+            yield EngineProcess(process, errors)
+        finally:
+            process.kill()
+            process.communicate()

@@ -1,0 +1,114 @@
+"""The networks that all engines run: a bundle for ksm-hw, and each of its tasks as a PyTorch program.
+
+    python -m peers.networks BACKBONE FOLDER TASKS
+
+writes FOLDER/bundle, and for each task FOLDER/TASK/ with `network.pt2` (an exported program of the same function, the
+mask multiplied into the weights), `image.npy` and `logits.npy`, what PyTorch makes of that image.
+
+No package carries the ImageNet weights of torchvision's networks, and speed does not depend on weights: theirs are
+random, with BatchNorm statistics that settled over images, so that the signal neither dies nor overflows.
+EfficientNet-Lite0 has its real weights. Masks are random: a fifth of the kernels of each layer is scaled down.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ksm_hw.files import written_folder
+from ksm_hw.masks.bundle import Bundle, save_bundle, sha256_of_tensors
+from ksm_hw.masks.soft_mask import broadcast_mask, mask_shape, pack_mask
+from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.models.backbones import (
+    EFFICIENTNET_LITE0,
+    backbone_tensors,
+    batch_norm_names,
+    build_backbone,
+    default_preprocessing,
+    head_path,
+    maskable_layers,
+    pretrained_backbone,
+)
+from ksm_hw.models.task_module import task_module
+from peers.catalogue import CLASSES, IMAGE_SIZE, RECIPE
+
+SCALED_SHARE = 0.2  # Of the kernels of a layer.
+
+
+def make_bundle(backbone: str, tasks: int) -> Bundle:
+    """A backbone and tasks over it, the same ones at every call."""
+    torch.manual_seed(0)
+    model = pretrained_backbone(backbone) if backbone == EFFICIENTNET_LITE0 else build_backbone(backbone)
+    tensors = {name: array.copy() for name, array in backbone_tensors(model).items()}
+    bundle = Bundle(backbone, sha256_of_tensors(tensors), tensors, {})
+    packs = [_task(bundle, model, f"task-{number:02}", np.random.default_rng(number)) for number in range(tasks)]
+    return dataclasses.replace(bundle, packs={pack.task: pack for pack in packs})
+
+
+def _task(bundle: Bundle, model: nn.Module, task: str, generator: np.random.Generator) -> TaskPack:
+    state = model.state_dict()
+    masks = {}
+    for layer, shape in maskable_layers(model).items():
+        values = generator.uniform(0.1, 0.5, mask_shape(shape, "kernel")).astype(np.float32)
+        values[generator.random(values.shape) >= SCALED_SHARE] = 1
+        masks[layer] = pack_mask(values)
+        weight = bundle.tensors[f"{layer}.weight"]
+        state[f"{layer}.weight"].copy_(torch.from_numpy(weight * broadcast_mask(values, weight.shape, "kernel")))
+    _settle(model)
+    features = model.get_submodule(head_path(model)).in_features
+    return TaskPack(
+        task=task,
+        classes=tuple(f"class {number}" for number in range(CLASSES)),
+        method="random",
+        granularity="kernel",
+        backbone=bundle.backbone,
+        backbone_sha256=bundle.backbone_sha256,
+        preprocessing=default_preprocessing(bundle.backbone, IMAGE_SIZE),
+        masks=masks,
+        batch_norms={name: state[name].numpy().copy() for name in batch_norm_names(model)},
+        head_weight=(generator.standard_normal((CLASSES, features)) / np.sqrt(features)).astype(np.float32),
+        head_bias=generator.standard_normal(CLASSES).astype(np.float32),
+    )
+
+
+@torch.no_grad()
+def _settle(model: nn.Module) -> None:
+    """Sets the statistics of the BatchNorms to those of a batch of images."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(_images(8))
+    for norm in norms:
+        # A channel that is all but dead is not blown up, rounding errors included.
+        norm.running_var.clamp_(min=float(norm.running_var.mean()) / 10)
+
+
+def _images(count: int) -> torch.Tensor:
+    """Blurred noise: neighbouring pixels are alike, as in photographs."""
+    noise = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return nn.functional.interpolate(noise, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")
+
+
+@torch.no_grad()
+def write_networks(backbone: str, folder: Path, tasks: int) -> None:
+    """Writes the bundle, and the program, the image and the logits of each task."""
+    bundle = make_bundle(backbone, tasks)
+    image = _images(1)
+    with written_folder(folder) as temporary:
+        (temporary / "bundle").mkdir()
+        save_bundle(bundle, temporary / "bundle")
+        for task, pack in bundle.packs.items():
+            module = task_module(bundle, pack)
+            (temporary / task).mkdir()
+            torch.export.save(torch.export.export(module, (image,)), temporary / task / "network.pt2")
+            np.save(temporary / task / "image.npy", image.numpy())
+            np.save(temporary / task / "logits.npy", module(image).numpy())
+        (temporary / "manifest.json").write_text(json.dumps({"recipe": RECIPE}) + "\n")
+
+
+if __name__ == "__main__":
+    write_networks(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

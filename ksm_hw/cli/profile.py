@@ -1,0 +1,65 @@
+"""`ksm-hw profile`."""
+
+from typing import Annotated
+
+import typer
+
+from ksm_hw.cli.app import (
+    ArtifactPath,
+    Board,
+    Json,
+    Key,
+    Threads,
+    Tracker,
+    app,
+    console,
+    examples,
+    messages,
+    print_json,
+)
+
+
+@app.command(
+    epilog=examples(
+        "ksm-hw profile artifact",
+        "ksm-hw profile artifact --task cars --threads 1 --top 10",
+        "ksm-hw profile artifact --tracker 127.0.0.1:9190 --key rpi4",
+    )
+)
+def profile(
+    artifact: ArtifactPath,
+    task: Annotated[str | None, typer.Option(help="Name of a task. [default: the artifact's first]")] = None,
+    runs: Annotated[int, typer.Option(min=5, help="Inferences in which operators are measured.")] = 50,
+    threads: Threads = None,
+    top: Annotated[int, typer.Option(min=1, help="Operators to print; JSON has all.")] = 20,
+    measure_peak: Annotated[
+        bool, typer.Option("--measure-peak", help="Measure the machine's peak again, as after a measurement under load.")
+    ] = False,
+    tracker: Tracker = None,
+    key: Key = None,
+    host: Board = None,
+    as_json: Json = False,
+) -> None:
+    """Show where an inference's time goes: each operator's time, GFLOP/s, bytes, and share of the machine's peak.
+
+    The peak is measured once, for CPUs: multiply-adds in registers, and a triad through main memory. Its share is the
+    time in which the machine could do the operator's work at best, by the time that it took. It is left out for boards
+    and GPUs.
+    """
+    from ksm_hw.runtime.without_torch import hide_torch
+
+    hide_torch()
+    from ksm_hw.report.profile import profile_artifact, profile_as_json
+    from ksm_hw.runtime.board import board_address
+
+    board = board_address(tracker, key, host)
+    with messages.status("profile") as status:
+        measured = profile_artifact(
+            artifact, task, runs, threads, board, measure_peak, on_step=lambda step: status.update(step)
+        )
+    if as_json:
+        print_json(profile_as_json(measured))
+        return
+    from ksm_hw.report.profile_terminal import print_profile
+
+    print_profile(console, measured, top)
