@@ -15,6 +15,7 @@ from tvm.s_tir import dlight
 from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_cpu
 
+from tvm_passes.relax import weight_layouts
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.schedules import cpu_rules
@@ -106,8 +107,9 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+@pytest.mark.parametrize("weights", ["HWIO", "packed"])
 @pytest.mark.parametrize("epilogue", ["none", "bias, residual and relu"])
-def test_convolution_equals_torch(case, epilogue):
+def test_convolution_equals_torch(case, epilogue, weights, monkeypatch):
     batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups, rule = case
     kernel_height, kernel_width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
     data, weight, bias = values(
@@ -131,9 +133,15 @@ def test_convolution_equals_torch(case, epilogue):
     if epilogue != "none":
         expected = np.maximum(expected + bias[:, None, None] + residual, 0)
     arrays = nhwc(data), weight.transpose(2, 3, 1, 0), bias.reshape(1, 1, 1, -1), nhwc(residual)
-    found, counts = run(function(compute, *(array.shape for array in arrays)), *arrays)
+    module = function(compute, *(array.shape for array in arrays))
+    if weights == "packed":
+        # Winograd's form is test_winograd's.
+        monkeypatch.setattr(weight_layouts, "best_tile", lambda *_: None)
+        module = weight_layouts.WeightLayouts(vector_unit(HOST))(module)
+    found, counts = run(module, *arrays)
     np.testing.assert_allclose(found, nhwc(expected), rtol=1e-5, atol=2e-5)
-    assert counts == {rule: 1}
+    assert counts[rule] == 1 and set(counts) <= {rule, "Fallback"}
+    assert (counts["Fallback"] > 0) == (weights == "packed" and inputs // groups > 1)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 17])

@@ -253,3 +253,115 @@ def test_other_modes_give_the_logits_of_pytorch(
         session.switch(task)
         assert_close(session.run_all(every), reference(few, task, every))
     assert session.weights_bytes == 0
+
+
+# Threads and cores.
+
+
+def in_a_new_thread(function: Callable[[], Any]) -> Any:
+    """What a function returns in a thread of Python, for which TVM has no pool yet."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()
+
+
+def pool_threads(configure: Callable[[], None]) -> tuple[int, list[set[int]]]:
+    """How many threads a pool has that is made so, and the cores that those of them may use which are new."""
+
+    def make() -> tuple[int, list[set[int]]]:
+        before = set(os.listdir("/proc/self/task"))
+        configure()
+        made = [int(name) for name in set(os.listdir("/proc/self/task")) - before]
+        return tvm.get_global_func("runtime.NumThreads")(), [os.sched_getaffinity(number) for number in made]
+
+    return in_a_new_thread(make)
+
+
+needs_two_cores = pytest.mark.skipif(available_cores() < 2, reason="there is one core")
+
+
+@needs_two_cores
+def test_a_pool_gets_the_threads_asked_for_again_and_again() -> None:
+    def ask() -> list[int]:
+        counts = []
+        for threads in (1, 2, 1, 2, 1000):
+            use_threads(threads)
+            counts.append(tvm.get_global_func("runtime.NumThreads")())
+        return counts
+
+    assert in_a_new_thread(ask) == [1, 2, 1, 2, available_cores()]
+
+
+@needs_two_cores
+def test_every_thread_that_runs_a_session_gets_its_threads(artifact: Path, images: list[np.ndarray]) -> None:
+    session = Session.load(artifact, threads=2)
+    Session.load(artifact, threads=1)  # Another session's threads are no matter.
+
+    def run() -> int:
+        session.run(images[0])
+        return tvm.get_global_func("runtime.NumThreads")()
+
+    assert [in_a_new_thread(run), run()] == [2, 2]
+
+
+def test_a_session_leaves_its_caller_on_all_cores(artifact: Path, images: list[np.ndarray]) -> None:
+    def load_and_run() -> set[int]:
+        for threads in (None, 1):
+            session = Session.load(artifact, threads=threads)
+            session.run(images[0], "other-task")
+        return os.sched_getaffinity(0)
+
+    assert in_a_new_thread(load_and_run) == os.sched_getaffinity(0)
+
+
+@needs_two_cores
+def test_threads_are_pinned_to_the_target_s_cores_while_they_work(
+    copied_artifact: Path, images: list[np.ndarray]
+) -> None:
+    last = max(os.sched_getaffinity(0))
+    content = json.loads((copied_artifact / "manifest.json").read_text())
+    # Core 9999 is one of the board's that this machine lacks.
+    (copied_artifact / "manifest.json").write_text(json.dumps({**content, "cores": [last, 9999]}))
+
+    def run() -> tuple[int, set[frozenset[int]], set[int]]:
+        session = Session.load(copied_artifact)
+        seen = set()
+        session.trace_run(lambda *call: seen.add(frozenset(os.sched_getaffinity(0))))
+        return tvm.get_global_func("runtime.NumThreads")(), seen, os.sched_getaffinity(0)
+
+    assert in_a_new_thread(run) == (1, {frozenset({last})}, os.sched_getaffinity(0))
+
+
+@needs_two_cores
+def test_the_threads_of_a_pool_may_use_the_named_cores_alone() -> None:
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    assert pool_threads(lambda: use_threads(2, [first, second])) == (2, [{first, second}])
+    # Nowhere to pin to: on this machine, too, the artifact must run.
+    count, cores = pool_threads(lambda: use_threads(2, [9998, 9999]))
+    assert count == 2 and all(each == os.sched_getaffinity(0) for each in cores)
+
+
+def test_idle_threads_leave_the_cores_to_others(artifact: Path) -> None:
+    """TVM's own setting keeps a core busy for 0.1 s after each inference; a process with OpenMP would wait for it."""
+    program = """
+import os, sys, time
+import numpy as np
+from ksm_hw.runtime.session import Session
+
+def worked():
+    return sum(int(open(f"/proc/self/task/{each}/schedstat").read().split()[0]) for each in os.listdir("/proc/self/task"))
+
+session = Session.load(sys.argv[1])
+images = np.zeros(session.manifest.input_shape, np.float32)
+session.run(images)
+time.sleep(0.5)
+before = worked()
+for _ in range(5):
+    session.run(images)
+    time.sleep(0.4)
+print((worked() - before) / 5)
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TVM_")}
+    command = [sys.executable, "-c", program, str(artifact)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    # Nanoseconds of all threads: an inference of this small network, and a millisecond or two of looking for more.
+    assert float(done.stdout) < 40e6

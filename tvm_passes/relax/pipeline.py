@@ -1,7 +1,7 @@
 """The compiler as one list of passes in phases.
 
     fold      mask and BatchNorm become ops on weights; padding joins its convolution
-    layout    activations channels-last, weights with the output channels innermost; Winograd's form where it pays
+    layout    activations channels-last; for CPUs weights packed, or transformed for Winograd's form
     lift      everything that depends on parameters alone leaves `main`        (not with `fused`)
     join      what differs between masks of different layouts is joined into one module
     kernels   ops become fused loops, and each gets a schedule
@@ -25,7 +25,7 @@ from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout
 from tvm_passes.relax.schedules import cpu_rules, gpu_rules
 from tvm_passes.relax.schedules.vector_unit import vector_unit
-from tvm_passes.relax.winograd import WinogradConvolutions
+from tvm_passes.relax.weight_layouts import WeightLayouts
 
 MaskLayouts = Mapping[str, MaskLayout]
 
@@ -62,8 +62,9 @@ def fold_tasks(
     functions: dict[tvm.ir.GlobalVar, tvm.ir.BaseFunc] = {}
     tasks: dict[str, TaskFunctions] = {}
     mains: dict[str, relax.Function] = {}
+    weight_layouts = _weight_layouts(target, fused)
     for name, masks in layouts.items():
-        folded = _fold_one(network, masks, name, _weight_layouts(target, fused))
+        folded = _fold_one(network, masks, name, weight_layouts)
         parameters = tuple(parameter.name for parameter in folded["main"].params[1:])
         folded = _with_identifiers(folded)
         if not fused:
@@ -87,7 +88,7 @@ def fold_tasks(
 
 def _weight_layouts(target: tvm.target.Target, fused: bool) -> list[tvm.transform.Pass]:
     """Passes whose transform of weights is worth it only if it is done once a task."""
-    return [] if fused or "cpu" not in target.keys else [WinogradConvolutions(vector_unit(target).lanes)]
+    return [] if fused or "cpu" not in target.keys else [WeightLayouts(vector_unit(target))]
 
 
 def _fold_one(

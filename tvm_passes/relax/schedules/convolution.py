@@ -1,4 +1,4 @@
-"""Convolutions in NHWC with HWIO weights: direct, strided, dilated, grouped, and 1×1.
+"""Convolutions in NHWC with HWIO or packed weights: direct, strided, dilated, grouped, and 1×1.
 
 A tile of output pixels × output channels stays in vector registers while the whole reduction runs: every step loads the
 weights of the tile's channels once and broadcasts one input value a pixel. This is the tiling of a matrix product in
@@ -14,6 +14,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
+from tvm_passes.relax.packed_convolution import ANNOTATION
 from tvm_passes.relax.schedules.blocks import (
     FusedOperator,
     extents,
@@ -34,13 +35,13 @@ class Tiling:
     Attributes:
         pixels, channels: of a tile of the output, which is held in registers.
         cuts: into how many tasks the tiles of pixels are shared out; a task computes one tile of channels.
-        packed: a task copies its weights together first.
+        copied: a task copies its weights together first.
     """
 
     pixels: int
     channels: int
     cuts: int
-    packed: bool
+    copied: bool
 
 
 class Convolution(DesignSpaceRule):
@@ -54,7 +55,8 @@ class Convolution(DesignSpaceRule):
         unit = vector_unit(target)
         n, y, x, channels, *_window, depth = extents(matched[0], matched[1].reduction)
         groups = int(matched[0].get(matched[1].reduction).reads[0].source.shape[3]) // depth
-        for tiling in tilings(n * y * x, channels, groups, unit):
+        lanes = matched[0].get(matched[1].reduction).annotations.get(ANNOTATION)
+        for tiling in tilings(n * y * x, channels, groups, unit, None if lanes is None else int(lanes)):
             # Each candidate is made from a schedule of its own.
             schedule, operator = _match(func, target) or matched
             schedule_surroundings(schedule, operator, unit)
@@ -72,7 +74,10 @@ def _match(func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator
 
 
 def is_convolution(schedule: Schedule, block: SBlockRV) -> bool:
-    """Whether a block with axes (n, y, x, o, ky, kx, i) reads weights at [ky, kx, i, o] and writes at [n, y, x, o]."""
+    """Whether a block with axes (n, y, x, o, ky, kx, i) writes at [n, y, x, o] and reads weights at [ky, kx, i, o].
+
+    Or it is marked as one whose weights are packed.
+    """
     statement = schedule.get(block)
     n, y, x, o, ky, kx, i = (axis.var for axis in statement.iter_vars)
 
@@ -83,7 +88,7 @@ def is_convolution(schedule: Schedule, block: SBlockRV) -> bool:
     return (
         len(statement.reads) == 2
         and reads_or_writes(statement.writes[0], [n, y, x, o])
-        and reads_or_writes(statement.reads[1], [ky, kx, i, o])
+        and (ANNOTATION in statement.annotations or reads_or_writes(statement.reads[1], [ky, kx, i, o]))
     )
 
 
@@ -126,7 +131,7 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
     schedule.reorder(channel_tiles, cut, tile, *reduction, inner_pixels, inner_channels)
     task = schedule.fuse(channel_tiles, cut)
     schedule.reverse_compute_at(operator.output, tile, preserve_unit_loops=True)
-    if tiling.packed:
+    if tiling.copied:
         # In HWIO the weights of a channel tile lie a power of two apart and evict each other from the cache: copy them
         # together once a task.
         packed = schedule.cache_read(operator.reduction, 1, "global")
@@ -146,7 +151,7 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
     schedule.decompose_reduction(operator.reduction, reduction[0])
 
 
-def tilings(pixels: int, channels: int, groups: int, unit: VectorUnit) -> list[Tiling]:
+def tilings(pixels: int, channels: int, groups: int, unit: VectorUnit, lanes: int | None = None) -> list[Tiling]:
     """The ways to compute a convolution that are worth a measurement, the one that is likely fastest first.
 
     Args:
@@ -154,15 +159,17 @@ def tilings(pixels: int, channels: int, groups: int, unit: VectorUnit) -> list[T
         channels: output channels, of all groups.
         groups: of the convolution.
         unit: of the CPU.
+        lanes: output channels that packed weights have together; None where they are not packed.
     """
 
-    def tiling(tile_pixels: int, tile_channels: int, tasks: int, packed: bool) -> Tiling:
+    def tiling(tile_pixels: int, tile_channels: int, tasks: int, copied: bool) -> Tiling:
         # Maps are cut only as far as it takes for every core to have so many tasks.
         wanted = -(-tasks * unit.cores // (channels // tile_channels))
-        return Tiling(tile_pixels, tile_channels, smallest_divisor(-(-pixels // tile_pixels), wanted), packed)
+        return Tiling(tile_pixels, tile_channels, smallest_divisor(-(-pixels // tile_pixels), wanted), copied)
 
-    tiles = ranked_tiles(pixels, channels // groups, unit)[:16]
-    ways = [tiling(*tile, tasks, packed) for tasks, packed in ((4, True), (1, True), (4, False)) for tile in tiles]
+    tiles = [tile for tile in ranked_tiles(pixels, channels // groups, unit) if lanes in (None, tile[1])][:16]
+    tasks_and_copies = ((4, True), (1, True), (4, False)) if lanes is None else ((4, False), (1, False), (16, False))
+    ways = [tiling(*tile, tasks, copied) for tasks, copied in tasks_and_copies for tile in tiles]
     return list(dict.fromkeys(ways))
 
 

@@ -1,0 +1,155 @@
+"""Gives every convolution the form, and its weights the layout, in which a CPU is fastest.
+
+In:  a Relax module of NHWC convolutions with HWIO weights (`ConvertToChannelsLast`).
+Out: the same module; 3×3 convolutions for which it pays are calls of Winograd's kernel (`winograd_kernels`), and all
+     others but depthwise ones calls of the direct kernel with packed weights (`packed_convolution`). What is done to a
+     weight sits directly on the parameter (or on what is computed from parameters), so that `LiftTransformParams` moves
+     it out of `main`.
+"""
+
+from collections.abc import Callable
+
+import tvm
+import tvm_ffi
+from tvm import relax, te
+from tvm.ir import IRModule
+from tvm.ir.transform import PassContext
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from tvm_passes.relax.packed_convolution import packed_convolution
+from tvm_passes.relax.schedules.convolution import ranked_tiles
+from tvm_passes.relax.schedules.vector_unit import VectorUnit
+from tvm_passes.relax.winograd_kernels import POINTS, convolution, transform_weight
+
+
+@tvm.transform.module_pass(opt_level=0, name="WeightLayouts")
+class WeightLayouts:
+    """Replaces convolutions by calls of kernels that take weights in a layout of their own.
+
+    Modules that one pass object rewrote share their kernels' variables, so that they can be joined.
+
+    Args:
+        unit: of the CPU.
+    """
+
+    def __init__(self, unit: VectorUnit) -> None:
+        self.unit = unit
+        self.kernels: dict[int, tvm.ir.GlobalVar] = {}
+
+    def transform_module(self, module: IRModule, _context: PassContext) -> IRModule:
+        """Rewrites every function."""
+        rewriter = _Rewriter(module, self.unit, self.kernels)
+        for name, function in module.functions_items():
+            if isinstance(function, relax.Function):
+                rewriter.builder_.update_func(name, rewriter.visit_expr(function))
+        return rewriter.builder_.get()
+
+
+@mutator
+class _Rewriter(PyExprMutator):
+    def __init__(self, module: IRModule, unit: VectorUnit, kernels: dict[int, tvm.ir.GlobalVar]) -> None:
+        super().__init__(module)
+        self.unit = unit
+        self.kernels = kernels
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        call = super().visit_call_(call)
+        if call.op != tvm.ir.Op.get("relax.nn.conv2d") or not _is_channels_last(call):
+            return call
+        for form in (self._winograd, self._packed):
+            if (replaced := form(call)) is not None:
+                return replaced
+        return call
+
+    def _winograd(self, call: relax.Call) -> relax.Call | None:
+        """Winograd's form; None where it does not pay."""
+        data, weight = call.args
+        _, rows, columns, outputs = map(int, call.ty.shape)
+        lanes = next((lanes for lanes in _channel_blocks(self.unit.lanes) if outputs % lanes == 0), None)
+        tile = best_tile(rows, columns, int(data.ty.shape[3]), outputs, self.unit.lanes)
+        if lanes is None or tile is None or not _is_plain_3x3(call):
+            return None
+        transformed = self.builder_.emit(
+            self._call("winograd_weight", lambda tensor: transform_weight(tensor, tile, lanes), weight)
+        )
+        top, left, bottom, right = map(int, call.attrs.padding)
+
+        def compute(data: te.Tensor, weight: te.Tensor) -> te.Tensor:
+            return convolution(data, weight, tile, (top, left, bottom, right))
+
+        return self._call("winograd_conv2d", compute, data, transformed, pattern=4)
+
+    def _packed(self, call: relax.Call) -> relax.Call | None:
+        """The direct form with packed weights; None for a depthwise convolution, which has little to pack."""
+        data, weight = call.args
+        height, width, inputs, outputs = map(int, weight.ty.shape)
+        groups, attrs = int(call.attrs.groups), call.attrs
+        batch, rows, columns, _ = map(int, call.ty.shape)
+        if inputs == 1 and groups > 1:
+            return None
+        _, lanes = ranked_tiles(batch * rows * columns, outputs // groups, self.unit)[0]
+        blocks = relax.op.reshape(weight, (height, width, inputs, outputs // lanes, lanes))
+        packed = self.builder_.emit(relax.op.permute_dims(self.builder_.emit(blocks), [3, 0, 1, 2, 4]))
+        stride_y, stride_x = map(int, attrs.strides)
+        dilation_y, dilation_x = map(int, attrs.dilation)
+        top, left, bottom, right = map(int, attrs.padding)
+
+        def compute(data: te.Tensor, weight: te.Tensor) -> te.Tensor:
+            padding = (top, left, bottom, right)
+            return packed_convolution(data, weight, (stride_y, stride_x), padding, (dilation_y, dilation_x), groups)
+
+        return self._call("conv2d", compute, data, packed, pattern=4)
+
+    def _call(
+        self, name: str, compute: Callable[..., te.Tensor], *arguments: relax.Expr, pattern: int = 8
+    ) -> relax.Call:
+        """A call of a kernel; `pattern` is TVM's: 4 for what elementwise operators may follow, 8 for nothing."""
+        shapes = [tuple(map(int, argument.ty.shape)) for argument in arguments]
+        inputs = [te.placeholder(shape, "float32", name=f"input{index}") for index, shape in enumerate(shapes)]
+        output = compute(*inputs)
+        # Relax counts in int64.
+        kernel = te.create_prim_func([*inputs, output], index_dtype_override="int64").with_attr("op_pattern", pattern)
+        kernel = kernel.without_attr("global_symbol")
+        key = tvm_ffi.structural_hash(kernel)
+        if key in self.kernels:
+            self.builder_.update_func(self.kernels[key], kernel)
+        else:
+            self.kernels[key] = self.builder_.add_func(kernel, name)
+        shape = tuple(map(int, output.shape))
+        return relax.call_tir(self.kernels[key], list(arguments), out_ty=relax.TensorType(shape, "float32"))
+
+
+def _is_channels_last(call: relax.Call) -> bool:
+    return (call.attrs.data_layout, call.attrs.kernel_layout, call.ty.dtype) == ("NHWC", "HWIO", "float32")
+
+
+def _is_plain_3x3(call: relax.Call) -> bool:
+    attrs = call.attrs
+    return [int(extent) for extent in call.args[1].ty.shape][:2] == [3, 3] and all(
+        int(one) == 1 for one in (*attrs.strides, *attrs.dilation, attrs.groups)
+    )
+
+
+def _channel_blocks(lanes: int) -> tuple[int, ...]:
+    """How many output channels to hold in registers together, best first, for vectors of `lanes`."""
+    widest = max(2 * lanes, 16)
+    return tuple(width for width in (widest, widest // 2, widest // 4) if width >= lanes)
+
+
+def best_tile(rows: int, columns: int, inputs: int, outputs: int, lanes: int) -> int | None:
+    """The m of F(m×m, 3×3) with which a convolution of one image is fastest; None if that is the direct form.
+
+    Counts the cycles of a core that starts two multiply-adds a cycle and reaches 80 % of that, and gets 6 bytes of
+    weights a cycle from memory. A gain below an eighth is not worth the larger weights.
+    """
+
+    def cycles(products: int, weights: int) -> float:
+        return products * inputs * outputs / (2 * lanes * 0.8) + weights * inputs * outputs * 4 / 6
+
+    found: dict[int | None, float] = {None: cycles(9 * rows * columns, 9) * 7 / 8}
+    for tile in POINTS:
+        tiles, elements = -(-rows // tile) * -(-columns // tile), (tile + 2) ** 2
+        # So many cycles for the transform of each vector of data and of products, measured.
+        transforms_of_tiles = 12 * elements * tiles * (inputs + outputs) / lanes
+        found[tile] = cycles(elements * tiles, elements) + transforms_of_tiles
+    return min(found, key=lambda tile: found[tile])
