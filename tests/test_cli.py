@@ -16,7 +16,7 @@ from ksm_hw.learning.datasets import dataset_names
 from ksm_hw.masks.bundle import Bundle, load_bundle
 
 COMMANDS = [
-    *("train", "compile", "tune", "run", "verify", "report", "tasks", "datasets", "doctor"),
+    *("train", "compile", "tune", "run", "verify", "report", "profile", "tasks", "datasets", "doctor"),
     *("targets", "targets show", "board tracker", "board serve", "board list", "opencl build"),
 ]
 INSTALLED = str(Path(sys.executable).parent / "ksm-hw")

@@ -105,6 +105,7 @@ def test_the_manifest_knows_the_operators_of_an_inference_alone(artifact: Path) 
         ("adaptive_avg_pool2d2", ((1, 7, 7, 8), (1, 1, 1, 8)), "adaptive avg pool2d"),
         ("mean", ((1, 7, 7, 8), (1, 1, 1, 8)), "mean"),
         ("fused_matmul_add24", ((1, 8), (8, 4), (4,), (1, 4)), "matmul + add"),
+        ("unpack_mask_kernel_1024x192", ((1024,), (1024, 192)), "unpack mask"),
         ("__", (), "__"),
     ],
 )  # fmt: skip

@@ -72,6 +72,17 @@ def test_a_target_of_ones_own(tmp_path: Path) -> None:
     assert (target.name, target.device, target.tvm["mcpu"]) == ("mine", "cpu", "cortex-a55")
 
 
+def test_a_target_names_the_cores_to_pin_to(tmp_path: Path) -> None:
+    assert load_target("rk3588").cores == load_target("mali-g610").cores == (4, 5, 6, 7)
+    assert load_target("rk3588").tvm["num-cores"] == 4
+    assert load_target("host").cores == load_target("rpi5").cores == ()
+    # The cores are those of the CPU, and go with it.
+    assert load_target("mali", host="rk3588").cores == (4, 5, 6, 7)
+    assert load_target("mali-g610", host="rpi5").cores == ()
+    (tmp_path / "mine.toml").write_text(OWN.replace("[tvm]", "cores = [2, 3]\n[tvm]"))
+    assert load_target("mine", file=tmp_path / "mine.toml").cores == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -97,6 +108,9 @@ def test_a_wrong_target_is_found_before_the_build(more: str, message: str, tmp_p
         ('description = "x"\ndevice = "cpu"\n[tvm]\nkind = "cuda"', 'needs kind = "llvm"'),
         ('description = "x"\ndevice = "cuda"\n[tvm]\nkind = "cuda"', "host"),
         (OWN.replace("aarch64", "aarch46"), "no architecture 'aarch46'. Near it: aarch64"),
+        (OWN.replace("[tvm]", "cores = 4\n[tvm]"), r"cores is 4; expected the numbers of CPU cores, such as \[4, 5"),
+        (OWN.replace("[tvm]", 'cores = ["a76"]\n[tvm]'), r"cores is \['a76'\]; expected the numbers"),
+        (OWN.replace("[tvm]", "cores = [-1]\n[tvm]"), r"cores is \[-1\]; expected the numbers"),
     ],
 )
 def test_a_file_that_describes_no_target(content: str, message: str, tmp_path: Path) -> None:

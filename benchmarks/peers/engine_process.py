@@ -11,10 +11,9 @@ from typing import IO, Any
 
 import psutil
 
+from peers.children import end_child, start_child
 from peers.environments import python_of
 from peers.failures import EngineError, last_words
-from peers.places import BENCHMARKS
-from peers.preparation import child_environment
 
 SECONDS_TO_LOAD = 900  # torch.compile of a deep network takes minutes on a small machine.
 SECONDS_TO_ANSWER = 300
@@ -74,18 +73,9 @@ def engine_process(
     """
     command = [str(python_of(environment)), "-m", module, *map(str, arguments)]
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            cwd=BENCHMARKS,
-            env=child_environment(dict(variables or {})),
-            # Ctrl-C is for this program, which keeps what was measured and then ends its children.
-            start_new_session=True,
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        process = start_child(command, variables or {}, **pipes)
         try:
             yield EngineProcess(process, errors)
         finally:
-            process.kill()
-            process.communicate()
+            end_child(process)

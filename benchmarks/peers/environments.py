@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from peers.catalogue import ENVIRONMENTS, PROJECT
+from peers.children import run_child
 from peers.failures import EngineError, last_words
 from peers.places import ENVIRONMENTS as FOLDER
 
@@ -42,11 +42,6 @@ def prepare_environment(environment: str) -> None:
 
 
 def _checked(command: list[str]) -> None:
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS_TO_INSTALL
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"its packages were not installed within {SECONDS_TO_INSTALL} s") from error
-    if done.returncode != 0:
-        raise EngineError(f"cannot be installed: {last_words(done.stderr)}")
+    status, output = run_child(command, Path(sys.executable).parent, SECONDS_TO_INSTALL)
+    if status != 0:
+        raise EngineError(f"cannot be installed: {last_words(output)}")

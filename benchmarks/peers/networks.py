@@ -1,13 +1,14 @@
 """The networks that all engines run: a bundle for ksm-hw, and each of its tasks as a PyTorch program.
 
-    python -m peers.networks BACKBONE FOLDER TASKS
+    python -m peers.networks BACKBONE FOLDER TASKS CLASSES
 
 writes FOLDER/bundle, and for each task FOLDER/TASK/ with `network.pt2` (an exported program of the same function, the
 mask multiplied into the weights), `image.npy` and `logits.npy`, what PyTorch makes of that image.
 
 No package carries the ImageNet weights of torchvision's networks, and speed does not depend on weights: theirs are
 random, with BatchNorm statistics that settled over images, so that the signal neither dies nor overflows.
-EfficientNet-Lite0 has its real weights. Masks are random: a fifth of the kernels of each layer is scaled down.
+EfficientNet-Lite0 has its real weights. Masks are random and kernel-wise: a fifth of the kernels of each layer is
+scaled down, by factors in 8 bits, as in the tasks that ship.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from torch import nn
 
 from ksm_hw.files import written_folder
 from ksm_hw.masks.bundle import Bundle, save_bundle, sha256_of_tensors
-from ksm_hw.masks.soft_mask import broadcast_mask, mask_shape, pack_mask
+from ksm_hw.masks.soft_mask import broadcast_mask, mask_shape, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
     EFFICIENTNET_LITE0,
@@ -34,35 +35,37 @@ from ksm_hw.models.backbones import (
     pretrained_backbone,
 )
 from ksm_hw.models.task_module import task_module
-from peers.catalogue import CLASSES, IMAGE_SIZE, RECIPE
+from peers.catalogue import IMAGE_SIZE, RECIPE
 
 SCALED_SHARE = 0.2  # Of the kernels of a layer.
 
 
-def make_bundle(backbone: str, tasks: int) -> Bundle:
+def make_bundle(backbone: str, tasks: int, classes: int) -> Bundle:
     """A backbone and tasks over it, the same ones at every call."""
     torch.manual_seed(0)
     model = pretrained_backbone(backbone) if backbone == EFFICIENTNET_LITE0 else build_backbone(backbone)
     tensors = {name: array.copy() for name, array in backbone_tensors(model).items()}
     bundle = Bundle(backbone, sha256_of_tensors(tensors), tensors, {})
-    packs = [_task(bundle, model, f"task-{number:02}", np.random.default_rng(number)) for number in range(tasks)]
+    packs = [_task(bundle, model, number, classes) for number in range(tasks)]
     return dataclasses.replace(bundle, packs={pack.task: pack for pack in packs})
 
 
-def _task(bundle: Bundle, model: nn.Module, task: str, generator: np.random.Generator) -> TaskPack:
+def _task(bundle: Bundle, model: nn.Module, number: int, classes: int) -> TaskPack:
+    generator = np.random.default_rng(number)
     state = model.state_dict()
     masks = {}
     for layer, shape in maskable_layers(model).items():
         values = generator.uniform(0.1, 0.5, mask_shape(shape, "kernel")).astype(np.float32)
         values[generator.random(values.shape) >= SCALED_SHARE] = 1
-        masks[layer] = pack_mask(values)
+        masks[layer] = pack_mask(values, scale_bits=8)
         weight = bundle.tensors[f"{layer}.weight"]
-        state[f"{layer}.weight"].copy_(torch.from_numpy(weight * broadcast_mask(values, weight.shape, "kernel")))
+        mask = broadcast_mask(unpack_mask(masks[layer]), weight.shape, "kernel")
+        state[f"{layer}.weight"].copy_(torch.from_numpy(weight * mask))
     _settle(model)
     features = model.get_submodule(head_path(model)).in_features
     return TaskPack(
-        task=task,
-        classes=tuple(f"class {number}" for number in range(CLASSES)),
+        task=f"task-{number:02}",
+        classes=tuple(f"class {index}" for index in range(classes)),
         method="random",
         granularity="kernel",
         backbone=bundle.backbone,
@@ -70,8 +73,8 @@ def _task(bundle: Bundle, model: nn.Module, task: str, generator: np.random.Gene
         preprocessing=default_preprocessing(bundle.backbone, IMAGE_SIZE),
         masks=masks,
         batch_norms={name: state[name].numpy().copy() for name in batch_norm_names(model)},
-        head_weight=(generator.standard_normal((CLASSES, features)) / np.sqrt(features)).astype(np.float32),
-        head_bias=generator.standard_normal(CLASSES).astype(np.float32),
+        head_weight=(generator.standard_normal((classes, features)) / np.sqrt(features)).astype(np.float32),
+        head_bias=generator.standard_normal(classes).astype(np.float32),
     )
 
 
@@ -94,9 +97,9 @@ def _images(count: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def write_networks(backbone: str, folder: Path, tasks: int) -> None:
+def write_networks(backbone: str, folder: Path, tasks: int, classes: int) -> None:
     """Writes the bundle, and the program, the image and the logits of each task."""
-    bundle = make_bundle(backbone, tasks)
+    bundle = make_bundle(backbone, tasks, classes)
     image = _images(1)
     with written_folder(folder) as temporary:
         (temporary / "bundle").mkdir()
@@ -107,8 +110,8 @@ def write_networks(backbone: str, folder: Path, tasks: int) -> None:
             torch.export.save(torch.export.export(module, (image,)), temporary / task / "network.pt2")
             np.save(temporary / task / "image.npy", image.numpy())
             np.save(temporary / task / "logits.npy", module(image).numpy())
-        (temporary / "manifest.json").write_text(json.dumps({"recipe": RECIPE}) + "\n")
+        (temporary / "manifest.json").write_text(json.dumps({"recipe": RECIPE, "tasks": tasks}) + "\n")
 
 
 if __name__ == "__main__":
-    write_networks(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    write_networks(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -1,5 +1,6 @@
 """Whether the machine was quiet while an engine was measured."""
 
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -69,6 +70,6 @@ class Watch:
 
 
 def outliers(medians: list[float], limit: float) -> list[int]:
-    """Which rounds lie further than a share from the middle one of all rounds."""
-    middle = sorted(medians)[len(medians) // 2]
+    """Which rounds lie further than a share from the median of all rounds."""
+    middle = statistics.median(medians) if medians else 0.0
     return [number for number, median in enumerate(medians) if abs(median / middle - 1) > limit]

@@ -2,31 +2,43 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from peers.catalogue import ENVIRONMENTS, PROJECT, RECIPE, Engine
+from peers.catalogue import CLASSES, CLASSES_OF_TASKS, ENVIRONMENTS, PROJECT, RECIPE, Engine
+from peers.children import run_child
 from peers.environments import prepare_environment, python_of
 from peers.failures import EngineError, last_words
-from peers.places import BENCHMARKS, NETWORKS
+from peers.places import BENCHMARKS, NETWORKS, PEERS
 
 SECONDS_TO_CONVERT = 1200
 LOWER_PRIORITY = 10  # Of nice: making files is not measured, and others may be at work.
 
 
-def prepare_network(backbone: str, tasks: int) -> Path:
-    """The folder of a network (`networks.py`), made unless it is there.
+def prepare_network(backbone: str) -> Path:
+    """The folder of a network with one task (`networks.py`), made unless it is there.
 
     Raises:
         EngineError: it cannot be made.
     """
-    folder = NETWORKS / (backbone if tasks == 1 else f"{backbone}-{tasks}-tasks")
+    return _prepared(NETWORKS / backbone, backbone, 1, CLASSES)
+
+
+def prepare_tasks(backbone: str, tasks: int) -> Path:
+    """The folder of a network with several tasks, made unless it is there with as many or more.
+
+    Raises:
+        EngineError: it cannot be made.
+    """
+    folder = NETWORKS / f"{backbone}-tasks"
+    return _prepared(folder, backbone, tasks, CLASSES_OF_TASKS)
+
+
+def _prepared(folder: Path, backbone: str, tasks: int, classes: int) -> Path:
     manifest = folder / "manifest.json"
-    if not manifest.exists() or json.loads(manifest.read_text()).get("recipe") != RECIPE:
-        _run_module(PROJECT, "peers.networks", backbone, str(folder), str(tasks))
+    made = json.loads(manifest.read_text()) if manifest.exists() else {}
+    if made.get("recipe") != RECIPE or made["tasks"] < tasks:
+        _run_module(PROJECT, "peers.networks", backbone, str(folder), str(tasks), str(classes))
     return folder
 
 
@@ -61,34 +73,11 @@ def compile_artifact(network: Path, artifact: Path, threads: int, tasks: int, tu
     _run_module(PROJECT, "peers.compile_artifact", *arguments, *([str(tuned)] if tuned else []))
 
 
-def child_environment(variables: dict[str, str] | None = None) -> dict[str, str]:
-    """Environment variables of a child: this package is found, and caches stay under build/."""
-    found = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "VIRTUAL_ENV")}
-    caches = {"TORCHINDUCTOR_CACHE_DIR": str(NETWORKS.parent / "inductor")}
-    return found | caches | {"PYTHONPATH": str(BENCHMARKS)} | (variables or {})
-
-
 def _run_module(environment: str, module: str, *arguments: str) -> None:
-    command = [str(python_of(environment)), "-m", module, *arguments]
-    if sys.platform != "win32":
-        command = ["nice", "-n", str(LOWER_PRIORITY), *command]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=SECONDS_TO_CONVERT,
-            cwd=BENCHMARKS,
-            # Ctrl-C stops this program, which then stops the child; else the child's traceback fills the terminal.
-            start_new_session=True,
-            env=child_environment({"PATH": f"{python_of(environment).parent}{os.pathsep}{os.environ.get('PATH', '')}"}),
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"{' '.join([module, *arguments[:1]])} took more than {SECONDS_TO_CONVERT} s") from error
-    if done.returncode != 0:
-        log = NETWORKS.parent / f"{module}-{'-'.join(Path(argument).name for argument in arguments)}.log"
-        log.write_text(done.stdout)
-        raise EngineError(f"cannot be converted: {last_words(done.stdout)} (all of it: build/peers/{log.name})")
+    python = python_of(environment)
+    command = ["nice", "-n", str(LOWER_PRIORITY), str(python), "-m", module, *arguments]
+    status, output = run_child(command, python.parent, SECONDS_TO_CONVERT)
+    if status != 0:
+        log = PEERS / f"{module}-{'-'.join(Path(argument).name for argument in arguments)}.log"
+        log.write_text(output)
+        raise EngineError(f"cannot be made: {last_words(output)} (all of it: build/peers/{log.name})")

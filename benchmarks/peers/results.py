@@ -1,9 +1,11 @@
 """What was measured, and what follows from it: medians, spreads, ratios to the best peer, geometric means."""
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ksm_hw.report.timing import NOISE_LIMIT, timing_of
 
@@ -47,16 +49,38 @@ class Result:
         return timing_of(self.rounds).median_seconds
 
     @property
-    def interquartile(self) -> float:
-        """Distance of the quartiles of the seconds of all inferences."""
+    def quartiles(self) -> tuple[float, float]:
+        """A quarter of the seconds of all inferences lies below the first, a quarter above the second."""
         together = [seconds for round_ in self.rounds for seconds in round_]
-        lower, _, upper = statistics.quantiles(together, n=4)
+        lower, _, upper = statistics.quantiles(together, n=4, method="inclusive")
+        return lower, upper
+
+    @property
+    def interquartile(self) -> float:
+        """Distance of the quartiles."""
+        lower, upper = self.quartiles
         return upper - lower
 
     @property
     def noisy(self) -> bool:
         """Whether the machine was not quiet in some round, or the rounds differ too much to be compared."""
         return self.disturbed > 0 or timing_of(self.rounds).spread > NOISE_LIMIT
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON: all but the single inferences, of which there are too many to read."""
+        content = dataclasses.asdict(self)
+        del content["rounds"]
+        if not self.measured:
+            return content
+        timing = timing_of(self.rounds)
+        return content | {
+            "median_seconds": timing.median_seconds,
+            "quartiles_seconds": self.quartiles,
+            "minimum_seconds": timing.minimum_seconds,
+            "inferences": timing.count,
+            "round_medians_seconds": timing.round_medians_seconds,
+            "noisy": self.noisy,
+        }
 
 
 def wrong_outputs(error: float) -> str | None:

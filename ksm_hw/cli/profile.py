@@ -32,9 +32,7 @@ def profile(
     runs: Annotated[int, typer.Option(min=5, help="Inferences in which operators are measured.")] = 50,
     threads: Threads = None,
     top: Annotated[int, typer.Option(min=1, help="Operators to print; JSON has all.")] = 20,
-    measure_peak: Annotated[
-        bool, typer.Option("--measure-peak", help="Measure the machine's peak again, as after a measurement under load.")
-    ] = False,
+    measure_peak: Annotated[bool, typer.Option("--measure-peak", help="Measure the machine's peak again.")] = False,
     tracker: Tracker = None,
     key: Key = None,
     host: Board = None,

@@ -213,6 +213,7 @@ def _baked(folded: _Folded, bundle: Bundle, on_step: Callable[[str], None]) -> I
     machine = tvm.relax.VirtualMachine(
         build_executable(schedule_kernels(tvm.IRModule(rewrites), here), here), tvm.cpu()
     )
+    kernels = {variable: function for variable, function in rewrites.items() if isinstance(function, tvm.tirx.PrimFunc)}
     for task, functions in folded.functions.items():
         on_step(f"bake the weights of {task}")
         arrays = task_parameters(functions.parameters, bundle.packs[task], bundle.tensors, folded.classes)
@@ -221,5 +222,5 @@ def _baked(folded: _Folded, bundle: Bundle, on_step: Callable[[str], None]) -> I
         baked = main.bind_params(dict(zip(main.params[1:], weights, strict=True))).with_attr("global_symbol", "main")
         yield (
             dataclasses.replace(bundle, packs={task: bundle.packs[task]}),
-            _Folded(tvm.IRModule({"main": baked}), {task: TaskFunctions("main", None, ())}, folded.classes),
+            _Folded(tvm.IRModule({**kernels, "main": baked}), {task: TaskFunctions("main", None, ())}, folded.classes),
         )

@@ -12,17 +12,20 @@ from ksm_hw.runtime.artifact import OperatorCost
 
 
 def operator_costs(module: tvm.IRModule) -> dict[str, OperatorCost]:
-    """The costs of every loop nest that a `main` calls, by its symbol in the library.
+    """The costs of the loop nests that a `main` calls, by their symbols in the library.
 
     Args:
         module: scheduled loops and the functions that call them.
+
+    Returns:
+        Those whose shapes are known; what decodes masks (`fused`) takes masks of many shapes.
     """
-    called = _called_by_main(module)
-    return {variable.name_hint: operator_cost(module[variable]) for variable in called}
+    called = {variable.name_hint: module[variable] for variable in _called_by_main(module)}
+    return {symbol: operator_cost(function) for symbol, function in called.items() if _is_static(function)}
 
 
 def operator_cost(function: tirx.PrimFunc) -> OperatorCost:
-    """The cost of one call.
+    """The cost of one call of a function whose shapes are known.
 
     Operations are counted over the domains of the blocks and not over the loops: a tile at the border, or a block that
     is computed anew for each tile, would count what the operator does not need. A multiply-add is two operations.
@@ -46,6 +49,11 @@ def _called_by_main(module: tvm.IRModule) -> list[tvm.ir.GlobalVar]:
         if isinstance(function, relax.Function) and variable.name_hint.startswith("main"):
             relax.analysis.post_order_visit(function, visit)
     return list(called)
+
+
+def _is_static(function: tirx.PrimFunc) -> bool:
+    extents = (extent for parameter in function.params for extent in parameter.ty.shape)
+    return all(isinstance(extent, tirx.IntImm) for extent in extents)
 
 
 def _bytes(parameter: tirx.Var) -> int:

@@ -94,6 +94,7 @@ def _description(manifest: artifact.Manifest, bundle: Bundle, parameters: Parame
         "device": manifest.device,
         "cpu": manifest.cpu.get("mcpu", manifest.target),
         "cores": manifest.cpu.get("num-cores", 1),
+        "pinned_cores": manifest.cores,
         "input_shape": manifest.input_shape,
         "output_shape": manifest.output_shape,
         "tasks": [

@@ -1,8 +1,8 @@
 """What this machine's CPU can do at most: multiply-adds a second, and bytes of main memory a second.
 
 Both are measured by small kernels that TVM compiles for the CPU, so that they are limits that a compiled network could
-reach. The answer is kept in the user's cache folder, for each CPU model, number of threads and version of TVM, unless the
-machine was busy.
+reach. The answer is kept in the user's cache folder, for each CPU model, number of threads and version of TVM, unless
+the machine was busy.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Where the time of an inference goes: each operator's time, work, traffic, and share of what the machine can do.
 
-It is measured as `ksm-hw report` measures, in a process of its own. The virtual machine tells of every call that it makes,
-before and after; between these, inferences are timed that nothing watches. What the calls of operators do not explain of
-those is the time between operators: the virtual machine itself, and threads that wait for each other.
+It is measured as `ksm-hw report` measures, in a process of its own. The virtual machine tells of every call that it
+makes, before and after; in turn with these inferences others are timed that nothing watches. What the calls of
+operators do not explain of those is the time between operators.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,15 +224,15 @@ def _profile(
 def _operator(
     name: str,
     calls: list[_Call],
-    costs: "dict[str, OperatorCost] | Any",
+    costs: "Mapping[str, OperatorCost]",
     inference_seconds: float,
     peak: MachinePeak | None,
 ) -> OperatorProfile:
     seconds = sum(statistics.median(call.seconds) for call in calls)
     known = [costs[call.symbol] for call in calls if call.symbol in costs]
-    flops = sum(cost.flops for cost in known) if len(known) == len(calls) else None
-    count = sum(cost.bytes for cost in known) if len(known) == len(calls) else None
-    judged = peak is not None and flops is not None and count is not None
+    complete = len(known) == len(calls)
+    flops, count = sum(cost.flops for cost in known), sum(cost.bytes for cost in known)
+    limits = peak if complete else None
     return OperatorProfile(
         name=name,
         symbols=tuple(dict.fromkeys(call.symbol for call in calls)),
@@ -240,10 +240,10 @@ def _operator(
         calls=len(calls),
         seconds=seconds,
         share=seconds / inference_seconds,
-        flops=flops,
-        bytes=count,
-        peak_share=peak.shortest_seconds(flops, count) / seconds if judged else None,
-        bound=peak.bound(flops, count) if judged else None,
+        flops=flops if complete else None,
+        bytes=count if complete else None,
+        peak_share=None if limits is None else limits.shortest_seconds(flops, count) / seconds,
+        bound=None if limits is None else limits.bound(flops, count),
     )
 
 
@@ -260,22 +260,25 @@ def operator_name(symbol: str, shapes: tuple[Shape, ...]) -> str:
 
     Args:
         symbol: its name in the library, such as `fused_conv2d3_add1_relu`.
-        shapes: of the tensors that it takes, the results last; a convolution's data is NHWC and its weight HWIO.
+        shapes: of the tensors that it takes, the results last; a convolution's data is NHWC, and its weight HWIO, or
+            with the output channels in blocks OHWIo.
 
     Returns:
         The names of the operators, numbers left out: `conv2d 3×3 s2 + add + relu`; the symbol, where it has none.
     """
+    if symbol.startswith("unpack_mask"):  # Then follow the granularity and the mask's shape.
+        return "unpack mask"
     names = [match[1].replace("_", " ") for match in _NAME.finditer(symbol.removeprefix("fused_"))]
     if not names:
         return symbol
-    if names[0] == "conv2d" and len(shapes) >= 3 and all(len(shape) == 4 for shape in (*shapes[:2], shapes[-1])):
+    if names[0] == "conv2d" and [len(shape) for shape in (*shapes[:2], shapes[-1])] in ([4, 4, 4], [4, 5, 4]):
         names[0] += _convolution(shapes[0], shapes[1], shapes[-1])
     return " + ".join(names)
 
 
 def _convolution(data: Shape, weight: Shape, result: Shape) -> str:
     """Kernel, stride and grouping, as ` 3×3 s2 depthwise`."""
-    kernel, stride = f" {weight[0]}×{weight[1]}", round(data[1] / result[1])
-    groups = data[3] // weight[2]
+    height, width, inputs = weight[-4:-1]
+    stride, groups = round(data[1] / result[1]), data[3] // inputs
     grouping = "" if groups == 1 else " depthwise" if groups == data[3] else f" {groups} groups"
-    return kernel + (f" s{stride}" if stride > 1 else "") + grouping
+    return f" {height}×{width}" + (f" s{stride}" if stride > 1 else "") + grouping

@@ -60,7 +60,7 @@ class Manifest:
         tvm_version: of the compiler.
         input_shape, output_shape: [N, 3, H, W], and [N, classes] with as many classes as the largest task.
         workspace_bytes: activations that the memory plan holds at once.
-        operators: what each operator of an inference costs, by its symbol in the library.
+        operators: what each operator of an inference costs whose shapes are known, by its symbol in the library.
         tasks: what each task uses.
     """
 

@@ -74,9 +74,9 @@ def _measure_calls(session: Session, repeats: int) -> list[dict[str, Any]]:
 class _Watch:
     """Takes the time of the calls that the virtual machine tells it of.
 
-    To tell of a call the virtual machine makes Python's objects of its arguments, microseconds for a few tensors, and that
-    lies inside the time of the call when it tells of the end. It does the same when it tells of the beginning, right
-    after it told of the last one's end, so that time is known and taken off.
+    To tell of a call the virtual machine makes Python's objects of its arguments, microseconds for a few tensors, and
+    that lies inside the time of the call when it tells of the end. It does the same when it tells of the beginning,
+    right after it told of the last one's end, so that time is known and taken off.
     """
 
     def __init__(self, device: str) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterator
 
 import tvm
 
-# How often a thread of the pool looks for work before it sleeps; TVM's own 300000 keep a core from everybody else for
-# 0.1 s after each inference.
-SPINS = 20000
+# How often a thread of the pool looks for work before it sleeps: about a millisecond, longer than what lies between the
+# loops of an inference. With TVM's own 300000 it keeps a core busy for 0.1 s after each, for which OpenMP in the same
+# process would wait.
+SPINS = 2000
 
 _SHARED_CORES = -3  # TVM's kSpecifyThreadShareAllCore: every thread of the pool may use every core that is named.
 _pool = threading.local()

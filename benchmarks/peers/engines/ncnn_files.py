@@ -1,5 +1,6 @@
 """`network.ncnn.param` and `network.ncnn.bin`, from the exported program, by ncnn's converter pnnx."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +13,12 @@ def convert(folder: Path) -> None:
     image = torch.from_numpy(np.load(folder / "image.npy"))
     module = torch.export.load(folder / "network.pt2").module()
     traced = torch.jit.trace(module, image)
-    script = folder / "network.pt"
-    traced.save(script)
-    names = {
-        f"{kind}{part}": str(folder / f"network.{kind}.{part}")
-        for kind in ("pnnx", "ncnn")
-        for part in ("param", "bin", "py")
-    }
-    pnnx.convert(
-        str(script),
-        inputs=image,
-        fp16=False,
-        pnnxparam=names["pnnxparam"],
-        pnnxbin=names["pnnxbin"],
-        pnnxpy=names["pnnxpy"],
-        pnnxonnx=str(folder / "network.pnnx.onnx"),
-        ncnnparam=names["ncnnparam"],
-        ncnnbin=names["ncnnbin"],
-        ncnnpy=names["ncnnpy"],
-    )
-    if not (folder / "network.ncnn.bin").exists():
-        raise RuntimeError("error: pnnx wrote no file")
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:  # pnnx writes seven files, of which two are wanted.
+        script = Path(temporary) / "network.pt"
+        traced.save(script)
+        pnnx.convert(str(script), inputs=image, fp16=False)
+        for part in ("param", "bin"):
+            made = Path(temporary) / f"network.ncnn.{part}"
+            if not made.exists():
+                raise RuntimeError(f"pnnx wrote no {made.name}")
+            made.replace(folder / made.name)

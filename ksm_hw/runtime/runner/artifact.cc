@@ -59,6 +59,7 @@ Artifact ReadObject(const std::string& folder, const Object& object) {
                     Text(object, "device"),
                     Text(object, "cpu"),
                     Field(object, "cores").cast<int>(),
+                    Numbers<int>(object, "pinned_cores"),
                     Numbers<int64_t>(object, "input_shape"),
                     Numbers<int64_t>(object, "output_shape").at(1),
                     Field(object, "library_bytes").cast<int64_t>(),

@@ -34,6 +34,7 @@ struct Artifact {
   std::string device;  // "cpu" or "opencl"
   std::string cpu;     // LLVM's name of the CPU that it was compiled for
   int cores;           // that the target has
+  std::vector<int> pinned_cores;     // numbers of those that the threads are pinned to; empty where all are alike
   std::vector<int64_t> input_shape;  // [N, 3, H, W]
   int64_t output_classes;            // of the task that has most
   int64_t library_bytes;             // size of model.so

@@ -18,7 +18,7 @@ INPUT is an image (PNG, JPEG, BMP, GIF), or a .npy file of preprocessed images, 
   --top N         classes to print of each image [default: 5; 0 prints none]
   --logits FILE   write the logits of all inputs, float32 [N, classes], as .npy
   --measure RUNS  measure that many inferences, and as many switches to each task; needs no INPUT
-  --threads N     threads of the CPU [default: the target's cores, or this machine's if it has fewer]
+  --threads N     threads of the CPU, at most one a core [default: the target's cores]
   --list          print the artifact's tasks
   --help          print this
 

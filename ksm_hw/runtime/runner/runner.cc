@@ -1,10 +1,8 @@
 // ksm-runner: runs an artifact where there is no Python. `ksm-runner --help` says how.
 
-#include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -33,11 +31,6 @@ void ExplainIllegalInstructions(const Artifact& artifact) {
   });
 }
 
-int AvailableCores() {
-  cpu_set_t cores;
-  return sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
-}
-
 void Run(const Options& options) {
   const Artifact artifact = ReadArtifact(options.artifact);
   if (options.list) {
@@ -48,7 +41,7 @@ void Run(const Options& options) {
   std::vector<Array> inputs;  // All are read before the library is loaded: bad input costs no time.
   for (const std::string& path : options.inputs) inputs.push_back(ReadInput(path, artifact, task));
   ExplainIllegalInstructions(artifact);
-  Session session(artifact, options.threads > 0 ? options.threads : std::min(artifact.cores, AvailableCores()));
+  Session session(artifact, options.threads);
   session.Switch(task);
   Array all{{0, static_cast<int64_t>(task.classes.size())}, {}};
   for (size_t index = 0; index < inputs.size(); ++index) {

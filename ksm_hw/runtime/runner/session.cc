@@ -1,6 +1,7 @@
 #include "session.h"
 
 #include <dlfcn.h>
+#include <sched.h>
 #include <tvm/ffi/any.h>
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>
@@ -8,7 +9,7 @@
 #include <tvm/ffi/optional.h>
 #include <tvm/ffi/string.h>
 
-#include <cstdlib>
+#include <algorithm>
 #include <filesystem>
 
 #include "error.h"
@@ -34,6 +35,30 @@ DLDevice DeviceOf(const Artifact& artifact) {
                     "). Put " + library + " beside ksm-runner.");
   }
   return {kDLOpenCL, 0};
+}
+
+// The cores that the artifact's threads are pinned to, those of them that this process may use; all that it may use
+// where that is none.
+std::vector<int> UsableCores(const Artifact& artifact) {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return {0};
+  std::vector<int> pinned, all;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &allowed)) continue;
+    all.push_back(core);
+    const std::vector<int>& wanted = artifact.pinned_cores;
+    if (std::find(wanted.begin(), wanted.end(), core) != wanted.end()) pinned.push_back(core);
+  }
+  return pinned.empty() ? all : pinned;
+}
+
+// Lets TVM's loops run on so many threads, which may use every one of the cores; the calling thread is one of them. Left
+// alone TVM takes half of an x86-64 machine's cores, and the first of them, whatever else runs there.
+void UseThreads(int threads, const std::vector<int>& cores) {
+  constexpr int kSharedCores = -3;  // TVM's kSpecifyThreadShareAllCore.
+  ffi::Array<ffi::String> names;
+  for (int core : cores) names.push_back(ffi::String(std::to_string(core)));
+  Call("runtime.config_threadpool", kSharedCores, threads, names);
 }
 
 // The system's loader dies of a library that is truncated.
@@ -88,9 +113,8 @@ struct Session::Device {
   void Synchronise() const { Call("runtime.Device_StreamSync", device, 0); }
 
   static std::unique_ptr<Device> Load(const Artifact& artifact, int threads) {
-    // A pool of threads reads the most it may have from the environment, when the first parallel loop makes it.
-    setenv("TVM_NUM_THREADS", std::to_string(threads).c_str(), 1);
-    Call("runtime.config_threadpool", 1, threads);
+    const std::vector<int> cores = UsableCores(artifact);
+    UseThreads(threads > 0 ? threads : std::min(artifact.cores, static_cast<int>(cores.size())), cores);
     const DLDevice device = DeviceOf(artifact);
     const ffi::Tensor images = EmptyTensor(artifact.input_shape, "float32", device);
     const ffi::Tensor logits = EmptyTensor({artifact.input_shape[0], artifact.output_classes}, "float32", device);

@@ -10,7 +10,8 @@ namespace ksm {
 
 class Session {
  public:
-  // Loads the library. Throws UserError where it, or the runtime of its device, is missing or damaged.
+  // Loads the library, to run on so many threads of the CPU, at most one a core; with 0 on as many as the target has
+  // cores. Throws UserError where the library, or the runtime of its device, is missing or damaged.
   Session(const Artifact& artifact, int threads);
   ~Session();
 

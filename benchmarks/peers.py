@@ -1,0 +1,246 @@
+"""Measures ksm-hw beside other inference engines, and writes tables, JSON and plots.
+
+One command: it makes a virtual environment for each peer (build/peers/environments), the networks and each engine's
+file of them (build/peers/models), once, then measures. Every engine runs in a process of its own, and all take turns
+in rounds. A turn in which the machine was not quiet is measured again. An engine that fails is in the table with the
+reason. Ctrl-C keeps what was measured.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Before NumPy: its thread pool would keep the second core busy beside the engines.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+
+from peers.catalogue import ENGINES, IMAGE_SIZE, NETWORKS, Engine
+from peers.failures import EngineError
+from peers.latency import Plan, measure_network
+from peers.multitask import TaskPlan, measure_tasks
+from peers.multitask_results import TaskCost
+from peers.noise import Watch
+from peers.places import RESULTS
+from peers.preparation import prepare_network
+from peers.results import Result
+from peers.tables import markdown
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ksm_hw.files import written_file
+from ksm_hw.runtime.machine import available_cores, cpu_features, this_machine
+
+EXAMPLES = """examples:
+  .venv/bin/python benchmarks/peers.py
+  .venv/bin/python benchmarks/peers.py --models mobilenet_v2 --engines ksm-hw openvino --threads 2 --rounds 3
+  .venv/bin/python benchmarks/peers.py --tuned 'tuned/{model}-{threads}' -o docs/peers
+  .venv/bin/python benchmarks/peers.py --multitask --models mobilenet_v2 --tasks 1 2 5 10 20
+"""
+
+
+@dataclass
+class Record:
+    """All that was measured so far, written after every round.
+
+    Attributes:
+        folder: where the files are.
+        facts: of the machine and the command.
+        results, costs: of the networks that are done; `current` of that which is being measured.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    results: list[Result] = field(default_factory=list)
+    costs: list[TaskCost] = field(default_factory=list)
+    current: list[Result] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Of the files, without their endings."""
+        return "multitask" if self.facts["multitask"] else "peers"
+
+    def content(self) -> dict[str, Any]:
+        """As dictionaries, lists, numbers and texts alone."""
+        results = [one.summary() for one in self.all_results()]
+        return {"facts": self.facts, "results": results, "tasks": [asdict(cost) for cost in self.costs]}
+
+    def all_results(self) -> list[Result]:
+        """Of the networks that are done and of the current one."""
+        return [*self.results, *self.current]
+
+    def page(self) -> str:
+        """The Markdown page."""
+        return markdown(self.all_results(), self.costs, self.facts)
+
+    def write(self) -> None:
+        """Writes JSON and Markdown."""
+        with written_file(self.folder / f"{self.name}.json") as temporary:
+            temporary.write_text(json.dumps(self.content(), indent=1) + "\n")
+        with written_file(self.folder / f"{self.name}.md") as temporary:
+            temporary.write_text(self.page())
+
+    def round_done(self, current: Sequence[Result]) -> None:
+        """Takes what there is of the current network."""
+        self.current = list(current)
+        self.write()
+
+    def network_done(self) -> None:
+        """The current network's results are final."""
+        self.results, self.current = self.all_results(), []
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    names = [engine.name for engine in ENGINES]
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=[*NETWORKS], metavar="NAME", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--engines", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
+    parser.add_argument("--threads", nargs="+", type=positive, default=None, help="default: 1 2; --multitask: 2")
+    parser.add_argument("--rounds", type=positive, default=7, help="turns of each engine; default: 7")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="of a noisy turn, at most; default: 3; 0 on a busy machine"
+    )
+    parser.add_argument("--tuned", metavar="FOLDER", help="of `ksm-hw tune`; {model} and {threads} are filled in")
+    parser.add_argument("--multitask", action="store_true", help="measure memory and switches of many tasks instead")
+    parser.add_argument(
+        "--tasks", nargs="+", type=positive, default=[1, 2, 5, 10, 20], help="numbers of tasks for that"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder; default: build/peers/results")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    """A number of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too few: give 1 or more")
+    return number
+
+
+def chosen_engines(names: Sequence[str] | None, tuned: str | None) -> tuple[Engine, ...]:
+    """The engines to measure; ksm-hw tuned is one of them where there are records for it."""
+    chosen = [engine for engine in ENGINES if names is None or engine.name in names]
+    if tuned is None and names is not None and "ksm-hw-tuned" in names:
+        sys.exit("error: ksm-hw-tuned needs --tuned FOLDER, with records of `ksm-hw tune`.")
+    return tuple(engine for engine in chosen if engine.variant != "tuned" or tuned is not None)
+
+
+def tuned_folder(pattern: str | None, model: str, threads: int) -> Path | None:
+    """The folder of records for a network and a number of threads."""
+    return None if pattern is None else Path(pattern.format(model=model, threads=threads)).absolute()
+
+
+def measure_latencies(arguments: argparse.Namespace, record: Record, progress: Progress) -> None:
+    """Measures every network with every number of threads."""
+    engines = chosen_engines(arguments.engines, arguments.tuned)
+    models, threads = arguments.models or [*NETWORKS], arguments.threads or [1, 2]
+    watch = Watch()
+    bar = progress.add_task("", total=len(models) * len(threads))
+    for model in models:
+        for count in threads:
+
+            def on_step(step: str, what: str = f"{NETWORKS[model]}, threads: {count}") -> None:
+                progress.update(bar, description=f"{what}: {step}")
+
+            on_step("make the network")
+            try:
+                folder = prepare_network(model)
+            except EngineError as error:
+                failed = [Result(model, count, one.name, one.title, one.ours, failure=str(error)) for one in engines]
+                record.round_done(failed)
+            else:
+                tuned = tuned_folder(arguments.tuned, model, count)
+                plan = Plan(model, folder, count, engines, arguments.rounds, arguments.repeats, tuned)
+                measure_network(plan, watch, on_step, record.round_done)
+            record.network_done()
+            progress.advance(bar)
+
+
+def measure_many_tasks(arguments: argparse.Namespace, record: Record, progress: Progress) -> None:
+    """Measures several tasks of every network."""
+    engines = chosen_engines(arguments.engines, arguments.tuned)
+    models, threads = arguments.models or ["mobilenet_v2"], arguments.threads or [2]
+    watch = Watch()
+    bar = progress.add_task("", total=len(models) * len(threads))
+
+    def on_cost(cost: TaskCost) -> None:
+        record.costs.append(cost)
+        record.write()
+
+    for model in models:
+        for count in threads:
+
+            def on_step(step: str, what: str = NETWORKS[model]) -> None:
+                progress.update(bar, description=f"{what}: {step}")
+
+            tuned = tuned_folder(arguments.tuned, model, count)
+            plan = TaskPlan(model, count, engines, tuple(sorted(set(arguments.tasks))), arguments.repeats, tuned)
+            measure_tasks(plan, watch, on_step, on_cost)
+            progress.advance(bar)
+
+
+def draw(record: Record) -> None:
+    """Draws the plots."""
+    from peers.plots import plot_latency, plot_tasks  # Here: matplotlib takes seconds to import.
+
+    plot_latency(record.all_results(), record.folder / "peers.png")
+    plot_tasks(record.costs, record.folder / "multitask.png")
+
+
+def facts_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The machine, the date and the command."""
+    return {
+        "command": shlex.join([".venv/bin/python", "benchmarks/peers.py", *sys.argv[1:]]),
+        "multitask": arguments.multitask,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "image_size": IMAGE_SIZE,
+        "machine": asdict(this_machine()),
+        "cpu_flags": sorted(cpu_features() or ()),
+    }
+
+
+def main() -> int:
+    """Measures, prints and writes."""
+    arguments, messages = parse_arguments(), Console(stderr=True)
+    # Ended from outside it keeps what was measured, as it does after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if too_many := [count for count in arguments.threads or [] if count > available_cores()]:
+        sys.exit(f"error: {too_many[0]} threads on {available_cores()} cores would only get in each other's way.")
+    record = Record(arguments.output, facts_of_run(arguments))
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    status = 0
+    # Redrawn seldom: what draws is a process beside those that are measured.
+    with Progress(*columns, console=messages, refresh_per_second=2) as progress:
+        try:
+            (measure_many_tasks if arguments.multitask else measure_latencies)(arguments, record, progress)
+        except EngineError as error:
+            messages.print(f"error: {error}", markup=False)
+            status = 2
+        except KeyboardInterrupt:
+            messages.print("Stopped; what was measured is kept.")
+            status = 130
+    record.write()
+    draw(record)
+    if arguments.json:
+        print(json.dumps(record.content(), indent=1))
+    elif sys.stdout.isatty():
+        Console().print(Markdown(record.page()))
+    else:
+        print(record.page())
+    messages.print(f"Written to {arguments.output}", markup=False)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
