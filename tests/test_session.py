@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -94,6 +95,32 @@ def test_a_thousand_switches_change_no_logit_and_take_no_memory(
     assert growth < 5e6
 
 
+def test_a_switch_takes_the_memory_of_the_weights_that_it_replaces(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite, held = session._rewrite, []
+
+    def rewrite_and_note(task: str) -> list[object]:
+        held.append(len(session._kept) + len(session._weights))
+        return rewrite(task)
+
+    monkeypatch.setattr(session, "_rewrite", rewrite_and_note)
+
+    def switch_often(count: int) -> int:
+        """Pages that the system had to find meanwhile."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for number in range(count):
+            others = [task for task in TASKS if task != session.task]
+            assert session.switch(others[number % len(others)]) > 0
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    switch_often(2 * len(TASKS))
+    assert session.weights_bytes > 100 * resource.getpagesize()
+    # New pages for every set of weights would be thousands.
+    assert switch_often(50) < 50
+    assert len(held) > 50 and not any(held)
+
+
 def test_kept_tasks_are_the_last_ones_within_the_budget(artifact: Path, images: list[np.ndarray]) -> None:
     first, second, third = TASKS
     keeping = Session.load(artifact, keep=2)
@@ -148,8 +175,10 @@ def test_a_switch_that_fails_halfway_leaves_the_old_task_working(
             session.switch("other-task")
         with pytest.raises(MemoryError):
             session.run(images[0], task="element-task")
-    assert session.task == "kernel-task" and session.kept_tasks == ["kernel-task"]
+    assert session.task == "kernel-task"
+    # Its weights had been given up for those that failed; the run makes them again.
     assert session.run(images[0]).tobytes() == expected["kernel-task"][0].tobytes()
+    assert session.kept_tasks == ["kernel-task"]
     session.switch("other-task")
     assert session.run(images[0]).tobytes() == expected["other-task"][0].tobytes()
 

@@ -18,9 +18,10 @@ from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels
 from tvm_passes.relax.schedules import cpu_rules
 from tvm_passes.relax.schedules.vector_unit import VectorUnit
-from tvm_passes.relax.schedules.winograd import WinogradConvolution, WinogradWeights
+from tvm_passes.relax.schedules.winograd import WinogradConvolution
 from tvm_passes.relax.weight_layouts import WeightLayouts, best_tile
-from tvm_passes.relax.winograd_kernels import convolution, transform_weight, transforms
+from tvm_passes.relax.weight_rewrite_kernel import WeightRewrite, weight_rewrite
+from tvm_passes.relax.winograd_kernels import convolution, transforms
 
 
 @pytest.mark.parametrize("tile", [2, 4])
@@ -64,9 +65,8 @@ def kernels(shape, epilogue):
         arguments.append(bias)
         added = te.compute(result.shape, lambda n, y, x, o: result[n, y, x, o] + bias[o], name="added")
         result = te.compute(result.shape, lambda *at: te.max(added(*at), tvm.tirx.const(0.0, "float32")), name="relu")
-    plain = te.placeholder((3, 3, inputs, outputs), "float32", name="weight")
-    convolve = te.create_prim_func([*arguments, result])
-    return convolve, te.create_prim_func([plain, transform_weight(plain, tile, lanes)])
+    rewrite = WeightRewrite((outputs, inputs, 3, 3), columns=0, run=1, lanes=lanes, tile=tile)
+    return te.create_prim_func([*arguments, result]), weight_rewrite(rewrite, HOST)
 
 
 def reference(shape, data, weight, bias):
@@ -86,9 +86,7 @@ def test_every_schedule_equals_torch(name, epilogue):
     convolve, transform = kernels(shape, epilogue)
     schedules = WinogradConvolution().design_space(convolve, HOST)
     assert len(schedules) > 3
-    transformed = WinogradWeights().apply(transform, HOST, False)
-    assert transformed is not None
-    functions = {"transform": transformed.mod["main"]}
+    functions = {"transform": transform}
     functions |= {f"convolve{number}": schedule.mod["main"] for number, schedule in enumerate(schedules)}
     module = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
     library = tvm.compile(tvm.IRModule(module), target=HOST)
@@ -100,7 +98,7 @@ def test_every_schedule_equals_torch(name, epilogue):
     tile, lanes = shape[5:7]
     transformed_shape = (tile + 2, tile + 2, outputs // lanes, inputs, lanes)
     weights = tvm.runtime.tensor(np.full(transformed_shape, np.nan, "float32"))
-    library["transform"](tvm.runtime.tensor(weight), weights)
+    library["transform"](tvm.runtime.tensor(np.ascontiguousarray(weight.transpose(3, 2, 0, 1))), weights)
     arguments = [data] if bias is None else [data, bias]
     tensors = [tvm.runtime.tensor(array) for array in arguments]
     for symbol in list(functions)[1:]:
@@ -150,12 +148,13 @@ def test_a_network_keeps_its_results(network):
     names = [variable.name_hint for variable, _ in module.functions_items()]
     assert sum(name.startswith("winograd_conv2d") for name in names) == 3
     assert sum(name.startswith("winograd_weight") for name in names) == 3
+    fused = fuse_kernels(module, HOST)
+    names = [variable.name_hint for variable, _ in fused.functions_items()]
+    assert not any("winograd_weight" in name for name in names), "the transform is part of what rewrites a weight"
     counts = collections.Counter()
     with HOST:
-        scheduled = dlight.ApplyDefaultSchedule(*(Counting(rule, counts) for rule in cpu_rules()))(
-            fuse_kernels(module, HOST)
-        )
-    assert (counts["WinogradConvolution"], counts["WinogradWeights"]) == (3, 3)
+        scheduled = dlight.ApplyDefaultSchedule(*(Counting(rule, counts) for rule in cpu_rules()))(fused)
+    assert counts["WinogradConvolution"] == 3
     machine = relax.VirtualMachine(tvm.compile(scheduled, target=HOST), tvm.cpu())
     found = machine["main"](tvm.runtime.tensor(images), *parameters).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -188,11 +187,10 @@ def test_weights_are_transformed_once_a_task(network):
 
 @pytest.mark.parametrize("target", OTHERS.values(), ids=OTHERS)
 def test_schedules_for_other_cpus_compile(target):
-    convolve, transform = kernels((1, 14, 14, 32, 32, 4, 16, (1, 1, 1, 1)), True)
-    for rule, kernel in ((WinogradConvolution(), convolve), (WinogradWeights(), transform)):
-        schedule = rule.apply(kernel, target, False)
-        assert schedule is not None
-        tvm.tirx.build(schedule.mod, target=target)
+    convolve, _ = kernels((1, 14, 14, 32, 32, 4, 16, (1, 1, 1, 1)), True)
+    schedule = WinogradConvolution().apply(convolve, target, False)
+    assert schedule is not None
+    tvm.tirx.build(schedule.mod, target=target)
 
 
 def test_the_direct_form_stays_where_it_is_faster() -> None:

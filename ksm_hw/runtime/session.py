@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tvm
+import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
 
 from ksm_hw.errors import UserError
@@ -64,6 +65,8 @@ class Session:
         self._weights: Weights = []
         self._kept: OrderedDict[str, Weights] = OrderedDict()
         self._parameters = _upload_parameters(manifest, bundle, device)
+        # As the virtual machine takes them: to make that of a list at each switch takes as long as some layers.
+        self._rewritten = {task: tvm_ffi.convert(tensors) for task, tensors in self._parameters.items()}
 
     @classmethod
     def load(
@@ -127,7 +130,9 @@ class Session:
     def switch(self, task: str) -> float:
         """Makes a task the current one and returns the seconds that it took, until the weights were there.
 
-        A switch that fails leaves the current task as it was.
+        Weights that will not be kept are given up before the new ones are made, and these take their memory: never more
+        than the weights that are kept are there, and nothing is allocated. A switch that fails leaves the current task
+        as it was; the next run makes its weights again if they were given up.
 
         Raises:
             UserError: there is no such task, or the device fails.
@@ -139,6 +144,7 @@ class Session:
                 return 0.0
             weights = self._kept.get(task)
             if weights is None:
+                self._make_room()
                 weights = self._rewrite(task)
             self._task, self._weights = task, weights
             self._hold(task, weights)
@@ -165,9 +171,9 @@ class Session:
         with self._lock:
             if task is not None:
                 self.switch(task)
-            entry = self.manifest.tasks[self.task]
+            entry, weights = self.manifest.tasks[self.task], self._live_weights()
             with self._working():
-                logits = self._machine[entry.main](tvm.runtime.tensor(images, self._device), *self._weights)
+                logits = self._machine[entry.main](tvm.runtime.tensor(images, self._device), *weights)
                 return logits.numpy()[:, : len(self.packs[self.task].classes)]
 
     def run_all(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -182,10 +188,10 @@ class Session:
     def measure_run(self, repeats: int) -> list[float]:
         """Seconds of each of `repeats` inferences of the current task, on images that stay on the device."""
         with self._lock, self._working():
-            entry = self.manifest.tasks[self.task]
+            entry, weights = self.manifest.tasks[self.task], self._live_weights()
             images = tvm.runtime.tensor(np.zeros(self.manifest.input_shape, np.float32), self._device)
             evaluator = self._machine.module.time_evaluator(entry.main, self._device, number=1, repeat=repeats)
-            return [float(seconds) for seconds in evaluator(images, *self._weights).results]
+            return [float(seconds) for seconds in evaluator(images, *weights).results]
 
     def trace_run(self, instrument: Callable[..., None]) -> None:
         """Runs one inference of the current task; every call that it makes is told to a function before and after.
@@ -196,9 +202,10 @@ class Session:
         """
         with self._lock, self._working():
             images = tvm.runtime.tensor(np.zeros(self.manifest.input_shape, np.float32), self._device)
+            weights = self._live_weights()
             self._machine.set_instrument(instrument)
             try:
-                self._machine[self.manifest.tasks[self.task].main](images, *self._weights)
+                self._machine[self.manifest.tasks[self.task].main](images, *weights)
                 self._device.sync()
             finally:
                 self._machine.set_instrument(None)
@@ -215,9 +222,23 @@ class Session:
         if entry.rewrite is None:
             return self._parameters[task]
         with self._working():
-            weights = list(self._machine[entry.rewrite](self._parameters[task]))
+            weights = list(self._machine[entry.rewrite](self._rewritten[task]))
             self._device.sync()
             return weights
+
+    def _live_weights(self) -> Weights:
+        """The current task's weights; a switch that failed may have given them up."""
+        if self.task not in self._kept:
+            self._weights = self._rewrite(self.task)
+            self._hold(self.task, self._weights)
+        return self._weights
+
+    def _make_room(self) -> None:
+        """Gives up what will not be kept beside one more set of weights, the one that was used longest ago first."""
+        while self._kept and (len(self._kept) >= self._keep or self._over_budget(sets=1)):
+            task, _ = self._kept.popitem(last=False)
+            if task == self._task:
+                self._weights = []
 
     def _hold(self, task: str, weights: Weights) -> None:
         self._kept[task] = weights
@@ -225,8 +246,11 @@ class Session:
         while len(self._kept) > 1 and (len(self._kept) > self._keep or self._over_budget()):
             self._kept.popitem(last=False)
 
-    def _over_budget(self) -> bool:
-        return self._budget is not None and sum(map(_bytes, self._kept.values())) > self._budget
+    def _over_budget(self, sets: int = 0) -> bool:
+        """Whether the weights that are kept, and so many more sets like the current, take more than they may."""
+        if self._budget is None:
+            return False
+        return sum(map(_bytes, self._kept.values())) + sets * _bytes(self._weights) > self._budget
 
 
 @contextlib.contextmanager

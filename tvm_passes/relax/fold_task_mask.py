@@ -28,6 +28,9 @@ from tvm.script import tirx as T
 
 Shape = tuple[int, ...]
 
+# Marks the decoders of masks, for the passes behind.
+MASK_DECODER = "mask_decoder"
+
 
 @dataclass(frozen=True)
 class MaskLayout:
@@ -194,7 +197,7 @@ def _mask_decoder(rows: int, columns: int) -> tvm.tirx.PrimFunc:
         row_start: T.Buffer((rows,), "int32"),  # type: ignore[valid-type]
         mask: T.Buffer((rows, columns), "float32"),  # type: ignore[valid-type]
     ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, MASK_DECODER: True})
         zeros = T.int64()
         scale = T.match_buffer(scale_values, (zeros,), "float32")
         for i in range(rows):

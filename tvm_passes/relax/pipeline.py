@@ -23,6 +23,7 @@ from tvm.s_tir.dlight.base import ScheduleRule
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout
+from tvm_passes.relax.fuse_weight_rewrite import FuseWeightRewrite
 from tvm_passes.relax.schedules import cpu_rules, gpu_rules
 from tvm_passes.relax.schedules.vector_unit import vector_unit
 from tvm_passes.relax.weight_layouts import WeightLayouts
@@ -137,6 +138,7 @@ def schedule_kernels(
 def fuse_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
     """The part of phase kernels before scheduling: from relax ops to fused loops."""
     kernels = [
+        *([FuseWeightRewrite(target)] if "cpu" in target.keys else []),
         transform.LegalizeOps(),
         transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),

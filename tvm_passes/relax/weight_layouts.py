@@ -21,6 +21,11 @@ from tvm_passes.relax.schedules.convolution import ranked_tiles
 from tvm_passes.relax.schedules.vector_unit import VectorUnit
 from tvm_passes.relax.winograd_kernels import POINTS, convolution, transform_weight
 
+# Marks the transform of a weight and says its tile, for the passes behind.
+WEIGHT_TRANSFORM = "winograd_weight"
+# TVM's op patterns: what elementwise operators may be fused behind, and what nothing may be fused to.
+_REDUCTION, _OPAQUE = 4, 8
+
 
 @tvm.transform.module_pass(opt_level=0, name="WeightLayouts")
 class WeightLayouts:
@@ -70,14 +75,20 @@ class _Rewriter(PyExprMutator):
         if lanes is None or tile is None or not _is_plain_3x3(call):
             return None
         transformed = self.builder_.emit(
-            self._call("winograd_weight", lambda tensor: transform_weight(tensor, tile, lanes), weight)
+            self._call(
+                "winograd_weight",
+                lambda tensor: transform_weight(tensor, tile, lanes),
+                weight,
+                op_pattern=_OPAQUE,
+                **{WEIGHT_TRANSFORM: tile},
+            )
         )
         top, left, bottom, right = map(int, call.attrs.padding)
 
         def compute(data: te.Tensor, weight: te.Tensor) -> te.Tensor:
             return convolution(data, weight, tile, (top, left, bottom, right))
 
-        return self._call("winograd_conv2d", compute, data, transformed, pattern=4)
+        return self._call("winograd_conv2d", compute, data, transformed, op_pattern=_REDUCTION)
 
     def _packed(self, call: relax.Call) -> relax.Call | None:
         """The direct form with packed weights; None for a depthwise convolution, which has little to pack."""
@@ -98,18 +109,18 @@ class _Rewriter(PyExprMutator):
             padding = (top, left, bottom, right)
             return packed_convolution(data, weight, (stride_y, stride_x), padding, (dilation_y, dilation_x), groups)
 
-        return self._call("conv2d", compute, data, packed, pattern=4)
+        return self._call("conv2d", compute, data, packed, op_pattern=_REDUCTION)
 
     def _call(
-        self, name: str, compute: Callable[..., te.Tensor], *arguments: relax.Expr, pattern: int = 8
+        self, name: str, compute: Callable[..., te.Tensor], *arguments: relax.Expr, **attributes: int
     ) -> relax.Call:
-        """A call of a kernel; `pattern` is TVM's: 4 for what elementwise operators may follow, 8 for nothing."""
+        """A call of a kernel with these attributes."""
         shapes = [tuple(map(int, argument.ty.shape)) for argument in arguments]
         inputs = [te.placeholder(shape, "float32", name=f"input{index}") for index, shape in enumerate(shapes)]
         output = compute(*inputs)
         # Relax counts in int64.
-        kernel = te.create_prim_func([*inputs, output], index_dtype_override="int64").with_attr("op_pattern", pattern)
-        kernel = kernel.without_attr("global_symbol")
+        kernel = te.create_prim_func([*inputs, output], index_dtype_override="int64").without_attr("global_symbol")
+        kernel = kernel.with_attrs(attributes)
         key = tvm_ffi.structural_hash(kernel)
         if key in self.kernels:
             self.builder_.update_func(self.kernels[key], kernel)

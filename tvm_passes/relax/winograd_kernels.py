@@ -22,7 +22,7 @@ POINTS = {
     2: (Fraction(0), Fraction(1), Fraction(-1)),
     4: (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2)),
 }
-# Marks the matrix product of the convolution, and the transform of the weights, for their schedule rules.
+# Marks the matrix product of the convolution for its schedule rule.
 ANNOTATION = "winograd"
 
 
@@ -64,14 +64,17 @@ def _with_roots(roots: list[Fraction]) -> tuple[Fraction, ...]:
 
 def _row(matrix: Matrix, row: tirx.Expr, column: Callable[[int], tirx.Expr]) -> tirx.Expr:
     """Row `row`, a loop variable that is unrolled, of a matrix times a vector, given by its elements."""
-    result = _product(matrix[-1], column)
+    result = linear_combination(matrix[-1], column)
     for number in range(len(matrix) - 2, -1, -1):
-        result = tirx.Select(row == number, _product(matrix[number], column), result)
+        result = tirx.Select(row == number, linear_combination(matrix[number], column), result)
     return result
 
 
-def _product(coefficients: tuple[Fraction, ...], column: Callable[[int], tirx.Expr]) -> tirx.Expr:
-    """Even and odd elements are summed apart, for the rows of p and -p differ in the sign of one of the two sums."""
+def linear_combination(coefficients: tuple[Fraction, ...], column: Callable[[int], tirx.Expr]) -> tirx.Expr:
+    """A row of a matrix times a vector, given by its elements.
+
+    Even and odd elements are summed apart, for the rows of p and -p differ in the sign of one of the two sums.
+    """
     sums: list[tuple[bool, tirx.Expr]] = []
     for first in (0, 1):
         terms = [(index, coefficients[index]) for index in range(first, len(coefficients), 2) if coefficients[index]]
@@ -113,7 +116,7 @@ def transform_weight(weight: te.Tensor, tile: int, lanes: int) -> te.Tensor:
 
     side = tile + 2
     shape = (side, side, outputs // lanes, inputs, lanes)
-    return te.compute(shape, transformed, name="weight_transform", attrs={ANNOTATION: tile})
+    return te.compute(shape, transformed, name="weight_transform")
 
 
 def convolution(data: te.Tensor, weight: te.Tensor, tile: int, padding: tuple[int, int, int, int]) -> te.Tensor:

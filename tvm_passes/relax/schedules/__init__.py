@@ -10,14 +10,13 @@ from tvm_passes.relax.schedules.depthwise import DepthwiseConvolution
 from tvm_passes.relax.schedules.fallback import Fallback
 from tvm_passes.relax.schedules.mask_decoder import MaskDecoder
 from tvm_passes.relax.schedules.reduction import PixelReduction
-from tvm_passes.relax.schedules.winograd import WinogradConvolution, WinogradWeights
+from tvm_passes.relax.schedules.winograd import WinogradConvolution
 
 
 def cpu_rules() -> list[ScheduleRule]:
     """The rules for llvm targets, most specific first: `dlight.ApplyDefaultSchedule(*cpu_rules())`."""
     return [
         WinogradConvolution(),
-        WinogradWeights(),
         DepthwiseConvolution(),
         Convolution(),
         Dense(),

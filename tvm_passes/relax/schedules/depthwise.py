@@ -1,7 +1,8 @@
 """Depthwise convolutions in NHWC with HWIO weights of shape [kH, kW, 1, C].
 
-Vectors run over channels. A row of neighbouring output pixels is computed at once, so that the window's overlap is
-loaded once.
+A task computes some rows of some channels. It copies what it reads of them, padding included, to a place of its own
+that stays in the cache; there the channels of a pixel are neighbours, and no step asks where the map ends. Vectors run
+over channels, and neighbouring pixels are computed at once, so that the weights are loaded once for all of them.
 """
 
 from collections.abc import Iterator
@@ -16,36 +17,49 @@ from tvm_passes.relax.schedules.blocks import (
     extents,
     fused_operator,
     largest_divisor,
+    schedule_elementwise,
     static_schedule,
+    widest_vector,
 )
-from tvm_passes.relax.schedules.convolution import is_convolution, schedule_surroundings
+from tvm_passes.relax.schedules.convolution import is_convolution
 from tvm_passes.relax.schedules.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.vector_unit import VectorUnit, vector_unit
 
+# Bytes of the input of a task: less than the first-level cache of most cores, and than their second-level cache.
+_NEAR, _NEARBY = 32 << 10, 128 << 10
+_LINE = 16  # float32 values of a cache line
+
 
 @dataclass(frozen=True)
-class Row:
-    """One way to compute a depthwise convolution: neighbouring pixels × the channels of a vector, in registers."""
+class Sharing:
+    """One way to compute a depthwise convolution.
 
-    pixels: int
+    Attributes:
+        rows, channels: of the output, that a task computes.
+        pixels, lanes: of the output, that are held in registers: neighbours in a row × the channels of a vector.
+    """
+
+    rows: int
     channels: int
+    pixels: int
+    lanes: int
 
 
 class DepthwiseConvolution(DesignSpaceRule):
     """Matches an NHWC convolution in which each output channel reads the input channel of the same number."""
 
     def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
-        """The convolution with each of `rows`."""
+        """The convolution with each of `sharings`."""
         matched = _match(func, target)
         if matched is None:
             return
         unit = vector_unit(target)
-        width, channels, *_ = extents(matched[0], matched[1].reduction)[2:]
-        for row in rows(width, channels, unit):
+        schedule, operator = matched
+        _, height, width, _ = map(int, schedule.get(operator.reduction).reads[0].source.shape)
+        for sharing in sharings(extents(schedule, operator.reduction)[:4], (height, width), unit):
             # Each candidate is made from a schedule of its own.
             schedule, operator = _match(func, target) or matched
-            schedule_surroundings(schedule, operator, unit)
-            _compute_rows(schedule, operator, row)
+            _compute(schedule, operator, sharing, unit)
             yield schedule
 
 
@@ -61,21 +75,59 @@ def _match(func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator
     return schedule, operator
 
 
-def rows(width: int, channels: int, unit: VectorUnit) -> list[Row]:
-    """The ways to compute a depthwise convolution that are worth a measurement, the likely fastest first."""
-    # Half of the registers hold results, the others inputs and weights.
-    pixels = [largest_divisor(width, limit) for limit in (unit.registers // 2, unit.registers // 4, 4, 2, 1, width)]
-    lanes = [largest_divisor(channels, limit) for limit in (unit.lanes, 2 * unit.lanes, 4 * unit.lanes)]
-    return list(dict.fromkeys(Row(pixel, lane) for lane in lanes for pixel in pixels if pixel <= unit.registers))
+def sharings(output: list[int], padded: tuple[int, int], unit: VectorUnit) -> list[Sharing]:
+    """The ways to compute a depthwise convolution that are worth a measurement, the one that is likely fastest first.
+
+    Args:
+        output: batch, height, width and channels.
+        padded: height and width of the input with its padding.
+        unit: of the CPU.
+    """
+    batch, height, width, channels = output
+    lanes = widest_vector(channels, unit.lanes)
+    stride = padded[0] // height
+
+    def input_bytes(rows: int, task_channels: int) -> int:
+        return 4 * (padded[0] - (height - rows) * stride) * padded[1] * task_channels
+
+    def most_rows(task_channels: int, limit: int) -> int:
+        tasks = 4 * unit.cores * task_channels // (batch * channels)
+        fitting = [rows for rows in range(1, height // max(tasks, 1) + 1) if input_bytes(rows, task_channels) <= limit]
+        return largest_divisor(height, max(fitting, default=1))
+
+    line = lanes * largest_divisor(channels // lanes, max(1, _LINE // lanes))
+    wider = [lanes * largest_divisor(channels // lanes, count * line // lanes) for count in (3, 2, 6)]
+    near = [width for width in wider if input_bytes(height, width) <= _NEAR]
+    widths = list(dict.fromkeys([*near, line, *wider]))
+    # A quarter of the registers holds results: more of them, and LLVM spills some.
+    quarter = unit.registers // 4
+    pixels = [largest_divisor(width, limit) for limit in (quarter, 2 * quarter, 2, 1)]
+    pixels.sort(key=lambda pixel: pixel < quarter)
+    limits = (_NEARBY, _NEARBY // 2, _NEAR, 2 * _NEARBY)
+    return list(
+        dict.fromkeys(
+            Sharing(most_rows(task_channels, limit), task_channels, pixel, lanes)
+            for limit in limits
+            for pixel in dict.fromkeys(pixels)
+            for task_channels in widths
+        )
+    )
 
 
-def _compute_rows(schedule: Schedule, operator: FusedOperator, row: Row) -> None:
+def _compute(schedule: Schedule, operator: FusedOperator, sharing: Sharing, unit: VectorUnit) -> None:
+    for block in operator.followers:
+        schedule_elementwise(schedule, block, unit.lanes)
     n, y, x, o, ky, kx, i = schedule.get_loops(operator.reduction)
-    outer_pixels, inner_pixels = schedule.split(x, [None, row.pixels])
-    vectors, vector = schedule.split(o, [None, row.channels])
-    schedule.reorder(n, y, outer_pixels, vectors, i, ky, kx, inner_pixels, vector)
+    parts, row = schedule.split(y, [None, sharing.rows])
+    outer_pixels, inner_pixels = schedule.split(x, [None, sharing.pixels])
+    blocks, vectors, vector = schedule.split(o, [None, sharing.channels // sharing.lanes, sharing.lanes])
+    schedule.reorder(n, parts, blocks, row, outer_pixels, vectors, i, ky, kx, inner_pixels, vector)
+    task = schedule.fuse(n, parts, blocks)
     schedule.reverse_compute_at(operator.output, vectors, preserve_unit_loops=True)
-    schedule.parallel(schedule.fuse(n, y))
+    for block in operator.producers:
+        schedule.compute_at(block, task, preserve_unit_loops=True)
+        schedule.vectorize(schedule.split(schedule.get_loops(block)[-1], [None, sharing.lanes])[1])
+    schedule.parallel(task)
     schedule.vectorize(vector)
     schedule.unroll(inner_pixels)
     schedule.unroll(kx)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.s_tir import Schedule
-from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.target import Target
 
@@ -69,26 +68,6 @@ class WinogradConvolution(DesignSpaceRule):
             candidate = Schedule(func)
             _schedule(candidate, sharing, unit)
             yield candidate
-
-
-class WinogradWeights(ScheduleRule):
-    """Matches the transform of a Winograd convolution's weights."""
-
-    def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
-        """The scheduled function, or None if it is another one."""
-        schedule = static_schedule(func, target)
-        block = _annotated(schedule) if schedule is not None else None
-        if schedule is None or block is None:
-            return None
-        row, column, channels, inputs, lane = schedule.get_loops(block)
-        vectors, vector = schedule.split(
-            lane, [None, largest_divisor(extent(schedule, lane), vector_unit(target).lanes)]
-        )
-        schedule.reorder(channels, inputs, vectors, row, column, vector)
-        schedule.parallel(schedule.fuse(channels, inputs))
-        _unroll(schedule, row, column)
-        schedule.vectorize(vector)
-        return schedule
 
 
 def _annotated(schedule: Schedule) -> SBlockRV | None:
