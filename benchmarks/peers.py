@@ -41,7 +41,7 @@ from ksm_hw.runtime.machine import available_cores, cpu_features, this_machine
 EXAMPLES = """examples:
   .venv/bin/python benchmarks/peers.py
   .venv/bin/python benchmarks/peers.py --models mobilenet_v2 --engines ksm-hw openvino --threads 2 --rounds 3
-  .venv/bin/python benchmarks/peers.py --tuned 'tuned/{model}-{threads}' -o docs/peers
+  .venv/bin/python benchmarks/peers.py --tune 600 -o docs/peers
   .venv/bin/python benchmarks/peers.py --multitask --models mobilenet_v2 --tasks 1 2 5 10 20
 """
 
@@ -110,7 +110,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--repeats", type=int, default=3, help="of a noisy turn, at most; default: 3; 0 on a busy machine"
     )
-    parser.add_argument("--tuned", metavar="FOLDER", help="of `ksm-hw tune`; {model} and {threads} are filled in")
+    parser.add_argument(
+        "--tune", type=int, default=0, metavar="TRIALS", help="tune ksm-hw so long before, and measure that as well"
+    )
     parser.add_argument("--multitask", action="store_true", help="measure memory and switches of many tasks instead")
     parser.add_argument(
         "--tasks", nargs="+", type=positive, default=[1, 2, 5, 10, 20], help="numbers of tasks for that"
@@ -128,22 +130,17 @@ def positive(text: str) -> int:
     return number
 
 
-def chosen_engines(names: Sequence[str] | None, tuned: str | None) -> tuple[Engine, ...]:
-    """The engines to measure; ksm-hw tuned is one of them where there are records for it."""
+def chosen_engines(names: Sequence[str] | None, trials: int) -> tuple[Engine, ...]:
+    """The engines to measure; ksm-hw tuned is one of them where it shall be tuned."""
     chosen = [engine for engine in ENGINES if names is None or engine.name in names]
-    if tuned is None and names is not None and "ksm-hw-tuned" in names:
-        sys.exit("error: ksm-hw-tuned needs --tuned FOLDER, with records of `ksm-hw tune`.")
-    return tuple(engine for engine in chosen if engine.variant != "tuned" or tuned is not None)
-
-
-def tuned_folder(pattern: str | None, model: str, threads: int) -> Path | None:
-    """The folder of records for a network and a number of threads."""
-    return None if pattern is None else Path(pattern.format(model=model, threads=threads)).absolute()
+    if not trials and names is not None and "ksm-hw-tuned" in names:
+        sys.exit("error: ksm-hw-tuned needs --tune TRIALS.")
+    return tuple(engine for engine in chosen if engine.variant != "tuned" or trials)
 
 
 def measure_latencies(arguments: argparse.Namespace, record: Record, progress: Progress) -> None:
     """Measures every network with every number of threads."""
-    engines = chosen_engines(arguments.engines, arguments.tuned)
+    engines = chosen_engines(arguments.engines, arguments.tune)
     models, threads = arguments.models or [*NETWORKS], arguments.threads or [1, 2]
     watch = Watch()
     bar = progress.add_task("", total=len(models) * len(threads))
@@ -160,8 +157,7 @@ def measure_latencies(arguments: argparse.Namespace, record: Record, progress: P
                 failed = [Result(model, count, one.name, one.title, one.ours, failure=str(error)) for one in engines]
                 record.round_done(failed)
             else:
-                tuned = tuned_folder(arguments.tuned, model, count)
-                plan = Plan(model, folder, count, engines, arguments.rounds, arguments.repeats, tuned)
+                plan = Plan(model, folder, count, engines, arguments.rounds, arguments.repeats, arguments.tune)
                 measure_network(plan, watch, on_step, record.round_done)
             record.network_done()
             progress.advance(bar)
@@ -169,7 +165,7 @@ def measure_latencies(arguments: argparse.Namespace, record: Record, progress: P
 
 def measure_many_tasks(arguments: argparse.Namespace, record: Record, progress: Progress) -> None:
     """Measures several tasks of every network."""
-    engines = chosen_engines(arguments.engines, arguments.tuned)
+    engines = chosen_engines(arguments.engines, arguments.tune)
     models, threads = arguments.models or ["mobilenet_v2"], arguments.threads or [2]
     watch = Watch()
     bar = progress.add_task("", total=len(models) * len(threads))
@@ -184,8 +180,8 @@ def measure_many_tasks(arguments: argparse.Namespace, record: Record, progress: 
             def on_step(step: str, what: str = NETWORKS[model]) -> None:
                 progress.update(bar, description=f"{what}: {step}")
 
-            tuned = tuned_folder(arguments.tuned, model, count)
-            plan = TaskPlan(model, count, engines, tuple(sorted(set(arguments.tasks))), arguments.repeats, tuned)
+            tasks = tuple(sorted(set(arguments.tasks)))
+            plan = TaskPlan(model, count, engines, tasks, arguments.repeats, arguments.tune)
             measure_tasks(plan, watch, on_step, on_cost)
             progress.advance(bar)
 

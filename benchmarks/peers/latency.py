@@ -32,7 +32,7 @@ class Plan:
         engines: in the order of the tables.
         rounds: how many.
         repeats: how often a turn is measured again at most, because of noise.
-        tuned: folder of tuning records for `ksm-hw-tuned`.
+        trials: of tuning for `ksm-hw-tuned`.
     """
 
     network: str
@@ -41,7 +41,7 @@ class Plan:
     engines: tuple[Engine, ...]
     rounds: int
     repeats: int
-    tuned: Path | None
+    trials: int
 
 
 @dataclass
@@ -135,7 +135,7 @@ def _started(plan: Plan, engine: Engine, stack: contextlib.ExitStack, on_step: O
         prepare_engine(engine, task)
         if engine.ours:
             artifact = artifact_folder(plan.folder, plan.threads, engine.variant)
-            compile_artifact(plan.folder, artifact, plan.threads, 1, plan.tuned if engine.variant == "tuned" else None)
+            compile_artifact(plan.folder, artifact, plan.threads, 1, plan.trials if engine.variant == "tuned" else 0)
         arguments = (engine.module, engine.variant, task, str(plan.threads))
         process = stack.enter_context(
             engine_process(engine.environment, "peers.serve", *arguments, variables=engine.variables)

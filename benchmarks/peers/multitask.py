@@ -34,7 +34,7 @@ class TaskPlan:
         engines: of which those that take part here are measured.
         counts: of tasks.
         repeats: how often switches are measured again at most, because of noise.
-        tuned: folder of tuning records for `ksm-hw-tuned`.
+        trials: of tuning for `ksm-hw-tuned`.
     """
 
     network: str
@@ -42,7 +42,7 @@ class TaskPlan:
     engines: tuple[Engine, ...]
     counts: tuple[int, ...]
     repeats: int
-    tuned: Path | None
+    trials: int
 
 
 def measure_tasks(plan: TaskPlan, watch: Watch, on_step: OnStep, on_cost: Callable[[TaskCost], None]) -> None:
@@ -73,7 +73,7 @@ def _prepare(plan: TaskPlan, engine: Engine, folder: Path, count: int, on_step: 
     if engine.ours:
         artifact = artifact_folder(folder, plan.threads, engine.variant, count)
         on_step(f"compile {count} tasks: {engine.title}")
-        compile_artifact(folder, artifact, plan.threads, count, plan.tuned if engine.variant == "tuned" else None)
+        compile_artifact(folder, artifact, plan.threads, count, plan.trials if engine.variant == "tuned" else 0)
         return sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
     tasks = [folder / f"task-{number:02}" for number in range(count)]
     for task in tasks:

@@ -7,4 +7,5 @@ REPOSITORY = BENCHMARKS.parent
 PEERS = REPOSITORY / "build" / "peers"
 ENVIRONMENTS = PEERS / "environments"
 NETWORKS = PEERS / "models"
+TUNED = PEERS / "tuned"
 RESULTS = PEERS / "results"

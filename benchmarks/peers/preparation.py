@@ -9,7 +9,7 @@ from peers.catalogue import CLASSES, CLASSES_OF_TASKS, ENVIRONMENTS, PROJECT, RE
 from peers.children import run_child
 from peers.environments import prepare_environment, python_of
 from peers.failures import EngineError, last_words
-from peers.places import BENCHMARKS, NETWORKS, PEERS
+from peers.places import BENCHMARKS, NETWORKS, PEERS, TUNED
 
 SECONDS_TO_CONVERT = 1200
 LOWER_PRIORITY = 10  # Of nice: making files is not measured, and others may be at work.
@@ -63,14 +63,17 @@ def prepare_engine(engine: Engine, task_folder: Path) -> None:
             marker.write_text(json.dumps(made_by) + "\n")
 
 
-def compile_artifact(network: Path, artifact: Path, threads: int, tasks: int, tuned: Path | None) -> None:
+def compile_artifact(network: Path, artifact: Path, threads: int, tasks: int, trials: int) -> None:
     """Compiles a network with ksm-hw, always anew: what is measured is the compiler as it is.
+
+    With `trials` it is tuned before; what earlier runs measured counts.
 
     Raises:
         EngineError: it cannot be compiled.
     """
-    arguments = [str(network / "bundle"), str(artifact), str(threads), str(tasks)]
-    _run_module(PROJECT, "peers.compile_artifact", *arguments, *([str(tuned)] if tuned else []))
+    records = TUNED / f"{network.name}-{threads}-threads"
+    arguments = [str(network / "bundle"), str(artifact), str(threads), str(tasks), str(trials), str(records)]
+    _run_module(PROJECT, "peers.compile_artifact", *arguments)
 
 
 def _run_module(environment: str, module: str, *arguments: str) -> None:

@@ -34,6 +34,7 @@ from tvm_passes.relax.schedules.tuned import LONGEST_RUN
 BATCH = 8  # Candidates between two decisions, for each board.
 WARM_UP = 64  # Measurements before the model's opinion counts; until then the order of the rule's own model.
 FIRST_FAILURES = 16  # So many failures and no success: something is wrong with all.
+HOPELESS = 1.5  # A candidate that takes so many times longer than the best so far is not measured thoroughly.
 FAILED = 1e10  # Seconds that MetaSchedule writes for a measurement that failed.
 
 
@@ -107,10 +108,25 @@ def tune(
         UserError: the first trials all failed, with what the last of them said; all boards are gone; `output` holds
             something else, or records of another target or version of TVM; and as `compile_bundle`.
     """
-    records = create_records(output, target)
+    create_records(output, target)
     with CandidateMeasurer(target, board, wait) as measurer:
-        operators = find_operators(main_functions(bundle, tvm.target.Target(dict(target.tvm)), batch), target, records)
-        return _Search(records, operators, measurer, trials, on_progress).run()
+        functions = main_functions(bundle, tvm.target.Target(dict(target.tvm)), batch)
+        return tune_functions(functions, target, output, measurer, trials=trials, on_progress=on_progress)
+
+
+def tune_functions(
+    functions: tvm.IRModule,
+    target: CompileTarget,
+    output: Path,
+    measurer: CandidateMeasurer,
+    *,
+    trials: int,
+    on_progress: Callable[[TuneProgress], None] = lambda progress: None,
+) -> TuneResult:
+    """As `tune`, for functions as `main_functions` gives them."""
+    records = create_records(output, target)
+    operators = find_operators(functions, target, records)
+    return _Search(records, operators, measurer, trials, on_progress).run()
 
 
 class _Search:
@@ -191,10 +207,11 @@ class _Search:
     def _measure(self, batch: list[tuple[Operator, Schedule]]) -> None:
         schedules = [schedule for _, schedule in batch]
         arguments = [operator.arguments for operator, _ in batch]
+        limits = [HOPELESS * operator.best for operator, _ in batch]
         measurements = []
         try:
             for (operator, schedule), measurement in zip(
-                batch, self.measurer.measure(schedules, arguments), strict=True
+                batch, self.measurer.measure(schedules, arguments, limits), strict=True
             ):
                 measurements.append(measurement)
                 self._note(operator, schedule, measurement)
