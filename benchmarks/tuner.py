@@ -71,8 +71,7 @@ def tune_with_tune_relax(functions: Any, target: Any, folder: Path, trials: int)
         # Its processes import TVM and torch for longer than the 30 seconds that they have by default.
         builder=meta_schedule.builder.LocalBuilder(max_workers=target.cpu.get("num-cores", 1), timeout_sec=300),
         runner=meta_schedule.runner.LocalRunner(
-            timeout_sec=300,
-            evaluator_config=meta_schedule.runner.EvaluatorConfig(number=1, repeat=5, min_repeat_ms=15)
+            timeout_sec=300, evaluator_config=meta_schedule.runner.EvaluatorConfig(number=1, repeat=5, min_repeat_ms=15)
         ),
     )
     seconds = [float(record.run_secs[0]) for record in database.get_all_tuning_records()]

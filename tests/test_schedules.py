@@ -264,7 +264,7 @@ def test_vector_unit_and_code_for_other_targets(name, lanes, registers, cores):
 @pytest.mark.parametrize("channels", [3, 10, 24, 58, 64, 1000])
 @pytest.mark.parametrize("pixels", [1, 49, 196, 3136])
 def test_tiles_fit_the_registers(pixels, channels, lanes, registers):
-    for tile_pixels, tile_channels in ranked_tiles(pixels, channels, VectorUnit(lanes, registers, 2)):
+    for (tile_pixels, tile_channels), _ in ranked_tiles(pixels, channels, 64, VectorUnit(lanes, registers, 2)):
         assert channels % tile_channels == 0 and tile_pixels <= pixels
         assert tile_pixels * tile_channels <= lanes * registers
 

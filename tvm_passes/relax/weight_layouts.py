@@ -98,7 +98,8 @@ class _Rewriter(PyExprMutator):
         batch, rows, columns, _ = map(int, call.ty.shape)
         if inputs == 1 and groups > 1:
             return None
-        _, lanes = ranked_tiles(batch * rows * columns, outputs // groups, self.unit)[0]
+        depth = height * width * inputs
+        (_, lanes), _ = ranked_tiles(batch * rows * columns, outputs // groups, depth, self.unit)[0]
         blocks = relax.op.reshape(weight, (height, width, inputs, outputs // lanes, lanes))
         packed = self.builder_.emit(relax.op.permute_dims(self.builder_.emit(blocks), [3, 0, 1, 2, 4]))
         stride_y, stride_x = map(int, attrs.strides)

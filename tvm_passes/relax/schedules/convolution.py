@@ -5,6 +5,7 @@ weights of the tile's channels once and broadcasts one input value a pixel. This
 which a row is an output pixel and a column an output channel.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,28 @@ from tvm_passes.relax.schedules.blocks import (
 from tvm_passes.relax.schedules.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.vector_unit import VectorUnit, vector_unit
 
+# Bytes that stay in a core's first-level cache, and in its second-level cache, beside what streams through.
+_NEAR, _NEARBY = 16 << 10, 144 << 10
+# The speed of a convolution that reads its map from far for every tile of channels, by one that need not.
+_FAR = 0.9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What matters of a convolution's shape.
+
+    Attributes:
+        pixels: of the output, of all images.
+        channels: of the output, of all groups.
+        depth: products that are summed for each value of the output.
+        pixel_bytes: of the input, for each pixel of the output.
+    """
+
+    pixels: int
+    channels: int
+    depth: int
+    pixel_bytes: int
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -36,12 +59,14 @@ class Tiling:
         pixels, channels: of a tile of the output, which is held in registers.
         cuts: into how many tasks the tiles of pixels are shared out; a task computes one tile of channels.
         copied: a task copies its weights together first.
+        pixels_first: a core computes all channels of its part of the map, instead of all of the map for its channels.
     """
 
     pixels: int
     channels: int
     cuts: int
     copied: bool
+    pixels_first: bool = False
 
 
 class Convolution(DesignSpaceRule):
@@ -53,10 +78,13 @@ class Convolution(DesignSpaceRule):
         if matched is None:
             return
         unit = vector_unit(target)
-        n, y, x, channels, *_window, depth = extents(matched[0], matched[1].reduction)
-        groups = int(matched[0].get(matched[1].reduction).reads[0].source.shape[3]) // depth
-        lanes = matched[0].get(matched[1].reduction).annotations.get(ANNOTATION)
-        for tiling in tilings(n * y * x, channels, groups, unit, None if lanes is None else int(lanes)):
+        statement = matched[0].get(matched[1].reduction)
+        n, y, x, channels, *window, inputs = extents(matched[0], matched[1].reduction)
+        data = [int(extent) for extent in statement.reads[0].source.shape]
+        depth, pixels = math.prod(window) * inputs, n * y * x
+        shape = Shape(pixels, channels, depth, 4 * min(math.prod(data) // pixels, depth))
+        lanes = statement.annotations.get(ANNOTATION)
+        for tiling in tilings(shape, data[3] // inputs, unit, None if lanes is None else int(lanes)):
             # Each candidate is made from a schedule of its own.
             schedule, operator = _match(func, target) or matched
             schedule_surroundings(schedule, operator, unit)
@@ -128,8 +156,9 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
     channel_tiles, inner_channels = schedule.split(channels, [None, tiling.channels])
     pixel_tiles, inner_pixels = schedule.split(pixels, [None, tiling.pixels])
     cut, tile = schedule.split(pixel_tiles, [tiling.cuts, None])
-    schedule.reorder(channel_tiles, cut, tile, *reduction, inner_pixels, inner_channels)
-    task = schedule.fuse(channel_tiles, cut)
+    order = [cut, channel_tiles] if tiling.pixels_first else [channel_tiles, cut]
+    schedule.reorder(*order, tile, *reduction, inner_pixels, inner_channels)
+    task = schedule.fuse(*order)
     schedule.reverse_compute_at(operator.output, tile, preserve_unit_loops=True)
     if tiling.copied:
         # In HWIO the weights of a channel tile lie a power of two apart and evict each other from the cache: copy them
@@ -151,45 +180,77 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
     schedule.decompose_reduction(operator.reduction, reduction[0])
 
 
-def tilings(pixels: int, channels: int, groups: int, unit: VectorUnit, lanes: int | None = None) -> list[Tiling]:
+def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = None) -> list[Tiling]:
     """The ways to compute a convolution that are worth a measurement, the one that is likely fastest first.
 
     Args:
-        pixels: output pixels, of all images.
-        channels: output channels, of all groups.
+        shape: of the convolution.
         groups: of the convolution.
         unit: of the CPU.
         lanes: output channels that packed weights have together; None where they are not packed.
     """
 
-    def tiling(tile_pixels: int, tile_channels: int, tasks: int, copied: bool) -> Tiling:
+    def by_channels(tile_pixels: int, tile_channels: int, tasks: int, copied: bool) -> Tiling:
         # Maps are cut only as far as it takes for every core to have so many tasks.
-        wanted = -(-tasks * unit.cores // (channels // tile_channels))
-        return Tiling(tile_pixels, tile_channels, smallest_divisor(-(-pixels // tile_pixels), wanted), copied)
+        wanted = -(-tasks * unit.cores // (shape.channels // tile_channels))
+        return Tiling(tile_pixels, tile_channels, smallest_divisor(-(-shape.pixels // tile_pixels), wanted), copied)
 
-    tiles = [tile for tile in ranked_tiles(pixels, channels // groups, unit) if lanes in (None, tile[1])][:16]
-    tasks_and_copies = ((4, True), (1, True), (4, False)) if lanes is None else ((4, False), (1, False), (16, False))
-    ways = [tiling(*tile, tasks, copied) for tasks, copied in tasks_and_copies for tile in tiles]
-    return list(dict.fromkeys(ways))
+    def by_pixels(tile_pixels: int, tile_channels: int, limit: int) -> Tiling | None:
+        # A part of the map stays near while all channels of it are computed.
+        tiles = -(-shape.pixels // tile_pixels)
+        cuts = smallest_divisor(tiles, -(-shape.pixels * shape.pixel_bytes // limit))
+        part = tiles // cuts * tile_pixels * shape.pixel_bytes
+        channel_tiles = shape.channels // tile_channels
+        enough = cuts > 1 and cuts * channel_tiles >= 4 * unit.cores and limit // 16 <= part <= limit
+        return Tiling(tile_pixels, tile_channels, cuts, False, pixels_first=True) if enough else None
+
+    ranked = ranked_tiles(shape.pixels, shape.channels // groups, shape.depth, unit)
+    tiles = [tile for tile, _ in ranked if lanes in (None, tile[1])][:16]
+    if lanes is None:
+        ways = [
+            by_channels(*tile, tasks, copied) for tasks, copied in ((4, True), (1, True), (4, False)) for tile in tiles
+        ]
+        return list(dict.fromkeys(ways))
+    # It pays where the weights stay near from part to part, and the map would not from tile to tile of channels.
+    pays = 4 * shape.depth * shape.channels <= 2 * _NEARBY < shape.pixels * shape.pixel_bytes
+    # TVM does not always manage to split off a tile that runs over the end of the last part: none such by default.
+    whole = [tile for tile in tiles if pays and shape.pixels % tile[0] == 0]
+    near = {tile: way for tile in whole if (way := by_pixels(*tile, _NEARBY)) is not None}
+    speeds = dict(ranked)
+    # Where no tile's map can stay near, all are as far.
+    tiles.sort(key=lambda tile: speeds[tile] * (1.0 if tile in near else _FAR), reverse=True)
+    found = [near.get(tile, by_channels(*tile, 4, False)) for tile in tiles]
+    found += [
+        way for limit in (_NEARBY, _NEARBY // 4, 2 * _NEARBY) for tile in tiles if (way := by_pixels(*tile, limit))
+    ]
+    found += [by_channels(*tile, tasks, False) for tasks in (4, 1, 16) for tile in tiles]
+    return list(dict.fromkeys(found))
 
 
-def ranked_tiles(pixels: int, channels: int, unit: VectorUnit) -> list[tuple[int, int]]:
-    """How many output pixels × output channels to hold in registers, best first.
+def ranked_tiles(pixels: int, channels: int, depth: int, unit: VectorUnit) -> list[tuple[tuple[int, int], float]]:
+    """How many output pixels × output channels to hold in registers, best first, and what to think of each.
 
     The channels are a divisor of the axis, because a vector with a bounds check is slow. The best tile does most useful
     multiply-adds a cycle on a core that starts two of them and two loads a cycle and takes four cycles to finish one. A
     quarter of the registers remains for weights and inputs; LLVM spills accumulators if more are taken.
+
+    Args:
+        pixels, channels: of the output.
+        depth: products that are summed for each value of it.
+        unit: of the CPU.
     """
 
     def speed(tile_pixels: int, tile_channels: int) -> float:
         lanes = widest_vector(tile_channels, unit.lanes)
         vectors = tile_channels // lanes
         products = tile_pixels * vectors
-        # Weights arrive from the second-level cache, at two thirds of a vector a cycle.
-        cycles = max(products / 2, (tile_pixels + vectors) / 2, 4, vectors * 1.5)
+        weight_bytes = 4 * tile_channels
+        # Weights of all steps that do not stay in the first-level cache arrive slower, as measured.
+        arriving = weight_bytes / (21 if weight_bytes * depth <= _NEAR else 14.5)
+        cycles = max(products / 2, (tile_pixels + vectors) / 2, 4, arriving)
         useful = pixels / (-(-pixels // tile_pixels) * tile_pixels)
         # Tiles that fit need no second version of the code for the end of the map.
-        return lanes * products / cycles * useful * (1.0 if pixels % tile_pixels == 0 else 0.97) + products / 1000
+        return lanes * products / cycles * useful * (1.0 if pixels % tile_pixels == 0 else 0.99) + products / 1000
 
     candidates = [
         (tile_pixels, tile_channels)
@@ -199,4 +260,5 @@ def ranked_tiles(pixels: int, channels: int, unit: VectorUnit) -> list[tuple[int
         for tile_pixels in range(1, min(pixels, 14) + 1)
         if tile_pixels == 1 or tile_pixels * vectors <= unit.registers * 3 // 4
     ]
-    return sorted(candidates, key=lambda tile: speed(*tile), reverse=True)
+    speeds = {tile: speed(*tile) for tile in candidates}
+    return sorted(speeds.items(), key=lambda one: one[1], reverse=True)

@@ -63,7 +63,7 @@ class WinogradConvolution(DesignSpaceRule):
         if schedule is None or _annotated(schedule) is None or not _keeps_shape(schedule):
             return
         unit = vector_unit(target)
-        for sharing in _sharings_of(schedule, unit):
+        for sharing in _sharings(schedule, unit):
             # Each candidate is made from a schedule of its own.
             candidate = Schedule(func)
             _schedule(candidate, sharing, unit)
@@ -81,27 +81,13 @@ def _keeps_shape(schedule: Schedule) -> bool:
     return all(extents(schedule, block) == extents(schedule, output) for block in behind)
 
 
-def _sharings_of(schedule: Schedule, unit: VectorUnit) -> list[Sharing]:
+def _sharings(schedule: Schedule, unit: VectorUnit) -> list[Sharing]:
+    """The ways to share a convolution out that are worth a measurement, the one that is likely fastest first."""
     _padded, _rows, transform, products, *_ = blocks_of(schedule)
     side, _, batch, rows, columns, inputs = extents(schedule, transform)
     *_, blocks, lanes, _ = extents(schedule, products)
     weight_bytes = 4 * side * side * inputs * blocks * lanes
-    row_bytes = 4 * side * side * columns * (inputs + blocks * lanes)
-    return sharings(batch, rows, columns, lanes, weight_bytes, row_bytes, unit)
-
-
-def sharings(
-    batch: int, rows: int, columns: int, lanes: int, weight_bytes: int, row_bytes: int, unit: VectorUnit
-) -> list[Sharing]:
-    """The ways to share a convolution out that are worth a measurement, the one that is likely fastest first.
-
-    Args:
-        batch: images; each has `rows` × `columns` tiles.
-        lanes: output channels that are held in registers together.
-        weight_bytes: of the transformed weights.
-        row_bytes: of a row of tiles, transformed, and its products.
-        unit: of the CPU.
-    """
+    row_bytes = 4 * side * side * columns * (inputs + blocks * lanes)  # Of a row of tiles, and of its products.
 
     def longest_task(number: int) -> int:
         """Rows that the busiest core computes if a task has so many."""
@@ -116,7 +102,7 @@ def sharings(
     found = []
     for number in ways:
         pixels = (number or batch * rows) * columns
-        tiles = [tile for tile, channels in ranked_tiles(pixels, lanes, unit) if channels == lanes]
+        tiles = [tile for (tile, channels), _ in ranked_tiles(pixels, lanes, 1, unit) if channels == lanes]
         found += [(place, Sharing(number, tile)) for place, tile in enumerate(tiles[:3])]
     return [sharing for _, sharing in sorted(found, key=lambda one: one[0])]
 
