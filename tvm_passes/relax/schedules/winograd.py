@@ -103,7 +103,9 @@ def _sharings(schedule: Schedule, unit: VectorUnit) -> list[Sharing]:
     for number in ways:
         pixels = (number or batch * rows) * columns
         tiles = [tile for (tile, channels), _ in ranked_tiles(pixels, lanes, 1, unit) if channels == lanes]
-        found += [(place, Sharing(number, tile)) for place, tile in enumerate(tiles[:3])]
+        # Tiles that run over the end check it in every step, which costs larger ones less.
+        best = sorted(tiles[:3], key=lambda tile: -tile if pixels % tile else -pixels)
+        found += [(place, Sharing(number, tile)) for place, tile in enumerate(best)]
     return [sharing for _, sharing in sorted(found, key=lambda one: one[0])]
 
 
@@ -177,13 +179,12 @@ def _multiply(schedule: Schedule, products: SBlockRV, sharing: Sharing, unit: Ve
     schedule.reverse_compute_at(copy, outer, preserve_unit_loops=True)
     if sharing.rows == 0:
         schedule.parallel(schedule.fuse(element_y, element_x, block))
-    # Splits off the last tiles, if they run over the end, so that the others need no bounds check.
-    schedule.annotate(outer, "pragma_loop_partition_hint", True)
-    for one in (products, copy):
-        *_, tile, lane = schedule.get_loops(one)
-        vectors, vector = schedule.split(lane, [None, unit.lanes])
+    # The copy's loop over blocks of channels, one block, is inside the loop over tiles.
+    for one, position in ((products, -2), (copy, -3)):
+        loops = schedule.get_loops(one)
+        vectors, vector = schedule.split(loops[-1], [None, unit.lanes])
         schedule.vectorize(vector)
-        _unroll(schedule, vectors, tile)
+        _unroll(schedule, vectors, loops[position])
     schedule.decompose_reduction(products, channel)
 
 
