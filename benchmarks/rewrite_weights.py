@@ -10,7 +10,6 @@ the compiled function in it. Page faults are those of all measured switches: mem
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
 import subprocess
@@ -21,63 +20,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from machine_facts import facts
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 NETWORKS = ("efficientnet-lite0", "resnet50")
-ONES = 0.7  # Share of ones in a random mask, as learned ones have.
+SCALED_SHARE = 0.3  # Of the kernels under a random mask, as under learned ones.
 COPIED_AT_ONCE = 1 << 16  # Bytes.
 
 
 def compile_network(network: str, folder: Path) -> None:
     """Compiles two tasks or more of a network."""
+    from peers.networks import make_bundle
+
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.compiler.targets import load_target
     from ksm_hw.masks.bundle import load_bundle
     from ksm_hw.resources import shipped_bundle
 
-    bundle = load_bundle(shipped_bundle()) if network == "efficientnet-lite0" else random_tasks(network)
+    if network == "efficientnet-lite0":
+        bundle = load_bundle(shipped_bundle())
+    else:
+        bundle = make_bundle(network, tasks=2, classes=10, scaled_share=SCALED_SHARE)
     compile_bundle(bundle, load_target("host"), folder)
-
-
-def random_tasks(network: str) -> Any:
-    """A bundle of a network with random weights and two tasks with random kernel-wise masks."""
-    import numpy as np
-
-    from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
-    from ksm_hw.masks.soft_mask import mask_shape, pack_mask
-    from ksm_hw.masks.task_pack import TaskPack
-    from ksm_hw.models.backbones import (
-        backbone_tensors,
-        batch_norm_names,
-        build_backbone,
-        default_preprocessing,
-        head_path,
-        maskable_layers,
-    )
-
-    model = build_backbone(network)
-    tensors = {name: array.copy() for name, array in backbone_tensors(model).items()}
-    sha256, features = sha256_of_tensors(tensors), model.get_submodule(head_path(model)).in_features
-    packs = {}
-    for seed, task in enumerate(("first", "second")):
-        generator = np.random.default_rng(seed)
-        masks = {}
-        for layer, shape in maskable_layers(model).items():
-            soft = generator.uniform(0.1, 0.5, mask_shape(shape, "kernel")).astype(np.float32)
-            masks[layer] = pack_mask(np.where(generator.random(soft.shape) < ONES, np.float32(1), soft))
-        packs[task] = TaskPack(
-            task=task,
-            classes=tuple(f"class {number}" for number in range(10)),
-            method="random",
-            granularity="kernel",
-            backbone=network,
-            backbone_sha256=sha256,
-            preprocessing=default_preprocessing(network, 224),
-            masks=masks,
-            batch_norms={name: tensors[name] for name in batch_norm_names(model)},
-            head_weight=generator.standard_normal((10, features)).astype(np.float32),
-            head_bias=np.zeros(10, np.float32),
-        )
-    return Bundle(network, sha256, tensors, packs)
 
 
 def measure(artifact: Path, threads: int, rounds: int) -> dict[str, Any]:
@@ -119,16 +83,6 @@ def measure(artifact: Path, threads: int, rounds: int) -> dict[str, Any]:
             else:
                 faults += found
     return {"bytes": session.weights_bytes, "seconds": seconds, "page_faults": faults, "facts": facts()}
-
-
-def facts() -> dict[str, Any]:
-    """The machine and versions."""
-    import tvm
-
-    from ksm_hw import __version__
-    from ksm_hw.runtime.machine import this_machine
-
-    return {"machine": dataclasses.asdict(this_machine()), "tvm": tvm.__version__, "ksm_hw": __version__}
 
 
 def parallel_copy(size: int, threads: int) -> Callable[[], float]:

@@ -9,7 +9,6 @@ lowering the network, which both need, is not in it.
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
 import subprocess
@@ -18,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from machine_facts import facts
 
 SIDES = ("ksm-hw", "tune_relax")
 
@@ -46,9 +47,10 @@ def tune_with_ksm_hw(functions: Any, target: Any, folder: Path, trials: int) -> 
     """Ours; how many trials, and how many of them failed."""
     from ksm_hw.compiler.measure_candidates import CandidateMeasurer
     from ksm_hw.compiler.tune import tune_functions
+    from ksm_hw.compiler.tuning_records import create_records
 
     with CandidateMeasurer(target, None) as measurer:
-        result = tune_functions(functions, target, folder, measurer, trials=trials)
+        result = tune_functions(functions, create_records(folder, target), measurer, trials=trials)
     return result.measured, result.failed
 
 
@@ -78,21 +80,11 @@ def tune_with_tune_relax(functions: Any, target: Any, folder: Path, trials: int)
     return len(seconds), sum(one > LONGEST_RUN for one in seconds)
 
 
-def facts() -> dict[str, Any]:
-    """The machine and versions."""
-    import tvm
-
-    from ksm_hw import __version__
-    from ksm_hw.runtime.machine import this_machine
-
-    return {"machine": dataclasses.asdict(this_machine()), "tvm": tvm.__version__, "ksm_hw": __version__}
-
-
 def summary(turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Trials a second of each side, the median of its turns, and the ratio."""
     rates = {side: [turn["trials"] / turn["seconds"] for turn in done] for side, done in turns.items()}
     medians = {side: statistics.median(values) for side, values in rates.items()}
-    ratio = medians["ksm-hw"] / medians["tune_relax"] if len(medians) == len(SIDES) else None
+    ratio = medians["ksm-hw"] / medians["tune_relax"]
     return {"trials_a_second": medians, "all": rates, "turns": turns, "ratio": ratio}
 
 

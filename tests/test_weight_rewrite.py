@@ -19,6 +19,7 @@ from test_fold import (
     random_masks,
 )
 from test_schedules import HOST, OTHERS
+from test_winograd import kernels_called
 from torch import nn
 from tvm import relax
 
@@ -181,22 +182,15 @@ def test_weights_are_those_of_the_ops(network: type[nn.Module], granularity: Gra
         assert np.allclose(array, other, rtol=1e-6, atol=0)
 
 
-def kernels_called(module: tvm.IRModule) -> Counter[str]:
+def rewriting_kernels(module: tvm.IRModule) -> Counter[str]:
     """How often the rewrite function calls which kernels, without the numbers behind their names."""
-    found: Counter[str] = Counter()
-
-    def visit(expression: relax.Expr) -> None:
-        if isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.call_tir"):
-            found[expression.args[0].name_hint.rstrip("0123456789")] += 1
-
-    relax.analysis.post_order_visit(module["rewrite_weights_test"], visit)
-    return found
+    return Counter(name.rstrip("0123456789") for name in kernels_called(module["rewrite_weights_test"]))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_each_weight_is_one_kernel(granularity: Granularity) -> None:
     module, _ = rewrites(network_with_statistics(PostActivation()), granularity)
-    found = kernels_called(fuse_kernels(module, HOST))
+    found = rewriting_kernels(fuse_kernels(module, HOST))
     # Three convolutions, two linear layers, of which the head has no mask; the others are biases of convolutions.
     assert found.pop("rewrite_weight") == 5
     assert sum(found.values()) == 3 and all("subtract" in name for name in found)
@@ -205,7 +199,7 @@ def test_each_weight_is_one_kernel(granularity: Granularity) -> None:
 def test_other_targets_keep_their_kernels() -> None:
     module, _ = rewrites(network_with_statistics(PostActivation()), "kernel")
     target = tvm.target.Target({"kind": "opencl", "host": "llvm"})
-    assert kernels_called(fuse_kernels(module, target))["rewrite_weight"] == 0
+    assert rewriting_kernels(fuse_kernels(module, target))["rewrite_weight"] == 0
 
 
 @pytest.mark.parametrize("target", OTHERS.values(), ids=OTHERS)

@@ -160,19 +160,20 @@ def test_a_network_keeps_its_results(network):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+def kernels_called(function: relax.Function) -> list[str]:
+    """The name of the kernel of every call in a function."""
+    found: list[str] = []
+
+    def visit(expression: relax.Expr) -> None:
+        if isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.call_tir"):
+            found.append(expression.args[0].name_hint)
+
+    relax.analysis.post_order_visit(function, visit)
+    return found
+
+
 def test_weights_are_transformed_once_a_task(network):
     module, *_ = network
-
-    def kernels_called(function):
-        found = []
-
-        def visit(expression):
-            if isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.call_tir"):
-                found.append(expression.args[0].name_hint)
-
-        relax.analysis.post_order_visit(function, visit)
-        return found
-
     folded, functions = fold_tasks(module, {"unmasked": {}}, HOST)
     main = kernels_called(folded[functions["unmasked"].main])
     assert sum(name.startswith("winograd_conv2d") for name in main) == 3

@@ -40,23 +40,23 @@ from peers.catalogue import IMAGE_SIZE, RECIPE
 SCALED_SHARE = 0.2  # Of the kernels of a layer.
 
 
-def make_bundle(backbone: str, tasks: int, classes: int) -> Bundle:
+def make_bundle(backbone: str, tasks: int, classes: int, scaled_share: float = SCALED_SHARE) -> Bundle:
     """A backbone and tasks over it, the same ones at every call."""
     torch.manual_seed(0)
     model = pretrained_backbone(backbone) if backbone == EFFICIENTNET_LITE0 else build_backbone(backbone)
     tensors = {name: array.copy() for name, array in backbone_tensors(model).items()}
     bundle = Bundle(backbone, sha256_of_tensors(tensors), tensors, {})
-    packs = [_task(bundle, model, number, classes) for number in range(tasks)]
+    packs = [_task(bundle, model, number, classes, scaled_share) for number in range(tasks)]
     return dataclasses.replace(bundle, packs={pack.task: pack for pack in packs})
 
 
-def _task(bundle: Bundle, model: nn.Module, number: int, classes: int) -> TaskPack:
+def _task(bundle: Bundle, model: nn.Module, number: int, classes: int, scaled_share: float) -> TaskPack:
     generator = np.random.default_rng(number)
     state = model.state_dict()
     masks = {}
     for layer, shape in maskable_layers(model).items():
         values = generator.uniform(0.1, 0.5, mask_shape(shape, "kernel")).astype(np.float32)
-        values[generator.random(values.shape) >= SCALED_SHARE] = 1
+        values[generator.random(values.shape) >= scaled_share] = 1
         masks[layer] = pack_mask(values, scale_bits=8)
         weight = bundle.tensors[f"{layer}.weight"]
         mask = broadcast_mask(unpack_mask(masks[layer]), weight.shape, "kernel")

@@ -71,7 +71,8 @@ def tune(
                 on_progress=on_progress,
             )
     except KeyboardInterrupt:
-        messages.print(f"Stopped. What was measured is in {output}: give the same command to go on.")
+        kept = f"Stopped. What was measured is in {escape(str(output))}: give the same command to go on."
+        messages.print(kept, soft_wrap=True, highlight=False)
         raise typer.Exit(130) from None
     if as_json:
         print_json(asdict(result))

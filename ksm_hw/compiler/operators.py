@@ -15,7 +15,6 @@ from tvm.s_tir.meta_schedule import TuneContext
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 from tvm.s_tir.meta_schedule.database import TuningRecord, Workload
 
-from ksm_hw.compiler.targets import CompileTarget
 from ksm_hw.compiler.tuning_records import TuningRecords
 from tvm_passes.relax.pipeline import fuse_kernels, target_rules
 from tvm_passes.relax.schedules.design_space import DesignSpaceRule
@@ -45,10 +44,10 @@ class Operator:
         return [schedule for schedule in (self.default, *self.made) if key_of(schedule) not in self.tried]
 
 
-def find_operators(module: tvm.IRModule, target: CompileTarget, records: TuningRecords) -> list[Operator]:
+def find_operators(module: tvm.IRModule, records: TuningRecords) -> list[Operator]:
     """The operators that have a choice of schedules, with what the records hold of each."""
     _leave_out_tensor_intrinsics()
-    tvm_target = tvm.target.Target(dict(target.tvm))
+    tvm_target = tvm.target.Target(dict(records.target.tvm))
     fused = fuse_kernels(module, tvm_target)
     operators: dict[Workload, Operator] = {}
     for function, calls in _calls(fused).items():

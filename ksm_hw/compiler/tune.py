@@ -108,24 +108,22 @@ def tune(
         UserError: the first trials all failed, with what the last of them said; all boards are gone; `output` holds
             something else, or records of another target or version of TVM; and as `compile_bundle`.
     """
-    create_records(output, target)
+    records = create_records(output, target)
     with CandidateMeasurer(target, board, wait) as measurer:
         functions = main_functions(bundle, tvm.target.Target(dict(target.tvm)), batch)
-        return tune_functions(functions, target, output, measurer, trials=trials, on_progress=on_progress)
+        return tune_functions(functions, records, measurer, trials=trials, on_progress=on_progress)
 
 
 def tune_functions(
     functions: tvm.IRModule,
-    target: CompileTarget,
-    output: Path,
+    records: TuningRecords,
     measurer: CandidateMeasurer,
     *,
     trials: int,
     on_progress: Callable[[TuneProgress], None] = lambda progress: None,
 ) -> TuneResult:
     """As `tune`, for functions as `main_functions` gives them."""
-    records = create_records(output, target)
-    operators = find_operators(functions, target, records)
+    operators = find_operators(functions, records)
     return _Search(records, operators, measurer, trials, on_progress).run()
 
 

@@ -66,7 +66,7 @@ class Session:
         self._kept: OrderedDict[str, Weights] = OrderedDict()
         self._parameters = _upload_parameters(manifest, bundle, device)
         # As the virtual machine takes them: to make that of a list at each switch takes as long as some layers.
-        self._rewritten = {task: tvm_ffi.convert(tensors) for task, tensors in self._parameters.items()}
+        self._rewrite_arguments = {task: tvm_ffi.convert(tensors) for task, tensors in self._parameters.items()}
 
     @classmethod
     def load(
@@ -222,7 +222,7 @@ class Session:
         if entry.rewrite is None:
             return self._parameters[task]
         with self._working():
-            weights = list(self._machine[entry.rewrite](self._rewritten[task]))
+            weights = list(self._machine[entry.rewrite](self._rewrite_arguments[task]))
             self._device.sync()
             return weights
 

@@ -151,7 +151,7 @@ class _Reader:
             lanes=_shape(end)[-1],
             packed=packed is not None,
             epsilon=None if norm is None else norm.epsilon,
-            tile=None if transformed is None else self._mark(transformed, WEIGHT_TRANSFORM),
+            tile=self._mark(end, WEIGHT_TRANSFORM),
         )
         return end, _Chain(rewrite, weight, () if mask is None else mask.parts, () if norm is None else norm.parts)
 

@@ -278,13 +278,7 @@ class _Kernel:
                     store(group, value, vector if factor is None else vector * factor)
 
         if self.rewrite.tile is None:
-            _in_steps(
-                self.values,
-                LANES,
-                lambda start, count: sweep(
-                    start, count, lambda group, value, vector: self._store(group, start + value, vector)
-                ),
-            )
+            _in_steps(self.values, LANES, lambda start, count: sweep(start, count, partial(self._store, start)))
         else:
             self._winograd(groups, sweep)
 
@@ -292,14 +286,11 @@ class _Kernel:
         """Keeps the values of some kernels of a task's channels near, and writes what becomes of them."""
         near = T.alloc_buffer((_KERNEL * LANES, _LINE), "float32")
 
+        def keep(start: tirx.Expr, group: _Group, value: int, vector: tirx.Expr) -> None:
+            T.buffer_store(near, vector, [start + value, T.ramp(group.place, 1, LANES)])
+
         def piece(first: tirx.Expr, length: int) -> None:
-            def step(start: tirx.Expr, count: int) -> None:
-                def store(group: _Group, value: int, vector: tirx.Expr) -> None:
-                    T.buffer_store(near, vector, [start + value, T.ramp(group.place, 1, LANES)])
-
-                sweep(first + start, count, store)
-
-            _in_steps(length, LANES, step)
+            _in_steps(length, LANES, lambda start, count: sweep(first + start, count, partial(keep, start)))
             with T.serial(length // _KERNEL) as kernel:
                 self._transform(groups, near, kernel, tirx.floordiv(first, _KERNEL) + kernel)
 
@@ -309,13 +300,12 @@ class _Kernel:
         """G g Gᵀ of the kernels of one input channel; all channels of a cache line are written one behind the other."""
         weight = transforms(self.rewrite.tile).weight
 
-        def value(group: _Group, ky: int, kx: int) -> tirx.Expr:
+        def value(group: _Group, kx: int, ky: int) -> tirx.Expr:
             return near[kernel * _KERNEL + 3 * ky + kx, T.ramp(group.place, 1, LANES)]
 
         def row(coefficients: tuple[Fraction, ...], group: _Group) -> list[tirx.Expr]:
             """A row of G g."""
-            columns = [partial(lambda kx, ky: value(group, ky, kx), kx) for kx in range(3)]
-            return [T.bind(linear_combination(coefficients, column)) for column in columns]
+            return [T.bind(linear_combination(coefficients, partial(value, group, kx))) for kx in range(3)]
 
         for a, coefficients in enumerate(weight):
             rows = [row(coefficients, group) for group in groups]
@@ -337,9 +327,7 @@ class _Kernel:
         """The BatchNorm's factor of each channel of a group."""
         if not self.norm:
             return None
-        index = T.ramp(group.channel, 1, LANES)
-        if group.count < LANES:
-            index = tirx.min(index, T.broadcast(group.channel + group.count - 1, LANES))
+        index = _neighbours(group.channel, group.count)
         weight, variance = (array[index] for array in self.norm)
         return T.bind(weight / T.sqrt(variance + T.broadcast(T.float32(self.rewrite.epsilon), LANES)))
 
@@ -370,12 +358,7 @@ class _Kernel:
 
     def _row(self, group: _Group, row: int, start: tirx.Expr, count: int, position: tirx.Var | None) -> tirx.Expr:
         """Values of a row of the weight from `start` on, masked where a `position` is given."""
-        first = (group.channel + row) * self.values
-        index = T.ramp(first + start, 1, LANES)
-        if count < LANES:
-            # Behind the row's end stands its last value again.
-            index = tirx.min(index, T.broadcast(first + self.values - 1, LANES))
-        vector = T.bind(self.weight[index])
+        vector = T.bind(self.weight[_neighbours((group.channel + row) * self.values + start, count)])
         if self.decoder is None or position is None:
             return vector
         return T.bind(vector * self._mask_row(self.decoder, group, row, start, position))
@@ -415,9 +398,9 @@ class _Kernel:
         behind = tirx.Select(following + channels < outputs, behind, decoder.last + 1)
         return first, T.bind(tirx.ceildiv(behind - first, _LINE))
 
-    def _store(self, group: _Group, value: tirx.Expr, vector: tirx.Expr) -> None:
-        """Writes one value of each channel of a group; `value` counts along a row of the weight."""
-        *indices, _lane = self._place(group, value)
+    def _store(self, start: tirx.Expr, group: _Group, value: int, vector: tirx.Expr) -> None:
+        """Writes one value of each channel of a group, the how manieth behind `start` in a row of the weight."""
+        *indices, _lane = self._place(group, start + value)
         self._write(group, indices, vector)
 
     def _write(self, group: _Group, indices: list[tirx.Expr | int], vector: tirx.Expr) -> None:
@@ -444,6 +427,12 @@ def _ask_for(buffer: tirx.Var, *indices: tirx.Expr, to_write: bool = False) -> N
     """Has a cache line brought near, to the first cache if it will be written; one behind the end is not an error."""
     cache, data = T.int32(3 if to_write else 2), T.int32(1)
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", buffer.ptr_to(indices), T.int32(to_write), cache, data))
+
+
+def _neighbours(first: tirx.Expr, count: int) -> tirx.Expr:
+    """Indices of up to 8 neighbours; behind the last of them stands it again."""
+    index = T.ramp(first, 1, LANES)
+    return index if count == LANES else tirx.min(index, T.broadcast(first + count - 1, LANES))
 
 
 def _vector(values: Iterable[int]) -> tirx.Expr:

@@ -60,7 +60,7 @@ class WinogradConvolution(DesignSpaceRule):
     def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
         """The convolution with each of `sharings`."""
         schedule = static_schedule(func, target, "SSSSSR")
-        if schedule is None or _annotated(schedule) is None or not _keeps_shape(schedule):
+        if schedule is None or not _is_annotated(schedule) or not _keeps_shape(schedule):
             return
         unit = vector_unit(target)
         for sharing in _sharings(schedule, unit):
@@ -70,9 +70,8 @@ class WinogradConvolution(DesignSpaceRule):
             yield candidate
 
 
-def _annotated(schedule: Schedule) -> SBlockRV | None:
-    marked = [block for block in blocks_of(schedule) if ANNOTATION in schedule.get(block).annotations]
-    return marked[0] if len(marked) == 1 else None
+def _is_annotated(schedule: Schedule) -> bool:
+    return any(ANNOTATION in schedule.get(block).annotations for block in blocks_of(schedule))
 
 
 def _keeps_shape(schedule: Schedule) -> bool:
