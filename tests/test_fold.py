@@ -17,6 +17,7 @@ from ksm_hw.masks.soft_mask import (
     GROUP_SIZE,
     Granularity,
     PackedMask,
+    ScaleBits,
     broadcast_mask,
     mask_shape,
     pack_mask,
@@ -29,6 +30,7 @@ from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout, _mask_deco
 from tvm_passes.relax.pipeline import fold_tasks
 
 SIDE, CLASSES = 10, 3
+MASK_PARAMETERS = [f"mask/layer/{part}" for part in ("bits", "scale", "row_start", "scale_range")]
 HOST = tvm.target.Target("llvm")
 
 
@@ -94,20 +96,20 @@ def lower(network: nn.Module) -> tvm.IRModule:
         return lower_backbone("small", CLASSES, 1, SIDE)
 
 
-def random_masks(network: nn.Module, granularity: Granularity) -> dict[str, PackedMask]:
+def random_masks(network: nn.Module, granularity: Granularity, scale_bits: ScaleBits = 32) -> dict[str, PackedMask]:
     generator = np.random.default_rng(5)
     masks = {}
     for path, module in network.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)) and path != "head":
             shape = mask_shape(tuple(module.weight.shape), granularity)
             values = generator.uniform(0, 0.5, shape).astype(np.float32)
-            masks[path] = pack_mask(np.where(generator.random(shape) < 0.6, np.float32(1), values))
+            masks[path] = pack_mask(np.where(generator.random(shape) < 0.6, np.float32(1), values), scale_bits)
     return masks
 
 
 def layouts_of(masks: dict[str, PackedMask], granularity: Granularity) -> dict[str, MaskLayout]:
     group_size = GROUP_SIZE if granularity == "group" else 1
-    return {layer: MaskLayout(tuple(mask.shape), group_size) for layer, mask in masks.items()}
+    return {layer: MaskLayout(tuple(mask.shape), group_size, mask.coded) for layer, mask in masks.items()}
 
 
 def pack_of(network: nn.Module, masks: dict[str, PackedMask], granularity: Granularity = "kernel") -> TaskPack:
@@ -250,8 +252,8 @@ def test_the_compiled_decoder_equals_unpack_mask(shape: tuple[int, int], ones: f
     values = generator.uniform(0.1, 0.5, shape).astype(np.float32) if bits else np.zeros(shape, np.float32)
     packed = pack_mask(np.where(generator.random(shape) < ones, np.float32(1), values), bits)  # type: ignore[arg-type]
     pack = dataclasses.replace(pack_of(ReadTwice(bias=False), {}), masks={"layer": packed})
-    arrays = task_parameters([f"mask/layer/{part}" for part in ("bits", "scale", "row_start")], pack, {}, CLASSES)
-    decoder = _mask_decoder(*shape).with_attr("global_symbol", "unpack_mask")
+    arrays = task_parameters(MASK_PARAMETERS, pack, {}, CLASSES)
+    decoder = _mask_decoder(*shape, packed.coded).with_attr("global_symbol", "unpack_mask")
     compiled = tvm.compile(tvm.IRModule({"unpack_mask": decoder}), target="llvm")
     mask = tvm.runtime.tensor(np.full(shape, np.nan, np.float32))
     compiled["unpack_mask"](*map(tvm.runtime.tensor, arrays), mask)

@@ -334,13 +334,10 @@ def stored(array: StoredArray, folder: Path) -> np.ndarray:
     """What a program reads there."""
     content = (folder / array.file).read_bytes()[array.offset :]
     count = int(np.prod(array.shape))
-    if array.code_bits == 0:
+    if not array.halves:
         return np.frombuffer(content, array.dtype, count).reshape(array.shape)
-    codes = np.frombuffer(content, np.uint8, -(-count * array.code_bits // 8))
-    if array.code_bits == 4:
-        codes = np.stack([codes >> 4, codes & 15], axis=1).ravel()[:count]
-    low, step = map(np.float32, array.code_range)
-    return low + codes.astype(np.float32) * step
+    halves = np.frombuffer(content, np.uint8, -(-count // 2))
+    return np.stack([halves >> 4, halves & 15], axis=1).ravel()[:count]
 
 
 @pytest.mark.parametrize("hold", [False, True])
@@ -364,7 +361,7 @@ def test_the_parameter_file_holds_what_tasks_pass(hold: bool, deployable: Path, 
     assert 0 <= size - sum(array.nbytes for array in own.values()) < ALIGNMENT * len(own)
     assert hold == ({place.file for place in distinct} > {"parameters.bin"})
     if hold:
-        assert {place.code_bits for place in distinct} == {0, 4, 8}
+        assert {place.halves for place in distinct} == {False, True}
         backbone = {place for place in distinct if place.file == "backbone.safetensors"}
         assert len(backbone) > 50 and size < (folder / "backbone.safetensors").stat().st_size / 10
 

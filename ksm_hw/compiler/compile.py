@@ -180,7 +180,7 @@ def _check_heads(network: tvm.IRModule, bundle: Bundle) -> None:
 
 def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
     group_size = GROUP_SIZE if pack.granularity == "group" else 1
-    return {layer: MaskLayout(tuple(mask.shape), group_size) for layer, mask in pack.masks.items()}
+    return {layer: MaskLayout(tuple(mask.shape), group_size, mask.coded) for layer, mask in pack.masks.items()}
 
 
 def _fold(bundle: Bundle, batch: int, image_size: int, target: tvm.target.Target, fused: bool = False) -> _Folded:

@@ -52,6 +52,11 @@ class PackedMask:
     scale_range: tuple[float, float] = (0.0, 0.0)
 
     @property
+    def coded(self) -> bool:
+        """Whether the soft values are codes."""
+        return self.scale_bits in (4, 8)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the mask at rest, without the header."""
         return self.bits.nbytes + self.scale.nbytes
@@ -123,14 +128,19 @@ def binary_mask(packed: PackedMask) -> npt.NDArray[np.bool_]:
 
 def soft_values(packed: PackedMask) -> Float32Array:
     """The soft values where the binary mask is 0, float32 [zeros], in C order; empty for a binary mask."""
-    if packed.scale_bits in (0, 32):
+    if not packed.coded:
         return packed.scale.astype(np.float32, copy=False)
-    codes = packed.scale.astype(np.uint8, copy=False)
-    if packed.scale_bits == 4:
-        zeros = int(np.prod(packed.shape)) - int(binary_mask(packed).sum())
-        codes = np.stack([codes >> 4, codes & 15], axis=1).ravel()[:zeros]
     low, step = packed.scale_range
-    return np.float32(low) + codes.astype(np.float32) * np.float32(step)
+    return np.float32(low) + soft_codes(packed).astype(np.float32) * np.float32(step)
+
+
+def soft_codes(packed: PackedMask) -> UInt8Array:
+    """The codes of the soft values of a mask with 8 or 4 `scale_bits`, uint8 [zeros], in C order, each in a byte."""
+    codes = packed.scale.astype(np.uint8, copy=False)
+    if packed.scale_bits == 8:
+        return codes
+    zeros = int(np.prod(packed.shape)) - int(binary_mask(packed).sum())
+    return np.stack([codes >> 4, codes & 15], axis=1).ravel()[:zeros]
 
 
 def unpack_mask(packed: PackedMask) -> Float32Array:

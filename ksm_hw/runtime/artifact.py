@@ -22,7 +22,7 @@ from ksm_hw.masks.bundle import Bundle, save_bundle
 if TYPE_CHECKING:
     from tvm import relax
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LIBRARY = "model.so"
 
 

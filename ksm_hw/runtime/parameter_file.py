@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.masks.soft_mask import soft_values
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.runtime.artifact import Manifest
 from ksm_hw.runtime.task_parameters import task_parameters
@@ -31,17 +30,14 @@ class StoredArray:
     Attributes:
         file, offset: the file, and where its first byte is in there.
         dtype, shape: of the array.
-        code_bits: 0, or 8 or 4 where the file holds codes of that many bits for float32 values, as in a `PackedMask`:
-            a code q means low + q·step, computed in float32, and the first of a pair of 4 bits is in the high half.
-        code_range: (low, step).
+        halves: whether the file holds two of the array's bytes in each of its own, the first in the high half.
     """
 
     file: str
     offset: int
     dtype: str
     shape: tuple[int, ...]
-    code_bits: int = 0
-    code_range: tuple[float, float] = (0.0, 0.0)
+    halves: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def write_parameter_file(
             pack, names = bundle.packs[task], entry.parameters
             arrays = task_parameters(names, pack, bundle.tensors, manifest.output_shape[1])
             tasks[task] = tuple(
-                _held_codes(name, pack, places) or _place(array, stream, file, places)
+                _held_halves(name, array, pack, places) or _place(array, stream, file, places)
                 for name, array in zip(names, arrays, strict=True)
             )
     return ParameterFile(tasks)
@@ -94,16 +90,16 @@ def held_arrays(folder: Path, files: Iterable[str]) -> Held:
     return held
 
 
-def _held_codes(name: str, pack: TaskPack, held: Held) -> StoredArray | None:
-    """Where the codes of a mask's soft values lie: a quarter or an eighth of the bytes of the values themselves."""
+def _held_halves(name: str, array: npt.NDArray[np.generic], pack: TaskPack, held: Held) -> StoredArray | None:
+    """Where an array of soft values' codes lies, if that has 4 bits for each."""
     _, layer, part = name.split("/") if name.startswith("mask/") else ("", "", "")
-    if part != "scale" or pack.masks[layer].scale_bits not in (4, 8):
+    if part != "scale" or pack.masks[layer].scale_bits != 4:
         return None
-    mask = pack.masks[layer]
-    codes, values = held.get(_key(mask.scale)), soft_values(mask)
-    if codes is None or not len(values):
+    codes = pack.masks[layer].scale
+    found = held.get(_key(codes))
+    if found is None or -(-len(array) // 2) != len(codes):
         return None
-    return StoredArray(codes.file, codes.offset, "float32", values.shape, mask.scale_bits, mask.scale_range)
+    return StoredArray(found.file, found.offset, array.dtype.name, array.shape, halves=True)
 
 
 def _place(array: npt.NDArray[np.generic], stream: BinaryIO, file: str, places: Held) -> StoredArray:

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from ksm_hw.masks.soft_mask import PackedMask, binary_mask, soft_values
+from ksm_hw.masks.soft_mask import PackedMask, binary_mask, soft_codes, soft_values
 from ksm_hw.masks.task_pack import TaskPack
+
+FEWEST_SOFT_VALUES = 8  # What the compiled functions read at once; zeros stand behind fewer.
 
 
 def task_parameters(
@@ -15,7 +17,7 @@ def task_parameters(
     """The arrays of a task, in the order of the names.
 
     Args:
-        names: `mask/<layer>/bits|scale|row_start`, `head/weight`, `head/bias`, or a tensor of the network.
+        names: `mask/<layer>/bits|scale|row_start|scale_range`, `head/weight`, `head/bias`, or a tensor of the network.
         pack: the task.
         backbone: the tensors that tasks share; a BatchNorm that the task learned comes from the pack.
         classes: outputs of the compiled head; a task with fewer gets zeros behind its own.
@@ -47,9 +49,10 @@ def _mask_part(mask: PackedMask, part: str) -> npt.NDArray[np.generic]:
         case "bits":
             return mask.bits
         case "scale":
-            # Never empty: a binary mask's one value 0 stands for all of its zeros.
-            values = soft_values(mask)
-            return values if len(values) else np.zeros(1, np.float32)
+            values = soft_codes(mask) if mask.coded else soft_values(mask)
+            return np.pad(values, (0, max(0, FEWEST_SOFT_VALUES - len(values))))
+        case "scale_range":
+            return np.array(mask.scale_range if mask.coded else (0, 1), np.float32)
         case _:
             zeros = (~binary_mask(mask)).reshape(mask.shape[0], -1).sum(axis=1)
             return (np.cumsum(zeros) - zeros).astype(np.int32)

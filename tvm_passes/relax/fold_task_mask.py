@@ -5,9 +5,10 @@ In:  `main(input, *parameters)`, a network over plain parameters, with `relax.nn
 Out: the same `main` without BatchNorms, whose masked parameters W are read as `soft_mask · W`. Three parameters are
      added for each mask, behind the others:
 
-         mask/<layer>/bits       uint8 [⌈n/8⌉]     the binary mask, first value in the highest bit
-         mask/<layer>/scale      float32 [zeros]   the soft values where the bit is 0, in order; never empty
-         mask/<layer>/row_start  int32 [O]         zeros before each output channel
+         mask/<layer>/bits         uint8 [⌈n/8⌉]             the binary mask, first value in the highest bit
+         mask/<layer>/scale        float32 or uint8 [zeros]  numbers q where the bit is 0, in order; at least 8
+         mask/<layer>/row_start    int32 [O]                 zeros before each output channel
+         mask/<layer>/scale_range  float32 [2]               (low, step): the soft value is low + q·step
 
      A BatchNorm over a convolution that nothing else reads is folded: with s = γ/√(σ² + ε) the weight becomes
      s[o]·soft_mask·W and the bias β + (b - μ)·s. Any other BatchNorm (DenseNet's come before the convolution) becomes
@@ -34,10 +35,17 @@ MASK_DECODER = "mask_decoder"
 
 @dataclass(frozen=True)
 class MaskLayout:
-    """The mask of one parameter: its shape, and how many input channels share a value (more than 1 in groups)."""
+    """The mask of one parameter.
+
+    Attributes:
+        shape: of the mask.
+        group_size: how many input channels share a value (more than 1 in groups).
+        coded: whether soft values are codes, uint8; else they are float32.
+    """
 
     shape: Shape
     group_size: int = 1
+    coded: bool = False
 
 
 @tvm.transform.module_pass(opt_level=0, name="FoldTaskMask")
@@ -92,7 +100,8 @@ class _Folder(PyExprMutator):
 
     def _masked(self, layer: str, layout: MaskLayout, weight: relax.Var) -> relax.Var:
         rows, columns = layout.shape[0], _product(layout.shape[1:])
-        decoder = self.builder_.add_func(_mask_decoder(rows, columns), f"unpack_mask{self.name}_{rows}x{columns}")
+        unpack = _mask_decoder(rows, columns, layout.coded)
+        decoder = self.builder_.add_func(unpack, f"unpack_mask{self.name}_{rows}x{columns}")
         flat = relax.call_tir(decoder, self.mask_parameters[layer], out_ty=relax.TensorType((rows, columns), "float32"))
         mask = relax.op.reshape(flat, layout.shape)
         if layout.group_size > 1:
@@ -170,8 +179,9 @@ def _mask_parameters(layer: str, layout: MaskLayout) -> list[relax.Var]:
     zeros = tvm.tirx.Var("zeros", "int64")
     return [
         relax.Var(f"mask/{layer}/bits", relax.TensorType((-(-count // 8),), "uint8")),
-        relax.Var(f"mask/{layer}/scale", relax.TensorType((zeros,), "float32")),
+        relax.Var(f"mask/{layer}/scale", relax.TensorType((zeros,), "uint8" if layout.coded else "float32")),
         relax.Var(f"mask/{layer}/row_start", relax.TensorType((layout.shape[0],), "int32")),
+        relax.Var(f"mask/{layer}/scale_range", relax.TensorType((2,), "float32")),
     ]
 
 
@@ -182,38 +192,39 @@ def _product(shape: Shape) -> int:
     return product
 
 
-def _mask_decoder(rows: int, columns: int) -> tvm.tirx.PrimFunc:
+def _mask_decoder(rows: int, columns: int, coded: bool) -> tvm.tirx.PrimFunc:
     """From a packed mask to float32 [rows, columns]: 1 at each set bit, the next soft value at each other.
 
-    The rows are independent, because `row_start` says how many soft values come before each. A binary mask has the one
-    soft value 0, which stands for all of its zeros: positions behind the last value read the last.
+    The rows are independent, because `row_start` says how many soft values come before each. A binary mask has none but
+    8 zeros, which stand for all of its own: positions behind the last value read the last.
     """
-    size = -(-rows * columns // 8)
+    size, dtype = -(-rows * columns // 8), "uint8" if coded else "float32"
 
     @T.prim_func(private=True, s_tir=True)
     def unpack_mask(
         bits: T.Buffer((size,), "uint8"),  # type: ignore[valid-type]
         scale_values: T.handle,
         row_start: T.Buffer((rows,), "int32"),  # type: ignore[valid-type]
+        scale_range: T.Buffer((2,), "float32"),  # type: ignore[valid-type]
         mask: T.Buffer((rows, columns), "float32"),  # type: ignore[valid-type]
     ) -> None:
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, MASK_DECODER: True})
         zeros = T.int64()
-        scale = T.match_buffer(scale_values, (zeros,), "float32")
+        scale = T.match_buffer(scale_values, (zeros,), dtype)
         for i in range(rows):
             with T.sblock("row"):
                 row = T.axis.spatial(rows, i)
                 # Named, because what TVM finds by itself depends on `position`, which is not there outside the block.
-                T.reads(bits[0:size], scale[0:zeros], row_start[row])
+                T.reads(bits[0:size], scale[0:zeros], row_start[row], scale_range[0:2])
                 T.writes(mask[row, 0:columns])
                 position = T.sblock_alloc_buffer((1,), "int32", scope="local")
                 position[0] = row_start[row]
                 for column in T.serial(columns):
                     index = T.meta_var(row * columns + column)
                     bit = T.meta_var(T.bitwise_and(T.shift_right(T.Cast("int32", bits[index // 8]), 7 - index % 8), 1))
-                    mask[row, column] = T.if_then_else(
-                        bit == 1, T.float32(1), scale[T.min(T.Cast("int64", position[0]), zeros - 1)]
-                    )
+                    number = T.meta_var(T.Cast("float32", scale[T.min(T.Cast("int64", position[0]), zeros - 1)]))
+                    soft = T.meta_var(scale_range[0] + number * scale_range[1])
+                    mask[row, column] = T.if_then_else(bit == 1, T.float32(1), soft)
                     position[0] = position[0] + 1 - bit
 
     return unpack_mask

@@ -49,7 +49,7 @@ class FuseWeightRewrite:
 
 @dataclass(frozen=True)
 class _Mask:
-    """A decoded mask: its values in each row, how many input channels share one, and bits, scale and row_start."""
+    """A decoded mask: its values in each row, how many input channels share one, and its four parameters."""
 
     columns: int
     group: int
@@ -71,7 +71,7 @@ class _Chain:
     Attributes:
         rewrite: what is done.
         weight: the weight.
-        mask: bits, scale and row_start of the mask, or nothing.
+        mask: bits, scale, row_start and scale_range of the mask, or nothing.
         norm: weight and variance of the BatchNorm, or nothing.
     """
 
@@ -148,6 +148,7 @@ class _Reader:
             shape,
             columns=0 if mask is None else mask.columns,
             run=1 if mask is None else _run(shape, mask),
+            coded=mask is not None and mask.parts[1].ty.dtype == "uint8",
             lanes=_shape(end)[-1],
             packed=packed is not None,
             epsilon=None if norm is None else norm.epsilon,

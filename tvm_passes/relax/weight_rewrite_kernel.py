@@ -9,7 +9,7 @@ A packed mask has a bit a value, and a soft value where the bit is 0. What to do
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -26,8 +26,9 @@ from tvm_passes.relax.winograd_kernels import linear_combination, transforms
 
 LANES = 8
 """Values in a vector: a byte of the mask. CPUs with shorter vectors take two."""
-_LINE = 16
-"""Values in a cache line of 64 bytes: the output channels of a task."""
+_LINE_BYTES = 64  # Of the cache.
+_LINE = _LINE_BYTES // 4
+"""Values in a cache line: the output channels of a task."""
 _PARALLEL_VALUES = 32768
 """A smaller weight is done before a second thread has woken up."""
 _AHEAD = 4  # Steps between asking for a line of the result and writing it.
@@ -49,6 +50,7 @@ class WeightRewrite:
         shape: of the weight, [O, I, kH, kW] or [O, I].
         columns: values of the mask in each row (output channel); 0 where there is no mask.
         run: how many values of a row share a value of the mask, one run behind the other; the last may be shorter.
+        coded: whether the mask's soft values are codes, uint8.
         lanes: output channels that lie together in the result: O, or those of a block of packed weights.
         packed: whether the result is [O / lanes, kH, kW, I, lanes], and not [kH, kW, I, O] or [I, O].
         tile: m, where the result is G g Gᵀ of Winograd's F(m×m, 3×3), [m + 2, m + 2, O / lanes, I, lanes].
@@ -62,6 +64,7 @@ class WeightRewrite:
     packed: bool = False
     epsilon: float | None = None
     tile: int | None = None
+    coded: bool = False
 
     @property
     def result_shape(self) -> tuple[int, ...]:
@@ -87,17 +90,17 @@ def decoding_table() -> npt.NDArray[np.int8]:
 def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.PrimFunc:
     """The kernel.
 
-    It takes the weight, float32 of `shape`; where there is a mask `decoding_table` and bits, scale and row_start as
-    `FoldTaskMask` describes them; with an epsilon the BatchNorm's weight and running variance, float32 [O]; and writes
-    the result, float32 of `result_shape`: (weight · mask) · (norm_weight / √(variance + ε))[o], of which with a `tile`
-    G g Gᵀ is taken.
+    It takes the weight, float32 of `shape`; where there is a mask `decoding_table` and bits, scale, row_start and
+    scale_range as `FoldTaskMask` describes them; with an epsilon the BatchNorm's weight and running variance, float32
+    [O]; and writes the result, float32 of `result_shape`: (weight · mask) · (norm_weight / √(variance + ε))[o], of
+    which with a `tile` G g Gᵀ is taken.
     """
     outputs = rewrite.shape[0]
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name("rewrite_weight")
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True})
         weight = T.arg("weight", T.buffer(rewrite.shape, "float32"))
-        mask = _mask_arguments(outputs, rewrite.columns) if rewrite.columns else None
+        mask = _mask_arguments(rewrite) if rewrite.columns else None
         norms = () if rewrite.epsilon is None else ("norm_weight", "variance")
         norm = tuple(T.arg(name, T.buffer((outputs,), "float32")) for name in norms)
         result = T.arg("result", T.buffer(rewrite.result_shape, "float32"))
@@ -106,16 +109,18 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
             T.reads([])
             T.writes([])
             rows = T.decl_buffer((math.prod(rewrite.shape),), "float32", data=weight.data)
-            decoder = _decoder(rewrite, *mask, target_has_features("avx2", target)) if mask else None
+            decoder = _decoder(rewrite, mask, target_has_features("avx2", target)) if mask else None
             _Kernel(rewrite, rows, decoder, norm, result).emit()
     return builder.get()
 
 
-def _mask_arguments(outputs: int, columns: int) -> tuple[tirx.Var, tirx.Var, tirx.Var, tirx.Var]:
+def _mask_arguments(rewrite: WeightRewrite) -> tuple[tirx.Var, ...]:
+    outputs = rewrite.shape[0]
     table = T.arg("table", T.buffer((_COUNTS + 256,), "int8"))
-    bits = T.arg("bits", T.buffer((-(-outputs * columns // 8),), "uint8"))
-    scale = T.arg("scale", T.buffer((tirx.Var("zeros", "int64"),), "float32"))
-    return table, bits, scale, T.arg("row_start", T.buffer((outputs,), "int32"))
+    bits = T.arg("bits", T.buffer((-(-outputs * rewrite.columns // 8),), "uint8"))
+    scale = T.arg("scale", T.buffer((tirx.Var("zeros", "int64"),), "uint8" if rewrite.coded else "float32"))
+    row_start = T.arg("row_start", T.buffer((outputs,), "int32"))
+    return table, bits, scale, row_start, T.arg("scale_range", T.buffer((2,), "float32"))
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,8 @@ class _Decoder:
     Attributes:
         table: `decoding_table`.
         bits, scale, row_start: the mask.
-        last: index of the last soft value.
-        counted: -1, or 0 where the one soft value, a binary mask's 0, stands for all: positions are and-ed with it.
+        scale_range: (low, step) of coded soft values; nothing where they are numbers themselves.
+        last: index of the last soft value. What lies behind it is a binary mask's: any value is its 0.
         size: how many values the mask has.
         aligned: whether each row begins with a byte.
         permutes: whether the CPU has AVX2.
@@ -136,15 +141,20 @@ class _Decoder:
     bits: tirx.Var
     scale: tirx.Var
     row_start: tirx.Var
+    scale_range: tuple[tirx.Expr, ...]
     last: tirx.Expr
-    counted: tirx.Expr
     size: int
     aligned: bool
     permutes: bool
 
+    @property
+    def line(self) -> int:
+        """Soft values in a cache line."""
+        return _LINE_BYTES if self.scale_range else _LINE
+
     def position(self, channel: tirx.Expr) -> tirx.Expr:
         """Of the first soft value of a row."""
-        return T.bitwise_and(self.row_start[channel], self.counted)
+        return self.row_start[channel]
 
     def decode(self, bit: tirx.Expr, position: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
         """8 values of the mask, and how far the position moves.
@@ -155,22 +165,28 @@ class _Decoder:
         """
         byte = T.bind(self._byte(bit))
         before = T.bind(T.cast(self.table[T.ramp(byte * 8, 1, LANES)], "int32x8"))
-        zeros = T.bitwise_and(T.cast(self.table[byte + _COUNTS], "int32"), self.counted)
+        zeros = T.cast(self.table[byte + _COUNTS], "int32")
         soft = self._permuted(position, before) if self.permutes else self._gathered(position, before)
         is_one = before < T.broadcast(T.int32(0), LANES)
         return T.bind(T.Select(is_one, T.broadcast(T.float32(1), LANES), soft)), zeros
 
     def _gathered(self, position: tirx.Expr, before: tirx.Expr) -> tirx.Expr:
         index = tirx.min(position + before, T.broadcast(self.last, LANES))
-        return self.scale[tirx.max(index, T.broadcast(T.int32(0), LANES))]
+        return self._soft(tirx.max(index, T.broadcast(T.int32(0), LANES)))
 
     def _permuted(self, position: tirx.Expr, before: tirx.Expr) -> tirx.Expr:
-        """As `_gathered`, with two instructions of AVX2 in place of 8 loads; reads nothing behind the last value."""
-        left = T.broadcast(self.last - position, LANES)
-        # The sign says which of the 8 values to load.
-        wanted = _vector(range(-1, LANES - 1)) - left
-        values = T.call_llvm_intrin("float32x8", "llvm.x86.avx.maskload.ps.256", self.scale.ptr_to([position]), wanted)
-        return T.call_llvm_pure_intrin("float32x8", "llvm.x86.avx2.permps", values, tirx.min(before, left))
+        """As `_gathered`, with one load and an instruction of AVX2, which takes an index's low bits, in place of 8."""
+        start = T.bind(tirx.min(position, self.last - (LANES - 1)))
+        values, index = self._soft(T.ramp(start, 1, LANES)), before + T.broadcast(position - start, LANES)
+        return T.call_llvm_pure_intrin("float32x8", "llvm.x86.avx2.permps", values, index)
+
+    def _soft(self, index: tirx.Expr) -> tirx.Expr:
+        """8 soft values."""
+        values = self.scale[index]
+        if not self.scale_range:
+            return values
+        low, step = (T.broadcast(number, LANES) for number in self.scale_range)
+        return low + T.cast(values, f"float32x{LANES}") * step
 
     def _byte(self, bit: tirx.Expr) -> tirx.Expr:
         """8 bits of the mask as int32, from any place on."""
@@ -182,13 +198,12 @@ class _Decoder:
         return T.bitwise_and(T.shift_right(both, 8 - tirx.floormod(bit, 8)), T.int32(255))
 
 
-def _decoder(
-    rewrite: WeightRewrite, table: tirx.Var, bits: tirx.Var, scale: tirx.Var, row_start: tirx.Var, permutes: bool
-) -> _Decoder:
+def _decoder(rewrite: WeightRewrite, arguments: tuple[tirx.Var, ...], permutes: bool) -> _Decoder:
+    table, bits, scale, row_start, scale_range = arguments
+    numbers = (T.bind(scale_range[0]), T.bind(scale_range[1])) if rewrite.coded else ()
     last = T.bind(T.cast(scale.shape[0] - 1, "int32"))
-    counted = T.bind(tirx.Select(last > 0, T.int32(-1), T.int32(0)))
     size = rewrite.shape[0] * rewrite.columns
-    return _Decoder(table, bits, scale, row_start, last, counted, size, rewrite.columns % 8 == 0, permutes)
+    return _Decoder(table, bits, scale, row_start, numbers, last, size, rewrite.columns % 8 == 0, permutes)
 
 
 @dataclass(frozen=True)
@@ -383,7 +398,7 @@ class _Kernel:
                 _ask_for(self.weight, weights + (step * weight_lines + line) * _LINE)
             if self.decoder is not None:
                 with T.serial(soft_lines) as line:
-                    _ask_for(self.decoder.scale, soft + (step * soft_lines + line) * _LINE)
+                    _ask_for(self.decoder.scale, soft + (step * soft_lines + line) * self.decoder.line)
             for value in range(LANES if self.rewrite.tile is None else 0):
                 _ask_for(self.result, *self._place(group, start + _AHEAD * LANES + value), to_write=True)
 
@@ -393,10 +408,10 @@ class _Kernel:
         """Where the next task's soft values begin, and how many cache lines they take."""
         outputs = self.rewrite.shape[0]
         following = T.bind(group.channel + channels)
-        first = T.bind(decoder.position(tirx.min(following, outputs - 1)))
-        behind = decoder.position(tirx.min(following + channels, outputs - 1))
+        first = T.bind(tirx.min(decoder.position(tirx.min(following, outputs - 1)), decoder.last + 1))
+        behind = tirx.min(decoder.position(tirx.min(following + channels, outputs - 1)), decoder.last + 1)
         behind = tirx.Select(following + channels < outputs, behind, decoder.last + 1)
-        return first, T.bind(tirx.ceildiv(behind - first, _LINE))
+        return first, T.bind(tirx.ceildiv(behind - first, decoder.line))
 
     def _store(self, start: tirx.Expr, group: _Group, value: int, vector: tirx.Expr) -> None:
         """Writes one value of each channel of a group, the how manieth behind `start` in a row of the weight."""
@@ -433,12 +448,6 @@ def _neighbours(first: tirx.Expr, count: int) -> tirx.Expr:
     """Indices of up to 8 neighbours; behind the last of them stands it again."""
     index = T.ramp(first, 1, LANES)
     return index if count == LANES else tirx.min(index, T.broadcast(first + count - 1, LANES))
-
-
-def _vector(values: Iterable[int]) -> tirx.Expr:
-    """A constant vector, int32. Of a ramp TVM would make another ramp, and build that lane by lane."""
-    lanes = [T.int32(value) for value in values]
-    return T.Shuffle(lanes, [T.int32(lane) for lane in range(len(lanes))])
 
 
 def _in_steps(length: int, width: int, body: Callable[[tirx.Expr, int], None]) -> None:

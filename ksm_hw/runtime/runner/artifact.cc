@@ -48,8 +48,7 @@ Task ReadTask(const std::string& name, const Object& object) {
   for (const ffi::Any& parameter : Field(object, "parameters").cast<List>()) {
     Object array = parameter.cast<Object>();
     task.parameters.push_back({Text(array, "file"), Field(array, "offset").cast<int64_t>(), Text(array, "dtype"),
-                               Numbers<int64_t>(array, "shape"), Field(array, "code_bits").cast<int>(),
-                               Floats<2>(array, "code_range")});
+                               Numbers<int64_t>(array, "shape"), Field(array, "halves").cast<bool>()});
   }
   return task;
 }

@@ -16,8 +16,7 @@ struct StoredArray {
   int64_t offset;  // of its first byte
   std::string dtype;
   std::vector<int64_t> shape;
-  int code_bits;              // 0, or 8 or 4: the file holds codes of float32 values, and
-  std::array<float, 2> range;  // (low, step): a code q means low + q * step
+  bool halves;  // whether the file holds two of the array's bytes in each of its own, the first in the high half
 };
 
 struct Task {

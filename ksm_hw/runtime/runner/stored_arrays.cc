@@ -40,16 +40,14 @@ std::string ReadBytes(const std::string& path, int64_t offset, size_t count) {
   return bytes;
 }
 
-// The values that codes mean, to the bit as ksm_hw/masks/soft_mask.py computes them.
-std::vector<float> Decode(const std::string& codes, const StoredArray& array, size_t count) {
-  const auto [low, step] = array.range;
-  std::vector<float> values(count);
+// Each half of a byte as a byte.
+std::string Unpack(const std::string& halves, size_t count) {
+  std::string bytes(count, '\0');
   for (size_t index = 0; index < count; ++index) {
-    unsigned code = static_cast<unsigned char>(codes[array.code_bits == 8 ? index : index / 2]);
-    if (array.code_bits == 4) code = index % 2 == 0 ? code >> 4 : code & 15;
-    values[index] = low + static_cast<float>(code) * step;
+    const unsigned char both = halves[index / 2];
+    bytes[index] = static_cast<char>(index % 2 == 0 ? both >> 4 : both & 15);
   }
-  return values;
+  return bytes;
 }
 
 }  // namespace
@@ -58,14 +56,10 @@ ffi::Tensor StoredArrays::Tensor(const StoredArray& array) {
   const auto key = std::make_tuple(array.file, array.offset);
   if (auto found = tensors_.find(key); found != tensors_.end()) return found->second;
   const ffi::Tensor tensor = EmptyTensor(array.shape, array.dtype, device_);
-  const size_t count = tensor.numel(), size = ffi::GetDataSize(tensor);
-  const std::string path = folder_ + "/" + array.file;
-  if (array.code_bits == 0) {
-    CopyFromBytes(tensor, ReadBytes(path, array.offset, size).data(), size);
-  } else {
-    const std::string codes = ReadBytes(path, array.offset, (count * array.code_bits + 7) / 8);
-    CopyFromBytes(tensor, Decode(codes, array, count).data(), size);
-  }
+  const size_t size = ffi::GetDataSize(tensor);
+  std::string bytes = ReadBytes(folder_ + "/" + array.file, array.offset, array.halves ? (size + 1) / 2 : size);
+  if (array.halves) bytes = Unpack(bytes, size);
+  CopyFromBytes(tensor, bytes.data(), size);
   return tensors_.emplace(key, tensor).first->second;
 }
 
