@@ -105,6 +105,8 @@ def _trial_progress() -> Iterator[Any]:
                 words.append(f"best {state.latency * 1e3:.2f} ms")
             if state.failed:
                 words.append(f"{state.failed} failed: {escape(state.error[:80])}")
+            if state.again:
+                words.append(f"{state.again} measured again")
             if state.boards > 1:
                 words.append(f"{state.boards} boards")
             progress.update(bar, completed=state.done, total=state.total, description=", ".join(words))

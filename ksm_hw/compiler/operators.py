@@ -1,6 +1,7 @@
 """The operators of a network that have a choice of schedules, and what was measured of each."""
 
 import itertools
+import statistics
 import sys
 import types
 from collections import Counter
@@ -23,7 +24,13 @@ from tvm_passes.relax.schedules.tuned import LONGEST_RUN, workload_module
 
 @dataclass(eq=False)
 class Operator:
-    """An operator, its candidates, and the seconds of those that were tried (infinite where the trial failed)."""
+    """An operator and its candidates.
+
+    Attributes:
+        calls: how often the network calls it.
+        default: the candidate that is taken without tuning; `others` and `made` the ones behind it.
+        tried: seconds of each measurement of a candidate, infinite where it failed.
+    """
 
     workload: Workload
     calls: int
@@ -32,11 +39,25 @@ class Operator:
     default: Schedule
     others: Iterator[Schedule]
     made: list[Schedule] = field(default_factory=list)
-    tried: dict[str, float] = field(default_factory=dict)
+    tried: dict[str, list[float]] = field(default_factory=dict)
+
+    def seconds(self, key: str) -> float:
+        """Of a candidate: the median of its measurements; infinite if there is none."""
+        return statistics.median(self.tried.get(key, [float("inf")]))
 
     @property
     def best(self) -> float:
-        return min(self.tried.values(), default=float("inf"))
+        """Seconds of the fastest candidate."""
+        return min(map(self.seconds, self.tried), default=float("inf"))
+
+    def finalists(self, measurements: int) -> list[Schedule]:
+        """The default and the fastest candidate, as long as they were measured less often than that."""
+        if len(self.tried) == 1:
+            return []
+        self.made += self.others
+        rivals = {key_of(schedule): schedule for schedule in (self.default, *self.made)}
+        keys = dict.fromkeys([key_of(self.default), min(self.tried, key=self.seconds)])
+        return [rivals[key] for key in keys if len(self.tried[key]) < measurements]
 
     def untried(self) -> list[Schedule]:
         """The candidates that are left, in the order of the rule. The first call makes them: tens of ms each."""
@@ -65,7 +86,7 @@ def find_operators(module: tvm.IRModule, records: TuningRecords) -> list[Operato
         operators[workload] = Operator(workload, calls, arguments, context, default, space)
     for record in records.database.get_all_tuning_records():
         if record.workload in operators:
-            operators[record.workload].tried[key_of(record)] = seconds_of(record.run_secs)
+            operators[record.workload].tried.setdefault(key_of(record), []).append(seconds_of(record.run_secs))
     return list(operators.values())
 
 

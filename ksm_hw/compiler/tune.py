@@ -5,7 +5,8 @@ tuned with the tasks of one bundle serves every task of the backbone, at the sam
 
 An operator's candidates are those of its schedule rule (`DesignSpaceRule`). Its default is always measured first, so
 that no operator ends slower than untuned. MetaSchedule's XGBoost model, trained on what was measured, ranks the others;
-the next ones measured are of the operator that has most to gain.
+the next ones measured are of the operator that has most to gain. At last each operator's default and its fastest
+candidate are measured in turns: of many that are alike, the one that a single measurement calls fastest was lucky.
 """
 
 import time
@@ -34,6 +35,7 @@ from tvm_passes.relax.schedules.tuned import LONGEST_RUN
 BATCH = 8  # Candidates between two decisions, for each board.
 WARM_UP = 64  # Measurements before the model's opinion counts; until then the order of the rule's own model.
 FIRST_FAILURES = 16  # So many failures and no success: something is wrong with all.
+MEASUREMENTS = 5  # Of the default and the fastest candidate of each operator.
 HOPELESS = 1.5  # A candidate that takes so many times longer than the best so far is not measured thoroughly.
 FAILED = 1e10  # Seconds that MetaSchedule writes for a measurement that failed.
 
@@ -49,6 +51,7 @@ class TuneProgress:
         latency: seconds of the best schedules so far, summed over all calls of the operators; None until each operator
             has a result.
         boards: that measure at once.
+        again: measurements of candidates that had been measured before.
     """
 
     done: int
@@ -58,6 +61,7 @@ class TuneProgress:
     seconds_left: float
     latency: float | None
     boards: int
+    again: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ class TuneResult:
 
     Attributes:
         operators: how many different ones were tuned.
-        trials: all in the records; `measured` by this run; `failed` those of `trials` without a result.
+        trials: candidates in the records; `measured` by this run; `failed` those of `trials` without a result.
+        again: measurements of this run of candidates that had been measured before.
         latency: as in `TuneProgress`; `default_latency` the same of the schedules that are taken without tuning.
     """
 
@@ -74,6 +79,7 @@ class TuneResult:
     trials: int
     measured: int
     failed: int
+    again: int
     latency: float | None
     default_latency: float | None
 
@@ -98,7 +104,7 @@ def tune(
         bundle: any tasks of the backbone.
         target: what to tune for.
         output: folder of the records.
-        trials: measurements in all. A tune ends earlier when there is no candidate left.
+        trials: candidates in all. A tune ends earlier when there is no candidate left.
         board: where to measure: all boards of the key at once; this machine without.
         batch: images an inference.
         wait: seconds that boards which are all gone may take to come back.
@@ -140,7 +146,7 @@ class _Search:
     ) -> None:
         self.records, self.operators, self.measurer, self.trials = records, operators, measurer, trials
         self.on_progress = on_progress
-        self.measured, self.error, self.start = 0, "", time.monotonic()
+        self.measured, self.again, self.error, self.start = 0, 0, "", time.monotonic()
         self.failures: list[TuningRecord] = []  # Not written until a trial succeeds: the fault may be outside.
         self.random = np.random.default_rng(self.done)
         self.model = XGBModel(num_warmup_samples=0)
@@ -153,21 +159,25 @@ class _Search:
 
     @property
     def failed(self) -> int:
-        return sum(seconds == float("inf") for operator in self.operators for seconds in operator.tried.values())
+        return sum(operator.seconds(key) == float("inf") for operator in self.operators for key in operator.tried)
 
     def run(self) -> TuneResult:
-        """Measures until there are enough trials, or nothing is left to try."""
+        """Measures until there are enough trials, or nothing is left to try, and then the finalists."""
         while batch := self._next_batch():
-            self._measure(batch)
+            limits = [HOPELESS * operator.best for operator, _ in batch]
+            self._learn_batch(batch, self._measure(batch, limits))
         if self.failed == self.done:
             raise self._all_failed()
+        while batch := self._finalists():
+            self._measure(batch, [float("inf")] * len(batch))
         return TuneResult(
             operators=len(self.operators),
             trials=self.done,
             measured=self.measured,
             failed=self.failed,
+            again=self.again,
             latency=self._latency(lambda operator: operator.best),
-            default_latency=self._latency(lambda operator: operator.tried.get(key_of(operator.default), float("inf"))),
+            default_latency=self._latency(lambda operator: operator.seconds(key_of(operator.default))),
         )
 
     def _next_batch(self) -> list[tuple[Operator, Schedule]]:
@@ -186,6 +196,9 @@ class _Search:
                 return [(operator, schedule) for schedule in self._most_promising(operator, untried)[:size]]
         return []
 
+    def _finalists(self) -> list[tuple[Operator, Schedule]]:
+        return [(operator, schedule) for operator in self.operators for schedule in operator.finalists(MEASUREMENTS)]
+
     def _gain(self, operator: Operator) -> float:
         """What an operator takes of the network's time, for each of its trials."""
         longest = max((other.best for other in self.operators if other.best < float("inf")), default=1.0)
@@ -202,10 +215,9 @@ class _Search:
             ranked[place], ranked[other] = ranked[other], ranked[place]
         return ranked
 
-    def _measure(self, batch: list[tuple[Operator, Schedule]]) -> None:
+    def _measure(self, batch: list[tuple[Operator, Schedule]], limits: list[float]) -> list[Measurement]:
         schedules = [schedule for _, schedule in batch]
         arguments = [operator.arguments for operator, _ in batch]
-        limits = [HOPELESS * operator.best for operator, _ in batch]
         measurements = []
         try:
             for (operator, schedule), measurement in zip(
@@ -217,6 +229,9 @@ class _Search:
                     raise self._all_failed()
         finally:
             self.records.write_header()
+        return measurements
+
+    def _learn_batch(self, batch: list[tuple[Operator, Schedule]], measurements: list[Measurement]) -> None:
         for operator in dict.fromkeys(operator for operator, _ in batch):
             self._learn(
                 operator,
@@ -230,16 +245,20 @@ class _Search:
     def _note(self, operator: Operator, schedule: Schedule, measurement: Measurement) -> None:
         """Writes a trial into the records, and tells of it."""
         runs = list(measurement.seconds) or [FAILED]
-        operator.tried[key_of(schedule)] = seconds_of(runs)
+        earlier = operator.tried.setdefault(key_of(schedule), [])
+        if earlier:
+            self.again += 1
+        else:
+            self.measured += 1
+        earlier.append(seconds_of(runs))
         target = operator.context.target
         self.failures.append(TuningRecord(schedule.trace, operator.workload, runs, target, operator.arguments))
         if self.failed < self.done:
             for record in self.failures:
                 self.records.database.commit_tuning_record(record)
             self.failures.clear()
-        self.measured += 1
         self.error = measurement.error or self.error
-        each = (time.monotonic() - self.start) / self.measured
+        each = (time.monotonic() - self.start) / (self.measured + self.again)
         self.on_progress(
             TuneProgress(
                 done=self.done,
@@ -249,6 +268,7 @@ class _Search:
                 seconds_left=each * (self.trials - self.done),
                 latency=self._latency(lambda operator: operator.best),
                 boards=self.measurer.boards,
+                again=self.again,
             )
         )
 
