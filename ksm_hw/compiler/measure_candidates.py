@@ -245,8 +245,9 @@ def _timed(session: Any, library: _Library) -> list[float]:
         arguments.append(tvm.runtime.empty(shape, dtype, device))
         fill(arguments[-1])
 
+    before = _FORGET_WEIGHTS if library.device == "cpu" and library.has_many_weights else ""
+
     def seconds(runs: int) -> float:
-        before = _FORGET_WEIGHTS if library.device == "cpu" and library.has_many_weights else ""
         evaluator = module.time_evaluator("main", device, number=1, repeat=runs, f_preproc=before)
         # Something else may have run beside one or two of them.
         return statistics.median(float(run) for run in evaluator(*arguments).results)

@@ -28,7 +28,8 @@ class Operator:
 
     Attributes:
         calls: how often the network calls it.
-        default: the candidate that is taken without tuning; `others` and `made` the ones behind it.
+        default: the candidate that is taken without tuning.
+        space: those that are not made yet; `made` the others by `key_of`.
         tried: seconds of each measurement of a candidate, infinite where it failed.
     """
 
@@ -37,8 +38,8 @@ class Operator:
     arguments: list[ArgInfo]
     context: TuneContext
     default: Schedule
-    others: Iterator[Schedule]
-    made: list[Schedule] = field(default_factory=list)
+    space: Iterator[Schedule]
+    made: dict[str, Schedule] = field(default_factory=dict)
     tried: dict[str, list[float]] = field(default_factory=dict)
 
     def seconds(self, key: str) -> float:
@@ -54,15 +55,18 @@ class Operator:
         """The default and the fastest candidate, as long as they were measured less often than that."""
         if len(self.tried) == 1:
             return []
-        self.made += self.others
-        rivals = {key_of(schedule): schedule for schedule in (self.default, *self.made)}
+        candidates = self.candidates()
         keys = dict.fromkeys([key_of(self.default), min(self.tried, key=self.seconds)])
-        return [rivals[key] for key in keys if len(self.tried[key]) < measurements]
+        return [candidates[key] for key in keys if len(self.tried[key]) < measurements]
 
     def untried(self) -> list[Schedule]:
-        """The candidates that are left, in the order of the rule. The first call makes them: tens of ms each."""
-        self.made += self.others
-        return [schedule for schedule in (self.default, *self.made) if key_of(schedule) not in self.tried]
+        """The candidates that are left, in the order of the rule."""
+        return [schedule for key, schedule in self.candidates().items() if key not in self.tried]
+
+    def candidates(self) -> dict[str, Schedule]:
+        """All candidates by `key_of`, in the order of the rule. The first call makes them: tens of ms each."""
+        self.made |= {key_of(schedule): schedule for schedule in self.space}
+        return self.made
 
 
 def find_operators(module: tvm.IRModule, records: TuningRecords) -> list[Operator]:
@@ -83,6 +87,7 @@ def find_operators(module: tvm.IRModule, records: TuningRecords) -> list[Operato
             continue
         arguments = list(ArgInfo.from_prim_func(module["main"]))
         context = TuneContext(module, target=tvm_target, num_threads=1)
+        space = itertools.chain([default], space)
         operators[workload] = Operator(workload, calls, arguments, context, default, space)
     for record in records.database.get_all_tuning_records():
         if record.workload in operators:

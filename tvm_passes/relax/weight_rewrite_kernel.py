@@ -152,10 +152,6 @@ class _Decoder:
         """Soft values in a cache line."""
         return _LINE_BYTES if self.scale_range else _LINE
 
-    def position(self, channel: tirx.Expr) -> tirx.Expr:
-        """Of the first soft value of a row."""
-        return self.row_start[channel]
-
     def decode(self, bit: tirx.Expr, position: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
         """8 values of the mask, and how far the position moves.
 
@@ -335,7 +331,7 @@ class _Kernel:
         position = T.alloc_buffer((_LINE,), "int32")
         for group in groups:
             for row in range(group.count):
-                T.buffer_store(position, self.decoder.position(group.channel + row), [group.place + row])
+                T.buffer_store(position, self.decoder.row_start[group.channel + row], [group.place + row])
         return position
 
     def _factor(self, group: _Group) -> tirx.Expr | None:
@@ -353,7 +349,7 @@ class _Kernel:
         if position is None:
             # The bits of a single column are neighbours, and its soft values too.
             for group in groups:
-                vector, _ = decoder.decode(group.channel, decoder.position(group.channel))
+                vector, _ = decoder.decode(group.channel, decoder.row_start[group.channel])
                 T.buffer_store(mask, vector, [T.ramp(group.place, 1, LANES)])
             return mask
         with T.serial(steps) as step:
@@ -408,9 +404,13 @@ class _Kernel:
         """Where the next task's soft values begin, and how many cache lines they take."""
         outputs = self.rewrite.shape[0]
         following = T.bind(group.channel + channels)
-        first = T.bind(tirx.min(decoder.position(tirx.min(following, outputs - 1)), decoder.last + 1))
-        behind = tirx.min(decoder.position(tirx.min(following + channels, outputs - 1)), decoder.last + 1)
-        behind = tirx.Select(following + channels < outputs, behind, decoder.last + 1)
+        end = decoder.last + 1
+
+        def start(channel: tirx.Expr) -> tirx.Expr:
+            return tirx.min(decoder.row_start[tirx.min(channel, outputs - 1)], end)
+
+        first = T.bind(start(following))
+        behind = tirx.Select(following + channels < outputs, start(following + channels), end)
         return first, T.bind(tirx.ceildiv(behind - first, decoder.line))
 
     def _store(self, start: tirx.Expr, group: _Group, value: int, vector: tirx.Expr) -> None:
