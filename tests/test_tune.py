@@ -95,6 +95,11 @@ def test_the_fastest_is_measured_as_often_as_the_default(tuned: Tuned) -> None:
     assert tuned.progress[-1].latency == tuned.result.latency <= tuned.result.default_latency
 
 
+def test_fewer_trials_than_operators(bundle: Bundle, tmp_path: Path) -> None:
+    result = tune(only(bundle, "kernel-task"), load_target("host"), tmp_path / "tuned", trials=3)
+    assert (result.trials, result.measured, result.again, result.latency) == (3, 3, 0, None)
+
+
 def test_the_header_says_what_was_tuned(tuned: Tuned) -> None:
     header = read_header(tuned.folder)
     assert (header["target"], header["tvm_target"]) == ("host", load_target("host").tvm)

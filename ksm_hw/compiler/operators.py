@@ -53,7 +53,7 @@ class Operator:
 
     def finalists(self, measurements: int) -> list[Schedule]:
         """The default and the fastest candidate, as long as they were measured less often than that."""
-        if len(self.tried) == 1:
+        if len(self.tried) < 2:
             return []
         candidates = self.candidates()
         keys = dict.fromkeys([key_of(self.default), min(self.tried, key=self.seconds)])
