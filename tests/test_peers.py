@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 from peers.catalogue import ENGINES, ENVIRONMENTS, PROJECT
 from peers.failures import last_words
+from peers.latency import ENOUGH_ROUNDS, counted_turns
 from peers.multitask_results import ARTIFACT, HELD, TaskCost
 from peers.noise import FOREIGN_LIMIT, SLOWER_LIMIT, Quiet, outliers
 from peers.results import (
@@ -76,8 +77,19 @@ def test_noise_is_seen_in_other_processes_in_a_slow_machine_and_in_rounds_that_d
     assert outliers([10, 10.5, 12, 9.9, 8.5], limit=0.1) == [2, 4]
     assert outliers([], limit=0.1) == []
     assert not result("one", 10).noisy
-    assert result("one", 10, rounds=((0.010,) * 3, (0.012,) * 3)).noisy
+    assert result("one", 10, rounds=((0.010,) * 3, (0.013,) * 3)).noisy
+    apart = ((0.010,) * 3,) * 8
+    assert not result("one", 10, rounds=(*apart, (0.020,) * 3)).noisy  # One of nine says nothing of the others.
+    assert result("one", 10, rounds=(*apart, *((0.012,) * 3 for _ in range(4)))).noisy
     assert result("one", 10, disturbed=1).noisy
+
+
+def test_disturbed_rounds_count_only_where_too_few_others_are_there():
+    quiet, disturbed = ([0.01], Quiet(0.0, 1.0)), ([0.02], Quiet(0.0, 2.0))
+    assert counted_turns([quiet, disturbed] * ENOUGH_ROUNDS) == [quiet] * ENOUGH_ROUNDS
+    few = [quiet, disturbed] * (ENOUGH_ROUNDS - 1)
+    assert counted_turns(few) == few
+    assert "2 quiet rounds of 9" in latency_table([result("one", 10, left_out=7)])[2]
 
 
 def test_the_page_names_failures_and_noise():

@@ -17,6 +17,10 @@ from peers.preparation import compile_artifact, prepare_engine
 from peers.results import Result, wrong_outputs
 
 SECONDS_A_ROUND = 0.5
+ENOUGH_ROUNDS = 5  # Where so many were quiet, the others do not count.
+
+Turn = tuple[list[float], Quiet]
+"""Seconds of each inference, and how quiet the machine was."""
 
 OnStep = Callable[[str], None]
 OnRound = Callable[[Sequence[Result]], None]
@@ -51,7 +55,7 @@ class _Running:
     engine: Engine
     process: EngineProcess
     result: Result
-    turns: list[tuple[list[float], Quiet]] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
     repeated: int = 0
     failure: str | None = None
 
@@ -77,14 +81,16 @@ class _Running:
         """The result so far."""
         if self.failure is not None or not self.turns:
             return dataclasses.replace(self.result, failure=self.failure or "stopped before its first round")
+        counted = counted_turns(self.turns)
         return dataclasses.replace(
             self.result,
-            rounds=tuple(tuple(seconds) for seconds, _ in self.turns),
+            rounds=tuple(tuple(seconds) for seconds, _ in counted),
             repeated=self.repeated,
-            disturbed=sum(quiet.noisy for _, quiet in self.turns),
+            left_out=len(self.turns) - len(counted),
+            disturbed=sum(quiet.noisy for _, quiet in counted),
         )
 
-    def _quiet_turn(self, watch: Watch, repeats: int) -> tuple[list[float], Quiet]:
+    def _quiet_turn(self, watch: Watch, repeats: int) -> Turn:
         """Measures until the machine is quiet, a few times at most, and gives the turn with the least disturbance."""
         turns = [self._turn(watch)]
         while turns[-1][1].noisy and len(turns) <= repeats:
@@ -92,10 +98,19 @@ class _Running:
             self.repeated += 1
         return min(turns, key=lambda turn: (turn[1].noisy, turn[1].foreign_cores))
 
-    def _turn(self, watch: Watch) -> tuple[list[float], Quiet]:
+    def _turn(self, watch: Watch) -> Turn:
         watch.start(self.process.cpu_seconds())
         seconds = self.process.ask(seconds=SECONDS_A_ROUND)["seconds"]
         return seconds, watch.stop(self.process.cpu_seconds())
+
+
+def counted_turns(turns: Sequence[Turn]) -> list[Turn]:
+    """Those in which the machine was quiet, if there are enough of them, or else all.
+
+    How fast the engine was has no say in it.
+    """
+    quiet = [turn for turn in turns if not turn[1].noisy]
+    return quiet if len(quiet) >= ENOUGH_ROUNDS else list(turns)
 
 
 def measure_network(plan: Plan, watch: Watch, on_step: OnStep, on_round: OnRound) -> None:

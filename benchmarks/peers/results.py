@@ -20,9 +20,10 @@ class Result:
         network, threads, engine: names of the catalogue; `title` the engine's, `ours` whether it is ksm-hw.
         version: of the engine; empty where it did not start.
         error_of_logits: largest difference from PyTorch's, by the largest of those.
-        rounds: seconds of each inference of each round.
+        rounds: seconds of each inference of each round that counts.
         repeated: turns that were measured again because the machine was not quiet or the round lay apart.
-        disturbed: rounds that stayed so.
+        left_out: rounds that do not count because the machine was not quiet, whatever the engine did in them.
+        disturbed: rounds that count although it was not, for there were too few others.
         failure: why there are no times; None where there are.
     """
 
@@ -35,6 +36,7 @@ class Result:
     error_of_logits: float | None = None
     rounds: tuple[tuple[float, ...], ...] = ()
     repeated: int = 0
+    left_out: int = 0
     disturbed: int = 0
     failure: str | None = None
 
@@ -51,9 +53,7 @@ class Result:
     @property
     def quartiles(self) -> tuple[float, float]:
         """A quarter of the seconds of all inferences lies below the first, a quarter above the second."""
-        together = [seconds for round_ in self.rounds for seconds in round_]
-        lower, _, upper = statistics.quantiles(together, n=4, method="inclusive")
-        return lower, upper
+        return _quartiles([seconds for round_ in self.rounds for seconds in round_])
 
     @property
     def interquartile(self) -> float:
@@ -63,8 +63,14 @@ class Result:
 
     @property
     def noisy(self) -> bool:
-        """Whether the machine was not quiet in some round, or the rounds differ too much to be compared."""
-        return self.disturbed > 0 or timing_of(self.rounds).spread > NOISE_LIMIT
+        """Whether the machine was not quiet in a round that counts, or the rounds differ too much to be compared.
+
+        They do where a quarter of their medians lies so far above another quarter: the farthest two of many rounds
+        always lie far apart.
+        """
+        medians = timing_of(self.rounds).round_medians_seconds
+        lower, upper = _quartiles(medians)
+        return self.disturbed > 0 or upper - lower > NOISE_LIMIT * statistics.median(medians)
 
     def summary(self) -> dict[str, Any]:
         """For JSON: all but the single inferences, of which there are too many to read."""
@@ -81,6 +87,14 @@ class Result:
             "round_medians_seconds": timing.round_medians_seconds,
             "noisy": self.noisy,
         }
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """A quarter of the values lies below the first, a quarter above the second; of one value it is both."""
+    if len(values) == 1:
+        return values[0], values[0]
+    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return lower, upper
 
 
 def wrong_outputs(error: float) -> str | None:

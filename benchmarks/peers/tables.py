@@ -159,6 +159,8 @@ def _remarks(result: Result) -> str:
         remarks.append(f"{result.repeated} repeated")
     if result.disturbed:
         remarks.append(f"{result.disturbed} of {len(result.rounds)} rounds disturbed")
+    if result.left_out:
+        remarks.append(f"{len(result.rounds)} quiet rounds of {len(result.rounds) + result.left_out}")
     return ", ".join(remarks)
 
 
