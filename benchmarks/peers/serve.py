@@ -21,8 +21,9 @@ import numpy.typing as npt
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 WARM_UP_SECONDS = 0.15
-WARM_UP_RUNS = 3
-FEWEST_RUNS = 5
+# The least that a round has of an engine that takes seconds an inference, so that there is time for many rounds.
+WARM_UP_RUNS = 1
+FEWEST_RUNS = 2
 
 
 def measure(run: Run, image: npt.NDArray[np.float32], seconds: float) -> list[float]:
