@@ -2,8 +2,8 @@
 
 One command: it makes a virtual environment for each peer (build/peers/environments), the networks and each engine's
 file of them (build/peers/models), once, then measures. Every engine runs in a process of its own, and all take turns
-in rounds. A turn in which the machine was not quiet is measured again, and does not count where enough others do. An
-engine that fails is in the table with the reason. Ctrl-C keeps what was measured.
+in rounds. A turn in which the machine was not quiet is measured again, and of each engine's turns the quieter half
+counts. An engine that fails is in the table with the reason. Ctrl-C keeps what was measured.
 """
 
 import argparse

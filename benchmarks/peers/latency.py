@@ -17,7 +17,6 @@ from peers.preparation import compile_artifact, prepare_engine
 from peers.results import Result, wrong_outputs
 
 SECONDS_A_ROUND = 0.5
-ENOUGH_ROUNDS = 5  # Where so many were quiet, the others do not count.
 
 Turn = tuple[list[float], Quiet]
 """Seconds of each inference, and how quiet the machine was."""
@@ -70,7 +69,7 @@ class _Running:
             self.turns.append(turn)
             return
         self.repeated += 1
-        if turn[1].noisy <= self.turns[replaced][1].noisy:
+        if turn[1].disturbance <= self.turns[replaced][1].disturbance:
             self.turns[replaced] = turn
 
     def rounds_apart(self) -> list[int]:
@@ -81,12 +80,11 @@ class _Running:
         """The result so far."""
         if self.failure is not None or not self.turns:
             return dataclasses.replace(self.result, failure=self.failure or "stopped before its first round")
-        counted = counted_turns(self.turns)
+        counted = quieter_half(self.turns)
         return dataclasses.replace(
             self.result,
             rounds=tuple(tuple(seconds) for seconds, _ in counted),
             repeated=self.repeated,
-            left_out=len(self.turns) - len(counted),
             disturbed=sum(quiet.noisy for _, quiet in counted),
         )
 
@@ -96,7 +94,7 @@ class _Running:
         while turns[-1][1].noisy and len(turns) <= repeats:
             turns.append(self._turn(watch))
             self.repeated += 1
-        return min(turns, key=lambda turn: (turn[1].noisy, turn[1].foreign_cores))
+        return min(turns, key=lambda turn: turn[1].disturbance)
 
     def _turn(self, watch: Watch) -> Turn:
         watch.start(self.process.cpu_seconds())
@@ -104,13 +102,12 @@ class _Running:
         return seconds, watch.stop(self.process.cpu_seconds())
 
 
-def counted_turns(turns: Sequence[Turn]) -> list[Turn]:
-    """Those in which the machine was quiet, if there are enough of them, or else all.
+def quieter_half(turns: Sequence[Turn]) -> list[Turn]:
+    """Those that count: half of them, of an odd number the greater half, in which the machine was least disturbed.
 
-    How fast the engine was has no say in it.
+    How fast the engine was has no say in it, and every engine has as many.
     """
-    quiet = [turn for turn in turns if not turn[1].noisy]
-    return quiet if len(quiet) >= ENOUGH_ROUNDS else list(turns)
+    return sorted(turns, key=lambda turn: turn[1].disturbance)[: -(-len(turns) // 2)]
 
 
 def measure_network(plan: Plan, watch: Watch, on_step: OnStep, on_round: OnRound) -> None:

@@ -26,9 +26,14 @@ class Quiet:
     calibration: float
 
     @property
+    def disturbance(self) -> float:
+        """How far the machine was from quiet: the worse of the two, 1 where it is at its limit."""
+        return max(self.foreign_cores / FOREIGN_LIMIT, (self.calibration - 1) / (SLOWER_LIMIT - 1))
+
+    @property
     def noisy(self) -> bool:
         """Whether a measurement made in that turn is to be repeated."""
-        return self.foreign_cores > FOREIGN_LIMIT or self.calibration > SLOWER_LIMIT
+        return self.disturbance > 1
 
 
 class Watch:

@@ -20,10 +20,9 @@ class Result:
         network, threads, engine: names of the catalogue; `title` the engine's, `ours` whether it is ksm-hw.
         version: of the engine; empty where it did not start.
         error_of_logits: largest difference from PyTorch's, by the largest of those.
-        rounds: seconds of each inference of each round that counts.
+        rounds: seconds of each inference of each round that counts, the quieter half of all rounds.
         repeated: turns that were measured again because the machine was not quiet or the round lay apart.
-        left_out: rounds that do not count because the machine was not quiet, whatever the engine did in them.
-        disturbed: rounds that count although it was not, for there were too few others.
+        disturbed: rounds that count in which the machine was not quiet, for the others were worse.
         failure: why there are no times; None where there are.
     """
 
@@ -36,7 +35,6 @@ class Result:
     error_of_logits: float | None = None
     rounds: tuple[tuple[float, ...], ...] = ()
     repeated: int = 0
-    left_out: int = 0
     disturbed: int = 0
     failure: str | None = None
 

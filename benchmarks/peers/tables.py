@@ -18,7 +18,7 @@ def markdown(results: Sequence[Result], costs: Sequence[TaskCost], facts: Mappin
         parts += [*overview(results), ""]
         for (network, threads), cell in cells(results).items():
             parts += [f"## {NETWORKS[network]}, {_threads(threads)}", "", *latency_table(cell), ""]
-        parts += [*noise_lines(results), "", f"Versions: {versions(results)}.", ""]
+        parts += [noise_line(results), "", f"Versions: {versions(results)}.", ""]
     if costs:
         for network, threads in dict.fromkeys((cost.network, cost.threads) for cost in costs):
             table = task_table([cost for cost in costs if (cost.network, cost.threads) == (network, threads)])
@@ -82,18 +82,13 @@ def latency_table(cell: Sequence[Result]) -> list[str]:
     return lines
 
 
-def noise_lines(results: Sequence[Result]) -> list[str]:
-    """How much was repeated, and which results stay noisy."""
-    noisy = [
-        f"{result.title} on {NETWORKS[result.network]} with {_threads(result.threads)}"
-        for result in results
-        if result.measured and result.noisy
-    ]
-    repeated = sum(result.repeated for result in results)
-    return [
-        f"Rounds measured again: {repeated}. Results that stay noisy: {len(noisy)}"
-        + (f" ({'; '.join(noisy)})." if noisy else ".")
-    ]
+def noise_line(results: Sequence[Result]) -> str:
+    """How much was repeated, and how many results stay noisy."""
+    measured = [result for result in results if result.measured]
+    noisy = sum(result.noisy for result in measured)
+    repeated = sum(result.repeated for result in measured)
+    rule = "Of each engine's rounds the quieter half counts."
+    return f"{rule} Measured again: {repeated}. Noisy results: {noisy} of {len(measured)}."
 
 
 def versions(results: Sequence[Result]) -> str:
@@ -159,8 +154,6 @@ def _remarks(result: Result) -> str:
         remarks.append(f"{result.repeated} repeated")
     if result.disturbed:
         remarks.append(f"{result.disturbed} of {len(result.rounds)} rounds disturbed")
-    if result.left_out:
-        remarks.append(f"{len(result.rounds)} quiet rounds of {len(result.rounds) + result.left_out}")
     return ", ".join(remarks)
 
 
