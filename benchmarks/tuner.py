@@ -44,14 +44,14 @@ def tune_once(side: str, trials: int) -> dict[str, Any]:
 
 
 def tune_with_ksm_hw(functions: Any, target: Any, folder: Path, trials: int) -> tuple[int, int]:
-    """Ours; how many trials, repeated ones included, and how many candidates failed."""
+    """Ours; how many candidates, each counted once, and how many of them failed."""
     from ksm_hw.compiler.measure_candidates import CandidateMeasurer
     from ksm_hw.compiler.tune import tune_functions
     from ksm_hw.compiler.tuning_records import create_records
 
     with CandidateMeasurer(target, None) as measurer:
         result = tune_functions(functions, create_records(folder, target), measurer, trials=trials)
-    return result.measured + result.again, result.failed
+    return result.measured, result.failed
 
 
 def tune_with_tune_relax(functions: Any, target: Any, folder: Path, trials: int) -> tuple[int, int]:

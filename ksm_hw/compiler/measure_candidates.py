@@ -108,14 +108,19 @@ class CandidateMeasurer:
         self._folder.cleanup()
 
     def measure(
-        self, schedules: Sequence[Schedule], arguments: Sequence[Sequence[ArgInfo]], limits: Sequence[float]
+        self,
+        schedules: Sequence[Schedule],
+        arguments: Sequence[Sequence[ArgInfo]],
+        limits: Sequence[float],
+        turns: int = 1,
     ) -> Iterator[Measurement]:
-        """Measures schedules; yields in their order, each as soon as it is there.
+        """Measures schedules; yields in their order, turn by turn, each as soon as it is there.
 
         Args:
             schedules: of functions `main`.
             arguments: what each of them takes.
             limits: seconds of each: one that takes longer in a first short measurement gets no other.
+            turns: how often each is measured, built but once.
 
         Raises:
             UserError: all boards are gone.
@@ -133,14 +138,25 @@ class CandidateMeasurer:
         errors: Iterator[str] = (_outcome(build)[1] for build in builds)
         if self._board is None:
             errors = iter(list(errors))  # A build beside it would disturb a measurement on this machine.
-        measurements = []
+        libraries, failures = [], []
+        futures: list[Future[list[float]] | None] = []
         for error, path, infos, limit in zip(errors, paths, arguments, limits, strict=True):
             tensors = tuple((str(info.dtype), tuple(map(int, info.shape))) for info in infos)
-            library = _Library(str(path), self._target.device, tensors, limit)
-            measurements.append((error, library, None if error else self._submit(library)))
-        for error, library, future in measurements:
-            yield self._measured(library, future) if future is not None else Measurement(error=error)
-            Path(library.path).unlink(missing_ok=True)
+            libraries.append(_Library(str(path), self._target.device, tensors, limit))
+            failures.append(error)
+            futures.append(None if error else self._submit(libraries[-1]))
+        for _ in range(turns - 1):
+            futures += [
+                None if error else self._submit(library) for error, library in zip(failures, libraries, strict=True)
+            ]
+        for place, future in enumerate(futures):
+            number = place % len(libraries)
+            if future is None:
+                yield Measurement(error=failures[number])
+            else:
+                yield self._measured(libraries[number], future)
+        for path in paths:
+            path.unlink(missing_ok=True)
 
     def _submit(self, library: _Library) -> "Future[list[float]]":
         threads = self._target.cpu.get("num-cores", 1)
@@ -179,9 +195,11 @@ def _pool(workers: int) -> ProcessPool:
     # Pebble looks for finished work this often, and by itself a tenth of a second is as long as a measurement.
     CONSTS.sleep_unit = 0.01
     # TVM's code generation keeps some memory of every schedule. Not forked: TVM has threads.
-    return ProcessPool(
+    pool = ProcessPool(
         workers, max_tasks=500, initializer=prepare_process, context=multiprocessing.get_context("spawn")
     )
+    pool.schedule(time.monotonic)  # So that its processes start now, and import TVM while the network is lowered.
+    return pool
 
 
 def _outcome(future: "Future[Any]") -> tuple[Any, str]:

@@ -18,7 +18,7 @@ import numpy as np
 import tvm
 from tvm.s_tir import Schedule
 from tvm.s_tir.meta_schedule.cost_model import XGBModel
-from tvm.s_tir.meta_schedule.database import TuningRecord, Workload
+from tvm.s_tir.meta_schedule.database import TuningRecord
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
 
@@ -133,6 +133,10 @@ def tune_functions(
     return _Search(records, operators, measurer, trials, on_progress).run()
 
 
+# A candidate of an operator, and the seconds of its runs.
+_Result = tuple[Operator, Schedule, Sequence[float]]
+
+
 class _Search:
     """A tune under way."""
 
@@ -150,8 +154,7 @@ class _Search:
         self.failures: list[TuningRecord] = []  # Not written until a trial succeeds: the fault may be outside.
         self.random = np.random.default_rng(self.done)
         self.model = XGBModel(num_warmup_samples=0)
-        if self.done < trials:
-            self._learn_records()
+        self.unlearned = self._known_results()  # What the model was not trained with yet.
 
     @property
     def done(self) -> int:
@@ -164,12 +167,11 @@ class _Search:
     def run(self) -> TuneResult:
         """Measures until there are enough trials, or nothing is left to try, and then the finalists."""
         while batch := self._next_batch():
-            limits = [HOPELESS * operator.best for operator, _ in batch]
-            self._learn_batch(batch, self._measure(batch, limits))
+            self._measure(batch, [HOPELESS * operator.best for operator, _ in batch])
         if self.failed == self.done:
             raise self._all_failed()
         while batch := self._finalists():
-            self._measure(batch, [float("inf")] * len(batch))
+            self._measure(batch, [float("inf")] * len(batch), turns=MEASUREMENTS - 1)
         return TuneResult(
             operators=len(self.operators),
             trials=self.done,
@@ -206,8 +208,9 @@ class _Search:
 
     def _most_promising(self, operator: Operator, untried: list[Schedule]) -> list[Schedule]:
         """The candidates by the model's opinion, every fourth at random: the model learns from surprises."""
-        if self.model.data_size < WARM_UP:
+        if self.model.data_size + len(self.unlearned) < WARM_UP:
             return untried
+        self._learn()
         scores = self.model.predict(operator.context, [self._candidate(operator, schedule) for schedule in untried])
         ranked = [untried[index] for index in np.argsort(-scores)]
         for place in range(3, len(ranked), 4):
@@ -215,32 +218,17 @@ class _Search:
             ranked[place], ranked[other] = ranked[other], ranked[place]
         return ranked
 
-    def _measure(self, batch: list[tuple[Operator, Schedule]], limits: list[float]) -> list[Measurement]:
+    def _measure(self, batch: list[tuple[Operator, Schedule]], limits: list[float], turns: int = 1) -> None:
         schedules = [schedule for _, schedule in batch]
         arguments = [operator.arguments for operator, _ in batch]
-        measurements = []
+        measurements = self.measurer.measure(schedules, arguments, limits, turns)
         try:
-            for (operator, schedule), measurement in zip(
-                batch, self.measurer.measure(schedules, arguments, limits), strict=True
-            ):
-                measurements.append(measurement)
+            for (operator, schedule), measurement in zip(batch * turns, measurements, strict=True):
                 self._note(operator, schedule, measurement)
                 if self.failed == self.done >= FIRST_FAILURES:
                     raise self._all_failed()
         finally:
             self.records.write_header()
-        return measurements
-
-    def _learn_batch(self, batch: list[tuple[Operator, Schedule]], measurements: list[Measurement]) -> None:
-        for operator in dict.fromkeys(operator for operator, _ in batch):
-            self._learn(
-                operator,
-                [
-                    (schedule, measurement.seconds)
-                    for (other, schedule), measurement in zip(batch, measurements, strict=True)
-                    if other is operator and not measurement.error
-                ],
-            )
 
     def _note(self, operator: Operator, schedule: Schedule, measurement: Measurement) -> None:
         """Writes a trial into the records, and tells of it."""
@@ -251,6 +239,8 @@ class _Search:
         else:
             self.measured += 1
         earlier.append(seconds_of(runs))
+        if not measurement.error:
+            self.unlearned.append((operator, schedule, runs))
         target = operator.context.target
         self.failures.append(TuningRecord(schedule.trace, operator.workload, runs, target, operator.arguments))
         if self.failed < self.done:
@@ -276,22 +266,23 @@ class _Search:
         total = sum(operator.calls * seconds(operator) for operator in self.operators)
         return total if total < float("inf") else None
 
-    def _learn_records(self) -> None:
-        workloads = {operator.workload: operator for operator in self.operators}
-        known: dict[Workload, list[tuple[Schedule, Sequence[float]]]] = {}
-        for record in self.records.database.get_all_tuning_records():
-            if record.workload in workloads and seconds_of(record.run_secs) < LONGEST_RUN:
-                schedule = record.as_measure_candidate().sch
-                known.setdefault(record.workload, []).append((schedule, record.run_secs))
-        for workload, results in known.items():
-            self._learn(workloads[workload], results)
+    def _known_results(self) -> list[_Result]:
+        operators = {operator.workload: operator for operator in self.operators}
+        return [
+            (operators[record.workload], record.as_measure_candidate().sch, list(map(float, record.run_secs)))
+            for record in self.records.database.get_all_tuning_records()
+            if record.workload in operators and seconds_of(record.run_secs) < LONGEST_RUN
+        ]
 
-    def _learn(self, operator: Operator, results: Sequence[tuple[Schedule, Sequence[float]]]) -> None:
-        """Trains the model."""
-        if results:
-            candidates = [self._candidate(operator, schedule) for schedule, _ in results]
-            seconds = [RunnerResult([float(run) for run in runs], None) for _, runs in results]
-            self.model.update(operator.context, candidates, seconds)
+    def _learn(self) -> None:
+        """Trains the model with what it has not seen. Only when its opinion counts: to import XGBoost takes seconds."""
+        results: dict[Operator, list[tuple[Schedule, Sequence[float]]]] = {}
+        for operator, schedule, runs in self.unlearned:
+            results.setdefault(operator, []).append((schedule, runs))
+        for operator, own in results.items():
+            candidates = [self._candidate(operator, schedule) for schedule, _ in own]
+            self.model.update(operator.context, candidates, [RunnerResult(list(runs), None) for _, runs in own])
+        self.unlearned.clear()
 
     def _candidate(self, operator: Operator, schedule: Schedule) -> MeasureCandidate:
         return MeasureCandidate(schedule, operator.arguments)
