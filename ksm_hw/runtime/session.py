@@ -222,7 +222,8 @@ class Session:
         if entry.rewrite is None:
             return self._parameters[task]
         with self._working():
-            weights = list(self._machine[entry.rewrite](self._rewrite_arguments[task]))
+            # A slice of TVM's array is a list, and made five times as fast as by iterating over it.
+            weights: Weights = self._machine[entry.rewrite](self._rewrite_arguments[task])[:]
             self._device.sync()
             return weights
 
