@@ -27,7 +27,7 @@ def tune_once(side: str, trials: int) -> dict[str, Any]:
     """One turn, in this process: seconds, trials, and how many of them failed."""
     import tvm
 
-    from ksm_hw.compiler.compile import main_functions
+    from ksm_hw.compiler.relax import main_functions
     from ksm_hw.compiler.targets import load_target
     from ksm_hw.masks.bundle import load_bundle
     from ksm_hw.resources import shipped_bundle

@@ -2,8 +2,10 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import board_processes
 import pytest
 from PIL import Image
 from random_tasks import random_bundle
@@ -11,6 +13,7 @@ from skimage import data as photographs_of_skimage
 
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, save_bundle
+from ksm_hw.runtime.board import BoardAddress
 
 # The one that compiles and switches quickest, and still has plain and depthwise convolutions, split, concat, shuffling.
 SMALL_NETWORK = "shufflenet_v2_x0_5"
@@ -87,3 +90,17 @@ def opencl() -> None:
         load_opencl_runtime()
     except UserError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    with board_processes.tracker(tmp_path_factory.mktemp("tracker")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def emulated(tracker: tuple[str, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[BoardAddress]:
+    """A Cortex-A72, as a Raspberry Pi 4 has."""
+    folder = tmp_path_factory.mktemp("emulated")
+    with board_processes.board(tracker, "emulated", folder, environment={"QEMU_CPU": "cortex-a72"}):
+        yield BoardAddress(tracker=tracker, key="emulated")

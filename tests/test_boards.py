@@ -30,20 +30,6 @@ pytestmark = needs_emulated_board
 
 
 @pytest.fixture(scope="module")
-def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    with board_processes.tracker(tmp_path_factory.mktemp("tracker")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def emulated(tracker: tuple[str, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[BoardAddress]:
-    """A Cortex-A72, as a Raspberry Pi 4 has."""
-    folder = tmp_path_factory.mktemp("emulated")
-    with board_processes.board(tracker, "emulated", folder, environment={"QEMU_CPU": "cortex-a72"}):
-        yield BoardAddress(tracker=tracker, key="emulated")
-
-
-@pytest.fixture(scope="module")
 def here(tracker: tuple[str, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[BoardAddress]:
     """This machine as a board: for what does not need another CPU, and should not wait for an emulator."""
     folder = tmp_path_factory.mktemp("here")

@@ -269,6 +269,18 @@ def test_tiles_fit_the_registers(pixels, channels, lanes, registers):
         assert tile_pixels * tile_channels <= lanes * registers
 
 
+@pytest.mark.parametrize(("mcpu", "products"), [("znver4", 1), ("znver5", 2), ("skylake-avx512", 2), ("znver3", 2)])
+def test_a_cpu_that_halves_its_vectors_is_known(mcpu, products):
+    assert vector_unit(tvm.target.Target({"kind": "llvm", "mcpu": mcpu})).products == products
+
+
+def test_a_core_that_starts_one_product_a_cycle_gets_tiles_that_fit_the_map():
+    """Ten pixels of 49 are right only where two start: measured on Zen 4, up to twice as slow as seven."""
+    for products, pixels in ((1, 7), (2, 10)):
+        unit = VectorUnit(lanes=16, registers=32, cores=2, products=products)
+        assert ranked_tiles(49, 512, 4608, unit)[0][0] == (pixels, 32)
+
+
 class Affine(nn.Module):
     """A BatchNorm that no convolution can absorb, as DenseNet has: a scale and a shift for each channel."""
 

@@ -9,7 +9,7 @@ from ksm_hw.errors import UserError
 
 # isort: off
 # Importing a module adds its commands to the application, in the order of the help.
-from ksm_hw.cli import train, compile, tune, run, check, profile, listings, targets, boards, opencl  # noqa: F401
+from ksm_hw.cli import train, compile, tune, run, check, profile, listings, targets, boards, opencl, relay  # noqa: F401
 
 __all__ = ["app", "main"]
 

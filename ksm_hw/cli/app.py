@@ -21,6 +21,7 @@ messages = Console(stderr=True)
 
 # The choices of options are written out, because the modules that own them import NumPy or torch.
 Fold = Literal["switch", "bake", "fused"]
+IntermediateRepresentation = Literal["relax", "relay"]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ArtifactPath = Annotated[Path, typer.Argument(help="Folder that `ksm-hw compile` wrote.", show_default=False)]
 ArtifactPaths = Annotated[list[Path], typer.Argument(help="Folders that `ksm-hw compile` wrote.", show_default=False)]

@@ -10,6 +10,7 @@ from ksm_hw.cli.app import (
     CudaArch,
     Fold,
     HostTarget,
+    IntermediateRepresentation,
     Json,
     TargetFile,
     TargetName,
@@ -28,6 +29,7 @@ from ksm_hw.cli.app import (
         "ksm-hw compile --target rpi5 --task all --runner",
         "ksm-hw compile --target rpi5 --task all --tuned tuned/rpi5",
         "ksm-hw compile --target cuda --arch sm_80 --task all",
+        "ksm-hw compile --target host --task all --ir relay",
     ),
 )
 def compile_command(
@@ -46,6 +48,10 @@ def compile_command(
     runner: Annotated[
         bool, typer.Option("--runner", help="Put in a program that runs the artifact without Python.")
     ] = False,
+    ir: Annotated[
+        IntermediateRepresentation,
+        typer.Option(help="The compiler to go through. relay is that of TVM 0.19: `ksm-hw relay install`."),
+    ] = "relax",
     target_file: TargetFile = None,
     host: HostTarget = None,
     arch: CudaArch = None,
@@ -71,6 +77,7 @@ def compile_command(
             batch=batch,
             runner=runner,
             tuned=tuned,
+            ir=ir,
             on_step=lambda step: status.update(step),
         )
     sizes = {str(path): sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in artifacts}

@@ -9,9 +9,7 @@ from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
 from ksm_hw.models.backbones import build_backbone, head_path
-
-# Names of the head's parameters, whatever the network calls them.
-HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
+from ksm_hw.runtime.task_parameters import HEAD_BIAS, HEAD_WEIGHT
 
 
 class _BatchNormOfParameters(nn.Module):

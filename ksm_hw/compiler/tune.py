@@ -22,9 +22,9 @@ from tvm.s_tir.meta_schedule.database import TuningRecord
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
 
-from ksm_hw.compiler.compile import main_functions
 from ksm_hw.compiler.measure_candidates import CandidateMeasurer, Measurement
 from ksm_hw.compiler.operators import Operator, find_operators, key_of, seconds_of
+from ksm_hw.compiler.relax import main_functions
 from ksm_hw.compiler.targets import CompileTarget
 from ksm_hw.compiler.tuning_records import TuningRecords, create_records
 from ksm_hw.errors import UserError

@@ -92,7 +92,7 @@ class Storage:
     """Sizes of files, in bytes.
 
     Attributes:
-        library_bytes: the compiled library; with `bake` the weights are inside.
+        library_bytes: the compiled libraries; with `bake` the weights are inside.
         backbone_bytes: the backbone's file.
         bundle_bytes: that and all task packs.
         copies_bytes: what full copies would take: for each task the backbone and its own head.
@@ -111,7 +111,8 @@ class ArtifactReport:
     Attributes:
         artifact: the folder.
         date: when it was measured, ISO 8601, UTC.
-        backbone, target, fold, precision, tvm_version, input_shape: of the manifest; `tvm_target` the target for TVM.
+        backbone, target, fold, precision, ir, tvm_version, input_shape: of the manifest; `tvm_target` the target for
+            TVM.
         machine: what it was measured on, `threads` how many the runtime used there.
         load_seconds: from the folder to a session that is ready; once, not repeated.
         tasks: one entry a task.
@@ -127,6 +128,7 @@ class ArtifactReport:
     tvm_target: dict[str, Any]
     fold: str
     precision: str
+    ir: str
     tvm_version: str
     input_shape: tuple[int, int, int, int]
     machine: Machine
@@ -212,6 +214,7 @@ def _compile_unmasked(manifest: "Manifest", bundle: "Bundle", output: Path, on_s
         output,
         fold="bake" if manifest.fold == "bake" else "switch",
         batch=manifest.input_shape[0],
+        ir=manifest.ir,
         on_step=lambda step: on_step(f"without masks: {step}"),
     )
     return folder
@@ -252,8 +255,6 @@ def _measure_rounds(masked: Measured, plain: Measured | None, tasks: list[str], 
 def _report(
     folder: Path, manifest: "Manifest", bundle: "Bundle", times: _Times, facts: dict[str, Any]
 ) -> ArtifactReport:
-    from ksm_hw.runtime.artifact import LIBRARY
-
     backbone_bytes = (folder / "backbone.safetensors").stat().st_size
     pack_bytes = {task: (folder / "tasks" / f"{task}.safetensors").stat().st_size for task in bundle.packs}
     copy = timing_of(times.copies) if all(times.copies) else None
@@ -274,6 +275,7 @@ def _report(
         tvm_target=dict(manifest.tvm_target),
         fold=manifest.fold,
         precision=manifest.precision,
+        ir=manifest.ir,
         tvm_version=facts["tvm_version"],
         input_shape=manifest.input_shape,
         machine=Machine(**facts["machine"]),
@@ -290,7 +292,7 @@ def _report(
             process_start_bytes=facts["process_start_bytes"],
         ),
         storage=Storage(
-            library_bytes=(folder / LIBRARY).stat().st_size,
+            library_bytes=sum((folder / name).stat().st_size for name in manifest.libraries),
             backbone_bytes=backbone_bytes,
             bundle_bytes=backbone_bytes + sum(pack_bytes.values()),
             copies_bytes=len(tasks) * backbone_bytes + heads,

@@ -132,6 +132,8 @@ def profile_artifact(
 
     folder = Path(artifact)
     manifest, packs = read_manifest(folder), load_bundle(folder).packs
+    if manifest.ir != "relax":
+        raise UserError(f"{folder} was compiled through Relay, whose operators are not told apart. Use --ir relax.")
     task = task_of(packs, task).task if task is not None else next(iter(packs))
     with contextlib.ExitStack() as stack:
         on_step("load")

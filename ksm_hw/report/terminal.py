@@ -54,7 +54,7 @@ def machine_facts(report: ArtifactReport) -> list[tuple[str, str]]:
     target = ", ".join(f"{key} {value}" for key, value in report.tvm_target.items())
     return [
         ("network", f"{report.backbone}, {batch} × {height} × {width} pixels, {report.precision}, {report.fold}"),
-        ("target", f"{report.target} ({target}), TVM {report.tvm_version}"),
+        ("target", f"{report.target} ({target}), TVM {report.tvm_version} ({report.ir})"),
         (
             "machine",
             f"{machine.cpu} ({machine.architecture}), {machine.cores} cores, {_threads(report.threads)}, "

@@ -1,7 +1,7 @@
 """An artifact: what `ksm-hw compile` writes, and all that a device needs.
 
     manifest.json          what was compiled, and size and SHA-256 of every other file
-    model.so               the library
+    model.so               the library; of Relay one for each function that a task uses
     bundle.json, backbone.safetensors, tasks/, samples/     the bundle that was compiled
     runner/                with `--runner`: the program that runs it where there is no Python
 
@@ -10,20 +10,19 @@ So an artifact is a bundle too, and `ksm_hw.masks.bundle.load_bundle` reads it.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from ksm_hw.errors import UserError
 from ksm_hw.files import sha256_of_file, written_folder
 from ksm_hw.masks.bundle import Bundle, save_bundle
 
-if TYPE_CHECKING:
-    from tvm import relax
-
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 LIBRARY = "model.so"
+
+IntermediateRepresentation = Literal["relax", "relay"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class Manifest:
         cores: numbers of the CPU's cores that the session pins its threads to; empty for a CPU whose cores are alike.
         fold: `switch`, `bake` or `fused`.
         precision: dtype of the arithmetic.
+        ir: what the compiler went through: `relax`, or `relay`, whose libraries are one a function, FUNCTION.so.
         tvm_version: of the compiler.
         input_shape, output_shape: [N, 3, H, W], and [N, classes] with as many classes as the largest task.
         workspace_bytes: activations that the memory plan holds at once.
@@ -73,6 +73,7 @@ class Manifest:
     cores: tuple[int, ...]
     fold: str
     precision: str
+    ir: IntermediateRepresentation
     tvm_version: str
     input_shape: tuple[int, int, int, int]
     output_shape: tuple[int, int]
@@ -81,25 +82,37 @@ class Manifest:
     tasks: Mapping[str, TaskEntry]
 
     @property
+    def libraries(self) -> tuple[str, ...]:
+        """Names of the compiled libraries' files."""
+        if self.ir == "relax":
+            return (LIBRARY,)
+        functions = {name for entry in self.tasks.values() for name in (entry.main, entry.rewrite) if name is not None}
+        return tuple(sorted(f"{function}.so" for function in functions))
+
+    @property
     def cpu(self) -> Mapping[str, Any]:
         """The TVM dictionary of the CPU: that of the target, or of a GPU's host."""
         return self.tvm_target if self.device == "cpu" else self.tvm_target["host"]
 
 
 def write_artifact(
-    folder: Path, manifest: Manifest, executable: "relax.VMExecutable", bundle: Bundle, runner: bool = False
+    folder: Path, manifest: Manifest, export: Callable[[Path], None], bundle: Bundle, runner: bool = False
 ) -> None:
     """Writes an artifact, whole or not at all; with `runner` the program for boards without Python too.
+
+    Args:
+        folder: to write.
+        manifest: what the artifact is.
+        export: writes the libraries into a folder.
+        bundle: backbone and tasks.
+        runner: whether to add the program.
 
     Raises:
         UserError: the folder cannot be written, or there is no linker, or what the runner needs is missing.
     """
-    from ksm_hw.compiler.build import export_library
-    from ksm_hw.compiler.linker import architecture_of
-
     with written_folder(folder) as temporary:
         save_bundle(bundle, temporary)
-        export_library(executable, temporary / LIBRARY, architecture_of(manifest.cpu))
+        export(temporary)
         if runner:
             from ksm_hw.compiler.runner import add_runner
 
@@ -132,12 +145,13 @@ def read_manifest(folder: Path) -> Manifest:
         }
         if not tasks:
             raise ValueError("it names no tasks")
-        if unlisted := {LIBRARY, "bundle.json", *(f"tasks/{task}.safetensors" for task in tasks)} - files.keys():
-            raise ValueError(f"it does not list {', '.join(sorted(unlisted))}")
         for key in ("cpu_features", "cores", "input_shape", "output_shape"):
             content[key] = tuple(content[key])
         operators = {symbol: OperatorCost(**cost) for symbol, cost in content.pop("operators").items()}
         manifest = Manifest(tasks=tasks, operators=operators, **content)
+        packs = (f"tasks/{task}.safetensors" for task in tasks)
+        if unlisted := {*manifest.libraries, "bundle.json", *packs} - files.keys():
+            raise ValueError(f"it does not list {', '.join(sorted(unlisted))}")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"No artifact at {folder}: manifest.json is missing. Make one with `ksm-hw compile`."

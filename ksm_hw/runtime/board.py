@@ -21,15 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksm_hw.errors import UserError
-from ksm_hw.runtime.artifact import Manifest, checked_files, read_manifest
+from ksm_hw.runtime.artifact import checked_files, read_manifest
 from ksm_hw.runtime.board_server import kept_name
+from ksm_hw.runtime.remote_session import RemoteSession
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-    from ksm_hw.masks.task_pack import TaskPack
-    from ksm_hw.runtime.session import Session
 
 DEFAULT_KEY = "board"  # Of a server that was started without a tracker.
 PATIENCE = 600.0  # Seconds that a board may take for one answer.
@@ -266,7 +264,7 @@ class Board:
         # The session ends when nothing refers to it, and tensors that do may hang in cycles.
         gc.collect()
 
-    def load(self, artifact: str | Path, threads: int | None = None) -> "BoardSession":
+    def load(self, artifact: str | Path, threads: int | None = None) -> RemoteSession:
         """Loads an artifact on the board; what it already keeps of it is not sent again.
 
         Raises:
@@ -275,7 +273,7 @@ class Board:
         folder = Path(artifact)
         manifest = read_manifest(folder)
         task = self.call("load", self._send(folder), threads or 0)["task"]
-        return BoardSession(self, folder, manifest, task)
+        return RemoteSession(self, folder, manifest, task)
 
     @contextlib.contextmanager
     def measuring_process(self, artifact: Path, threads: int | None = None) -> "Iterator[BoardMeasurement]":
@@ -381,54 +379,3 @@ class BoardMeasurement:
     def ask(self, command: str, **arguments: Any) -> Any:
         """One measurement (`measuring.measure`)."""
         return self._board.call("measure", self._number, json.dumps({"command": command, **arguments}))
-
-
-class BoardSession:
-    """An artifact on a board: what `Session` is on this machine, for one thread."""
-
-    def __init__(self, board: Board, folder: Path, manifest: Manifest, task: str) -> None:
-        from ksm_hw.masks.bundle import load_bundle
-
-        self.manifest = manifest
-        self.packs: dict[str, TaskPack] = dict(load_bundle(folder).packs)
-        self.task = task
-        self._board = board
-
-    @property
-    def tasks(self) -> list[str]:
-        """Names of all tasks."""
-        return list(self.packs)
-
-    def switch(self, task: str) -> float:
-        """Makes a task the current one and returns the seconds that the board took."""
-        seconds: float = self._board.call("switch", task)
-        self.task = task
-        return seconds
-
-    def run(self, images: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":
-        """Runs a batch and returns the logits, float32 [N, classes of the task]."""
-        return self._board.run(images)
-
-    def run_all(self, images: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":
-        """The current task's logits of any number of images, float32 [M, classes]."""
-        from ksm_hw.runtime.session import run_in_batches
-
-        return run_in_batches(self.run, images, self.manifest.input_shape[0])
-
-
-@contextlib.contextmanager
-def open_session(
-    artifact: Path, board: BoardAddress | None = None, threads: int | None = None
-) -> "Iterator[Session | BoardSession]":
-    """An artifact's session, on a board or on this machine.
-
-    Raises:
-        UserError: as `Session.load`, `connected_board` and `Board.load`.
-    """
-    if board is None:
-        from ksm_hw.runtime.session import Session
-
-        yield Session.load(artifact, threads=threads)
-        return
-    with connected_board(board) as connected:
-        yield connected.load(artifact, threads)

@@ -5,7 +5,7 @@ JSON and tensors, and a failure that a user can mend comes as {"error": message}
 
     ksm_hw.board.missing(names)                 those of the files that the board does not hold; see `kept_name`
     ksm_hw.board.keep(name)                     takes the uploaded file of that name into the board's cache
-    ksm_hw.board.load(manifest, threads)        loads an artifact of kept files into a `Session`
+    ksm_hw.board.load(manifest, threads)        loads an artifact of kept files into a session
     ksm_hw.board.switch(task)                   `Session.switch`: seconds
     ksm_hw.board.run(images)                    `Session.run`: a tensor
     ksm_hw.board.measure_load(manifest, threads)  loads an artifact in a process of its own: its number and its facts
@@ -212,9 +212,10 @@ class _Served:
 
     @_answer
     def load(self, manifest: str, threads: int) -> dict[str, Any]:
-        from ksm_hw.runtime.session import Session
+        from ksm_hw.runtime.open_session import open_session
 
-        self.session = Session.load(self._artifact(manifest), threads=threads or None)
+        opened = open_session(self._artifact(manifest), threads=threads or None)
+        self.session = self.open_processes.enter_context(opened)
         return {"task": self.session.task}
 
     @_answer

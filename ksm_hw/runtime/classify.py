@@ -7,7 +7,9 @@ import numpy as np
 
 from ksm_hw.errors import UserError
 from ksm_hw.models.preprocessing import preprocess_batch, read_image
-from ksm_hw.runtime.board import BoardAddress, BoardSession, open_session
+from ksm_hw.runtime.board import BoardAddress
+from ksm_hw.runtime.open_session import open_session
+from ksm_hw.runtime.remote_session import RemoteSession
 from ksm_hw.runtime.session import Session
 
 
@@ -38,7 +40,7 @@ def classify(
         return _classify(session, images, task, top)
 
 
-def _classify(session: Session | BoardSession, images: list[Path], task: str | None, top: int) -> list[Classification]:
+def _classify(session: Session | RemoteSession, images: list[Path], task: str | None, top: int) -> list[Classification]:
     if task is None and len(session.tasks) > 1:
         raise UserError(f"The artifact holds several tasks; give one with --task: {', '.join(session.tasks)}.")
     session.switch(task or session.task)

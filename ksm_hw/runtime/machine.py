@@ -4,8 +4,11 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from ksm_hw.errors import UserError
 
 # Linux tells an ARM program of the CPU's instructions in two words of bits, by the names of /proc/cpuinfo. The words
 # are asked for, and not that file, because an emulator's /proc/cpuinfo is that of the machine below.
@@ -65,6 +68,25 @@ def cpu_features() -> frozenset[str] | None:
         return None
     line = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
     return frozenset(line.split())
+
+
+def check_cpu_features(needed: Collection[str], compiled_for: str) -> None:
+    """Finds code that this CPU cannot run before it does, for then the process would die of an illegal instruction.
+
+    Args:
+        needed: instructions that the code may use, by their names in /proc/cpuinfo.
+        compiled_for: the CPU that the code was compiled for.
+
+    Raises:
+        UserError: the CPU lacks one of them.
+    """
+    features = cpu_features()
+    missing = sorted(set(needed) - features) if features is not None else []
+    if missing:
+        raise UserError(
+            f"The artifact was compiled for {compiled_for} and uses {', '.join(missing)}, which this CPU "
+            f"({platform.machine()}) lacks. Compile it on or for this machine."
+        )
 
 
 def _cpu_model() -> str:

@@ -2,29 +2,34 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tvm
 
+from ksm_hw.runtime.artifact import read_manifest
 from ksm_hw.runtime.machine import process_peak_bytes, this_machine
-from ksm_hw.runtime.session import Session
 from ksm_hw.runtime.task_parameters import is_shared, task_parameters
+
+if TYPE_CHECKING:
+    from ksm_hw.compiler.relay.session import RelaySession
+    from ksm_hw.runtime.session import Session
 
 WARM_UP_RUNS = 3  # Of each task in each round, not counted.
 _SHORTEST = 1e-8  # Seconds of a call that took less than what is known of the watching; rates need more than 0.
 
 
-def load_measured(artifact: Path, threads: int | None = None) -> tuple[Session, dict[str, Any]]:
+def load_measured(artifact: Path, threads: int | None = None) -> "tuple[Session | RelaySession, dict[str, Any]]":
     """Loads an artifact, and gives the facts of that: seconds, bytes before it, the machine.
 
     Raises:
         UserError: as `Session.load`.
     """
+    load = _loader(artifact)
     machine, process_start_bytes = this_machine(), process_peak_bytes()
     start = time.perf_counter()
-    session = Session.load(artifact, threads=threads)
+    session = load(artifact, threads=threads)
     return session, {
         "load_seconds": time.perf_counter() - start,
         "process_start_bytes": process_start_bytes,
@@ -34,7 +39,18 @@ def load_measured(artifact: Path, threads: int | None = None) -> tuple[Session, 
     }
 
 
-def measure(session: Session, command: str, **arguments: Any) -> Any:
+def _loader(artifact: Path) -> "Callable[..., Session | RelaySession]":
+    """What loads an artifact in this process: of Relay's only its own environment can."""
+    if read_manifest(artifact).ir == "relay":
+        from ksm_hw.compiler.relay.session import RelaySession
+
+        return RelaySession.load
+    from ksm_hw.runtime.session import Session
+
+    return Session.load
+
+
+def measure(session: "Session | RelaySession", command: str, **arguments: Any) -> Any:
     """One measurement: `run` or `calls` (task, repeats), `switch` (tasks, rounds), `copy` (repeats) or `memory`.
 
     Returns:
@@ -46,19 +62,22 @@ def measure(session: Session, command: str, **arguments: Any) -> Any:
             session.measure_run(WARM_UP_RUNS)
             return session.measure_run(arguments["repeats"])
         case "calls":
+            from ksm_hw.runtime.session import Session
+
+            assert isinstance(session, Session)
             session.switch(arguments["task"])
             session.measure_run(WARM_UP_RUNS)
             return _measure_calls(session, arguments["repeats"])
         case "switch":
             return _measure_switches(session, arguments["tasks"], arguments["rounds"])
         case "copy":
-            return _measure_copies(session, arguments["repeats"])
+            return session.measure_copies(arguments["repeats"])
         case "memory":
             return _memory_facts(session)
     raise AssertionError(command)
 
 
-def _measure_calls(session: Session, repeats: int) -> list[dict[str, Any]]:
+def _measure_calls(session: "Session", repeats: int) -> list[dict[str, Any]]:
     """Every call that an inference of the current task makes, in order.
 
     Returns:
@@ -112,7 +131,7 @@ class _Watch:
         self._position += 1
 
 
-def _measure_switches(session: Session, tasks: list[str], rounds: int) -> dict[str, list[float]]:
+def _measure_switches(session: "Session | RelaySession", tasks: list[str], rounds: int) -> dict[str, list[float]]:
     """Seconds of the switches to each task, one after the other; none where there is one task.
 
     The session keeps one task's weights, so each switch finds none. An inference lies between two, as in use, for
@@ -129,24 +148,7 @@ def _measure_switches(session: Session, tasks: list[str], rounds: int) -> dict[s
     return seconds
 
 
-def _measure_copies(session: Session, repeats: int) -> list[float]:
-    """Seconds of copies of as many bytes as the live weights, inside the device's memory."""
-    if not session.weights_bytes:
-        return []
-    device = tvm.runtime.device(session.manifest.device, 0)
-    # The source must be written to: memory that never was is one page of zeros, which stays in the cache.
-    source = tvm.runtime.tensor(np.ones(session.weights_bytes, np.uint8), device)
-    destination = tvm.runtime.empty(source.shape, source.dtype, device)
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        source.copyto(destination)
-        device.sync()
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]  # In the first the system finds pages for the destination.
-
-
-def _memory_facts(session: Session) -> dict[str, Any]:
+def _memory_facts(session: "Session | RelaySession") -> dict[str, Any]:
     facts: dict[str, Any] = {
         "process_peak_bytes": process_peak_bytes(),
         "weights_bytes": session.weights_bytes,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ksm_hw.errors import UserError
+from ksm_hw.runtime.artifact import read_manifest
 
 
 class Measured(Protocol):
@@ -62,12 +63,23 @@ class MeasuringProcess:
 
 @contextlib.contextmanager
 def measuring_process(artifact: Path, threads: int | None = None) -> Iterator[MeasuringProcess]:
+    variables = None
+    if read_manifest(artifact).ir == "relay":
+        from ksm_hw.compiler.relay.environment import process_variables
+
+        variables = process_variables(only_runs=True)
     command = [sys.executable, "-m", "ksm_hw.runtime.measuring_process", str(artifact)]
     if threads is not None:
         command.append(str(threads))
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            env=variables,
         )
         try:
             yield MeasuringProcess(process, errors, artifact)

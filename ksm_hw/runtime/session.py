@@ -6,7 +6,6 @@ logits = session.run(images)
 """
 
 import contextlib
-import platform
 import threading
 import time
 from collections import OrderedDict
@@ -24,7 +23,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, task_of
 from ksm_hw.runtime.artifact import LIBRARY, Manifest, read_manifest
 from ksm_hw.runtime.cuda import require_cuda_gpu
-from ksm_hw.runtime.machine import cpu_features
+from ksm_hw.runtime.machine import check_cpu_features
 from ksm_hw.runtime.opencl.load import load_opencl_runtime
 from ksm_hw.runtime.task_parameters import is_shared, task_parameters
 from ksm_hw.runtime.threads import pinned, usable_cores, use_threads
@@ -88,7 +87,12 @@ class Session:
         if keep < 1:
             raise UserError(f"keep={keep}: at least the current task's weights are held, so keep must be 1 or more.")
         manifest = read_manifest(folder)
-        _check_machine(manifest)
+        if manifest.ir != "relax":
+            raise UserError(
+                f"{folder} was compiled through Relay, which runs in a process of its own. Open it with "
+                "ksm_hw.runtime.open_session, or compile it with --ir relax."
+            )
+        check_cpu_features(manifest.cpu_features, manifest.cpu.get("mcpu", manifest.target))
         prepare_device(manifest.device)
         bundle = load_bundle(folder)
         threads = threads or min(manifest.cpu.get("num-cores", 1), len(usable_cores(manifest.cores)))
@@ -192,6 +196,21 @@ class Session:
             images = tvm.runtime.tensor(np.zeros(self.manifest.input_shape, np.float32), self._device)
             evaluator = self._machine.module.time_evaluator(entry.main, self._device, number=1, repeat=repeats)
             return [float(seconds) for seconds in evaluator(images, *weights).results]
+
+    def measure_copies(self, repeats: int) -> list[float]:
+        """Seconds of each of `repeats` copies of as many bytes as the live weights, inside the device's memory."""
+        if not self.weights_bytes:
+            return []
+        # The source must be written to: memory that never was is one page of zeros, which stays in the cache.
+        source = tvm.runtime.tensor(np.ones(self.weights_bytes, np.uint8), self._device)
+        destination = tvm.runtime.empty(source.shape, source.dtype, self._device)
+        seconds = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            source.copyto(destination)
+            self._device.sync()
+            seconds.append(time.perf_counter() - start)
+        return seconds[1:]  # In the first the system finds pages for the destination.
 
     def trace_run(self, instrument: Callable[..., None]) -> None:
         """Runs one inference of the current task; every call that it makes is told to a function before and after.
@@ -304,14 +323,3 @@ def prepare_device(device: str) -> None:
         require_cuda_gpu()
     if device == "opencl":
         load_opencl_runtime()
-
-
-def _check_machine(manifest: Manifest) -> None:
-    """Finds code that this CPU cannot run before it does, for then the process would die of an illegal instruction."""
-    features = cpu_features()
-    missing = sorted(set(manifest.cpu_features) - features) if features is not None else []
-    if missing:
-        raise UserError(
-            f"The artifact was compiled for {manifest.cpu.get('mcpu', manifest.target)} and uses "
-            f"{', '.join(missing)}, which this CPU ({platform.machine()}) lacks. Compile it on or for this machine."
-        )

@@ -8,6 +8,9 @@ import numpy.typing as npt
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, soft_codes, soft_values
 from ksm_hw.masks.task_pack import TaskPack
 
+# The names of the head's parameters, whatever the network calls them.
+HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
+
 FEWEST_SOFT_VALUES = 8  # What the compiled functions read at once; zeros stand behind fewer.
 
 
@@ -37,7 +40,7 @@ def _parameter(
         _, layer, part = name.split("/")
         return _mask_part(pack.masks[layer], part)
     if name.startswith("head/"):
-        own = pack.head_weight if name == "head/weight" else pack.head_bias
+        own = pack.head_weight if name == HEAD_WEIGHT else pack.head_bias
         padded = np.zeros((classes, *own.shape[1:]), np.float32)
         padded[: len(own)] = own
         return padded

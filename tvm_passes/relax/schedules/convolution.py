@@ -231,7 +231,7 @@ def ranked_tiles(pixels: int, channels: int, depth: int, unit: VectorUnit) -> li
     """How many output pixels × output channels to hold in registers, best first, and what to think of each.
 
     The channels are a divisor of the axis, because a vector with a bounds check is slow. The best tile does most useful
-    multiply-adds a cycle on a core that starts two of them and two loads a cycle and takes four cycles to finish one. A
+    multiply-adds a cycle on a core that starts two loads a cycle and takes four cycles to finish a multiply-add. A
     quarter of the registers remains for weights and inputs; LLVM spills accumulators if more are taken.
 
     Args:
@@ -247,7 +247,7 @@ def ranked_tiles(pixels: int, channels: int, depth: int, unit: VectorUnit) -> li
         weight_bytes = 4 * tile_channels
         # Weights of all steps that do not stay in the first-level cache arrive slower, as measured.
         arriving = weight_bytes / (21 if weight_bytes * depth <= _NEAR else 14.5)
-        cycles = max(products / 2, (tile_pixels + vectors) / 2, 4, arriving)
+        cycles = max(products / unit.products, (tile_pixels + vectors) / 2, 4, arriving)
         useful = pixels / (-(-pixels // tile_pixels) * tile_pixels)
         # Tiles that fit need no second version of the code for the end of the map.
         return lanes * products / cycles * useful * (1.0 if pixels % tile_pixels == 0 else 0.99) + products / 1000

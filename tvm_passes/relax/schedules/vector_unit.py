@@ -16,6 +16,8 @@ class VectorUnit:
     """How many registers the instruction set names."""
     cores: int
     """Cores that share the work; 1 where the target does not say."""
+    products: int = 2
+    """Multiply-adds of whole registers that a core starts in a cycle."""
 
 
 def vector_unit(target: Target) -> VectorUnit:
@@ -26,9 +28,14 @@ def vector_unit(target: Target) -> VectorUnit:
     """
     cores = int(target.attrs.get("num-cores", 1))
     if target_has_features("avx512f", target):
-        return VectorUnit(lanes=16, registers=32, cores=cores)
+        return VectorUnit(lanes=16, registers=32, cores=cores, products=1 if _halves_vectors(target) else 2)
     if target_has_features("avx", target):
         return VectorUnit(lanes=8, registers=16, cores=cores)
     if "aarch64" in str(target.attrs.get("mtriple", "")):
         return VectorUnit(lanes=4, registers=32, cores=cores)
     return VectorUnit(lanes=4, registers=16, cores=cores)
+
+
+def _halves_vectors(target: Target) -> bool:
+    """Whether a CPU does instructions on 512 bits as two on 256: AMD's Zen 4, which has no wider units."""
+    return str(target.attrs.get("mcpu", "")) == "znver4"

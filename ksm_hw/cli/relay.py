@@ -1,0 +1,37 @@
+"""`ksm-hw relay`: the environment of the compiler through Relay."""
+
+import typer
+
+from ksm_hw.cli.app import Json, app, console, examples, messages, print_json
+
+relay_app = typer.Typer(
+    help="The environment of `--ir relay`: TVM 0.19, beside the main installation.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+app.add_typer(relay_app, name="relay")
+
+
+@relay_app.command(epilog=examples("ksm-hw relay install", "ksm-hw compile --target host --task all --ir relay"))
+def install(as_json: Json = False) -> None:
+    """Make the environment: pinned packages, with their hashes; about 100 MB to load."""
+    from ksm_hw.compiler.relay import environment
+
+    with messages.status("install TVM 0.19"):
+        folder = environment.install()
+    if as_json:
+        print_json({"environment": str(folder)})
+        return
+    console.print(f"{folder} is ready: ksm-hw compile --ir relay", highlight=False, soft_wrap=True)
+
+
+@relay_app.command(epilog=examples("ksm-hw relay remove"))
+def remove(as_json: Json = False) -> None:
+    """Remove the environment; everything else stays as it is."""
+    from ksm_hw.compiler.relay import environment
+
+    folder, removed = environment.environment_folder(), environment.remove()
+    if as_json:
+        print_json({"environment": str(folder), "removed": removed})
+        return
+    console.print(f"Removed {folder}" if removed else f"Nothing at {folder}", highlight=False, soft_wrap=True)

@@ -1,0 +1,159 @@
+"""The compiler through Relax: lower, fold, schedule, build."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+from tvm.s_tir.meta_schedule.database import Database
+
+from ksm_hw.compiler.build import build_executable, export_library, workspace_bytes
+from ksm_hw.compiler.compiled import (
+    Compiled,
+    FoldMode,
+    OnStep,
+    check_heads,
+    common_image_size,
+    group_tasks,
+    most_classes,
+)
+from ksm_hw.compiler.cuda import find_cuda_compiler
+from ksm_hw.compiler.linker import architecture_of
+from ksm_hw.compiler.lower import lower_backbone
+from ksm_hw.compiler.operator_costs import operator_costs
+from ksm_hw.compiler.targets import CompileTarget
+from ksm_hw.compiler.tuning_records import open_records
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.soft_mask import GROUP_SIZE
+from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.runtime.artifact import LIBRARY, OperatorCost, TaskEntry
+from ksm_hw.runtime.task_parameters import HEAD_WEIGHT, task_parameters
+from tvm_passes.relax.fold_task_mask import MaskLayout
+from tvm_passes.relax.pipeline import TaskFunctions, fold_tasks, schedule_kernels
+from tvm_passes.relax.schedules.tuned import TunedSchedule
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A bundle's module before scheduling, and which functions each task uses."""
+
+    module: tvm.IRModule
+    functions: dict[str, TaskFunctions]
+
+
+def compile_through_relax(
+    bundle: Bundle, target: CompileTarget, fold: FoldMode, batch: int, tuned: Path | None, on_step: OnStep
+) -> Iterator[Compiled]:
+    """Compiles the tasks of a bundle: all in one, with `bake` each for itself.
+
+    Args:
+        bundle, target, fold, batch, tuned, on_step: as `compile_bundle`.
+
+    Raises:
+        UserError: as `compile_bundle`.
+    """
+    if target.device == "cuda":
+        # What is missing is found now, not after minutes.
+        find_cuda_compiler().check(target.architectures)
+    records = open_records(tuned, target).database if tuned is not None else None
+    on_step("lower")
+    folded = _fold(bundle, batch, tvm.target.Target(dict(target.tvm)), fused=fold == "fused")
+    parts = _baked(folded, bundle, on_step) if fold == "bake" else iter([(bundle, folded)])
+    for part, module in parts:
+        executable, workspace, operators = _build(module.module, target, records, on_step)
+        yield Compiled(
+            bundle=part,
+            tasks={
+                task: TaskEntry(functions.main, functions.rewrite, functions.parameters)
+                for task, functions in module.functions.items()
+            },
+            tvm_version=tvm.__version__,
+            workspace_bytes=workspace,
+            operators=operators,
+            export=functools.partial(_export, executable, architecture_of(target.cpu)),
+        )
+
+
+def _export(executable: tvm.relax.VMExecutable, architecture: str, folder: Path) -> None:
+    export_library(executable, folder / LIBRARY, architecture)
+
+
+def _build(
+    module: tvm.IRModule, target: CompileTarget, records: Database | None, on_step: OnStep
+) -> tuple[tvm.relax.VMExecutable, int, dict[str, OperatorCost]]:
+    """Schedules and builds a module; also the bytes of its activations and what its operators cost."""
+    on_step("schedule")
+    tvm_target = tvm.target.Target(dict(target.tvm))
+    rules = [TunedSchedule(records)] if records is not None else []
+    module = schedule_kernels(module, tvm_target, rules)
+    for rule in rules:
+        if rule.applied == 0:
+            raise UserError(
+                "The tuning records hold none of any operator of this network at this batch and image size. Tune a "
+                "bundle of the same backbone: ksm-hw tune."
+            )
+        on_step(f"{rule.applied} operators with tuned schedules")
+    on_step("build")
+    executable = build_executable(module, tvm_target, target.architectures)
+    return executable, workspace_bytes(module), operator_costs(module)
+
+
+def main_functions(bundle: Bundle, target: tvm.target.Target, batch: int = 1) -> tvm.IRModule:
+    """What a bundle's artifact runs for each image, before scheduling: every `main` of `--fold switch`.
+
+    Raises:
+        UserError: as `compile_bundle`.
+    """
+    folded = _fold(bundle, batch, target)
+    mains = {functions.main for functions in folded.functions.values()}
+    return tvm.IRModule(
+        {
+            variable: function
+            for variable, function in folded.module.functions.items()
+            if variable.name_hint in mains or isinstance(function, tvm.tirx.PrimFunc)
+        }
+    )
+
+
+def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
+    group_size = GROUP_SIZE if pack.granularity == "group" else 1
+    return {layer: MaskLayout(tuple(mask.shape), group_size, mask.coded) for layer, mask in pack.masks.items()}
+
+
+def _fold(bundle: Bundle, batch: int, target: tvm.target.Target, fused: bool = False) -> _Folded:
+    image_size = common_image_size(bundle)
+    network = lower_backbone(bundle.backbone, most_classes(bundle), batch, image_size)
+    (features,) = (int(weight.ty.shape[1]) for weight in network["main"].params if weight.name == HEAD_WEIGHT)
+    check_heads(bundle, features)
+    groups = group_tasks(bundle, _mask_layouts)
+    layouts = {name: _mask_layouts(bundle.packs[tasks[0]]) for name, tasks in groups.items()}
+    module, functions = fold_tasks(network, layouts, target, fused)
+    of_task = {task: name for name, tasks in groups.items() for task in tasks}
+    return _Folded(module, {task: functions[of_task[task]] for task in bundle.packs})
+
+
+def _baked(folded: _Folded, bundle: Bundle, on_step: OnStep) -> Iterator[tuple[Bundle, _Folded]]:
+    """For each task the bundle with it alone, and its `main` with what `rewrite` gives, run here, as constants."""
+    on_step("build the rewriting of weights")
+    here = tvm.target.Target("llvm")
+    mains = {functions.main for functions in folded.functions.values()}
+    rewrites = {
+        variable: function for variable, function in folded.module.functions.items() if variable.name_hint not in mains
+    }
+    machine = tvm.relax.VirtualMachine(
+        build_executable(schedule_kernels(tvm.IRModule(rewrites), here), here), tvm.cpu()
+    )
+    kernels = {variable: function for variable, function in rewrites.items() if isinstance(function, tvm.tirx.PrimFunc)}
+    for task, functions in folded.functions.items():
+        on_step(f"bake the weights of {task}")
+        arrays = task_parameters(functions.parameters, bundle.packs[task], bundle.tensors, most_classes(bundle))
+        weights = machine[functions.rewrite]([tvm.runtime.tensor(array) for array in arrays])
+        main = folded.module[functions.main]
+        baked = main.bind_params(dict(zip(main.params[1:], weights, strict=True))).with_attr("global_symbol", "main")
+        yield (
+            dataclasses.replace(bundle, packs={task: bundle.packs[task]}),
+            _Folded(tvm.IRModule({**kernels, "main": baked}), {task: TaskFunctions("main", None, ())}),
+        )

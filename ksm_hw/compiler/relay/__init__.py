@@ -1,0 +1,8 @@
+"""The compiler through Relay, TVM 0.19: an environment and processes of its own, for both TVMs own the name `tvm`.
+
+here                                      in Relay's environment
+environment.py  installs and finds it
+process.py      starts a process there    worker.py         answers it
+compile.py      asks it to compile        compile_tasks.py  does, with lower.py and tvm_passes/relay
+                                          session.py        runs what was compiled
+"""

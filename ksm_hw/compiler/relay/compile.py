@@ -1,0 +1,66 @@
+"""Compiling through Relay, as the main environment sees it: what it cannot do is said, the rest is asked for."""
+
+import dataclasses
+import functools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ksm_hw.compiler.compiled import Compiled, FoldMode, OnStep
+from ksm_hw.compiler.linker import architecture_of, linker_command
+from ksm_hw.compiler.relay.process import relay_process
+from ksm_hw.compiler.targets import CompileTarget
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle, save_bundle
+from ksm_hw.runtime.artifact import TaskEntry
+
+
+def compile_through_relay(
+    bundle: Bundle,
+    target: CompileTarget,
+    fold: FoldMode,
+    batch: int,
+    runner: bool,
+    tuned: Path | None,
+    on_step: OnStep,
+) -> Iterator[Compiled]:
+    """Compiles the tasks of a bundle in Relay's environment: all in one, with `bake` each for itself.
+
+    Args:
+        bundle, target, fold, batch, runner, tuned, on_step: as `compile_bundle`.
+
+    Raises:
+        UserError: as `compile_bundle`.
+    """
+    _check(target, runner, tuned)
+    with tempfile.TemporaryDirectory(prefix="ksm-hw-relay-") as temporary, relay_process(on_step=on_step) as process:
+        given, made = Path(temporary, "bundle"), Path(temporary, "libraries")
+        given.mkdir()
+        save_bundle(bundle, given)
+        link = linker_command(architecture_of(target.cpu))
+        parts = process.call("compile", str(given), str(made), dict(target.tvm), link, fold, batch)
+        for part in parts:
+            tasks = {
+                task: TaskEntry(entry["main"], entry["rewrite"], tuple(entry["parameters"]))
+                for task, entry in part["tasks"].items()
+            }
+            own = dataclasses.replace(bundle, packs={task: bundle.packs[task] for task in tasks})
+            export = functools.partial(_copy_files, made / part["folder"])
+            yield Compiled(own, tasks, part["tvm_version"], part["workspace_bytes"], {}, export)
+
+
+def _check(target: CompileTarget, runner: bool, tuned: Path | None) -> None:
+    if target.device == "cuda":
+        raise UserError("TVM 0.19, which has Relay, comes without CUDA. Compile for CUDA with --ir relax.")
+    if target.device != "cpu":
+        raise UserError(f"--ir relay compiles for CPUs, and '{target.name}' is for {target.device}. Use --ir relax.")
+    if runner:
+        raise UserError("--runner is for artifacts of --ir relax: the program reads their libraries alone.")
+    if tuned is not None:
+        raise UserError("--tuned takes records of Relax, which Relay cannot read. Leave it out, or use --ir relax.")
+
+
+def _copy_files(source: Path, destination: Path) -> None:
+    for file in source.iterdir():
+        shutil.copy(file, destination)

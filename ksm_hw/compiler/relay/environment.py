@@ -1,0 +1,82 @@
+"""Relay's own environment: a folder with TVM 0.19 and what it needs, which only Relay's processes see.
+
+They run this Python and find that folder before all else; torch and ksm-hw itself are the main environment's.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ksm_hw.errors import UserError
+from ksm_hw.files import written_folder
+
+# TVM 0.19.0, the last with Relay, and what it needs: for each package its version and the hashes of its files.
+REQUIREMENTS = Path(__file__).parent / "requirements.txt"
+
+
+def environment_folder() -> Path:
+    """Where the environment lies, whether or not it is there."""
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "ksm-hw" / f"relay-{sys.implementation.cache_tag}"
+
+
+def install() -> Path:
+    """Makes the environment, whole or not at all, in the place of one of another version; returns its folder.
+
+    Raises:
+        UserError: pip is missing or finds no such packages for this machine, or the folder cannot be written.
+    """
+    folder = environment_folder()
+    if is_installed():
+        return folder
+    remove()
+    with written_folder(folder) as temporary:
+        options = ["--quiet", "--disable-pip-version-check", "--require-hashes", "--target", str(temporary)]
+        # Wheels alone: what is built from sources is not what was pinned.
+        command = [sys.executable, "-m", "pip", "install", *options, "--only-binary", ":all:", "-r", str(REQUIREMENTS)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode != 0:
+            said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+            reason = next((line for line in said if line.startswith("ERROR")), said[-1])
+            raise UserError(f"pip cannot install TVM 0.19: {reason}. Nothing was left behind.")
+        shutil.copy(REQUIREMENTS, temporary)
+    return folder
+
+
+def remove() -> bool:
+    """Removes the environment; whether there was one."""
+    folder = environment_folder()
+    if not folder.is_dir():
+        return False
+    shutil.rmtree(folder)
+    return True
+
+
+def is_installed() -> bool:
+    """Whether the environment is there, with the packages that this ksm-hw asks for."""
+    installed = environment_folder() / REQUIREMENTS.name
+    return installed.is_file() and installed.read_bytes() == REQUIREMENTS.read_bytes()
+
+
+def process_variables(only_runs: bool = False) -> dict[str, str]:
+    """The environment variables of a process of this Python that shall see Relay's environment.
+
+    Args:
+        only_runs: whether it loads TVM without the compiler, which takes four times the memory.
+
+    Raises:
+        UserError: the environment is not there, or of another version of ksm-hw.
+    """
+    if not is_installed():
+        state = "is of another version of ksm-hw" if environment_folder().is_dir() else "is not installed"
+        raise UserError(f"Relay {state}. Install it: ksm-hw relay install. Or compile with --ir relax.")
+    paths = [str(environment_folder()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        # Else TVM downloads schedules that others tuned, and its output depends on what it found.
+        "TOPHUB_LOCATION": "NONE",
+    }
+    return variables | ({"TVM_USE_RUNTIME_LIB": "1"} if only_runs else {})
