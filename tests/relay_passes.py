@@ -46,7 +46,7 @@ def ops(module: tvm.IRModule) -> list[str]:
 
 
 def run(module: tvm.IRModule, arguments: dict[str, np.ndarray]) -> list[np.ndarray]:
-    with build_settings():
+    with build_settings("both"):
         executor = GraphModule(relay.build(module, X86)["default"](tvm.cpu()))
     for name, array in arguments.items():
         executor.set_input(name, array)
@@ -78,9 +78,7 @@ def mask_arguments(mask: np.ndarray, layout: MaskLayout) -> dict[str, np.ndarray
     }
 
 
-@pytest.mark.parametrize(
-    ("groups", "bias", "twice"), [(1, False, False), (2, False, False), (1, True, False), (1, True, True)]
-)
+@pytest.mark.parametrize(("groups", "bias", "twice"), CASES)
 def test_a_mask_and_a_batch_norm_become_ops_on_weights(groups: int, bias: bool, twice: bool) -> None:
     before = network(groups, bias, twice)
     generator = np.random.default_rng(1)

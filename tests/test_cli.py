@@ -18,6 +18,7 @@ from ksm_hw.masks.bundle import Bundle, load_bundle
 COMMANDS = [
     *("train", "compile", "tune", "run", "verify", "report", "profile", "tasks", "datasets", "doctor"),
     *("targets", "targets show", "board tracker", "board serve", "board list", "opencl build"),
+    *("relay install", "relay remove"),
 ]
 INSTALLED = str(Path(sys.executable).parent / "ksm-hw")
 

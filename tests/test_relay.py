@@ -251,9 +251,11 @@ def test_a_failure_inside_tvm_shows_its_last_words(relay: None, tmp_path: Path) 
         process.call("compile", str(shipped_bundle()), str(tmp_path), {"kind": "such_kind"}, ["cc"], "switch", 1)
 
 
-def test_an_environment_of_another_version_is_not_used(relay: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_of_another_version_is_not_used(
+    relay: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with monkeypatch.context() as patch:
-        changed = environment.environment_folder() / "other.txt"
+        changed = tmp_path / environment.REQUIREMENTS.name
         changed.write_text("decorator==5.3.1\n")
         patch.setattr(environment, "REQUIREMENTS", changed)
         with pytest.raises(UserError, match="of another version of ksm-hw"):

@@ -17,7 +17,7 @@ from tvm.s_tir import dlight
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels
 from tvm_passes.relax.schedules import cpu_rules
-from tvm_passes.relax.schedules.vector_unit import VectorUnit
+from tvm_passes.relax.schedules.vector_unit import VectorUnit, vector_unit
 from tvm_passes.relax.schedules.winograd import WinogradConvolution
 from tvm_passes.relax.weight_layouts import WeightLayouts, best_tile
 from tvm_passes.relax.weight_rewrite_kernel import WeightRewrite, weight_rewrite
@@ -41,13 +41,14 @@ def test_the_matrices_filter_exactly(tile: int) -> None:
     assert times(matrices.output, products) == expected
 
 
+LANES = vector_unit(HOST).lanes
 # batch, height, width, inputs, outputs, m, output channels in registers, padding
 SHAPES = {
-    "whole tiles": (1, 8, 12, 16, 32, 4, 16, (1, 1, 1, 1)),
+    "whole tiles": (1, 8, 12, 16, 32, 4, 2 * LANES, (1, 1, 1, 1)),
     "tiles past the end": (1, 7, 9, 8, 16, 4, 16, (1, 1, 1, 1)),
     "small tiles": (1, 7, 7, 24, 16, 2, 16, (1, 1, 1, 1)),
-    "no padding": (1, 9, 9, 8, 16, 4, 8, (0, 0, 0, 0)),
-    "uneven padding": (1, 9, 8, 8, 16, 2, 8, (0, 1, 2, 1)),
+    "no padding": (1, 9, 9, 8, 16, 4, LANES, (0, 0, 0, 0)),
+    "uneven padding": (1, 9, 8, 8, 16, 2, LANES, (0, 1, 2, 1)),
     "odd channels": (1, 8, 8, 5, 16, 4, 16, (1, 1, 1, 1)),
     "batch": (3, 6, 6, 8, 16, 4, 16, (1, 1, 1, 1)),
 }

@@ -9,6 +9,7 @@ They run once for each layout of masks (`MaskLayout` of every layer). `relay.bui
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import tvm
 import tvm.ir
@@ -17,6 +18,8 @@ from tvm.relay import transform
 
 from tvm_passes.relay.fold_task_mask import FoldTaskMask, MaskLayout
 from tvm_passes.relay.lift_weights import lift_weights
+
+ModuleContent = Literal["both", "inference", "rewrite"]
 
 # What would put ops on weights back into `main`.
 _OPS_ON_WEIGHTS = ["CombineParallelConv2D", "CombineParallelDense", "CombineParallelBatchMatmul", "FoldScaleAxis"]
@@ -37,13 +40,21 @@ class Folded:
     parameters: tuple[str, ...]
 
 
-def build_settings(rewrite: bool = False) -> tvm.transform.PassContext:
-    """The settings of `relay.build` for a `main`, or for a `rewrite`.
+# The layout phase ran: TVM's layouts for ARM are no input of theirs. In ops on weights alone there is nothing for
+# SimplifyExpr to find, and over thousands of small ones it takes most of the time.
+_DISABLED: dict[ModuleContent, list[str]] = {
+    "both": _OPS_ON_WEIGHTS,
+    "inference": [*_OPS_ON_WEIGHTS, "AlterOpLayout"],
+    "rewrite": ["SimplifyExpr"],
+}
 
-    LLVM 22 refuses bilinear resizing after TVM's elimination of common subexpressions, which binds float values. In a
-    `rewrite` there is nothing for SimplifyExpr to find, and over thousands of small ops it takes most of the time.
+
+def build_settings(module_holds: ModuleContent) -> tvm.transform.PassContext:
+    """The settings of TVM's passes for a module of inference, of the rewriting of weights, or of both.
+
+    LLVM 22 refuses bilinear resizing after TVM's elimination of common subexpressions, which binds float values.
     """
-    disabled = ["SimplifyExpr"] if rewrite else _OPS_ON_WEIGHTS
+    disabled = _DISABLED[module_holds]
     return tvm.transform.PassContext(opt_level=3, disabled_pass=disabled, config={"tir.disable_cse_tir": True})
 
 
@@ -74,7 +85,7 @@ def fold_tasks(
         transform.FoldConstant(),
         transform.InferType(),
     ]
-    with target, build_settings():
+    with target, build_settings("both"):
         module = tvm.transform.Sequential(fold if fused else [*fold, *layout])(network)
     used = _used_parameters(module)
     if fused:

@@ -23,7 +23,7 @@ from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.runtime.artifact import TaskEntry
 from ksm_hw.runtime.task_parameters import FEWEST_SOFT_VALUES, HEAD_WEIGHT, task_parameters
 from tvm_passes.relay.fold_task_mask import MaskLayout
-from tvm_passes.relay.pipeline import Folded, build_settings, fold_tasks, same
+from tvm_passes.relay.pipeline import Folded, ModuleContent, build_settings, fold_tasks, same
 
 # TVM asks its library for its build flags, a hundred strings, for every kernel that it lowers.
 te_compiler.libinfo = functools.cache(te_compiler.libinfo)
@@ -103,12 +103,12 @@ def _together(
         if main not in mains:
             on_step(f"build {main}")
             mains[main] = functions.main
-            libraries[main] = _build(functions.main, target)
+            libraries[main] = _build(functions.main, target, "inference" if functions.rewrite else "both")
         rewrite = None
         if functions.rewrite is not None:
             rewrite = f"rewrite_weights_{name}"
             on_step(f"build {rewrite}")
-            libraries[rewrite] = _build(functions.rewrite, target, rewrite=True)
+            libraries[rewrite] = _build(functions.rewrite, target, "rewrite")
         entries |= {task: TaskEntry(main, rewrite, functions.parameters) for task in tasks}
     return {task: entries[task] for task in bundle.packs}, libraries
 
@@ -126,7 +126,7 @@ def _baked(
         on_step("build the rewriting of weights")
         functions = folded[name]
         assert functions.rewrite is not None
-        rewrite = _build(functions.rewrite, tvm.target.Target("llvm"), rewrite=True)
+        rewrite = _build(functions.rewrite, tvm.target.Target("llvm"), "rewrite")
         executor = tvm.contrib.graph_executor.GraphModule(rewrite.factory["default"](tvm.cpu()))
         for task in tasks:
             on_step(f"bake {task}")
@@ -138,13 +138,13 @@ def _baked(
             executor.run()
             weights = {weight: tensor.numpy() for weight, tensor in weights_of(executor).items()}
             bound = relay.build_module.bind_params_by_name(functions.main["main"], weights)
-            library = _build(tvm.IRModule.from_expr(bound), target)
+            library = _build(tvm.IRModule.from_expr(bound), target, "inference")
             parts[task] = {task: TaskEntry("main", None, ())}, {"main": library}
     return [parts[task] for task in bundle.packs]
 
 
-def _build(module: tvm.IRModule, target: tvm.target.Target, rewrite: bool = False) -> _Library:
-    with build_settings(rewrite):
+def _build(module: tvm.IRModule, target: tvm.target.Target, holds: ModuleContent) -> _Library:
+    with build_settings(holds):
         factory = relay.build(module, target=target)
     return _Library(factory, _workspace_bytes(json.loads(factory.get_graph_json())))
 
