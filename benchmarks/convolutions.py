@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from peers.catalogue import NETWORKS
-from peers.engines.ksm_hw_engine import artifact_folder
 from peers.preparation import compile_artifact, prepare_network
 
 from ksm_hw.report.profile import ArtifactProfile, OperatorProfile, profile_artifact
@@ -76,8 +75,7 @@ def _convolution(profile: ArtifactProfile, operator: OperatorProfile) -> Convolu
 def measure(network: str, threads: int, runs: int) -> ArtifactProfile:
     """Compiles a network of the peers benchmark, and profiles it."""
     folder = prepare_network(network)
-    artifact = artifact_folder(folder, threads, "untuned")
-    compile_artifact(folder, artifact, threads, tasks=1, trials=0)
+    artifact = compile_artifact(folder, "untuned", threads)
     return profile_artifact(artifact, threads=threads, runs=runs, measure_peak=True)
 
 

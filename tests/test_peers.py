@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-from peers.catalogue import ENGINES, ENVIRONMENTS, PROJECT
+from peers.catalogue import ENGINES, ENVIRONMENTS, PROJECT, RELAY
 from peers.failures import last_words
 from peers.latency import quieter_half
 from peers.multitask_results import ARTIFACT, HELD, TaskCost
@@ -148,4 +148,4 @@ def test_every_engine_has_a_file_and_an_environment_with_pinned_packages():
     for engine in ENGINES:
         for module, environment in ((engine.module, engine.environment), *engine.converters):
             assert (folder / f"{module}.py").exists()
-            assert environment == PROJECT or all("==" in package for package in ENVIRONMENTS[environment])
+            assert environment in (PROJECT, RELAY) or all("==" in package for package in ENVIRONMENTS[environment])

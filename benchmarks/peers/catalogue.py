@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 PROJECT = "project"  # The environment that runs the benchmark, with ksm-hw and torch in it.
+RELAY = "relay"  # That of `ksm-hw relay install`, on top of it.
 
 # What each environment holds. Versions are pinned so that a table can be made again; those without a remark were the
 # newest when this was written.
@@ -54,6 +55,7 @@ _ONNX = ("onnx_file", "exporting")
 ENGINES: tuple[Engine, ...] = (
     Engine("ksm-hw", "ksm-hw", "ksm_hw_engine", PROJECT, variant="untuned", ours=True),
     Engine("ksm-hw-tuned", "ksm-hw, tuned", "ksm_hw_engine", PROJECT, variant="tuned", ours=True),
+    Engine("ksm-hw-relay", "ksm-hw --ir relay", "ksm_hw_engine", RELAY, variant="relay", ours=True),
     Engine("torch", "PyTorch eager", "torch_engine", PROJECT, variant="eager"),
     # With freezing the compiler may repack weights, as all others do.
     Engine("torch-compile", "torch.compile", "torch_engine", PROJECT, variant="compiled",

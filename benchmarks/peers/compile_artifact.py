@@ -1,6 +1,6 @@
 """Compiles the first tasks of a bundle with ksm-hw for this machine.
 
-python -m peers.compile_artifact BUNDLE ARTIFACT THREADS TASKS TRIALS RECORDS
+python -m peers.compile_artifact BUNDLE ARTIFACT VARIANT THREADS TASKS TRIALS RECORDS
 """
 
 import dataclasses
@@ -9,16 +9,20 @@ import sys
 from pathlib import Path
 
 
-def compile_for_threads(bundle: Path, artifact: Path, threads: int, tasks: int, trials: int, records: Path) -> None:
+def compile_for_threads(
+    bundle: Path, artifact: Path, variant: str, threads: int, tasks: int, trials: int, records: Path
+) -> None:
     """Compiles for this machine, as `ksm-hw compile --target host` does, but for as many cores as threads will run.
 
-    With `trials` it is tuned before, as `ksm-hw tune` does; `records` is the folder for that.
+    With `trials` it is tuned before, as `ksm-hw tune` does; `records` is the folder for that. The variant "relay" goes
+    through Relay.
     """
     # Here: the tuner's processes read this file too, and need none of these.
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.compiler.targets import load_target
     from ksm_hw.compiler.tune import tune
     from ksm_hw.masks.bundle import load_bundle
+    from ksm_hw.runtime.artifact import IntermediateRepresentation
 
     loaded = load_bundle(bundle)
     loaded = dataclasses.replace(loaded, packs=dict(itertools.islice(loaded.packs.items(), tasks)))
@@ -26,9 +30,10 @@ def compile_for_threads(bundle: Path, artifact: Path, threads: int, tasks: int, 
     target = dataclasses.replace(target, tvm={**target.tvm, "num-cores": threads})
     if trials:
         tune(loaded, target, records, trials=trials)
-    compile_bundle(loaded, target, artifact, tuned=records if trials else None)
+    ir: IntermediateRepresentation = "relay" if variant == "relay" else "relax"
+    compile_bundle(loaded, target, artifact, tuned=records if trials else None, ir=ir)
 
 
 if __name__ == "__main__":
-    bundle, artifact, threads, tasks, trials, records = sys.argv[1:]
-    compile_for_threads(Path(bundle), Path(artifact), int(threads), int(tasks), int(trials), Path(records))
+    bundle, artifact, variant, threads, tasks, trials, records = sys.argv[1:]
+    compile_for_threads(Path(bundle), Path(artifact), variant, int(threads), int(tasks), int(trials), Path(records))

@@ -12,7 +12,7 @@ from typing import IO, Any
 import psutil
 
 from peers.children import end_child, start_child
-from peers.environments import python_of
+from peers.environments import python_of, variables_of
 from peers.failures import EngineError, last_words
 
 SECONDS_TO_LOAD = 900  # torch.compile of a deep network takes minutes on a small machine.
@@ -74,7 +74,7 @@ def engine_process(
     command = [str(python_of(environment)), "-m", module, *map(str, arguments)]
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        process = start_child(command, variables or {}, **pipes)
+        process = start_child(command, {**variables_of(environment), **(variables or {})}, **pipes)
         try:
             yield EngineProcess(process, errors)
         finally:

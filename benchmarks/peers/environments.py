@@ -1,11 +1,14 @@
-"""Virtual environments of the peers: made once, with the versions that the catalogue pins."""
+"""The environments of the engines: made once; a peer's is a virtual one, with the versions that the catalogue pins."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
-from peers.catalogue import ENVIRONMENTS, PROJECT
+from ksm_hw.compiler.relay import environment as relay
+from ksm_hw.errors import UserError
+from peers.catalogue import ENVIRONMENTS, PROJECT, RELAY
 from peers.children import run_child
 from peers.failures import EngineError, last_words
 from peers.places import ENVIRONMENTS as FOLDER
@@ -15,9 +18,17 @@ SECONDS_TO_INSTALL = 1800
 
 def python_of(environment: str) -> Path:
     """The Python of an environment."""
-    if environment == PROJECT:
+    if environment in (PROJECT, RELAY):
         return Path(sys.executable)
     return FOLDER / environment / "bin" / "python"
+
+
+def variables_of(environment: str) -> dict[str, str]:
+    """The variables by which a process of its Python becomes one of the environment that is there."""
+    if environment != RELAY:
+        return {}
+    wanted = relay.process_variables(only_runs=True)
+    return {name: value for name, value in wanted.items() if os.environ.get(name) != value}
 
 
 def prepare_environment(environment: str) -> None:
@@ -27,6 +38,12 @@ def prepare_environment(environment: str) -> None:
         EngineError: the packages cannot be installed.
     """
     if environment == PROJECT:
+        return
+    if environment == RELAY:
+        try:
+            relay.install()
+        except UserError as error:
+            raise EngineError(str(error)) from error
         return
     folder, wanted = FOLDER / environment, list(ENVIRONMENTS[environment])
     marker = folder / "packages.json"

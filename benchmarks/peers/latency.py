@@ -10,7 +10,6 @@ from pathlib import Path
 from ksm_hw.report.timing import NOISE_LIMIT
 from peers.catalogue import Engine
 from peers.engine_process import EngineProcess, engine_process
-from peers.engines.ksm_hw_engine import artifact_folder
 from peers.failures import EngineError
 from peers.noise import Quiet, Watch, outliers
 from peers.preparation import compile_artifact, prepare_engine
@@ -146,8 +145,7 @@ def _started(plan: Plan, engine: Engine, stack: contextlib.ExitStack, on_step: O
         task = plan.folder / "task-00"
         prepare_engine(engine, task)
         if engine.ours:
-            artifact = artifact_folder(plan.folder, plan.threads, engine.variant)
-            compile_artifact(plan.folder, artifact, plan.threads, 1, plan.trials if engine.variant == "tuned" else 0)
+            compile_artifact(plan.folder, engine.variant, plan.threads, trials=plan.trials)
         arguments = (engine.module, engine.variant, task, str(plan.threads))
         process = stack.enter_context(
             engine_process(engine.environment, "peers.serve", *arguments, variables=engine.variables)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from peers.catalogue import Engine
 from peers.engine_process import engine_process
-from peers.engines.ksm_hw_engine import artifact_folder
 from peers.failures import EngineError
 from peers.latency import OnStep
 from peers.multitask_results import ARTIFACT, HELD, RELOADED, TaskCost
@@ -71,9 +70,9 @@ def measure_tasks(plan: TaskPlan, watch: Watch, on_step: OnStep, on_cost: Callab
 def _prepare(plan: TaskPlan, engine: Engine, folder: Path, count: int, on_step: OnStep) -> int:
     """Makes the files of an engine's first tasks, and gives their bytes."""
     if engine.ours:
-        artifact = artifact_folder(folder, plan.threads, engine.variant, count)
         on_step(f"compile {count} tasks: {engine.title}")
-        compile_artifact(folder, artifact, plan.threads, count, plan.trials if engine.variant == "tuned" else 0)
+        prepare_engine(engine, folder)
+        artifact = compile_artifact(folder, engine.variant, plan.threads, count, plan.trials)
         return sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
     tasks = [folder / f"task-{number:02}" for number in range(count)]
     for task in tasks:

@@ -56,7 +56,7 @@ def _serve(answer: Callable[..., None]) -> None:
     folders = [network / f"task-{number:02}" for number in range(tasks)]
     checks = {folder: (np.load(folder / "image.npy"), np.load(folder / "logits.npy")) for folder in folders}
     if way == ARTIFACT:
-        engine.import_runtime()
+        engine.import_runtime(variant)
     before = resident_bytes()
     if way == ARTIFACT:
         switch = engine.task_switcher(network, tasks, threads, variant)

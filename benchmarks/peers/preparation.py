@@ -7,6 +7,7 @@ from typing import Any
 
 from peers.catalogue import CLASSES, CLASSES_OF_TASKS, ENVIRONMENTS, PROJECT, RECIPE, Engine
 from peers.children import run_child
+from peers.engines.ksm_hw_engine import artifact_folder
 from peers.environments import prepare_environment, python_of
 from peers.failures import EngineError, last_words
 from peers.places import BENCHMARKS, NETWORKS, PEERS, TUNED
@@ -63,17 +64,22 @@ def prepare_engine(engine: Engine, task_folder: Path) -> None:
             marker.write_text(json.dumps(made_by) + "\n")
 
 
-def compile_artifact(network: Path, artifact: Path, threads: int, tasks: int, trials: int) -> None:
-    """Compiles a network with ksm-hw, always anew: what is measured is the compiler as it is.
+def compile_artifact(network: Path, variant: str, threads: int, tasks: int = 1, trials: int = 0) -> Path:
+    """Compiles a network with ksm-hw, always anew: what is measured is the compiler as it is. Returns the artifact.
 
-    With `trials` it is tuned before; what earlier runs measured counts.
+    `variant` is that of the engine; for "tuned" it is tuned with so many trials before, of which those that earlier
+    runs measured count.
 
     Raises:
         EngineError: it cannot be compiled.
     """
+    artifact = artifact_folder(network, threads, variant, tasks)
     records = TUNED / f"{network.name}-{threads}-threads"
-    arguments = [str(network / "bundle"), str(artifact), str(threads), str(tasks), str(trials), str(records)]
-    _run_module(PROJECT, "peers.compile_artifact", *arguments)
+    numbers = map(str, (threads, tasks, trials if variant == "tuned" else 0))
+    _run_module(
+        PROJECT, "peers.compile_artifact", str(network / "bundle"), str(artifact), variant, *numbers, str(records)
+    )
+    return artifact
 
 
 def _run_module(environment: str, module: str, *arguments: str) -> None:

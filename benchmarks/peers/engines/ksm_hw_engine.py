@@ -1,12 +1,18 @@
-"""ksm-hw, untuned and tuned: the artifacts that `preparation.compile_artifact` wrote."""
+"""ksm-hw, untuned, tuned and through Relay: the artifacts that `preparation.compile_artifact` wrote."""
 
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ksm_hw import __version__
 from ksm_hw.runtime.without_torch import hide_torch
 from peers.serve import Run
+
+_SESSIONS = {
+    "relax": ("ksm_hw.runtime.session", "Session"),
+    "relay": ("ksm_hw.compiler.relay.session", "RelaySession"),
+}
 
 
 def version() -> str:
@@ -14,29 +20,28 @@ def version() -> str:
     return __version__
 
 
-def import_runtime() -> None:
-    """Imports what `load` would import, without the torch that lies in the same environment."""
+def import_runtime(variant: str) -> Any:
+    """The class of sessions; imports what `load` would, without the torch that lies in the same environment."""
     hide_torch()
-    importlib.import_module("ksm_hw.runtime.session")
+    module, session = _SESSIONS["relay" if variant == "relay" else "relax"]
+    return getattr(importlib.import_module(module), session)
 
 
 def load(folder: Path, threads: int, variant: str) -> Run:
     """A session of the artifact of that many threads."""
-    import_runtime()
-    from ksm_hw.runtime.session import Session
-
-    return Session.load(artifact_folder(folder.parent, threads, variant), threads=threads).run
+    session = import_runtime(variant).load(artifact_folder(folder.parent, threads, variant), threads=threads)
+    run: Run = session.run
+    return run
 
 
 def task_switcher(network: Path, tasks: int, threads: int, variant: str) -> Callable[[Path], Run]:
     """A session of many tasks, and how to switch it to the task of a folder."""
-    from ksm_hw.runtime.session import Session
-
-    session = Session.load(artifact_folder(network, threads, variant, tasks), threads=threads)
+    session = import_runtime(variant).load(artifact_folder(network, threads, variant, tasks), threads=threads)
 
     def switch(folder: Path) -> Run:
         session.switch(folder.name)
-        return session.run
+        run: Run = session.run
+        return run
 
     return switch
 
