@@ -408,7 +408,7 @@ def test_it_is_built_for_a_board(tmp_path: Path) -> None:
 
 def test_an_empty_cache_variable_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert build._cached_path("x86_64").is_absolute()
+    assert build._cached_path("x86_64", build.runtime_sources()).is_absolute()
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

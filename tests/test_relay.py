@@ -228,7 +228,6 @@ def test_a_missing_library_is_found(relay_artifact: Path, tmp_path: Path) -> Non
     ("target", "options", "message"),
     [
         ("cuda-sm_80", {}, "without CUDA. Compile for CUDA with --ir relax"),
-        ("mali", {}, "compiles for CPUs, and 'mali' is for opencl"),
         ("host", {"runner": True}, "--runner is for artifacts of --ir relax"),
         ("host", {"tuned": Path("tuned")}, "--tuned takes records of Relax"),
     ],

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ksm_hw.cli.app import Json, app, console, examples, messages, print_json
+from ksm_hw.cli.app import IntermediateRepresentation, Json, app, console, examples, messages, print_json
 
 opencl_app = typer.Typer(
     help="The runtime that runs OpenCL artifacts (Mali), which TVM's wheel lacks.",
@@ -15,7 +15,13 @@ opencl_app = typer.Typer(
 app.add_typer(opencl_app, name="opencl")
 
 
-@opencl_app.command(epilog=examples("ksm-hw opencl build", "ksm-hw opencl build --arch aarch64 -o rk3588"))
+@opencl_app.command(
+    epilog=examples(
+        "ksm-hw opencl build",
+        "ksm-hw opencl build --arch aarch64 -o rk3588",
+        "ksm-hw opencl build --ir relay             # for artifacts of compile --ir relay",
+    )
+)
 def build(
     arch: Annotated[
         Literal["x86_64", "aarch64"] | None, typer.Option(help="Of the machine that runs it. [default: this one's]")
@@ -23,15 +29,21 @@ def build(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder to put it into. [default: the cache]")
     ] = None,
+    ir: Annotated[
+        IntermediateRepresentation,
+        typer.Option(help="What the artifacts went through; relay's TVM has another runtime."),
+    ] = "relax",
     as_json: Json = False,
 ) -> None:
     """Build the runtime; a session on this machine does so by itself."""
-    from ksm_hw.runtime.opencl.build import LIBRARY, build_opencl_runtime
+    from ksm_hw.compiler.relay.opencl.runtime import relay_runtime_sources
+    from ksm_hw.runtime.opencl.build import build_opencl_runtime, runtime_sources
 
+    sources = relay_runtime_sources() if ir == "relay" else runtime_sources()
     with messages.status("build the OpenCL runtime"):
-        library = build_opencl_runtime(arch or "", output / LIBRARY if output else None)
+        library = build_opencl_runtime(arch or "", output / sources.library if output else None, sources)
     if as_json:
         print_json({"library": str(library), "bytes": library.stat().st_size})
         return
     console.print(f"{library}: {library.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
-    console.print(f"On a board: export KSM_HW_OPENCL_RUNTIME=…/{LIBRARY}", highlight=False)
+    console.print(f"On a board: export {sources.variable}=…/{sources.library}", highlight=False)

@@ -23,6 +23,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, task_of
 from ksm_hw.runtime.artifact import LIBRARY, Manifest, read_manifest
 from ksm_hw.runtime.cuda import require_cuda_gpu
+from ksm_hw.runtime.device_failures import device_failures
 from ksm_hw.runtime.machine import check_cpu_features
 from ksm_hw.runtime.opencl.load import load_opencl_runtime
 from ksm_hw.runtime.task_parameters import is_shared, task_parameters
@@ -99,7 +100,7 @@ class Session:
         use_threads(threads, manifest.cores)
         device = tvm.runtime.device(manifest.device, 0)
         library = tvm.runtime.load_module(str((folder / LIBRARY).absolute()))
-        with _device_failures(manifest.device):
+        with device_failures(manifest.device):
             session = cls(manifest, bundle, VirtualMachine(library, device), device, threads, keep, budget)
         session.switch(next(iter(session.packs)))
         return session
@@ -233,7 +234,7 @@ class Session:
     def _working(self) -> Iterator[None]:
         """Around every call of the virtual machine: whichever thread calls, it has the session's threads and cores."""
         use_threads(self._threads, self.manifest.cores)
-        with pinned(self.manifest.cores), _device_failures(self.manifest.device):
+        with pinned(self.manifest.cores), device_failures(self.manifest.device):
             yield
 
     def _rewrite(self, task: str) -> Weights:
@@ -271,15 +272,6 @@ class Session:
         if self._budget is None:
             return False
         return sum(map(_bytes, self._kept.values())) + sets * _bytes(self._weights) > self._budget
-
-
-@contextlib.contextmanager
-def _device_failures(device: str) -> Iterator[None]:
-    """What TVM's runtime raises, such as a kernel that a driver does not compile, becomes a message for the user."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        raise UserError(f"The device '{device}' failed: {error}") from error
 
 
 def run_in_batches(

@@ -53,8 +53,6 @@ def compile_through_relay(
 def _check(target: CompileTarget, runner: bool, tuned: Path | None) -> None:
     if target.device == "cuda":
         raise UserError("TVM 0.19, which has Relay, comes without CUDA. Compile for CUDA with --ir relax.")
-    if target.device != "cpu":
-        raise UserError(f"--ir relay compiles for CPUs, and '{target.name}' is for {target.device}. Use --ir relax.")
     if runner:
         raise UserError("--runner is for artifacts of --ir relax: the program reads their libraries alone.")
     if tuned is not None:

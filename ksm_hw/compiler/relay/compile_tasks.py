@@ -79,7 +79,7 @@ def compile_tasks(
 
 def _tvm_target(target: Mapping[str, Any]) -> tvm.target.Target:
     """The target for TVM 0.19, which does not see by the triple that it has schedules for ARM."""
-    arm = architecture_of(target) == "aarch64"
+    arm = target["kind"] == "llvm" and architecture_of(target) == "aarch64"
     return tvm.target.Target({**target, "device": "arm_cpu", "keys": ["arm_cpu", "cpu"]} if arm else dict(target))
 
 

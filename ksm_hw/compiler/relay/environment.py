@@ -60,6 +60,17 @@ def is_installed() -> bool:
     return installed.is_file() and installed.read_bytes() == REQUIREMENTS.read_bytes()
 
 
+def check_installed() -> None:
+    """Checks that the environment is there.
+
+    Raises:
+        UserError: it is not, or it is of another version of ksm-hw.
+    """
+    if not is_installed():
+        state = "is of another version of ksm-hw" if environment_folder().is_dir() else "is not installed"
+        raise UserError(f"Relay {state}. Install it: ksm-hw relay install. Or compile with --ir relax.")
+
+
 def process_variables(only_runs: bool = False) -> dict[str, str]:
     """The environment variables of a process of this Python that shall see Relay's environment.
 
@@ -67,11 +78,9 @@ def process_variables(only_runs: bool = False) -> dict[str, str]:
         only_runs: whether it loads TVM without the compiler, which takes four times the memory.
 
     Raises:
-        UserError: the environment is not there, or of another version of ksm-hw.
+        UserError: as `check_installed`.
     """
-    if not is_installed():
-        state = "is of another version of ksm-hw" if environment_folder().is_dir() else "is not installed"
-        raise UserError(f"Relay {state}. Install it: ksm-hw relay install. Or compile with --ir relax.")
+    check_installed()
     paths = [str(environment_folder()), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {
         **os.environ,

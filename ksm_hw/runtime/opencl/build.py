@@ -1,8 +1,8 @@
-"""Builds the OpenCL runtime against the headers of the installed TVM, for this machine or for a board.
+"""Builds OpenCL runtimes against the headers of a TVM, for this machine or for a board.
 
-The C++ of this folder becomes `libtvm_runtime_opencl.so`, the name by which TVM knows the runtime. Nothing of OpenCL
-or TVM is linked, only named: stubs take the place of the libraries, so that a desk without any of them can build for a
-board that has them.
+The C++ of this folder becomes `libtvm_runtime_opencl.so`, the name by which TVM knows the runtime; that of Relay's TVM
+is in `ksm_hw/compiler/relay/opencl`. Nothing of OpenCL or TVM is linked, only named: stubs take the place of the
+libraries, so that a desk without any of them can build for a board that has them.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from ksm_hw.errors import UserError
@@ -20,26 +21,72 @@ from ksm_hw.files import written_file
 LIBRARY = "libtvm_runtime_opencl.so"
 _SOURCES = Path(__file__).parent
 _HEADERS = Path("/usr/include/CL")
-# The libraries that the loader shall find: two of TVM's wheels, and the OpenCL loader of the system.
-_NEEDED = ("libtvm_ffi.so", "libtvm_runtime.so", "libOpenCL.so.1")
+_LOADER = "libOpenCL.so.1"  # Of the system: it finds the drivers.
 
 
-def build_opencl_runtime(architecture: str = "", output: Path | None = None) -> Path:
-    """Builds the runtime, unless the cache has it, and returns the library's path.
+@dataclass(frozen=True)
+class RuntimeSources:
+    """What an OpenCL runtime is built from.
+
+    Attributes:
+        library: file name of the runtime.
+        variable: environment variable that names a runtime that was built elsewhere.
+        files: the C++ sources.
+        options: for the compiler: where headers are, and what TVM's expect to be defined.
+        needed: libraries that the loader shall find, besides OpenCL's.
+        version: changes whenever the runtime must be built anew.
+    """
+
+    library: str
+    variable: str
+    files: tuple[Path, ...]
+    options: tuple[str, ...]
+    needed: tuple[str, ...]
+    version: str
+
+
+def runtime_sources() -> RuntimeSources:
+    """What the runtime for the present TVM is built from."""
+    packages = {"apache-tvm": "tvm/include", "apache-tvm-ffi": "tvm_ffi/include"}
+    return RuntimeSources(
+        library=LIBRARY,
+        variable="KSM_HW_OPENCL_RUNTIME",
+        files=tuple(sorted(_SOURCES.glob("*.cc"))),
+        options=tuple(
+            f"-I{importlib.metadata.distribution(name).locate_file(path)}" for name, path in packages.items()
+        ),
+        needed=("libtvm_ffi.so", "libtvm_runtime.so"),
+        version=" ".join([files_version(_SOURCES), *map(importlib.metadata.version, packages)]),
+    )
+
+
+def files_version(folder: Path) -> str:
+    """A hash of the C++ in a folder: sources and headers."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".cc", ".h")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def build_opencl_runtime(
+    architecture: str = "", output: Path | None = None, sources: RuntimeSources | None = None
+) -> Path:
+    """Builds a runtime, unless the cache has it, and returns the library's path.
 
     Args:
         architecture: `x86_64` or `aarch64`; this machine's without it.
         output: where to put a copy.
+        sources: of which runtime; those of `runtime_sources` without it.
 
     Raises:
         UserError: there is no C++ compiler for the architecture, no OpenCL headers, or the compiler fails.
     """
-    architecture = architecture or platform.machine()
-    library = _cached_path(architecture)
+    architecture, sources = architecture or platform.machine(), sources or runtime_sources()
+    library = _cached_path(architecture, sources)
     if not library.exists():
         command = _compiler(architecture)
         with written_file(library) as temporary:
-            _compile(command, temporary)
+            _compile(command, sources, temporary)
     if output is None:
         return library
     with written_file(output) as temporary:
@@ -47,29 +94,26 @@ def build_opencl_runtime(architecture: str = "", output: Path | None = None) -> 
     return output
 
 
-def find_opencl_runtime() -> Path:
-    """The library for this machine: that of `KSM_HW_OPENCL_RUNTIME`, or built.
+def find_opencl_runtime(sources: RuntimeSources | None = None) -> Path:
+    """The library for this machine: that of the sources' environment variable, or built.
 
     Raises:
         UserError: it is not where the variable says, or cannot be built.
     """
-    given = os.environ.get("KSM_HW_OPENCL_RUNTIME")
+    sources = sources or runtime_sources()
+    given = os.environ.get(sources.variable)
     if given is None:
-        return build_opencl_runtime()
+        return build_opencl_runtime(sources=sources)
     if not Path(given).is_file():
-        raise UserError(f"KSM_HW_OPENCL_RUNTIME names {given}, which is no file. `ksm-hw opencl build` makes one.")
+        raise UserError(f"{sources.variable} names {given}, which is no file. `ksm-hw opencl build` makes one.")
     return Path(given).absolute()
 
 
-def _cached_path(architecture: str) -> Path:
+def _cached_path(architecture: str, sources: RuntimeSources) -> Path:
     """A path of its own for each version: a loader never takes a changed library from a path that it knows."""
-    digest = hashlib.sha256()
-    for source in sorted(_SOURCES.glob("*.[ch]*")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    for package in ("apache-tvm", "apache-tvm-ffi"):
-        digest.update(importlib.metadata.version(package).encode())
+    version = hashlib.sha256(sources.version.encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "ksm-hw" / "opencl" / f"{architecture}-{digest.hexdigest()[:16]}" / LIBRARY
+    return cache / "ksm-hw" / "opencl" / f"{architecture}-{version}" / sources.library
 
 
 def _compiler(architecture: str) -> list[str]:
@@ -86,15 +130,13 @@ def _compiler(architecture: str) -> list[str]:
     return [found]
 
 
-def _compile(command: list[str], output: Path) -> None:
-    packages = {"apache-tvm": "tvm/include", "apache-tvm-ffi": "tvm_ffi/include"}
-    includes = [f"-I{importlib.metadata.distribution(name).locate_file(path)}" for name, path in packages.items()]
+def _compile(command: list[str], sources: RuntimeSources, output: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         headers = _opencl_headers(Path(folder))
-        stubs = [_stub(command, Path(folder), name) for name in _NEEDED]
+        stubs = [_stub(command, Path(folder), name) for name in (*sources.needed, _LOADER)]
         _run(
-            [*command, "-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", *includes, headers]
-            + [str(source) for source in sorted(_SOURCES.glob("*.cc"))]
+            [*command, "-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", *sources.options, headers]
+            + [str(source) for source in sources.files]
             + ["-o", str(output), "-Wl,--no-as-needed", *stubs, "-Wl,-rpath,$ORIGIN"]
         )
 

@@ -3,7 +3,7 @@
 import ctypes
 
 from ksm_hw.errors import UserError
-from ksm_hw.runtime.opencl.build import find_opencl_runtime
+from ksm_hw.runtime.opencl.build import RuntimeSources, find_opencl_runtime, runtime_sources
 
 
 def load_opencl_runtime() -> None:
@@ -12,10 +12,20 @@ def load_opencl_runtime() -> None:
     Raises:
         UserError: it cannot be built or loaded, or no driver offers a device.
     """
+    load_library(runtime_sources())
+    check_opencl_device()
+
+
+def load_library(sources: RuntimeSources) -> None:
+    """Loads what is built from sources, unless this process has an OpenCL runtime.
+
+    Raises:
+        UserError: it cannot be built or loaded.
+    """
     import tvm
 
     if tvm.get_global_func("device_api.opencl", allow_missing=True) is None:
-        library = find_opencl_runtime()
+        library = find_opencl_runtime(sources)
         try:
             ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
         except OSError as error:
@@ -23,6 +33,16 @@ def load_opencl_runtime() -> None:
                 f"The OpenCL runtime does not load ({error}). Is the OpenCL loader there? "
                 "Install it: sudo apt-get install ocl-icd-libopencl1"
             ) from error
+
+
+def check_opencl_device() -> None:
+    """Checks that the loaded runtime has a device.
+
+    Raises:
+        UserError: no driver offers one.
+    """
+    import tvm
+
     if not tvm.runtime.device("opencl", 0).exist:
         raise UserError(
             "No OpenCL device found. Install the driver of this machine's GPU, or one that runs on the CPU: "
