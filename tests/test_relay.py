@@ -229,7 +229,7 @@ def test_a_missing_library_is_found(relay_artifact: Path, tmp_path: Path) -> Non
     [
         ("cuda-sm_80", {}, "without CUDA. Compile for CUDA with --ir relax"),
         ("host", {"runner": True}, "--runner is for artifacts of --ir relax"),
-        ("host", {"tuned": Path("tuned")}, "--tuned takes records of Relax"),
+        ("host", {"tuned": Path("tuned")}, "No tuning records at tuned"),
     ],
 )
 def test_what_relay_cannot_do(target: str, options: dict, message: str, bundle: Bundle, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_process_that_dies_is_an_error_that_says_how(relay: None) -> None:
 
 def test_a_failure_inside_tvm_shows_its_last_words(relay: None, tmp_path: Path) -> None:
     with relay_process() as process, pytest.raises(UserError, match=r"ended with status 1(.|\n)*such_kind"):
-        process.call("compile", str(shipped_bundle()), str(tmp_path), {"kind": "such_kind"}, ["cc"], "switch", 1)
+        process.call("compile", str(shipped_bundle()), str(tmp_path), {"kind": "such_kind"}, ["cc"], "switch", 1, None)
 
 
 def test_an_environment_of_another_version_is_not_used(

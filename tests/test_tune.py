@@ -24,9 +24,11 @@ from tvm.s_tir.meta_schedule.database import TuningRecord
 from tvm.target.codegen import llvm_get_system_cpu
 
 from ksm_hw.compiler.compile import compile_bundle
+from ksm_hw.compiler.records_folder import read_header
 from ksm_hw.compiler.targets import load_target
-from ksm_hw.compiler.tune import MEASUREMENTS, TuneProgress, TuneResult, tune
-from ksm_hw.compiler.tuning_records import open_records, read_header
+from ksm_hw.compiler.tune import MEASUREMENTS, tune
+from ksm_hw.compiler.tune_progress import TuneProgress, TuneResult
+from ksm_hw.compiler.tuning_records import open_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.report.verify import verify

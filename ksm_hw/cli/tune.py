@@ -1,10 +1,11 @@
 """`ksm-hw tune`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -14,6 +15,7 @@ from ksm_hw.cli.app import (
     BundlePath,
     CudaArch,
     HostTarget,
+    IntermediateRepresentation,
     Json,
     Key,
     TargetFile,
@@ -25,6 +27,10 @@ from ksm_hw.cli.app import (
     messages,
     print_json,
 )
+from ksm_hw.compiler.tune_progress import TuneResult
+from ksm_hw.errors import UserError
+
+Tuner = Literal["autotvm", "metaschedule"]
 
 
 @app.command(
@@ -32,6 +38,7 @@ from ksm_hw.cli.app import (
         "ksm-hw tune --target host --trials 500 -o tuned/host",
         "ksm-hw tune --target rpi4 --tracker 127.0.0.1:9190 --key rpi4 --trials 2000 -o tuned/rpi4",
         "ksm-hw compile --target rpi4 --task all --tuned tuned/rpi4",
+        "ksm-hw tune --ir relay --tuner metaschedule --target host -o tuned/host-relay",
     )
 )
 def tune(
@@ -43,6 +50,10 @@ def tune(
     tracker: Tracker = None,
     key: Key = None,
     host: Board = None,
+    ir: Annotated[IntermediateRepresentation, typer.Option(help="The compiler whose operators are tuned.")] = "relax",
+    tuner: Annotated[
+        Tuner | None, typer.Option(help="The search, for --ir relay; relax has one of its own. [default: autotvm]")
+    ] = None,
     target_file: TargetFile = None,
     host_cpu: HostTarget = None,
     arch: CudaArch = None,
@@ -54,11 +65,18 @@ def tune(
     from ksm_hw.resources import shipped_bundle
     from ksm_hw.runtime.board import board_address
 
+    if tuner is not None and ir != "relay":
+        raise UserError("--tuner names a search of TVM 0.19, for --ir relay. Give that too, or leave --tuner out.")
     compile_target = load_target(target, file=target_file, arch=arch, host=host_cpu)
     address = board_address(tracker, key, host)
     loaded = load_bundle(bundle or shipped_bundle())
     with messages.status("import the compiler"):
-        from ksm_hw.compiler.tune import tune as tune_bundle
+        if ir == "relay":
+            from ksm_hw.compiler.relay.tune import tune_through_relay
+
+            tune_bundle: Callable[..., TuneResult] = partial(tune_through_relay, tuner=tuner or "autotvm")
+        else:
+            from ksm_hw.compiler.tune import tune as tune_bundle
     try:
         with _trial_progress() as on_progress:
             result = tune_bundle(
@@ -86,7 +104,8 @@ def tune(
             "schedules",
             highlight=False,
         )
-    console.print(f"Use it: ksm-hw compile --target {target} --task all --tuned {output}", highlight=False)
+    through = " --ir relay" if ir == "relay" else ""
+    console.print(f"Use it: ksm-hw compile --target {target} --task all{through} --tuned {output}", highlight=False)
 
 
 @contextmanager

@@ -7,9 +7,7 @@ schedule in a fraction of one. A schedule that crashes its process, or takes too
 import concurrent.futures
 import gc
 import itertools
-import math
 import multiprocessing
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tvm
 from pebble import CONSTS, ProcessExpired, ProcessPool
 from tvm import rpc
@@ -32,17 +29,12 @@ from ksm_hw.compiler.targets import CompileTarget
 from ksm_hw.errors import UserError
 from ksm_hw.runtime.board import WAIT, BoardAddress, known_boards
 from ksm_hw.runtime.machine import available_cores
+from ksm_hw.runtime.operator_timing import before_each_run, steady_seconds
 from ksm_hw.runtime.session import prepare_device
 from ksm_hw.runtime.threads import use_threads
 
 SECONDS = 60.0  # That one schedule may take to build, and to measure.
 BUILDERS = 2
-FIRST_RUNS = 3  # Their median says whether a schedule is worth more.
-LEAST_SECONDS = 0.05  # That the other runs take together.
-FEWEST_RUNS, MOST_RUNS = 9, 300
-MANY_WEIGHTS = 1 << 16  # Bytes; fewer are read in no time.
-# TVM's function that has a CPU's caches forget all arguments but the first.
-_FORGET_WEIGHTS = "cache_flush_cpu_non_first_arg"
 
 
 @dataclass(frozen=True)
@@ -69,11 +61,6 @@ class _Library:
     device: str
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     limit: float
-
-    @property
-    def has_many_weights(self) -> bool:
-        dtype, shape = self.tensors[1]
-        return math.prod(shape) * np.dtype(dtype).itemsize > MANY_WEIGHTS
 
 
 class CandidateMeasurer:
@@ -226,14 +213,7 @@ def _build(
 
 
 def _measure(library: _Library, board: BoardAddress | None, threads: int) -> list[float]:
-    """Measures a library on a board, or in this process with so many threads.
-
-    Between two runs a network reads all of its other weights, so here an operator of many finds its input in the cache,
-    but not these. If both were there, the fastest would often be one that reads weights again and again.
-
-    Returns:
-        Seconds of a run: the median of so many that they take 50 ms; beyond the limit that of 3.
-    """
+    """Measures a library on a board, or in this process with so many threads: `steady_seconds`."""
     if board is None:
         prepare_device(library.device)
         use_threads(min(threads, available_cores()))
@@ -263,15 +243,13 @@ def _timed(session: Any, library: _Library) -> list[float]:
         arguments.append(tvm.runtime.empty(shape, dtype, device))
         fill(arguments[-1])
 
-    before = _FORGET_WEIGHTS if library.device == "cpu" and library.has_many_weights else ""
+    before = before_each_run(library.tensors) if library.device == "cpu" else ""
 
-    def seconds(runs: int) -> float:
+    def seconds_of_runs(runs: int) -> Sequence[float]:
         evaluator = module.time_evaluator("main", device, number=1, repeat=runs, f_preproc=before)
-        # Something else may have run beside one or two of them.
-        return statistics.median(float(run) for run in evaluator(*arguments).results)
+        results: Sequence[float] = evaluator(*arguments).results
+        return results
 
-    measured = seconds(FIRST_RUNS)
-    if measured <= library.limit:
-        measured = seconds(min(max(math.ceil(LEAST_SECONDS / measured), FEWEST_RUNS), MOST_RUNS))
+    measured = steady_seconds(seconds_of_runs, library.limit)
     session.remove(name)
     return [measured]

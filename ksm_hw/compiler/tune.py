@@ -11,7 +11,6 @@ candidate are measured in turns: of many that are alike, the one that a single m
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from ksm_hw.compiler.measure_candidates import CandidateMeasurer, Measurement
 from ksm_hw.compiler.operators import Operator, find_operators, key_of, seconds_of
 from ksm_hw.compiler.relax import main_functions
 from ksm_hw.compiler.targets import CompileTarget
+from ksm_hw.compiler.tune_progress import FIRST_FAILURES, HOPELESS, TuneProgress, TuneResult, all_failed
 from ksm_hw.compiler.tuning_records import TuningRecords, create_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
@@ -34,54 +34,8 @@ from tvm_passes.relax.schedules.tuned import LONGEST_RUN
 
 BATCH = 8  # Candidates between two decisions, for each board.
 WARM_UP = 64  # Measurements before the model's opinion counts; until then the order of the rule's own model.
-FIRST_FAILURES = 16  # So many failures and no success: something is wrong with all.
 MEASUREMENTS = 5  # Of the default and the fastest candidate of each operator.
-HOPELESS = 1.5  # A candidate that takes so many times longer than the best so far is not measured thoroughly.
 FAILED = 1e10  # Seconds that MetaSchedule writes for a measurement that failed.
-
-
-@dataclass(frozen=True)
-class TuneProgress:
-    """Where a tune is.
-
-    Attributes:
-        done: trials so far, those of earlier runs of the command included; `total` all that there will be at most.
-        failed: those of `done` without a result; `error` is what the last of them said, or "".
-        seconds_left: an estimate.
-        latency: seconds of the best schedules so far, summed over all calls of the operators; None until each operator
-            has a result.
-        boards: that measure at once.
-        again: measurements of candidates that had been measured before.
-    """
-
-    done: int
-    total: int
-    failed: int
-    error: str
-    seconds_left: float
-    latency: float | None
-    boards: int
-    again: int
-
-
-@dataclass(frozen=True)
-class TuneResult:
-    """What a tune ended with.
-
-    Attributes:
-        operators: how many different ones were tuned.
-        trials: candidates in the records; `measured` by this run; `failed` those of `trials` without a result.
-        again: measurements of this run of candidates that had been measured before.
-        latency: as in `TuneProgress`; `default_latency` the same of the schedules that are taken without tuning.
-    """
-
-    operators: int
-    trials: int
-    measured: int
-    failed: int
-    again: int
-    latency: float | None
-    default_latency: float | None
 
 
 def tune(
@@ -288,7 +242,4 @@ class _Search:
         return MeasureCandidate(schedule, operator.arguments)
 
     def _all_failed(self) -> UserError:
-        return UserError(
-            f"All {self.done} trials failed, so nothing was recorded. The last one said: {self.error}. Check that the "
-            "target is that of the board (`ksm-hw targets`)."
-        )
+        return UserError(all_failed(self.done, self.error))

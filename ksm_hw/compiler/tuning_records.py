@@ -1,30 +1,23 @@
-"""A folder of tuning records: what `ksm-hw tune` writes and `ksm-hw compile --tuned` applies.
+"""A folder of Relax's tuning records: what `ksm-hw tune` writes and `ksm-hw compile --tuned` applies.
 
-    records.json                    what was tuned: target, version of TVM, date of the last measurement
-    database_workload.json          MetaSchedule's database: the operators,
-    database_tuning_record.json     and what was measured of each: a schedule and its seconds, 1e10 where it failed
-
-A record names an operator, not a network, weights or a mask. So records serve every task of a backbone, and other
-backbones with operators of the same shapes.
+records.json                    what was tuned (`records_folder`)
+database_workload.json          MetaSchedule's database: the operators,
+database_tuning_record.json     and what was measured of each: a schedule and its seconds, 1e10 where it failed
 """
 
 import contextlib
-import datetime
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tvm
 from tvm.s_tir.meta_schedule.database import Database, JSONDatabase
 
+from ksm_hw.compiler.records_folder import Origin, check_header, prepare_folder, write_header
 from ksm_hw.compiler.targets import CompileTarget
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
 
-FORMAT_VERSION = 1
-HEADER = "records.json"
+_ORIGIN = Origin(ir="relax", tuner="", tvm_version=tvm.__version__)
 
 
 @dataclass(frozen=True)
@@ -47,36 +40,18 @@ class TuningRecords:
         Raises:
             UserError: the folder cannot be written.
         """
-        content = {
-            "format_version": FORMAT_VERSION,
-            "target": self.target.name,
-            "tvm_target": self.target.tvm,
-            "tvm_version": tvm.__version__,
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        }
-        with written_file(self.folder / HEADER) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_header(self.folder, self.target, _ORIGIN)
 
 
 def open_records(folder: Path, target: CompileTarget) -> TuningRecords:
     """Opens the records that were made for a target.
 
     Raises:
-        UserError: there are none, they are damaged, or were made for another target or with another version of TVM.
+        UserError: there are none, they are damaged, or were made for another target, through Relay, or with another
+            version of TVM.
     """
-    header = read_header(folder)
-    if header["tvm_version"] != tvm.__version__:
-        raise UserError(
-            f"{folder} was tuned with TVM {header['tvm_version']}, and this is {tvm.__version__}, whose schedules "
-            "differ. Tune again, into another folder."
-        )
-    if header["tvm_target"] != json.loads(json.dumps(target.tvm)):
-        raise UserError(
-            f"{folder} was tuned for target '{header['target']}', {json.dumps(header['tvm_target'])}; '{target.name}' "
-            f"is {json.dumps(target.tvm)}. Give the target that it was tuned for, or tune again into another folder."
-        )
-    with _damage_explained(folder):
-        return TuningRecords(folder, target, _open_database(folder, allow_missing=False))
+    check_header(folder, target, _ORIGIN.ir, _ORIGIN.tvm_version)
+    return TuningRecords(folder, target, _open_database(folder, allow_missing=False))
 
 
 def create_records(folder: Path, target: CompileTarget) -> TuningRecords:
@@ -85,37 +60,13 @@ def create_records(folder: Path, target: CompileTarget) -> TuningRecords:
     Raises:
         UserError: as `open_records`, or the folder holds something else, or cannot be made.
     """
-    if (folder / HEADER).exists():
-        return open_records(folder, target)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists and holds no tuning records. Give another folder, or remove it.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        records = TuningRecords(folder, target, _open_database(folder, allow_missing=True))
-    except OSError as error:
-        raise UserError(f"Cannot write {folder}: {error.strerror}. Give another folder.") from error
-    records.write_header()
-    return records
+    prepare_folder(folder, target, _ORIGIN)
+    return TuningRecords(folder, target, _open_database(folder, allow_missing=True))
 
 
-def read_header(folder: Path) -> dict[str, Any]:
-    """What `records.json` says.
-
-    Raises:
-        UserError: there is none, or it is damaged or of another version of ksm-hw.
-    """
-    path = folder / HEADER
-    try:
-        header: dict[str, Any] = json.loads(path.read_text())
-        if header["format_version"] != FORMAT_VERSION:
-            raise UserError(f"{path} is of another version of ksm-hw. Tune again, into another folder.")
-        if missing := {"target", "tvm_target", "tvm_version", "date"} - header.keys():
-            raise KeyError(*sorted(missing))
-    except OSError as error:
-        raise UserError(f"No tuning records at {folder}: {error.strerror}: {path}. Make some: ksm-hw tune") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}). Tune again, into another folder.") from error
-    return header
+def _open_database(folder: Path, allow_missing: bool) -> Database:
+    with _damage_explained(folder):
+        return JSONDatabase(work_dir=str(folder), allow_missing=allow_missing)
 
 
 @contextlib.contextmanager
@@ -128,7 +79,3 @@ def _damage_explained(folder: Path) -> Iterator[None]:
             f"The records in {folder} are damaged ({said}). Remove the line that is cut off from "
             "database_tuning_record.json, or tune again into another folder."
         ) from error
-
-
-def _open_database(folder: Path, allow_missing: bool) -> Database:
-    return JSONDatabase(work_dir=str(folder), allow_missing=allow_missing)

@@ -282,6 +282,17 @@ class Board:
         number, facts = self.call("measure_load", self._send(artifact), threads or 0)
         yield BoardMeasurement(self, number, facts)
 
+    def time_library(self, library: Path, **request: Any) -> dict[str, Any]:
+        """`LibraryTimer.time` on the board.
+
+        Raises:
+            UserError: the board lacks Relay, or is gone.
+        """
+        content = bytearray(library.read_bytes())
+        self._guarded(functools.partial(self._remote.upload, content, library.name))
+        timed: dict[str, Any] = self.call("time_library", library.name, json.dumps(request))
+        return timed
+
     def _send(self, folder: Path) -> str:
         """Sends the files of an artifact that the board lacks; returns the manifest's text."""
         text = (folder / "manifest.json").read_text()

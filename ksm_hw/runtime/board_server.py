@@ -10,6 +10,7 @@ JSON and tensors, and a failure that a user can mend comes as {"error": message}
     ksm_hw.board.run(images)                    `Session.run`: a tensor
     ksm_hw.board.measure_load(manifest, threads)  loads an artifact in a process of its own: its number and its facts
     ksm_hw.board.measure(number, command)       measures it (`measuring.measure`)
+    ksm_hw.board.time_library(name, request)    times the uploaded library, in a process of Relay (`LibraryTimer`)
     ksm_hw.board.last_crash()                   how the last session's process died, if it did
 """
 
@@ -140,7 +141,7 @@ def register_board_functions(cache: Path) -> None:
     import tvm_ffi
 
     served = _Served(cache)
-    for name in ("missing", "keep", "load", "switch", "run", "measure_load", "measure", "last_crash"):
+    for name in ("missing", "keep", "load", "switch", "run", "measure_load", "measure", "time_library", "last_crash"):
         tvm_ffi.register_global_func(f"ksm_hw.board.{name}", getattr(served, name), override=True)
 
 
@@ -165,6 +166,7 @@ class _Served:
         self.crash = cache / _CRASH
         self.session: Any = None
         self.measured: list[Any] = []
+        self.timer: Any = None
         self.open_processes = contextlib.ExitStack()
         for folder in (self.files, self.artifacts):
             folder.mkdir(parents=True, exist_ok=True)
@@ -238,6 +240,18 @@ class _Served:
     @_answer
     def measure(self, number: int, command: str) -> Any:
         return self.measured[number].ask(**json.loads(command))
+
+    @_answer
+    def time_library(self, name: str, request: str) -> dict[str, Any]:
+        from ksm_hw.compiler.relay.library_timer import LibraryTimer
+
+        if self.timer is None:
+            self.timer = self.open_processes.enter_context(LibraryTimer())
+        library = Path.cwd() / name
+        try:
+            return self.timer.time(library, **json.loads(request))
+        finally:
+            library.unlink()
 
     @_answer
     def last_crash(self) -> str:

@@ -49,13 +49,16 @@ _DISABLED: dict[ModuleContent, list[str]] = {
 }
 
 
-def build_settings(module_holds: ModuleContent) -> tvm.transform.PassContext:
+def build_settings(module_holds: ModuleContent, meta_schedule: bool = False) -> tvm.transform.PassContext:
     """The settings of TVM's passes for a module of inference, of the rewriting of weights, or of both.
+
+    With `meta_schedule` operators get the schedules of the MetaSchedule database that is entered.
 
     LLVM 22 refuses bilinear resizing after TVM's elimination of common subexpressions, which binds float values.
     """
     disabled = _DISABLED[module_holds]
-    return tvm.transform.PassContext(opt_level=3, disabled_pass=disabled, config={"tir.disable_cse_tir": True})
+    config = {"tir.disable_cse_tir": True, "relay.backend.use_meta_schedule": meta_schedule}
+    return tvm.transform.PassContext(opt_level=3, disabled_pass=disabled, config=config)
 
 
 def fold_tasks(

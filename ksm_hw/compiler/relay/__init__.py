@@ -5,4 +5,8 @@ environment.py  installs and finds it
 process.py      starts a process there    worker.py         answers it
 compile.py      asks it to compile        compile_tasks.py  does, with lower.py and tvm_passes/relay
                                           session.py        runs what was compiled
+tune.py           asks it to tune         tune_operators.py does, with build_candidates.py
+                                          autotvm_operators.py, meta_schedule_operators.py: the searches
+                                          tuned_schedules.py    gives the compiler what they found
+library_timer.py  measures a candidate    time_library.py   does
 """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ksm_hw.compiler.compiled import Compiled, FoldMode, OnStep
 from ksm_hw.compiler.linker import architecture_of, linker_command
+from ksm_hw.compiler.records_folder import check_header
 from ksm_hw.compiler.relay.process import relay_process
 from ksm_hw.compiler.targets import CompileTarget
 from ksm_hw.errors import UserError
@@ -33,13 +34,16 @@ def compile_through_relay(
     Raises:
         UserError: as `compile_bundle`.
     """
-    _check(target, runner, tuned)
+    _check(target, runner)
     with tempfile.TemporaryDirectory(prefix="ksm-hw-relay-") as temporary, relay_process(on_step=on_step) as process:
         given, made = Path(temporary, "bundle"), Path(temporary, "libraries")
         given.mkdir()
         save_bundle(bundle, given)
         link = linker_command(architecture_of(target.cpu))
-        parts = process.call("compile", str(given), str(made), dict(target.tvm), link, fold, batch)
+        records = None
+        if tuned is not None:
+            records = check_header(tuned, target, "relay", process.call("version")), str(tuned.absolute())
+        parts = process.call("compile", str(given), str(made), dict(target.tvm), link, fold, batch, records)
         for part in parts:
             tasks = {
                 task: TaskEntry(entry["main"], entry["rewrite"], tuple(entry["parameters"]))
@@ -50,13 +54,11 @@ def compile_through_relay(
             yield Compiled(own, tasks, part["tvm_version"], part["workspace_bytes"], {}, export)
 
 
-def _check(target: CompileTarget, runner: bool, tuned: Path | None) -> None:
+def _check(target: CompileTarget, runner: bool) -> None:
     if target.device == "cuda":
         raise UserError("TVM 0.19, which has Relay, comes without CUDA. Compile for CUDA with --ir relax.")
     if runner:
         raise UserError("--runner is for artifacts of --ir relax: the program reads their libraries alone.")
-    if tuned is not None:
-        raise UserError("--tuned takes records of Relax, which Relay cannot read. Leave it out, or use --ir relax.")
 
 
 def _copy_files(source: Path, destination: Path) -> None:

@@ -17,6 +17,8 @@ from ksm_hw.compiler.compiled import FoldMode, OnStep, check_heads, common_image
 from ksm_hw.compiler.linker import architecture_of, link_shared_library
 from ksm_hw.compiler.relay.lower import lower_backbone
 from ksm_hw.compiler.relay.session import filled, weights_of
+from ksm_hw.compiler.relay.tuned_schedules import Schedules, tuned_schedules
+from ksm_hw.compiler.tune_progress import TunerName
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.soft_mask import GROUP_SIZE, binary_mask
 from ksm_hw.masks.task_pack import TaskPack
@@ -44,6 +46,7 @@ def compile_tasks(
     link: Sequence[str],
     fold: FoldMode,
     batch: int,
+    tuned: tuple[TunerName, str] | None,
     on_step: OnStep,
 ) -> list[dict[str, Any]]:
     """Compiles the tasks of a bundle: all in one part, with `bake` each in its own.
@@ -53,31 +56,35 @@ def compile_tasks(
         output: folder in which each part gets a folder with its libraries.
         target: the dictionary of TVM's target.
         link: command of the linker.
+        tuned: the tuner and the folder of records whose schedules are taken.
 
     Returns:
         For each part its `folder`, `tasks` (as `TaskEntry`), `workspace_bytes` and `tvm_version`.
 
     Raises:
-        UserError: there is no such network, a task's head does not fit, or the linker fails.
+        UserError: there is no such network, a task's head does not fit, the linker fails, or the records are damaged or
+            have none of the network's operators.
     """
-    tvm_target = _tvm_target(target)
+    tvm_target = tvm_target_of(target)
     on_step("lower")
     network = lower_backbone(bundle.backbone, most_classes(bundle), batch, common_image_size(bundle))
     (features,) = (int(p.checked_type.shape[1]) for p in network["main"].params if p.name_hint == HEAD_WEIGHT)
     check_heads(bundle, features)
     groups = group_tasks(bundle, _mask_layouts)
-    folded = {
-        name: fold_tasks(network, _common_layouts(bundle, tasks), tvm_target, fused=fold == "fused")
-        for name, tasks in groups.items()
-    }
-    if fold == "bake":
-        parts = _baked(bundle, groups, folded, tvm_target, on_step)
-    else:
-        parts = [_together(bundle, groups, folded, tvm_target, on_step)]
+    with tuned_schedules(tuned) as schedules:
+        folded = {
+            name: fold_tasks(network, _common_layouts(bundle, tasks), tvm_target, fused=fold == "fused")
+            for name, tasks in groups.items()
+        }
+        if fold == "bake":
+            parts = _baked(bundle, groups, folded, tvm_target, schedules, on_step)
+        else:
+            parts = [_together(bundle, groups, folded, tvm_target, schedules, on_step)]
+        schedules.check([functions.main for functions in folded.values()], tvm_target, on_step)
     return [_write(output, f"{number}", tasks, libraries, link) for number, (tasks, libraries) in enumerate(parts)]
 
 
-def _tvm_target(target: Mapping[str, Any]) -> tvm.target.Target:
+def tvm_target_of(target: Mapping[str, Any]) -> tvm.target.Target:
     """The target for TVM 0.19, which does not see by the triple that it has schedules for ARM."""
     arm = target["kind"] == "llvm" and architecture_of(target) == "aarch64"
     return tvm.target.Target({**target, "device": "arm_cpu", "keys": ["arm_cpu", "cpu"]} if arm else dict(target))
@@ -91,6 +98,7 @@ def _together(
     groups: Mapping[str, list[str]],
     folded: Mapping[str, Folded],
     target: tvm.target.Target,
+    schedules: Schedules,
     on_step: OnStep,
 ) -> _Part:
     """All tasks, whose functions stay what they are for all tasks of a layout."""
@@ -103,7 +111,8 @@ def _together(
         if main not in mains:
             on_step(f"build {main}")
             mains[main] = functions.main
-            libraries[main] = _build(functions.main, target, "inference" if functions.rewrite else "both")
+            holds: ModuleContent = "inference" if functions.rewrite else "both"
+            libraries[main] = _build(functions.main, target, holds, schedules.meta_schedule)
         rewrite = None
         if functions.rewrite is not None:
             rewrite = f"rewrite_weights_{name}"
@@ -118,6 +127,7 @@ def _baked(
     groups: Mapping[str, list[str]],
     folded: Mapping[str, Folded],
     target: tvm.target.Target,
+    schedules: Schedules,
     on_step: OnStep,
 ) -> list[_Part]:
     """Each task by itself: its `main` with what `rewrite` gives, run here, as constants."""
@@ -138,13 +148,15 @@ def _baked(
             executor.run()
             weights = {weight: tensor.numpy() for weight, tensor in weights_of(executor).items()}
             bound = relay.build_module.bind_params_by_name(functions.main["main"], weights)
-            library = _build(tvm.IRModule.from_expr(bound), target, "inference")
+            library = _build(tvm.IRModule.from_expr(bound), target, "inference", schedules.meta_schedule)
             parts[task] = {task: TaskEntry("main", None, ())}, {"main": library}
     return [parts[task] for task in bundle.packs]
 
 
-def _build(module: tvm.IRModule, target: tvm.target.Target, holds: ModuleContent) -> _Library:
-    with build_settings(holds):
+def _build(
+    module: tvm.IRModule, target: tvm.target.Target, holds: ModuleContent, meta_schedule: bool = False
+) -> _Library:
+    with build_settings(holds, meta_schedule):
         factory = relay.build(module, target=target)
     return _Library(factory, _workspace_bytes(json.loads(factory.get_graph_json())))
 

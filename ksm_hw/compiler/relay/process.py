@@ -1,12 +1,16 @@
 """The interface to Relay's environment: a process there that answers commands.
 
 Both ways a message is a line of JSON; where that has `bytes`, so many bytes follow it. A request has `command` and its
-`arguments`, an answer one of `result`, `error` (for a person) or, before those, `step` (what is being done now):
+`arguments`, an answer one of `result`, `error` (for a person) or, before those, what a listener is told: `step` (what
+is done now), `progress` (of a tune) or `measure` (a library of `LibraryTimer`), for which it waits for a `reply`:
 
-    compile   bundle, output, target, link, fold, batch    a list of parts (`compile_tasks.compile_tasks`)
-    load      artifact, threads                            the first task's name
-    switch    task                                         seconds
-    run       shape; the bytes are images, float32         shape; the bytes are logits, float32
+    version                                                     TVM's
+    compile   bundle, output, target, link, fold, batch, tuned  a list of parts (`compile_tasks.compile_tasks`)
+    tune      bundle, records, tuner, target, link, batch, trials  what came of it (`tune_operators.tune_operators`)
+    time      library, tensors, limit, threads, cores           seconds or an error (`time_library.time_library`)
+    load      artifact, threads                                 the first task's name
+    switch    task                                              seconds
+    run       shape; the bytes are images, float32              shape; the bytes are logits, float32
 """
 
 import contextlib
@@ -16,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -52,17 +57,30 @@ def read_message(stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
 class RelayProcess:
     """A process in Relay's environment. Made by `relay_process`."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", errors: IO[str], on_step: Callable[[str], None]) -> None:
-        self._process, self._errors, self._on_step = process, errors, on_step
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", errors: IO[str], listeners: dict[str, Callable[[Any], Any]]
+    ) -> None:
+        self._process, self._errors, self._listeners = process, errors, listeners
 
-    def call(self, command: str, *arguments: Any) -> Any:
+    def call(self, command: str, *arguments: Any, seconds: float | None = None) -> Any:
         """Sends a command and waits for its result.
+
+        Args:
+            command, arguments: see above.
+            seconds: that it may take; then the process is killed.
 
         Raises:
             UserError: what the process says, or it died.
         """
         self._send({"command": command, "arguments": arguments})
-        return self._answer()[0]
+        late = threading.Timer(seconds, self._process.kill) if seconds is not None else None
+        if late is None:
+            return self._answer()[0]
+        late.start()
+        try:
+            return self._answer()[0]
+        finally:
+            late.cancel()
 
     def run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The logits of a batch."""
@@ -86,7 +104,10 @@ class RelayProcess:
                 raise UserError(content["error"])
             if "result" in content:
                 return content["result"], behind
-            self._on_step(content["step"])
+            ((kind, said),) = content.items()
+            reply = self._listeners[kind](said)
+            if reply is not None:
+                self._send({"reply": reply})
         raise UserError(self._why_it_died())
 
     def _why_it_died(self) -> str:
@@ -102,13 +123,18 @@ class RelayProcess:
 
 @contextlib.contextmanager
 def relay_process(
-    only_runs: bool = False, on_step: Callable[[str], None] = lambda step: None
+    only_runs: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
+    on_progress: Callable[[dict[str, Any]], None] = lambda progress: None,
+    measure: Callable[[dict[str, Any]], dict[str, Any]] = lambda library: {},
 ) -> Iterator[RelayProcess]:
     """Starts a process in Relay's environment, which ends with the block.
 
     Args:
         only_runs: whether it will run artifacts and compile none.
         on_step: called with the name of each step of what the process does.
+        on_progress: called with what a tune says of itself after each trial.
+        measure: measures a library that a tune built: its `path`, `tensors` and `limit`; gives what `time` does.
 
     Raises:
         UserError: Relay is not installed.
@@ -123,7 +149,7 @@ def relay_process(
             env=variables,
         )
         try:
-            yield RelayProcess(process, errors, on_step)
+            yield RelayProcess(process, errors, {"step": on_step, "progress": on_progress, "measure": measure})
         finally:
             process.kill()
             process.communicate()
