@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tvm
 from board_processes import needs_emulated_board
-from tvm import relax
+from tvm import relax, te
 from tvm.s_tir import dlight
 from tvm.s_tir.meta_schedule.database import TuningRecord
 from tvm.target.codegen import llvm_get_system_cpu
@@ -33,12 +33,15 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.report.verify import verify
 from ksm_hw.runtime.board import BoardAddress
+from tvm_passes.relax.packed_convolution import packed_convolution
 from tvm_passes.relax.pipeline import fuse_kernels
 from tvm_passes.relax.schedules import cpu_rules
-from tvm_passes.relax.schedules.convolution import Convolution
+from tvm_passes.relax.schedules.convolution import Convolution, Shape, tilings
 from tvm_passes.relax.schedules.dense import Dense
 from tvm_passes.relax.schedules.depthwise import DepthwiseConvolution
+from tvm_passes.relax.schedules.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.tuned import TunedSchedule
+from tvm_passes.relax.schedules.vector_unit import vector_unit
 
 HOST = tvm.target.Target({"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": 2})
 RECORDS = "database_tuning_record.json"
@@ -282,7 +285,21 @@ SPACES = {
 @pytest.mark.parametrize("name", SPACES)
 def test_every_schedule_of_a_design_space_computes_the_same(name: str) -> None:
     rule, compute, shapes, output_shape = SPACES[name]
-    kernel = _kernel(compute, *shapes)
+    _check_design_space(rule, _kernel(compute, *shapes), shapes, output_shape)
+
+
+def test_every_schedule_of_a_convolution_with_packed_weights_computes_the_same() -> None:
+    shapes = [(1, 8, 8, 12), (3, 3, 3, 12, 8)]
+    data, weight = (te.placeholder(shape, "float32") for shape in shapes)
+    result = packed_convolution(data, weight, (1, 1), (1, 1, 1, 1), (1, 1), groups=1)
+    kernel = te.create_prim_func([data, weight, result], index_dtype_override="int64")
+    assert any(tiling.pixels_first for tiling in tilings(Shape(64, 24, 108, 48), 1, vector_unit(HOST), 8))
+    _check_design_space(Convolution(), kernel, shapes, (1, 8, 8, 24))
+
+
+def _check_design_space(
+    rule: DesignSpaceRule, kernel: tvm.tirx.PrimFunc, shapes: list[tuple[int, ...]], output_shape: tuple[int, ...]
+) -> None:
     schedules = rule.design_space(kernel, HOST)
     assert len(schedules) > 5 and len({str(schedule.trace) for schedule in schedules}) == len(schedules)
     # What is compiled without tuning is the first.

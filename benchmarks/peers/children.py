@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peers.failures import EngineError
-from peers.places import BENCHMARKS, PEERS
+from peers.places import BENCHMARKS, PEERS, REPOSITORY
 
 
 def start_child(command: Sequence[str], variables: Mapping[str, str], **options: Any) -> "subprocess.Popen[Any]":
@@ -21,7 +21,9 @@ def start_child(command: Sequence[str], variables: Mapping[str, str], **options:
     # One thread was for this process alone (peers.py).
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         found.pop(name, None)
-    found |= {"PYTHONPATH": str(BENCHMARKS), "TORCHINDUCTOR_CACHE_DIR": str(PEERS / "inductor")}
+    # The ksm-hw that is measured is that of this checkout, whichever is installed.
+    path = f"{BENCHMARKS}{os.pathsep}{REPOSITORY}"
+    found |= {"PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(PEERS / "inductor")}
     environment = {**found, **variables}
     return subprocess.Popen(command, cwd=BENCHMARKS, env=environment, start_new_session=True, **options)
 

@@ -204,6 +204,12 @@ def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = Non
         enough = cuts > 1 and cuts * channel_tiles >= 4 * unit.cores and limit // 16 <= part <= limit
         return Tiling(tile_pixels, tile_channels, cuts, False, pixels_first=True) if enough else None
 
+    def by_cores(tile_pixels: int, tile_channels: int) -> Tiling | None:
+        # Every core keeps to its part of the map: what it reads, the operator before may have left in its cache.
+        cuts = unit.cores
+        even = cuts > 1 and shape.pixels % (tile_pixels * cuts) == 0
+        return Tiling(tile_pixels, tile_channels, cuts, False, pixels_first=True) if even else None
+
     ranked = ranked_tiles(shape.pixels, shape.channels // groups, shape.depth, unit)
     tiles = [tile for tile, _ in ranked if lanes in (None, tile[1])][:16]
     if lanes is None:
@@ -223,6 +229,7 @@ def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = Non
     found += [
         way for limit in (_NEARBY, _NEARBY // 4, 2 * _NEARBY) for tile in tiles if (way := by_pixels(*tile, limit))
     ]
+    found += [way for tile in tiles if (way := by_cores(*tile))]
     found += [by_channels(*tile, tasks, False) for tasks in (4, 1, 16) for tile in tiles]
     return list(dict.fromkeys(found))
 

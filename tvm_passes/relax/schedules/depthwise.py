@@ -90,23 +90,28 @@ def sharings(output: list[int], padded: tuple[int, int], unit: VectorUnit) -> li
     def input_bytes(rows: int, task_channels: int) -> int:
         return 4 * (padded[0] - (height - rows) * stride) * padded[1] * task_channels
 
-    def most_rows(task_channels: int, limit: int) -> int:
-        tasks = 4 * unit.cores * task_channels // (batch * channels)
-        fitting = [rows for rows in range(1, height // max(tasks, 1) + 1) if input_bytes(rows, task_channels) <= limit]
+    def most_rows(task_channels: int, limit: int, parts: int) -> int:
+        parts = max(parts, 4 * unit.cores * task_channels // (batch * channels))
+        fitting = [rows for rows in range(1, height // parts + 1) if input_bytes(rows, task_channels) <= limit]
         return largest_divisor(height, max(fitting, default=1))
 
     line = lanes * largest_divisor(channels // lanes, max(1, _LINE // lanes))
     wider = [lanes * largest_divisor(channels // lanes, count * line // lanes) for count in (3, 2, 6)]
     near = [width for width in wider if input_bytes(height, width) <= _NEAR]
     widths = list(dict.fromkeys([*near, line, *wider]))
-    # A quarter of the registers holds results: more of them, and LLVM spills some.
+    # Eight results in flight keep two multiply-adds a cycle busy that take four cycles each. Of 16 registers seven are
+    # left for them, beside weights and inputs; with a stride pixels share few inputs, and a quarter is left.
     quarter = unit.registers // 4
-    pixels = [largest_divisor(width, limit) for limit in (quarter, 2 * quarter, 2, 1)]
-    pixels.sort(key=lambda pixel: pixel < quarter)
+    most = min(8, unit.registers // 2 - 1) if stride == 1 else quarter
+    pixels = [largest_divisor(width, limit) for limit in (most, quarter, 2 * quarter, 2, 1)]
+    pixels.sort(key=lambda pixel: pixel < min(most, quarter))
     limits = (_NEARBY, _NEARBY // 2, _NEAR, 2 * _NEARBY)
+    # Parts of the map for all cores are as many tasks for each, but more of the map is copied twice.
+    even = unit.cores if height % unit.cores == 0 else 1
     return list(
         dict.fromkeys(
-            Sharing(most_rows(task_channels, limit), task_channels, pixel, lanes)
+            Sharing(most_rows(task_channels, limit, parts), task_channels, pixel, lanes)
+            for parts in (1, even)
             for limit in limits
             for pixel in dict.fromkeys(pixels)
             for task_channels in widths
