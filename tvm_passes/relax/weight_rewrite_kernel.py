@@ -384,6 +384,9 @@ class _Kernel:
         weights = (group.channel + channels) * self.values
         # Rows a multiple of a page apart share a place in the cache, and would have left it again before they are read.
         weight_lines = 0 if 4 * self.values % _PAGE_BYTES == 0 else -(-channels * self.values // (steps * _LINE))
+        # Of 1×1 kernels in blocks of 8 output channels two values lie in one line of the result.
+        is_pointwise = self.rewrite.packed and self.values == self.rewrite.shape[1]
+        values_of_line = max(1, _LINE // self.rewrite.lanes) if is_pointwise else 1
         soft, soft_lines = (None, None) if self.decoder is None else self._following(self.decoder, group, channels)
         if soft is not None:
             soft_lines = T.bind(tirx.ceildiv(soft_lines, steps))
@@ -395,7 +398,7 @@ class _Kernel:
             if self.decoder is not None:
                 with T.serial(soft_lines) as line:
                     _ask_for(self.decoder.scale, soft + (step * soft_lines + line) * self.decoder.line)
-            for value in range(LANES if self.rewrite.tile is None else 0):
+            for value in range(0, LANES if self.rewrite.tile is None else 0, values_of_line):
                 _ask_for(self.result, *self._place(group, start + _AHEAD * LANES + value), to_write=True)
 
         return in_step
