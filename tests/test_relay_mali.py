@@ -72,6 +72,7 @@ def test_a_task_in_the_other_modes(fold: FoldMode, two_tasks: Bundle, photograph
     assert_all_passed(verify(folder, images=photographs), ["other-task"], 3)
 
 
+@pytest.mark.slow
 def test_report(switched: Path) -> None:
     report = measure_artifact(switched, runs=5)
     assert report.ir == "relay" and report.tvm_version == "0.19.0"
