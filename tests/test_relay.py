@@ -229,7 +229,6 @@ def test_a_missing_library_is_found(relay_artifact: Path, tmp_path: Path) -> Non
     [
         ("cuda-sm_80", {}, "without CUDA. Compile for CUDA with --ir relax"),
         ("host", {"runner": True}, "--runner is for artifacts of --ir relax"),
-        ("host", {"tuned": Path("tuned")}, "No tuning records at tuned"),
     ],
 )
 def test_what_relay_cannot_do(target: str, options: dict, message: str, bundle: Bundle, tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ Both ways a message is a line of JSON; where that has `bytes`, so many bytes fol
 `arguments`, an answer one of `result`, `error` (for a person) or, before those, what a listener is told: `step` (what
 is done now), `progress` (of a tune) or `measure` (a library of `LibraryTimer`), for which it waits for a `reply`:
 
-    version                                                     TVM's
-    compile   bundle, output, target, link, fold, batch, tuned  a list of parts (`compile_tasks.compile_tasks`)
+    version                                                        TVM's
+    compile   bundle, output, target, link, fold, batch, tuned     a list of parts (`compile_tasks.compile_tasks`)
     tune      bundle, records, tuner, target, link, batch, trials  what came of it (`tune_operators.tune_operators`)
-    time      library, tensors, limit, threads, cores           seconds or an error (`time_library.time_library`)
-    load      artifact, threads                                 the first task's name
-    switch    task                                              seconds
-    run       shape; the bytes are images, float32              shape; the bytes are logits, float32
+    time      library, tensors, limit, threads, cores              seconds or an error (`time_library.time_library`)
+    load      artifact, threads                                    the first task's name
+    switch    task                                                 seconds
+    run       shape; the bytes are images, float32                 shape; the bytes are logits, float32
 """
 
 import contextlib
