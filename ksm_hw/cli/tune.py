@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -27,10 +27,8 @@ from ksm_hw.cli.app import (
     messages,
     print_json,
 )
-from ksm_hw.compiler.tune_progress import TuneResult
+from ksm_hw.compiler.tune_progress import TuneResult, TunerName
 from ksm_hw.errors import UserError
-
-Tuner = Literal["autotvm", "metaschedule"]
 
 
 @app.command(
@@ -52,7 +50,7 @@ def tune(
     host: Board = None,
     ir: Annotated[IntermediateRepresentation, typer.Option(help="The compiler whose operators are tuned.")] = "relax",
     tuner: Annotated[
-        Tuner | None, typer.Option(help="The search, for --ir relay; relax has one of its own. [default: autotvm]")
+        TunerName | None, typer.Option(help="The search, for --ir relay; relax has one of its own. [default: autotvm]")
     ] = None,
     target_file: TargetFile = None,
     host_cpu: HostTarget = None,

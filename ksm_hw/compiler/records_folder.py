@@ -4,8 +4,10 @@ A record names an operator, not a network, weights or a mask. So records serve e
 backbones with operators of the same shapes.
 """
 
+import contextlib
 import datetime
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,3 +120,20 @@ def prepare_folder(folder: Path, target: CompileTarget, origin: Origin) -> None:
     except OSError as error:
         raise UserError(f"Cannot write {folder}: {error.strerror}. Give another folder.") from error
     write_header(folder, target, origin)
+
+
+@contextlib.contextmanager
+def damage_explained(folder: Path, measured: str) -> Iterator[None]:
+    """Around the reading of records; `measured` is the file with a line for each measurement.
+
+    Raises:
+        UserError: what is read is damaged: the tune may have been killed while it wrote.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [repr(error)])[-1]
+        raise UserError(
+            f"The records in {folder} are damaged ({said}). Remove the line that is cut off from {measured}, or tune "
+            "again into another folder."
+        ) from error

@@ -5,17 +5,14 @@ database_workload.json          MetaSchedule's database: the operators,
 database_tuning_record.json     and what was measured of each: a schedule and its seconds, 1e10 where it failed
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
 from tvm.s_tir.meta_schedule.database import Database, JSONDatabase
 
-from ksm_hw.compiler.records_folder import Origin, check_header, prepare_folder, write_header
+from ksm_hw.compiler.records_folder import Origin, check_header, damage_explained, prepare_folder, write_header
 from ksm_hw.compiler.targets import CompileTarget
-from ksm_hw.errors import UserError
 
 _ORIGIN = Origin(ir="relax", tuner="", tvm_version=tvm.__version__)
 
@@ -65,17 +62,5 @@ def create_records(folder: Path, target: CompileTarget) -> TuningRecords:
 
 
 def _open_database(folder: Path, allow_missing: bool) -> Database:
-    with _damage_explained(folder):
+    with damage_explained(folder, "database_tuning_record.json"):
         return JSONDatabase(work_dir=str(folder), allow_missing=allow_missing)
-
-
-@contextlib.contextmanager
-def _damage_explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        said = (str(error).strip().splitlines() or [repr(error)])[-1]
-        raise UserError(
-            f"The records in {folder} are damaged ({said}). Remove the line that is cut off from "
-            "database_tuning_record.json, or tune again into another folder."
-        ) from error

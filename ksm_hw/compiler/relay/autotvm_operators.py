@@ -17,8 +17,8 @@ from tvm.autotvm.measure import MeasureErrorNo, MeasureInput, MeasureResult
 from tvm.autotvm.task.space import FallbackConfigEntity, SplitSpace
 from tvm.autotvm.tuner import XGBTuner
 
+from ksm_hw.compiler.records_folder import damage_explained
 from ksm_hw.compiler.relay.build_candidates import BuildFunction
-from ksm_hw.errors import UserError
 from ksm_hw.runtime.operator_timing import Tensors
 from tvm_passes.relay.pipeline import fold_tasks
 
@@ -140,14 +140,8 @@ def _records(folder: Path, allow_missing: bool) -> list[tuple[MeasureInput, Meas
     path = folder / RECORDS
     if allow_missing and not path.exists():
         return []
-    try:
+    with damage_explained(folder, RECORDS):
         return list(autotvm.record.load_from_file(str(path)))
-    except Exception as error:
-        said = (str(error).strip().splitlines() or [repr(error)])[-1]
-        raise UserError(
-            f"The records in {folder} are damaged ({said}). Remove the line that is cut off from {RECORDS}, or tune "
-            "again into another folder."
-        ) from error
 
 
 def _result(seconds: float) -> MeasureResult:

@@ -17,8 +17,8 @@ from tvm.meta_schedule.arg_info import ArgInfo
 from tvm.meta_schedule.database import Database, JSONDatabase, TuningRecord
 from tvm.meta_schedule.runner import RunnerResult
 
+from ksm_hw.compiler.records_folder import damage_explained
 from ksm_hw.compiler.relay.build_candidates import BuildFunction
-from ksm_hw.errors import UserError
 from ksm_hw.runtime.operator_timing import Tensors
 from tvm_passes.relay.pipeline import build_settings, fold_tasks
 
@@ -155,11 +155,5 @@ def _seconds(record: TuningRecord) -> float:
 
 
 def _open_database(folder: Path, allow_missing: bool) -> Database:
-    try:
+    with damage_explained(folder, "database_tuning_record.json"):
         return JSONDatabase(work_dir=str(folder), allow_missing=allow_missing)
-    except Exception as error:
-        said = (str(error).strip().splitlines() or [repr(error)])[-1]
-        raise UserError(
-            f"The records in {folder} are damaged ({said}). Remove the line that is cut off from "
-            "database_tuning_record.json, or tune again into another folder."
-        ) from error
