@@ -35,6 +35,10 @@ from ksm_hw.runtime.open_session import open_session
 from ksm_hw.runtime.session import Session
 
 TESTS = Path(__file__).parent
+# Two minutes each where the machine is slow.
+SWITCH_AND_SLOW_OTHERS = [
+    fold if fold == "switch" else pytest.param(fold, marks=pytest.mark.slow) for fold in FOLD_MODES
+]
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +107,7 @@ def assert_same_as_relax(
             assert 0 < error <= 1e-4
 
 
-@pytest.mark.parametrize(
-    "fold", [fold if fold == "switch" else pytest.param(fold, marks=pytest.mark.slow) for fold in FOLD_MODES]
-)
+@pytest.mark.parametrize("fold", SWITCH_AND_SLOW_OTHERS)
 def test_shipped_tasks_equal_pytorch_s_and_relax_s(
     fold: FoldMode, relay: None, shipped: Bundle, tmp_path: Path
 ) -> None:
@@ -117,7 +119,7 @@ def test_shipped_tasks_equal_pytorch_s_and_relax_s(
         assert_same_as_relax(ours_of_part, theirs_of_part, shipped)
 
 
-@pytest.mark.parametrize("fold", FOLD_MODES)
+@pytest.mark.parametrize("fold", ["switch", "bake", pytest.param("fused", marks=pytest.mark.slow)])
 def test_tasks_of_different_masks(fold: FoldMode, relay: None, bundle: Bundle, tmp_path: Path) -> None:
     """Two of the tasks share functions; one of these has far more soft values, by codes, than the other."""
     folders = compile_bundle(bundle, load_target("host"), tmp_path / "artifact", fold=fold, ir="relay")
@@ -155,7 +157,7 @@ def test_tasks_with_codes_and_different_numbers_of_soft_values(
 
 
 @needs_emulated_board
-@pytest.mark.parametrize("fold", FOLD_MODES)
+@pytest.mark.parametrize("fold", SWITCH_AND_SLOW_OTHERS)
 def test_tasks_on_the_emulated_board(
     fold: FoldMode, relay: None, bundle: Bundle, emulated: BoardAddress, tmp_path: Path
 ) -> None:
