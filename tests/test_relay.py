@@ -119,7 +119,7 @@ def test_shipped_tasks_equal_pytorch_s_and_relax_s(
         assert_same_as_relax(ours_of_part, theirs_of_part, shipped)
 
 
-@pytest.mark.parametrize("fold", ["switch", "bake", pytest.param("fused", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fold", SWITCH_AND_SLOW_OTHERS)
 def test_tasks_of_different_masks(fold: FoldMode, relay: None, bundle: Bundle, tmp_path: Path) -> None:
     """Two of the tasks share functions; one of these has far more soft values, by codes, than the other."""
     folders = compile_bundle(bundle, load_target("host"), tmp_path / "artifact", fold=fold, ir="relay")

@@ -65,7 +65,8 @@ def test_switches_there_and_back(switched: Path, photographs: Path) -> None:
     assert_all_passed(verify(switched, order, photographs), order, 3)
 
 
-@pytest.mark.parametrize("fold", ["bake", pytest.param("fused", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fold", ["bake", "fused"])
 def test_a_task_in_the_other_modes(fold: FoldMode, two_tasks: Bundle, photographs: Path, tmp_path: Path) -> None:
     one = dataclasses.replace(two_tasks, packs={"other-task": two_tasks.packs["other-task"]})
     (folder,) = compiled(one, tmp_path / "artifact", fold)

@@ -220,10 +220,8 @@ def test_metaschedule_on_this_machine(bundle: Bundle, tmp_path: Path) -> None:
 
 
 @needs_emulated_board
-@pytest.mark.parametrize(
-    "tuner",
-    [tuner if tuner == "autotvm" else pytest.param(tuner, marks=pytest.mark.slow) for tuner in get_args(TunerName)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("tuner", get_args(TunerName))
 def test_tune_on_the_emulated_board(tuner: TunerName, bundle: Bundle, tmp_path: Path) -> None:
     with (
         board_processes.tracker(tmp_path) as tracker,
