@@ -22,9 +22,9 @@ def start_child(command: Sequence[str], variables: Mapping[str, str], **options:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         found.pop(name, None)
     # The ksm-hw that is measured is that of this checkout, whichever is installed.
-    path = f"{BENCHMARKS}{os.pathsep}{REPOSITORY}"
-    found |= {"PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(PEERS / "inductor")}
-    environment = {**found, **variables}
+    path = [*filter(None, [variables.get("PYTHONPATH")]), str(BENCHMARKS), str(REPOSITORY)]
+    found |= {"TORCHINDUCTOR_CACHE_DIR": str(PEERS / "inductor")}
+    environment = {**found, **variables, "PYTHONPATH": os.pathsep.join(path)}
     return subprocess.Popen(command, cwd=BENCHMARKS, env=environment, start_new_session=True, **options)
 
 
