@@ -25,7 +25,7 @@ from ksm_hw.compiler.measure_candidates import CandidateMeasurer, Measurement
 from ksm_hw.compiler.operators import Operator, find_operators, key_of, seconds_of
 from ksm_hw.compiler.relax import main_functions
 from ksm_hw.compiler.targets import CompileTarget
-from ksm_hw.compiler.tune_progress import FIRST_FAILURES, HOPELESS, TuneProgress, TuneResult, all_failed
+from ksm_hw.compiler.tune_progress import FAILED, FIRST_FAILURES, HOPELESS, TuneProgress, TuneResult, all_failed
 from ksm_hw.compiler.tuning_records import TuningRecords, create_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
@@ -35,7 +35,6 @@ from tvm_passes.relax.schedules.tuned import LONGEST_RUN
 BATCH = 8  # Candidates between two decisions, for each board.
 WARM_UP = 64  # Measurements before the model's opinion counts; until then the order of the rule's own model.
 MEASUREMENTS = 5  # Of the default and the fastest candidate of each operator.
-FAILED = 1e10  # Seconds that MetaSchedule writes for a measurement that failed.
 
 
 def tune(

@@ -7,6 +7,7 @@ TunerName = Literal["autotvm", "metaschedule"]  # The searches of TVM 0.19, for 
 
 FIRST_FAILURES = 16  # So many failures and no success: something is wrong with all.
 HOPELESS = 1.5  # A candidate that takes so many times longer than the best so far is not measured thoroughly.
+FAILED = 1e10  # Seconds that MetaSchedule, of either TVM, has in its records for a measurement that failed.
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from tvm.meta_schedule.runner import RunnerResult
 
 from ksm_hw.compiler.records_folder import damage_explained
 from ksm_hw.compiler.relay.build_candidates import BuildFunction
+from ksm_hw.compiler.tune_progress import FAILED
 from ksm_hw.runtime.operator_timing import Tensors
 from tvm_passes.relay.pipeline import build_settings, fold_tasks
 
-FAILED = 1e10  # Seconds that MetaSchedule writes for a measurement that failed.
 _ATTEMPTS = 3  # At candidates, of a search that proposes what the records know.
 _WITHOUT_END = 1 << 30
 

@@ -73,14 +73,12 @@ class RelayProcess:
             UserError: what the process says, or it died.
         """
         self._send({"command": command, "arguments": arguments})
-        late = threading.Timer(seconds, self._process.kill) if seconds is not None else None
-        if late is None:
+        with contextlib.ExitStack() as stack:
+            if seconds is not None:
+                late = threading.Timer(seconds, self._process.kill)
+                late.start()
+                stack.callback(late.cancel)
             return self._answer()[0]
-        late.start()
-        try:
-            return self._answer()[0]
-        finally:
-            late.cancel()
 
     def run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The logits of a batch."""

@@ -1,7 +1,7 @@
 """The schedules of a tune, for the compiler. Runs in Relay's environment."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,16 +26,15 @@ class Schedules:
     folder: Path | None = None
     applied: Callable[[tvm.IRModule, tvm.target.Target], int] = lambda main, target: 0
 
-    def check(self, mains: Sequence[tvm.IRModule], target: tvm.target.Target, on_step: OnStep) -> None:
-        """Tells how many operators got a schedule, when all is built.
+    def check(self, main: tvm.IRModule, target: tvm.target.Target, on_step: OnStep) -> None:
+        """Tells how many operators of a module of inference got a schedule, when all is built.
 
         Raises:
             UserError: none did.
         """
         if self.folder is None:
             return
-        # Tasks differ in what rewrites their weights.
-        count = self.applied(mains[0], target)
+        count = self.applied(main, target)
         if not count:
             raise UserError(
                 "The tuning records hold none of any operator of this network at this batch and image size. Tune a "
