@@ -10,6 +10,7 @@ from tvm.relax.pipeline import default_build_pipeline
 
 from ksm_hw.compiler.cuda import cuda_compiler
 from ksm_hw.compiler.linker import link_shared_library, linker_command
+from tvm_passes.relax.loop_pipeline import CPU_PIPELINE
 
 
 def build_executable(
@@ -27,7 +28,12 @@ def build_executable(
     """
     cuda = target.kind.name == "cuda"
     with cuda_compiler(architectures or [target.attrs["arch"]]) if cuda else contextlib.nullcontext():
-        return tvm.compile(module, target=target, relax_pipeline=default_build_pipeline())
+        return tvm.compile(
+            module,
+            target=target,
+            relax_pipeline=default_build_pipeline(),
+            tir_pipeline=CPU_PIPELINE if "cpu" in target.keys else "default",
+        )
 
 
 def export_library(executable: relax.VMExecutable, path: Path, architecture: str) -> None:

@@ -22,6 +22,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from tvm.target.codegen import target_has_features
 
+from tvm_passes.relax.prefetch import prefetch
 from tvm_passes.relax.winograd_kernels import linear_combination, transforms
 
 LANES = 8
@@ -394,12 +395,14 @@ class _Kernel:
         def in_step(start: tirx.Expr) -> None:
             step = tirx.floordiv(start, LANES)
             for line in range(weight_lines):
-                _ask_for(self.weight, weights + (step * weight_lines + line) * _LINE)
+                T.evaluate(prefetch(self.weight, [weights + (step * weight_lines + line) * _LINE], cache=2))
             if self.decoder is not None:
                 with T.serial(soft_lines) as line:
-                    _ask_for(self.decoder.scale, soft + (step * soft_lines + line) * self.decoder.line)
+                    T.evaluate(
+                        prefetch(self.decoder.scale, [soft + (step * soft_lines + line) * self.decoder.line], cache=2)
+                    )
             for value in range(0, LANES if self.rewrite.tile is None else 0, values_of_line):
-                _ask_for(self.result, *self._place(group, start + _AHEAD * LANES + value), to_write=True)
+                T.evaluate(prefetch(self.result, self._place(group, start + _AHEAD * LANES + value), to_write=True))
 
         return in_step
 
@@ -439,12 +442,6 @@ class _Kernel:
             indices.insert(0, tirx.floormod(value, extent))
             value = tirx.floordiv(value, extent)
         return [*([group.block] if self.rewrite.packed else []), *indices, inputs, group.lane]
-
-
-def _ask_for(buffer: tirx.Var, *indices: tirx.Expr, to_write: bool = False) -> None:
-    """Has a cache line brought near, to the first cache if it will be written; one behind the end is not an error."""
-    cache, data = T.int32(3 if to_write else 2), T.int32(1)
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", buffer.ptr_to(indices), T.int32(to_write), cache, data))
 
 
 def _neighbours(first: tirx.Expr, count: int) -> tirx.Expr:

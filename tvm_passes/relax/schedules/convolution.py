@@ -16,6 +16,7 @@ from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
 from tvm_passes.relax.packed_convolution import ANNOTATION
+from tvm_passes.relax.prefetch import ask_ahead
 from tvm_passes.relax.schedules.blocks import (
     FusedOperator,
     extents,
@@ -30,6 +31,8 @@ from tvm_passes.relax.schedules.vector_unit import VectorUnit, vector_unit
 
 # Bytes that stay in a core's first-level cache, and in its second-level cache, beside what streams through.
 _NEAR, _NEARBY = 16 << 10, 144 << 10
+# Tiles of one block of weights that are few, and bytes of such a block that fit beside the one in use, as measured.
+_FEW_TILES, _ASKED = 16, 80 << 10
 # The speed of a convolution that reads its map from far for every tile of channels, by one that need not.
 _FAR = 0.9
 
@@ -153,6 +156,7 @@ def _flatten_pixels(schedule: Schedule, operator: FusedOperator) -> None:
 
 def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: VectorUnit) -> None:
     pixels, channels, *reduction = schedule.get_loops(operator.reduction)
+    weights_come_late = _weights_come_late(schedule, operator.reduction, tiling)
     channel_tiles, inner_channels = schedule.split(channels, [None, tiling.channels])
     pixel_tiles, inner_pixels = schedule.split(pixels, [None, tiling.pixels])
     cut, tile = schedule.split(pixel_tiles, [tiling.cuts, None])
@@ -178,6 +182,25 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
         schedule.unroll(vectors)
         schedule.unroll(pixel_loop)
     schedule.decompose_reduction(operator.reduction, reduction[0])
+    if weights_come_late:
+        ask_ahead(schedule, reduction[-1], axis=0, distance=1)
+
+
+def _weights_come_late(schedule: Schedule, reduction: SBlockRV, tiling: Tiling) -> bool:
+    """Whether it pays to ask for the packed weights of the next tile of channels while this one is computed."""
+    pixels, channels, *depth = extents(schedule, reduction)
+    packed = ANNOTATION in schedule.get(reduction).annotations
+    weight_bytes = 4 * math.prod(depth) * channels
+    block_bytes = weight_bytes // channels * tiling.channels
+    return packed and weight_bytes > _NEARBY and asking_pays(-(-pixels // tiling.pixels), block_bytes)
+
+
+def asking_pays(steps: int, weight_bytes: int) -> bool:
+    """Whether so many tiles that use the same weights are few enough for the wait for these to weigh much.
+
+    Each of the tiles asks for all of the next weights; these must not push out what is in use.
+    """
+    return steps <= _FEW_TILES and weight_bytes <= _ASKED
 
 
 def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = None) -> list[Tiling]:

@@ -13,6 +13,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
+from tvm_passes.relax.prefetch import ask_ahead
 from tvm_passes.relax.schedules.blocks import (
     FusedOperator,
     extent,
@@ -82,6 +83,7 @@ def _compute_bands(schedule: Schedule, operator: FusedOperator, size: Band, lane
     _, output_vector = schedule.split(output_band, [None, widest_vector(extent(schedule, output_band), lanes)])
     schedule.vectorize(output_vector)
     schedule.decompose_reduction(operator.reduction, outer)
+    ask_ahead(schedule, inner, axis=0, distance=size.inputs)
 
 
 def _is_matrix_product(schedule: Schedule, block: SBlockRV) -> bool:

@@ -17,8 +17,9 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.target import Target
 
+from tvm_passes.relax.prefetch import ask_ahead
 from tvm_passes.relax.schedules.blocks import blocks_of, extent, extents, largest_divisor, static_schedule
-from tvm_passes.relax.schedules.convolution import ranked_tiles
+from tvm_passes.relax.schedules.convolution import asking_pays, ranked_tiles
 from tvm_passes.relax.schedules.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.vector_unit import VectorUnit, vector_unit
 from tvm_passes.relax.winograd_kernels import ANNOTATION
@@ -172,6 +173,7 @@ def _transform_data(schedule: Schedule, step: _Steps, task: LoopRV | None, unit:
 
 def _multiply(schedule: Schedule, products: SBlockRV, sharing: Sharing, unit: VectorUnit) -> None:
     copy = schedule.cache_write(products, 0, "local")
+    *_, lanes, _channels = extents(schedule, products)
     element_y, element_x, tiles, block, lane, channel = schedule.get_loops(products)[-6:]
     outer, inner = schedule.split(tiles, [None, sharing.tiles])
     schedule.reorder(element_y, element_x, block, outer, channel, inner, lane)
@@ -185,6 +187,8 @@ def _multiply(schedule: Schedule, products: SBlockRV, sharing: Sharing, unit: Ve
         schedule.vectorize(vector)
         _unroll(schedule, vectors, loops[position])
     schedule.decompose_reduction(products, channel)
+    if asking_pays(extent(schedule, outer), 4 * extent(schedule, channel) * lanes):
+        ask_ahead(schedule, channel, axis=2, distance=1)
 
 
 def _unroll(schedule: Schedule, *loops: LoopRV) -> None:
