@@ -15,6 +15,7 @@ from tvm.s_tir import dlight
 from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_cpu
 
+from ksm_hw.compiler.build import build_executable
 from tvm_passes.relax import weight_layouts
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.fold_padding import FoldPadding
@@ -61,7 +62,7 @@ def schedule(module, target=HOST):
 def run(module, *arrays):
     """The result of `main`, as a NumPy array, with every function scheduled, and the count of each rule."""
     module, counts = schedule(module)
-    machine = relax.VirtualMachine(tvm.compile(module, target=HOST), tvm.cpu())
+    machine = relax.VirtualMachine(build_executable(module, HOST), tvm.cpu())
     result = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays))
     return (result if hasattr(result, "numpy") else result[0]).numpy(), counts
 
@@ -257,7 +258,7 @@ def test_vector_unit_and_code_for_other_targets(name, lanes, registers, cores):
     )
     module, counts = schedule(module, target)
     assert counts == {"Convolution": 1}
-    tvm.compile(module, target=target)
+    build_executable(module, target)
 
 
 @pytest.mark.parametrize("lanes, registers", [(8, 16), (16, 32), (4, 32)])
@@ -409,7 +410,7 @@ def converted(name):
 def test_channels_last_network_equals_torch(name):
     network, data, parameters, module = converted(name)
     module, _ = schedule(module)
-    machine = relax.VirtualMachine(tvm.compile(module, target=HOST), tvm.cpu())
+    machine = relax.VirtualMachine(build_executable(module, HOST), tvm.cpu())
     weights = machine["main_transform_params"]([tvm.runtime.tensor(parameter) for parameter in parameters])
     (found,) = machine["main"](tvm.runtime.tensor(data.numpy()), *weights)
     with torch.no_grad():

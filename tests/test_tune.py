@@ -23,6 +23,7 @@ from tvm.s_tir import dlight
 from tvm.s_tir.meta_schedule.database import TuningRecord
 from tvm.target.codegen import llvm_get_system_cpu
 
+from ksm_hw.compiler.build import build_executable
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.records_folder import read_header
 from ksm_hw.compiler.targets import load_target
@@ -311,7 +312,7 @@ def _check_design_space(
     inputs = [tvm.runtime.tensor(generator.standard_normal(shape).astype("float32")) for shape in shapes]
     kernels = {f"kernel_{index}": schedule.mod["main"] for index, schedule in enumerate(schedules)}
     named = {name: function.with_attr("global_symbol", name) for name, function in kernels.items()}
-    library = tvm.compile(tvm.IRModule(named), target=HOST)
+    library = build_executable(tvm.IRModule(named), HOST)
     results = []
     for name in named:
         output = tvm.runtime.tensor(np.full(output_shape, np.nan, "float32"))

@@ -14,6 +14,7 @@ from tvm import relax, te
 from tvm.relax.frontend.torch import from_exported_program
 from tvm.s_tir import dlight
 
+from ksm_hw.compiler.build import build_executable
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels
 from tvm_passes.relax.schedules import cpu_rules
@@ -90,7 +91,7 @@ def test_every_schedule_equals_torch(name, epilogue):
     functions = {"transform": transform}
     functions |= {f"convolve{number}": schedule.mod["main"] for number, schedule in enumerate(schedules)}
     module = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
-    library = tvm.compile(tvm.IRModule(module), target=HOST)
+    library = build_executable(tvm.IRModule(module), HOST)
     generator = np.random.default_rng(0)
     data = generator.standard_normal((batch, height, width, inputs)).astype("float32")
     weight = generator.standard_normal((3, 3, inputs, outputs)).astype("float32")
@@ -156,7 +157,7 @@ def test_a_network_keeps_its_results(network):
     with HOST:
         scheduled = dlight.ApplyDefaultSchedule(*(Counting(rule, counts) for rule in cpu_rules()))(fused)
     assert counts["WinogradConvolution"] == 3
-    machine = relax.VirtualMachine(tvm.compile(scheduled, target=HOST), tvm.cpu())
+    machine = relax.VirtualMachine(build_executable(scheduled, HOST), tvm.cpu())
     found = machine["main"](tvm.runtime.tensor(images), *parameters).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 

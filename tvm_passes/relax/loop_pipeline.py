@@ -13,13 +13,13 @@ from tvm.ir.transform import PassContext, Sequential
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 from tvm.tirx.transform import prim_func_pass
+from tvm_ffi import structural_map
 
 from tvm_passes.relax.prefetch import InsertPrefetch
-from tvm_passes.relax.statements import replaced
 
 CPU_PIPELINE = "ksm-hw-cpu"
-# More than any tile that registers hold: 32 registers of 512 bits are 2 KiB.
-_STACK_BYTES = 4 << 10
+# More than any tile that registers hold (32 of 512 bits are 2 KiB), and than kernels that wait for a transform.
+_STACK_BYTES = 8 << 10
 
 
 @prim_func_pass(opt_level=0, name="AllocateOnStack")
@@ -28,19 +28,17 @@ class AllocateOnStack:
 
     def transform_function(self, func: tirx.PrimFunc, _module: tvm.IRModule, _context: PassContext) -> tirx.PrimFunc:
         """The function, as it is if it has no such buffer."""
-        body = replaced(func.body, _on_stack)
-        return func if body.same_as(func.body) else func.with_body(body)
+        return func.with_body(structural_map(func.body, (tirx.AllocBuffer, _on_stack)))
 
 
-def _on_stack(statement: tirx.Stmt) -> tirx.Stmt | None:
-    if not isinstance(statement, tirx.AllocBuffer) or statement.buffer.scope() != "local":
-        return None
-    values = math.prod(int(extent) for extent in statement.buffer.shape)
-    if values * statement.buffer.dtype.itemsize > _STACK_BYTES:
-        return None
+def _on_stack(allocation: tirx.AllocBuffer) -> tirx.AllocBuffer:
+    buffer = allocation.buffer
+    values = math.prod(int(extent) for extent in buffer.shape)
+    if buffer.scope() != "local" or values * buffer.dtype.itemsize > _STACK_BYTES:
+        return allocation
     # What LowerTVMBuiltin looks for.
-    annotations = {**statement.annotations, "disable_lower_builtin": tirx.const(True, "bool")}
-    return tirx.AllocBuffer(statement.buffer, annotations)
+    annotations = {**allocation.annotations, "disable_lower_builtin": tirx.const(True, "bool")}
+    return tirx.AllocBuffer(buffer, annotations)
 
 
 def _cpu_pipeline() -> tuple[tvm.transform.Pass, object, object]:

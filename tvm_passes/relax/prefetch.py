@@ -15,8 +15,7 @@ from tvm.s_tir.schedule import LoopRV
 from tvm.script.ir_builder import tirx as T
 from tvm.sym import Analyzer
 from tvm.tirx.transform import prim_func_pass
-
-from tvm_passes.relax.statements import loop_with, replaced
+from tvm_ffi import structural_map
 
 _ANNOTATION = "ask_ahead"
 _LINE = 16  # float32 values in a cache line of x86-64 and of nearly every 64-bit ARM core.
@@ -40,17 +39,17 @@ class InsertPrefetch:
 
     def transform_function(self, func: tirx.PrimFunc, _module: tvm.IRModule, _context: PassContext) -> tirx.PrimFunc:
         """The function, as it is if it has no such loop."""
-        body = replaced(func.body, _asking_loop)
-        return func if body.same_as(func.body) else func.with_body(body)
+        return func.with_body(structural_map(func.body, (tirx.For, _asking_loop)))
 
 
-def _asking_loop(statement: tirx.Stmt) -> tirx.Stmt | None:
-    """A marked loop with the instructions; None for any other statement."""
-    if not isinstance(statement, tirx.For) or _ANNOTATION not in statement.annotations:
-        return None
-    annotations = dict(statement.annotations)
+def _asking_loop(loop: tirx.For) -> tirx.For:
+    """A loop with the instructions if it is marked."""
+    annotations = dict(loop.annotations)
+    if _ANNOTATION not in annotations:
+        return loop
     axis, distance = map(int, annotations.pop(_ANNOTATION))
-    return loop_with(statement, _asking(statement.body, axis, distance), annotations)
+    body = _asking(loop.body, axis, distance)
+    return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, annotations, loop.step)
 
 
 def _asking(body: tirx.Stmt, axis: int, distance: int) -> tirx.Stmt:
@@ -65,9 +64,9 @@ def _asking(body: tirx.Stmt, axis: int, distance: int) -> tirx.Stmt:
     indices = _read_first(innermost, {loop.loop_var: loop.min for loop in loops})
     last = _read_first(innermost, {loop.loop_var: loop.min + loop.extent - 1 for loop in loops})
     width = int(Analyzer().simplify(last[-1] - indices[-1])) + 1
-    *indices, value = [index + distance if place == axis else index for place, index in enumerate(indices)]
-    asked = [tirx.Evaluate(prefetch(weights.source, [*indices, value + offset])) for offset in _line_starts(width)]
-    return tirx.SeqStmt([*asked, body])
+    indices[axis] += distance
+    lines = [[*indices[:-1], indices[-1] + start] for start in _line_starts(width)]
+    return tirx.SeqStmt([*(tirx.Evaluate(prefetch(weights.source, line)) for line in lines), body])
 
 
 def _read_first(realize: SBlockRealize, loops: Mapping[tirx.Var, tirx.Expr]) -> list[tirx.Expr]:

@@ -296,7 +296,7 @@ class _Kernel:
 
     def _winograd(self, groups: list[_Group], sweep: Callable[[tirx.Expr, int, _Store], None]) -> None:
         """Keeps the values of some kernels of a task's channels near, and writes what becomes of them."""
-        near = T.alloc_buffer((_KERNEL * LANES, _LINE), "float32")
+        near = T.alloc_buffer((_KERNEL * LANES, _LINE), "float32", scope="local")
 
         def keep(start: tirx.Expr, group: _Group, value: int, vector: tirx.Expr) -> None:
             T.buffer_store(near, vector, [start + value, T.ramp(group.place, 1, LANES)])
@@ -329,7 +329,7 @@ class _Kernel:
         """Where the soft values of each row of a task begin, int32 [16]; None where no rows are decoded."""
         if self.decoder is None or self.rewrite.columns == 1:
             return None
-        position = T.alloc_buffer((_LINE,), "int32")
+        position = T.alloc_buffer((_LINE,), "int32", scope="local")
         for group in groups:
             for row in range(group.count):
                 T.buffer_store(position, self.decoder.row_start[group.channel + row], [group.place + row])
@@ -346,7 +346,7 @@ class _Kernel:
     def _mask(self, decoder: _Decoder, groups: list[_Group], position: tirx.Var | None) -> tirx.Var:
         """The mask of a task's channels, float32 [columns · 16]: for each column the values of all channels."""
         steps = -(-self.rewrite.columns // LANES)
-        mask = T.alloc_buffer((steps * LANES * _LINE,), "float32")
+        mask = T.alloc_buffer((steps * LANES * _LINE,), "float32", scope="local")
         if position is None:
             # The bits of a single column are neighbours, and its soft values too.
             for group in groups:
