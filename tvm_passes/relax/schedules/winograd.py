@@ -173,8 +173,8 @@ def _transform_data(schedule: Schedule, step: _Steps, task: LoopRV | None, unit:
 
 def _multiply(schedule: Schedule, products: SBlockRV, sharing: Sharing, unit: VectorUnit) -> None:
     copy = schedule.cache_write(products, 0, "local")
-    *_, lanes, _channels = extents(schedule, products)
     element_y, element_x, tiles, block, lane, channel = schedule.get_loops(products)[-6:]
+    block_bytes = 4 * extent(schedule, channel) * extent(schedule, lane)
     outer, inner = schedule.split(tiles, [None, sharing.tiles])
     schedule.reorder(element_y, element_x, block, outer, channel, inner, lane)
     schedule.reverse_compute_at(copy, outer, preserve_unit_loops=True)
@@ -187,7 +187,7 @@ def _multiply(schedule: Schedule, products: SBlockRV, sharing: Sharing, unit: Ve
         schedule.vectorize(vector)
         _unroll(schedule, vectors, loops[position])
     schedule.decompose_reduction(products, channel)
-    if asking_pays(extent(schedule, outer), 4 * extent(schedule, channel) * lanes):
+    if asking_pays(extent(schedule, outer), block_bytes):
         ask_ahead(schedule, channel, axis=2, distance=1)
 
 
