@@ -33,9 +33,9 @@ def compile_network(network: str, folder: Path) -> None:
     from peers.networks import make_bundle
 
     from ksm_hw.compiler.compile import compile_bundle
-    from ksm_hw.compiler.targets import load_target
     from ksm_hw.masks.bundle import load_bundle
     from ksm_hw.resources import shipped_bundle
+    from ksm_hw.toolchains.targets import load_target
 
     if network == "efficientnet-lite0":
         bundle = load_bundle(shipped_bundle())

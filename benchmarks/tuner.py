@@ -28,9 +28,9 @@ def tune_once(side: str, trials: int) -> dict[str, Any]:
     import tvm
 
     from ksm_hw.compiler.relax import main_functions
-    from ksm_hw.compiler.targets import load_target
     from ksm_hw.masks.bundle import load_bundle
     from ksm_hw.resources import shipped_bundle
+    from ksm_hw.toolchains.targets import load_target
 
     target = load_target("host")
     tvm_target = tvm.target.Target(dict(target.tvm))
@@ -45,9 +45,9 @@ def tune_once(side: str, trials: int) -> dict[str, Any]:
 
 def tune_with_ksm_hw(functions: Any, target: Any, folder: Path, trials: int) -> tuple[int, int]:
     """Ours; how many candidates, each counted once, and how many of them failed."""
-    from ksm_hw.compiler.measure_candidates import CandidateMeasurer
-    from ksm_hw.compiler.tune import tune_functions
-    from ksm_hw.compiler.tuning_records import create_records
+    from ksm_hw.compiler.tuning.measure_candidates import CandidateMeasurer
+    from ksm_hw.compiler.tuning.tune import tune_functions
+    from ksm_hw.compiler.tuning.tuning_records import create_records
 
     with CandidateMeasurer(target, None) as measurer:
         result = tune_functions(functions, create_records(folder, target), measurer, trials=trials)
@@ -60,7 +60,7 @@ def tune_with_tune_relax(functions: Any, target: Any, folder: Path, trials: int)
     from tvm.s_tir import meta_schedule
 
     from tvm_passes.relax.pipeline import fuse_kernels
-    from tvm_passes.relax.schedules.tuned import LONGEST_RUN
+    from tvm_passes.relax.schedules.base.tuned import LONGEST_RUN
 
     tvm_target = tvm.target.Target(dict(target.tvm))
     folder.mkdir()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ksm_hw.masks.bundle import load_bundle, sample_images
-from ksm_hw.models.preprocessing import preprocess_batch, read_image
+from ksm_hw.masks.preprocessing import preprocess_batch, read_image
 from ksm_hw.runtime.session import Session
 
 artifact = Path(sys.argv[1])

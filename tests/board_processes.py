@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ksm_hw.boards.board import known_boards
 from ksm_hw.errors import UserError
-from ksm_hw.runtime.board import known_boards
 
 EMULATED_PYTHON = Path(__file__).parent.parent / "build" / "emulated-board" / "python"
 COMMAND = [sys.executable, "-m", "ksm_hw.cli", "board"]

@@ -11,9 +11,9 @@ from PIL import Image
 from random_tasks import random_bundle
 from skimage import data as photographs_of_skimage
 
+from ksm_hw.boards.board import BoardAddress
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, save_bundle
-from ksm_hw.runtime.board import BoardAddress
 
 # The one that compiles and switches quickest, and still has plain and depthwise convolutions, split, concat, shuffling.
 SMALL_NETWORK = "shufflenet_v2_x0_5"
@@ -64,7 +64,7 @@ def bundle(bundle_folder: Path) -> Bundle:
 def artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
     """The bundle compiled for this machine with `--fold switch`; read only: `copied_artifact` may be changed."""
     from ksm_hw.compiler.compile import compile_bundle
-    from ksm_hw.compiler.targets import load_target
+    from ksm_hw.toolchains.targets import load_target
 
     return compile_bundle(bundle, load_target("host"), tmp_path_factory.mktemp("compiled") / "artifact")[0]
 

@@ -18,11 +18,11 @@ def compile_for_threads(
     through Relay.
     """
     # Here: the tuner's processes read this file too, and need none of these.
+    from ksm_hw.artifact.manifest import IntermediateRepresentation
     from ksm_hw.compiler.compile import compile_bundle
-    from ksm_hw.compiler.targets import load_target
-    from ksm_hw.compiler.tune import tune
+    from ksm_hw.compiler.tuning.tune import tune
     from ksm_hw.masks.bundle import load_bundle
-    from ksm_hw.runtime.artifact import IntermediateRepresentation
+    from ksm_hw.toolchains.targets import load_target
 
     loaded = load_bundle(bundle)
     loaded = dataclasses.replace(loaded, packs=dict(itertools.islice(loaded.packs.items(), tasks)))

@@ -44,8 +44,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare compiled tasks with PyTorch on real images; exit code 1 past the tolerance."""
+    from ksm_hw.boards.board import board_address
     from ksm_hw.report.verify import verify as verify_artifact
-    from ksm_hw.runtime.board import board_address
 
     board = board_address(tracker, key, host)
     results = []
@@ -103,8 +103,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Measure what each task costs: latency, switch time, memory, bytes, and what the mask adds."""
+    from ksm_hw.boards.board import board_address
     from ksm_hw.report.measure import measure_artifact, reports_as_json
-    from ksm_hw.runtime.board import board_address
 
     board = board_address(tracker, key, host)
     reports = []

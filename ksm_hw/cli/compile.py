@@ -58,7 +58,7 @@ def compile_command(
     as_json: Json = False,
 ) -> None:
     """Compile one task, or all, into an artifact that runs on a target."""
-    from ksm_hw.compiler.targets import load_target
+    from ksm_hw.toolchains.targets import load_target
 
     compile_target = load_target(target, file=target_file, arch=arch, host=host)
     from ksm_hw.masks.bundle import load_bundle, select_tasks
@@ -87,7 +87,7 @@ def compile_command(
     for path, size in sizes.items():
         console.print(f"Wrote {path}: {size / 1e6:.1f} MB", highlight=False)
         if runner:
-            from ksm_hw.compiler.runner import deployed_bytes
+            from ksm_hw.runner.build import deployed_bytes
 
             deployed = deployed_bytes(Path(path)) / 1e6
             console.print(f"Without Python, {deployed:.1f} MB of it: {path}/runner/ksm-runner --help", highlight=False)

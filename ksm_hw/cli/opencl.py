@@ -36,8 +36,8 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Build the runtime; a session on this machine does so by itself."""
-    from ksm_hw.compiler.relay.opencl.runtime import relay_runtime_sources
     from ksm_hw.runtime.opencl.build import build_opencl_runtime, runtime_sources
+    from ksm_hw.runtime.relay.opencl.runtime import relay_runtime_sources
 
     sources = relay_runtime_sources() if ir == "relay" else runtime_sources()
     with messages.status("build the OpenCL runtime"):

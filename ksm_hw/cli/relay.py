@@ -15,7 +15,7 @@ app.add_typer(relay_app, name="relay")
 @relay_app.command(epilog=examples("ksm-hw relay install", "ksm-hw compile --target host --task all --ir relay"))
 def install(as_json: Json = False) -> None:
     """Make the environment: pinned packages, with their hashes; about 100 MB to load."""
-    from ksm_hw.compiler.relay import environment
+    from ksm_hw.runtime.relay import environment
 
     with messages.status("install TVM 0.19"):
         folder = environment.install()
@@ -28,7 +28,7 @@ def install(as_json: Json = False) -> None:
 @relay_app.command(epilog=examples("ksm-hw relay remove"))
 def remove(as_json: Json = False) -> None:
     """Remove the environment; everything else stays as it is."""
-    from ksm_hw.compiler.relay import environment
+    from ksm_hw.runtime.relay import environment
 
     folder, removed = environment.environment_folder(), environment.remove()
     if as_json:

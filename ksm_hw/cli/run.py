@@ -33,7 +33,7 @@ def run(
     from ksm_hw.runtime.without_torch import hide_torch
 
     hide_torch()
-    from ksm_hw.runtime.board import board_address
+    from ksm_hw.boards.board import board_address
     from ksm_hw.runtime.classify import classify
 
     results = classify(artifact, images, task, top, threads, board_address(tracker, key, host))

@@ -18,7 +18,7 @@ def list_targets(context: typer.Context, as_json: Json = False) -> None:
     """List what can be compiled for."""
     if context.invoked_subcommand is not None:
         return
-    from ksm_hw.compiler.targets import describe_targets
+    from ksm_hw.toolchains.targets import describe_targets
 
     found = describe_targets()
     if as_json:
@@ -43,7 +43,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a target as the compiler takes it: what it leaves to this machine is filled in, and LLVM is asked."""
-    from ksm_hw.compiler.targets import load_target, required_cpu_features
+    from ksm_hw.toolchains.targets import load_target, required_cpu_features
 
     target = load_target(name, file=target_file, arch=arch, host=host)
     features = required_cpu_features(target)
@@ -67,7 +67,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check this machine for each target: what is there to compile and to run, and what installs the rest."""
-    from ksm_hw.compiler.doctor import examine
+    from ksm_hw.toolchains.doctor import examine
 
     findings = examine(targets or None)
     if as_json:

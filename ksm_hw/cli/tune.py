@@ -27,7 +27,7 @@ from ksm_hw.cli.app import (
     messages,
     print_json,
 )
-from ksm_hw.compiler.tune_progress import TuneResult, TunerName
+from ksm_hw.compiler.tuning.progress import TuneResult, TunerName
 from ksm_hw.errors import UserError
 
 
@@ -58,10 +58,10 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Measure schedules of the backbone's operators where they will run. Serves every task; Ctrl-C keeps all so far."""
-    from ksm_hw.compiler.targets import load_target
+    from ksm_hw.boards.board import board_address
     from ksm_hw.masks.bundle import load_bundle
     from ksm_hw.resources import shipped_bundle
-    from ksm_hw.runtime.board import board_address
+    from ksm_hw.toolchains.targets import load_target
 
     if tuner is not None and ir != "relay":
         raise UserError("--tuner names a search of TVM 0.19, for --ir relay. Give that too, or leave --tuner out.")
@@ -74,7 +74,7 @@ def tune(
 
             tune_bundle: Callable[..., TuneResult] = partial(tune_through_relay, tuner=tuner or "autotvm")
         else:
-            from ksm_hw.compiler.tune import tune as tune_bundle
+            from ksm_hw.compiler.tuning.tune import tune as tune_bundle
     try:
         with _trial_progress() as on_progress:
             result = tune_bundle(

@@ -8,9 +8,9 @@ import tvm
 from tvm import relax
 from tvm.relax.pipeline import default_build_pipeline
 
-from ksm_hw.compiler.cuda import cuda_compiler
-from ksm_hw.compiler.linker import link_shared_library, linker_command
-from tvm_passes.relax.loop_pipeline import CPU_PIPELINE
+from ksm_hw.toolchains.cuda import cuda_compiler
+from ksm_hw.toolchains.linker import link_shared_library, linker_command
+from tvm_passes.relax.loops.cpu_pipeline import CPU_PIPELINE
 
 
 def build_executable(

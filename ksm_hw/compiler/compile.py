@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from ksm_hw.artifact.manifest import IntermediateRepresentation, Manifest, write_artifact
 from ksm_hw.compiler.compiled import FOLD_MODES, FoldMode, common_image_size, most_classes
-from ksm_hw.compiler.linker import architecture_of
-from ksm_hw.compiler.runner import check_runner
-from ksm_hw.compiler.targets import CompileTarget, required_cpu_features
 from ksm_hw.files import refuse_foreign_folder
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.runtime.artifact import IntermediateRepresentation, Manifest, write_artifact
+from ksm_hw.runner.build import check_runner
+from ksm_hw.toolchains.linker import architecture_of
+from ksm_hw.toolchains.targets import CompileTarget, required_cpu_features
 
 __all__ = ["FOLD_MODES", "FoldMode", "compile_bundle"]
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ksm_hw.artifact.manifest import OperatorCost, TaskEntry
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.runtime.artifact import OperatorCost, TaskEntry
 
 FoldMode = Literal["switch", "bake", "fused"]
 FOLD_MODES: tuple[FoldMode, ...] = get_args(FoldMode)

@@ -8,8 +8,8 @@ from torch import nn
 from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
+from ksm_hw.artifact.parameters import HEAD_BIAS, HEAD_WEIGHT
 from ksm_hw.models.backbones import build_backbone, head_path
-from ksm_hw.runtime.task_parameters import HEAD_BIAS, HEAD_WEIGHT
 
 
 class _BatchNormOfParameters(nn.Module):

@@ -8,7 +8,7 @@ from tvm import relax, tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.analysis import estimate_tir_flops
 
-from ksm_hw.runtime.artifact import OperatorCost
+from ksm_hw.artifact.manifest import OperatorCost
 
 
 def operator_costs(module: tvm.IRModule) -> dict[str, OperatorCost]:

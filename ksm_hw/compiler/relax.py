@@ -9,6 +9,8 @@ from pathlib import Path
 import tvm
 from tvm.s_tir.meta_schedule.database import Database
 
+from ksm_hw.artifact.manifest import LIBRARY, OperatorCost, TaskEntry
+from ksm_hw.artifact.parameters import HEAD_WEIGHT, task_parameters
 from ksm_hw.compiler.build import build_executable, export_library, workspace_bytes
 from ksm_hw.compiler.compiled import (
     Compiled,
@@ -19,21 +21,19 @@ from ksm_hw.compiler.compiled import (
     group_tasks,
     most_classes,
 )
-from ksm_hw.compiler.cuda import find_cuda_compiler
-from ksm_hw.compiler.linker import architecture_of
 from ksm_hw.compiler.lower import lower_backbone
 from ksm_hw.compiler.operator_costs import operator_costs
-from ksm_hw.compiler.targets import CompileTarget
-from ksm_hw.compiler.tuning_records import open_records
+from ksm_hw.compiler.tuning.tuning_records import open_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.soft_mask import GROUP_SIZE
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.runtime.artifact import LIBRARY, OperatorCost, TaskEntry
-from ksm_hw.runtime.task_parameters import HEAD_WEIGHT, task_parameters
+from ksm_hw.toolchains.cuda import find_cuda_compiler
+from ksm_hw.toolchains.linker import architecture_of
+from ksm_hw.toolchains.targets import CompileTarget
 from tvm_passes.relax.fold_task_mask import MaskLayout
 from tvm_passes.relax.pipeline import TaskFunctions, fold_tasks, schedule_kernels
-from tvm_passes.relax.schedules.tuned import TunedSchedule
+from tvm_passes.relax.schedules.base.tuned import TunedSchedule
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from ksm_hw.models.preprocessing import as_rgb
+from ksm_hw.masks.preprocessing import as_rgb
 
 TRAINING_IMAGES = 2000
 TEST_IMAGES = 600

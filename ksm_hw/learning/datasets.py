@@ -17,7 +17,7 @@ from PIL import Image
 from ksm_hw.errors import UserError
 from ksm_hw.learning import dataset_sources
 from ksm_hw.learning.dataset_sources import ImagesInMemory, SetMissing
-from ksm_hw.models.preprocessing import read_image
+from ksm_hw.masks.preprocessing import read_image
 
 
 class ImageSplit(Protocol):

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from ksm_hw.learning.datasets import ImageSplit
-from ksm_hw.models.preprocessing import Preprocessing, normalise, preprocess, resize
+from ksm_hw.masks.preprocessing import Preprocessing, normalise, preprocess, resize
 
 _CROP_MARGIN = 9 / 8  # Training crops are cut at random from an image that is larger by this factor.
 

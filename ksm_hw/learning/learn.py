@@ -18,10 +18,10 @@ from ksm_hw.learning.datasets import ImageSplit, TaskData
 from ksm_hw.learning.images import test_batches, training_batches
 from ksm_hw.learning.mask_equations import PAPER, MaskConstants
 from ksm_hw.learning.masked_network import Method, body_parameters, head_parameters, mask_network, pack_masks
+from ksm_hw.masks.preprocessing import Preprocessing
 from ksm_hw.masks.soft_mask import Granularity, ScaleBits
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import batch_norm_names, head_path
-from ksm_hw.models.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

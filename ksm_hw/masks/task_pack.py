@@ -24,8 +24,8 @@ import safetensors.numpy
 
 from ksm_hw.errors import UserError
 from ksm_hw.files import written_file
+from ksm_hw.masks.preprocessing import Preprocessing
 from ksm_hw.masks.soft_mask import GRANULARITIES, Granularity, PackedMask, check_packed
-from ksm_hw.models.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "ksm-hw"

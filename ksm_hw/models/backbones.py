@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ksm_hw.errors import UserError
-from ksm_hw.models.preprocessing import Preprocessing
+from ksm_hw.masks.preprocessing import Preprocessing
 from ksm_hw.models.torchvision_import import import_torchvision
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"

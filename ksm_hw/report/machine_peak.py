@@ -99,8 +99,8 @@ def measure_flops(threads: int) -> float:
     import tvm
     from tvm.target import Target
 
-    from ksm_hw.compiler.targets import load_target
-    from tvm_passes.relax.schedules.vector_unit import vector_unit
+    from ksm_hw.toolchains.targets import load_target
+    from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 
     lanes = vector_unit(Target(dict(load_target("host").tvm))).lanes
     # These have the limit 1 / (1 - 0.5), so that no value becomes too large or too small for the normal numbers.
@@ -145,8 +145,8 @@ def _best_seconds(source: str, threads: int, arguments: list[Any], calls: int) -
     from tvm.script import from_source
     from tvm.target import Target
 
-    from ksm_hw.compiler.targets import load_target
     from ksm_hw.runtime.threads import use_threads
+    from ksm_hw.toolchains.targets import load_target
 
     use_threads(threads)
     module = tvm.IRModule({"main": from_source(source)})

@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ksm_hw.boards.board import BoardAddress, connected_board
 from ksm_hw.errors import UserError
+from ksm_hw.measuring.process import Measured, measuring_process
 from ksm_hw.report.timing import NOISE_LIMIT, Comparison, Timing, compare_timings, timing_of
-from ksm_hw.runtime.board import BoardAddress, connected_board
 from ksm_hw.runtime.machine import Machine
-from ksm_hw.runtime.measuring_process import Measured, measuring_process
 
 if TYPE_CHECKING:
+    from ksm_hw.artifact.manifest import Manifest
     from ksm_hw.masks.bundle import Bundle
     from ksm_hw.masks.task_pack import TaskPack
-    from ksm_hw.runtime.artifact import Manifest
 
 ROUNDS = 5  # Into which the measurements are divided; how far they differ says how noisy the machine is.
 SWITCHES_A_ROUND = 4  # Of each task: 20 over the rounds.
@@ -165,8 +165,8 @@ def measure_artifact(
     """
     if runs < ROUNDS:
         raise UserError(f"{runs} runs are too few: the measurement has {ROUNDS} rounds. Give {ROUNDS} or more.")
+    from ksm_hw.artifact.manifest import read_manifest
     from ksm_hw.masks.bundle import load_bundle
-    from ksm_hw.runtime.artifact import read_manifest
 
     folder = Path(artifact)
     manifest, bundle = read_manifest(folder), load_bundle(folder)
@@ -205,7 +205,7 @@ def _compile_unmasked(manifest: "Manifest", bundle: "Bundle", output: Path, on_s
         )
     on_step("import the compiler")
     from ksm_hw.compiler.compile import compile_bundle
-    from ksm_hw.compiler.targets import CompileTarget
+    from ksm_hw.toolchains.targets import CompileTarget
 
     packs = {task: dataclasses.replace(pack, masks={}) for task, pack in bundle.packs.items()}
     (folder,) = compile_bundle(

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ksm_hw.boards.board import BoardAddress, connected_board
 from ksm_hw.errors import UserError
+from ksm_hw.measuring.process import Measured, measuring_process
 from ksm_hw.report.machine_peak import MachinePeak, machine_peak
 from ksm_hw.report.timing import NOISE_LIMIT, Timing, timing_of
-from ksm_hw.runtime.board import BoardAddress, connected_board
 from ksm_hw.runtime.machine import Machine
-from ksm_hw.runtime.measuring_process import Measured, measuring_process
 
 if TYPE_CHECKING:
-    from ksm_hw.runtime.artifact import Manifest, OperatorCost
+    from ksm_hw.artifact.manifest import Manifest, OperatorCost
 
 ROUNDS = 5  # Into which the runs are divided, watched ones and others in turn.
 
@@ -127,8 +127,8 @@ def profile_artifact(
     """
     if runs < ROUNDS:
         raise UserError(f"{runs} runs are too few: the measurement has {ROUNDS} rounds. Give {ROUNDS} or more.")
+    from ksm_hw.artifact.manifest import read_manifest
     from ksm_hw.masks.bundle import load_bundle, task_of
-    from ksm_hw.runtime.artifact import read_manifest
 
     folder = Path(artifact)
     manifest, packs = read_manifest(folder), load_bundle(folder).packs

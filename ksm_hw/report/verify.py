@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ksm_hw.boards.board import BoardAddress
+from ksm_hw.boards.open_session import open_session
 from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
+from ksm_hw.masks.preprocessing import image_files, preprocess_batch, read_image
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.preprocessing import image_files, preprocess_batch, read_image
 from ksm_hw.models.task_module import task_module
-from ksm_hw.runtime.board import BoardAddress
-from ksm_hw.runtime.open_session import open_session
 
 TOLERANCE = 1e-4  # Of the relative error of the logits, in float32.
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ksm_hw.boards.board import BoardAddress
+from ksm_hw.boards.open_session import open_session
 from ksm_hw.errors import UserError
-from ksm_hw.models.preprocessing import preprocess_batch, read_image
-from ksm_hw.runtime.board import BoardAddress
-from ksm_hw.runtime.open_session import open_session
+from ksm_hw.masks.preprocessing import preprocess_batch, read_image
 from ksm_hw.runtime.remote_session import RemoteSession
 from ksm_hw.runtime.session import Session
 

@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from ksm_hw.artifact.manifest import Manifest
     from ksm_hw.masks.task_pack import TaskPack
-    from ksm_hw.runtime.artifact import Manifest
 
 
 class Connection(Protocol):

@@ -19,14 +19,14 @@ import tvm
 import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
 
+from ksm_hw.artifact.manifest import LIBRARY, Manifest, read_manifest
+from ksm_hw.artifact.parameters import is_shared, task_parameters
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, task_of
-from ksm_hw.runtime.artifact import LIBRARY, Manifest, read_manifest
 from ksm_hw.runtime.cuda import require_cuda_gpu
 from ksm_hw.runtime.device_failures import device_failures
 from ksm_hw.runtime.machine import check_cpu_features
 from ksm_hw.runtime.opencl.load import load_opencl_runtime
-from ksm_hw.runtime.task_parameters import is_shared, task_parameters
 from ksm_hw.runtime.threads import pinned, usable_cores, use_threads
 
 Weights = list[Any]  # Tensors on the device, in the order that `main` takes them.
@@ -91,7 +91,7 @@ class Session:
         if manifest.ir != "relax":
             raise UserError(
                 f"{folder} was compiled through Relay, which runs in a process of its own. Open it with "
-                "ksm_hw.runtime.open_session, or compile it with --ir relax."
+                "ksm_hw.boards.open_session, or compile it with --ir relax."
             )
         check_cpu_features(manifest.cpu_features, manifest.cpu.get("mcpu", manifest.target))
         prepare_device(manifest.device)

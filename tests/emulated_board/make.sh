@@ -33,7 +33,7 @@ fi
 
 # What `ksm-hw relay install` would make there, but for the compiler.
 relay=$board/data/ksm-hw/relay-cpython-311
-requirements=$repository/ksm_hw/compiler/relay/requirements.txt
+requirements=$repository/ksm_hw/runtime/relay/requirements.txt
 if ! cmp --quiet "$requirements" "$relay/requirements.txt"; then
     rm -rf "$relay"
     install --require-hashes --target "$relay" -r "$requirements"

@@ -25,7 +25,7 @@ from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout
 from tvm_passes.relax.fuse_weight_rewrite import FuseWeightRewrite
 from tvm_passes.relax.schedules import cpu_rules, gpu_rules
-from tvm_passes.relax.schedules.vector_unit import vector_unit
+from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 from tvm_passes.relax.weight_layouts import WeightLayouts
 
 MaskLayouts = Mapping[str, MaskLayout]

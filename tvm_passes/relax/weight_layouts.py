@@ -16,10 +16,10 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tvm_passes.relax.packed_convolution import packed_convolution
-from tvm_passes.relax.schedules.convolution import ranked_tiles
-from tvm_passes.relax.schedules.vector_unit import VectorUnit
-from tvm_passes.relax.winograd_kernels import POINTS, convolution, transform_weight
+from tvm_passes.relax.kernels.packed_convolution import packed_convolution
+from tvm_passes.relax.kernels.winograd import POINTS, convolution, transform_weight
+from tvm_passes.relax.schedules.cpu.convolution import ranked_tiles
+from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
 
 # Marks the transform of a weight and says its tile, for the passes behind.
 WEIGHT_TRANSFORM = "winograd_weight"

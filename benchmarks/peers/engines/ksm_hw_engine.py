@@ -11,7 +11,7 @@ from peers.serve import Run
 
 _SESSIONS = {
     "relax": ("ksm_hw.runtime.session", "Session"),
-    "relay": ("ksm_hw.compiler.relay.session", "RelaySession"),
+    "relay": ("ksm_hw.runtime.relay.session", "RelaySession"),
 }
 
 

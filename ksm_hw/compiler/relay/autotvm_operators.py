@@ -17,8 +17,8 @@ from tvm.autotvm.measure import MeasureErrorNo, MeasureInput, MeasureResult
 from tvm.autotvm.task.space import FallbackConfigEntity, SplitSpace
 from tvm.autotvm.tuner import XGBTuner
 
-from ksm_hw.compiler.records_folder import damage_explained
 from ksm_hw.compiler.relay.build_candidates import BuildFunction
+from ksm_hw.compiler.tuning.records_folder import damage_explained
 from ksm_hw.runtime.operator_timing import Tensors
 from tvm_passes.relay.pipeline import fold_tasks
 

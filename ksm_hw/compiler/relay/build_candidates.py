@@ -15,8 +15,8 @@ from typing import Any
 import tvm
 from tvm.contrib.popen_pool import PopenPoolExecutor
 
-from ksm_hw.compiler.linker import link_shared_library
 from ksm_hw.runtime.operator_timing import Tensors
+from ksm_hw.toolchains.linker import link_shared_library
 from tvm_passes.relay.pipeline import build_settings
 
 SECONDS = 60.0  # That one may take.

@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ksm_hw.artifact.manifest import TaskEntry
 from ksm_hw.compiler.compiled import Compiled, FoldMode, OnStep
-from ksm_hw.compiler.linker import architecture_of, linker_command
-from ksm_hw.compiler.records_folder import check_header
-from ksm_hw.compiler.relay.process import relay_process
-from ksm_hw.compiler.targets import CompileTarget
+from ksm_hw.compiler.tuning.records_folder import check_header
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, save_bundle
-from ksm_hw.runtime.artifact import TaskEntry
+from ksm_hw.runtime.relay.process import relay_process
+from ksm_hw.toolchains.linker import architecture_of, linker_command
+from ksm_hw.toolchains.targets import CompileTarget
 
 
 def compile_through_relay(

@@ -6,8 +6,8 @@ import torch
 import tvm
 from tvm import relay
 
+from ksm_hw.artifact.parameters import HEAD_BIAS, HEAD_WEIGHT
 from ksm_hw.models.backbones import build_backbone, head_path
-from ksm_hw.runtime.task_parameters import HEAD_BIAS, HEAD_WEIGHT
 from tvm_passes.relay.names import INPUT
 
 

@@ -17,9 +17,9 @@ from tvm.meta_schedule.arg_info import ArgInfo
 from tvm.meta_schedule.database import Database, JSONDatabase, TuningRecord
 from tvm.meta_schedule.runner import RunnerResult
 
-from ksm_hw.compiler.records_folder import damage_explained
 from ksm_hw.compiler.relay.build_candidates import BuildFunction
-from ksm_hw.compiler.tune_progress import FAILED
+from ksm_hw.compiler.tuning.progress import FAILED
+from ksm_hw.compiler.tuning.records_folder import damage_explained
 from ksm_hw.runtime.operator_timing import Tensors
 from tvm_passes.relay.pipeline import build_settings, fold_tasks
 

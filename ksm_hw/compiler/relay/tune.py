@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ksm_hw.compiler.linker import architecture_of, linker_command
-from ksm_hw.compiler.records_folder import Origin, prepare_folder, write_header
-from ksm_hw.compiler.relay.library_timer import LibraryTimer
-from ksm_hw.compiler.relay.process import relay_process
-from ksm_hw.compiler.targets import CompileTarget
-from ksm_hw.compiler.tune_progress import TuneProgress, TuneResult, TunerName
+from ksm_hw.boards.board import BoardAddress, connected_board
+from ksm_hw.compiler.tuning.progress import TuneProgress, TuneResult, TunerName
+from ksm_hw.compiler.tuning.records_folder import Origin, prepare_folder, write_header
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, save_bundle
-from ksm_hw.runtime.board import BoardAddress, connected_board
+from ksm_hw.measuring.relay_library import LibraryTimer
+from ksm_hw.runtime.relay.process import relay_process
+from ksm_hw.toolchains.linker import architecture_of, linker_command
+from ksm_hw.toolchains.targets import CompileTarget
 
 
 def tune_through_relay(
@@ -28,7 +28,7 @@ def tune_through_relay(
     batch: int = 1,
     on_progress: Callable[[TuneProgress], None] = lambda progress: None,
 ) -> TuneResult:
-    """As `ksm_hw.compiler.tune.tune`, of the operators that TVM 0.19 makes of the backbone, on one board of the key.
+    """As `ksm_hw.compiler.tuning.tune.tune`, of the operators that TVM 0.19 makes of the backbone, on one board.
 
     Args:
         tuner: the search: TVM's AutoTVM, or its MetaSchedule.

@@ -10,7 +10,7 @@ from ksm_hw.compiler.relay.build_candidates import CandidateBuilder
 from ksm_hw.compiler.relay.compile_tasks import tvm_target_of
 from ksm_hw.compiler.relay.lower import lower_backbone
 from ksm_hw.compiler.relay.tuned_operator import TunedOperator
-from ksm_hw.compiler.tune_progress import FIRST_FAILURES, HOPELESS, TunerName, all_failed
+from ksm_hw.compiler.tuning.progress import FIRST_FAILURES, HOPELESS, TunerName, all_failed
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import tvm
 
 from ksm_hw.compiler.compiled import OnStep
-from ksm_hw.compiler.tune_progress import TunerName
+from ksm_hw.compiler.tuning.progress import TunerName
 from ksm_hw.errors import UserError
 
 

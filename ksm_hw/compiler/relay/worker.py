@@ -8,9 +8,9 @@ from typing import IO, Any
 import numpy as np
 
 from ksm_hw.compiler.compiled import FoldMode
-from ksm_hw.compiler.relay.process import read_message, write_message
-from ksm_hw.compiler.tune_progress import TunerName
+from ksm_hw.compiler.tuning.progress import TunerName
 from ksm_hw.errors import UserError
+from ksm_hw.runtime.relay.process import read_message, write_message
 
 
 class _Served:
@@ -62,7 +62,7 @@ class _Served:
         from ksm_hw.runtime.without_torch import hide_torch
 
         hide_torch()
-        from ksm_hw.compiler.relay.time_library import time_library
+        from ksm_hw.runtime.relay.time_library import time_library
 
         return time_library(library, tensors, limit, threads, cores)
 
@@ -70,7 +70,7 @@ class _Served:
         from ksm_hw.runtime.without_torch import hide_torch
 
         hide_torch()
-        from ksm_hw.compiler.relay.session import RelaySession
+        from ksm_hw.runtime.relay.session import RelaySession
 
         self.session = RelaySession.load(Path(artifact), threads=threads)
         return str(self.session.task)

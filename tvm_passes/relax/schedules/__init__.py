@@ -3,14 +3,14 @@
 from tvm.s_tir.dlight.base import ScheduleRule
 
 from tvm_passes.relax.schedules import gpu
-from tvm_passes.relax.schedules.concatenation import Concatenation
-from tvm_passes.relax.schedules.convolution import Convolution
-from tvm_passes.relax.schedules.dense import Dense
-from tvm_passes.relax.schedules.depthwise import DepthwiseConvolution
-from tvm_passes.relax.schedules.fallback import Fallback
-from tvm_passes.relax.schedules.mask_decoder import MaskDecoder
-from tvm_passes.relax.schedules.reduction import PixelReduction
-from tvm_passes.relax.schedules.winograd import WinogradConvolution
+from tvm_passes.relax.schedules.cpu.concatenation import Concatenation
+from tvm_passes.relax.schedules.cpu.convolution import Convolution
+from tvm_passes.relax.schedules.cpu.dense import Dense
+from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
+from tvm_passes.relax.schedules.cpu.fallback import Fallback
+from tvm_passes.relax.schedules.cpu.mask_decoder import MaskDecoder
+from tvm_passes.relax.schedules.cpu.reduction import PixelReduction
+from tvm_passes.relax.schedules.cpu.winograd import WinogradConvolution
 
 
 def cpu_rules() -> list[ScheduleRule]:

@@ -16,7 +16,7 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.target import Target
 from tvm.tirx import IndexMap
 
-from tvm_passes.relax.schedules.blocks import (
+from tvm_passes.relax.schedules.base.blocks import (
     FusedOperator,
     extent,
     extents,
@@ -25,8 +25,8 @@ from tvm_passes.relax.schedules.blocks import (
     static_schedule,
     widest_vector,
 )
-from tvm_passes.relax.schedules.convolution import is_convolution
-from tvm_passes.relax.schedules.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.cpu.convolution import is_convolution
 from tvm_passes.relax.schedules.gpu.elementwise import VECTOR, bind_elementwise
 from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits
 

@@ -11,8 +11,8 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.target import Target
 
-from tvm_passes.relax.schedules.blocks import FusedOperator, extents
-from tvm_passes.relax.schedules.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents
+from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.gpu.convolution import input_channels, match_convolution
 from tvm_passes.relax.schedules.gpu.elementwise import VECTOR, bind_elementwise, bind_flat
 from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits

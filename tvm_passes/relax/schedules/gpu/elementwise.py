@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from tvm_passes.relax.schedules.blocks import extents, widest_vector
+from tvm_passes.relax.schedules.base.blocks import extents, widest_vector
 from tvm_passes.relax.schedules.gpu.limits import GpuLimits
 
 VECTOR = 4  # float32 values in one load or store: OpenCL's float4, CUDA's float4

@@ -7,7 +7,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.target import Target
 
-from tvm_passes.relax.schedules.blocks import axis_kinds, extents, inline_maps, static_schedule
+from tvm_passes.relax.schedules.base.blocks import axis_kinds, extents, inline_maps, static_schedule
 from tvm_passes.relax.schedules.gpu.elementwise import bind_elementwise, bind_flat
 from tvm_passes.relax.schedules.gpu.limits import gpu_limits
 

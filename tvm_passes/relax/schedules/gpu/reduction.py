@@ -12,8 +12,8 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.target import Target
 
-from tvm_passes.relax.schedules.blocks import FusedOperator, axis_kinds, extents, fused_operator, static_schedule
-from tvm_passes.relax.schedules.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.base.blocks import FusedOperator, axis_kinds, extents, fused_operator, static_schedule
+from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.gpu.elementwise import bind_elementwise
 from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits
 

@@ -1,0 +1,116 @@
+"""The arrays that all tasks pass to the compiled functions, made ready in a file, for programs that only copy them.
+
+The file is bytes alone: each distinct array once, in C order and little-endian, at an offset that is a multiple of 64.
+Where each lies is told by the `ParameterFile` that writing it returns.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ksm_hw.artifact.manifest import Manifest
+from ksm_hw.artifact.parameters import task_parameters
+from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.task_pack import TaskPack
+
+ALIGNMENT = 64  # Bytes; what TVM aligns tensors to.
+_SAFETENSORS_DTYPES = {"F32": "float32", "U8": "uint8", "I32": "int32"}
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """Where an array lies, and what it is.
+
+    Attributes:
+        file, offset: the file, and where its first byte is in there.
+        dtype, shape: of the array.
+        halves: whether the file holds two of the array's bytes in each of its own, the first in the high half.
+    """
+
+    file: str
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+    halves: bool = False
+
+
+@dataclass(frozen=True)
+class ParameterFile:
+    """Where the arrays of each task lie, in the order of the manifest's parameters."""
+
+    tasks: Mapping[str, tuple[StoredArray, ...]]
+
+
+Held = dict[tuple[str, tuple[int, ...], bytes], StoredArray]  # By dtype, shape and SHA-256 of the bytes.
+
+
+def write_parameter_file(
+    folder: Path, file: str, manifest: Manifest, bundle: Bundle, held: Held | None = None
+) -> ParameterFile:
+    """Writes the arrays of all of an artifact's tasks.
+
+    Args:
+        folder, file: the file to write, by its name below a folder.
+        manifest: which arrays each task passes, and in what order.
+        bundle: the tasks.
+        held: arrays that other files hold (`held_arrays`), which are not written again; without it every array is.
+    """
+    places = dict(held or {})
+    tasks: dict[str, tuple[StoredArray, ...]] = {}
+    with (folder / file).open("wb") as stream:
+        for task, entry in manifest.tasks.items():
+            pack, names = bundle.packs[task], entry.parameters
+            arrays = task_parameters(names, pack, bundle.tensors, manifest.output_shape[1])
+            tasks[task] = tuple(
+                _held_halves(name, array, pack, places) or _place(array, stream, file, places)
+                for name, array in zip(names, arrays, strict=True)
+            )
+    return ParameterFile(tasks)
+
+
+def held_arrays(folder: Path, files: Iterable[str]) -> Held:
+    """The arrays that safetensors files hold, each file by its name below a folder."""
+    held: Held = {}
+    for file in files:
+        content = (folder / file).read_bytes()
+        # A safetensors file is the length of its header (8 bytes), the header in JSON, and the arrays.
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        header.pop("__metadata__", None)
+        for entry in header.values():
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            array = StoredArray(file, begin, _SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
+            held[array.dtype, array.shape, hashlib.sha256(content[begin:end]).digest()] = array
+    return held
+
+
+def _held_halves(name: str, array: npt.NDArray[np.generic], pack: TaskPack, held: Held) -> StoredArray | None:
+    """Where an array of soft values' codes lies, if that has 4 bits for each."""
+    _, layer, part = name.split("/") if name.startswith("mask/") else ("", "", "")
+    if part != "scale" or pack.masks[layer].scale_bits != 4:
+        return None
+    codes = pack.masks[layer].scale
+    found = held.get(_key(codes))
+    if found is None or -(-len(array) // 2) != len(codes):
+        return None
+    return StoredArray(found.file, found.offset, array.dtype.name, array.shape, halves=True)
+
+
+def _place(array: npt.NDArray[np.generic], stream: BinaryIO, file: str, places: Held) -> StoredArray:
+    """Where an array lies; it is written if it lies nowhere."""
+    key = _key(array)
+    if key not in places:
+        stream.write(bytes(-stream.tell() % ALIGNMENT))
+        places[key] = StoredArray(file, stream.tell(), array.dtype.name, array.shape)
+        stream.write(array.tobytes())
+    return places[key]
+
+
+def _key(array: npt.NDArray[np.generic]) -> tuple[str, tuple[int, ...], bytes]:
+    return array.dtype.name, array.shape, hashlib.sha256(array.tobytes()).digest()

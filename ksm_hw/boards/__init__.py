@@ -1,0 +1,1 @@
+"""Boards: finding them, serving them, and sessions that run there or here."""

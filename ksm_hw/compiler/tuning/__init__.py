@@ -1,0 +1,1 @@
+"""Schedules measured where they will run, and the records of it."""

@@ -1,0 +1,225 @@
+"""Targets: what to compile for, one TOML file each in `targets/`, or a user's own file."""
+
+import dataclasses
+import difflib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ksm_hw.errors import UserError
+from ksm_hw.resources import targets_folder
+from ksm_hw.toolchains.linker import architecture_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEVICES = ("cpu", "opencl", "cuda")
+
+# The vector instructions that decide whether compiled code runs, by LLVM's name and by that in /proc/cpuinfo.
+_VECTOR_FEATURES = {
+    "avx": "avx",
+    "avx2": "avx2",
+    "fma": "fma",
+    "avx512f": "avx512f",
+    "avx512vnni": "avx512_vnni",
+    "dotprod": "asimddp",
+    "fullfp16": "asimdhp",
+    "i8mm": "i8mm",
+    "sve": "sve",
+}
+
+
+@dataclass(frozen=True)
+class CompileTarget:
+    """A target.
+
+    Attributes:
+        name: of the file.
+        description: one line for a person.
+        device: TVM device that the artifact runs on: `cpu`, `opencl` or `cuda`.
+        tvm: the dictionary of `tvm.target.Target`; for a GPU it holds the CPU beside it as `host`.
+        architectures: of a CUDA target: the compute capabilities that get machine code. The first is that in `tvm`.
+        cores: numbers, as Linux gives them, of the CPU's cores that threads are pinned to; empty where all are alike.
+    """
+
+    name: str
+    description: str
+    device: str
+    tvm: Mapping[str, Any]
+    architectures: tuple[str, ...] = ()
+    cores: tuple[int, ...] = ()
+
+    @property
+    def cpu(self) -> Mapping[str, Any]:
+        """The dictionary of the CPU: that of the target, or of a GPU's host."""
+        return self.tvm if self.device == "cpu" else self.tvm["host"]
+
+
+def target_names() -> list[str]:
+    """Names of the targets that can be given to `--target`."""
+    return sorted(path.stem for path in targets_folder().glob("*.toml"))
+
+
+def describe_targets() -> list[CompileTarget]:
+    """All targets as their files say, with "detect" where they leave something to the machine."""
+    return [_read(targets_folder() / f"{name}.toml", name) for name in target_names()]
+
+
+def load_target(
+    name: str, *, file: Path | None = None, arch: str | None = None, host: str | None = None
+) -> CompileTarget:
+    """Reads a target, with what it leaves to this machine filled in.
+
+    Args:
+        name: one of `target_names`; with `file` only what the target is called.
+        file: a description outside `targets/`.
+        arch: of a CUDA target: a compute capability, such as `sm_80`, in place of the target's; or several, with commas
+            between them: each gets machine code, and the kernels are scheduled for the first.
+        host: of a GPU target: a CPU target whose CPU takes the place of the target's host.
+
+    Raises:
+        UserError: there is no such target, the file is damaged, TVM or LLVM knows no such CPU or feature, or a GPU that
+            should be detected is not there.
+    """
+    target = _read(_path_of(name) if file is None else file, name)
+    tvm_target = dict(target.tvm)
+    others: list[str] = []
+    if arch is not None:
+        if target.device != "cuda":
+            raise UserError(f"--arch is for CUDA targets; '{name}' is for {target.device}.")
+        tvm_target["arch"], *others = arch.split(",")
+    if host is not None:
+        if target.device == "cpu":
+            raise UserError(f"--host-cpu is for GPU targets; '{name}' is a CPU itself.")
+        other = load_target(host)
+        if other.device != "cpu":
+            raise UserError(f"--host-cpu takes a CPU target; '{host}' is for {other.device}.")
+        tvm_target["host"] = other.tvm
+        target = dataclasses.replace(target, cores=other.cores)
+    tvm_target = _detected(tvm_target)
+    architectures = (tvm_target["arch"], *others) if target.device == "cuda" else ()
+    target = dataclasses.replace(target, tvm=tvm_target, architectures=architectures)
+    _check_cpu(target)
+    return target
+
+
+def _path_of(name: str) -> Path:
+    if name not in target_names():
+        near = difflib.get_close_matches(name, target_names(), n=1)
+        raise UserError(
+            f"No target named '{name}'."
+            + (f" Did you mean '{near[0]}'?" if near else "")
+            + f" There are: {', '.join(target_names())}. --target-file takes one of your own."
+        )
+    return targets_folder() / f"{name}.toml"
+
+
+def _read(path: Path, name: str) -> CompileTarget:
+    try:
+        content = tomllib.loads(path.read_text())
+        cores = _checked_cores(path, content.get("cores", []))
+        target = CompileTarget(name, content["description"], content["device"], content["tvm"], cores=cores)
+        if target.device not in DEVICES:
+            raise UserError(f"{path}: device is '{target.device}'; expected one of {', '.join(DEVICES)}.")
+        kind = {"cpu": "llvm"}.get(target.device, target.device)
+        if target.tvm["kind"] != kind or target.cpu["kind"] != "llvm":
+            raise UserError(f'{path}: a target for {target.device} needs kind = "{kind}", and "llvm" for the CPU.')
+        if target.device == "cuda" and "arch" not in target.tvm:
+            raise UserError(f'{path}: a target for cuda needs an arch, such as "sm_80", or "detect".')
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} describes no target ({error!r}). It needs description, device and [tvm]; [tvm.host] too for a "
+            "GPU. targets/arm64.toml is an example."
+        ) from error
+    return target
+
+
+def _checked_cores(path: Path, cores: Any) -> tuple[int, ...]:
+    if not (isinstance(cores, list) and all(type(core) is int and core >= 0 for core in cores)):
+        raise UserError(f"{path}: cores is {cores!r}; expected the numbers of CPU cores, such as [4, 5, 6, 7].")
+    return tuple(cores)
+
+
+def _detected(tvm_target: Mapping[str, Any]) -> dict[str, Any]:
+    """The dictionary with what this machine says in the place of each "detect"."""
+    detect = {"num-cores": lambda: len(os.sched_getaffinity(0)), "mcpu": _this_cpu, "arch": _this_gpu}
+    return {
+        key: _detected(value) if isinstance(value, Mapping) else detect[key]() if value == "detect" else value
+        for key, value in tvm_target.items()
+    }
+
+
+def _this_cpu() -> str:
+    from tvm.target.codegen import llvm_get_system_cpu
+
+    return str(llvm_get_system_cpu())
+
+
+def _this_gpu() -> str:
+    """The compute capability of the first NVIDIA GPU, as `sm_80`."""
+    program = shutil.which("nvidia-smi")
+    command = [program or "nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    found = subprocess.run(command, capture_output=True, text=True) if program else None
+    if found is None or found.returncode != 0 or not found.stdout.strip():
+        raise UserError("No NVIDIA GPU was found here (nvidia-smi). Name the one to compile for: --arch sm_80.")
+    return "sm_" + found.stdout.split()[0].replace(".", "")
+
+
+def _check_cpu(target: CompileTarget) -> None:
+    """Finds a CPU or feature that LLVM does not know before the build, where LLVM would go on without it."""
+    from tvm.target import Target
+    from tvm.target.codegen import llvm_get_cpu_archlist, llvm_get_targets
+
+    triple = {key: target.cpu[key] for key in ("kind", "mtriple") if key in target.cpu}
+    # LLVM's lookup of an unknown architecture's CPUs is a crash.
+    architectures = {str(name).replace("-", "_") for name in llvm_get_targets()}
+    _check_known(target.name, "architecture", architecture_of(target.cpu), architectures)
+    cpus = map(str, llvm_get_cpu_archlist(Target(triple)))
+    _check_known(target.name, "mcpu", target.cpu.get("mcpu", "generic"), {*cpus, "generic"})
+    if attributes := target.cpu.get("mattr"):
+        known = _known_features(triple)
+        for attribute in attributes:
+            _check_known(target.name, "mattr", attribute.lstrip("+-"), known)
+    try:
+        Target(dict(target.tvm))
+    except Exception as error:
+        message = str(error).strip().splitlines()[-1]
+        raise UserError(f"Target '{target.name}': TVM does not take it: {message}") from error
+
+
+def _known_features(triple: Mapping[str, Any]) -> set[str]:
+    """All features that LLVM knows for an architecture, of whatever CPU."""
+    from tvm.target import Target
+    from tvm.target.codegen import llvm_get_cpu_archlist, llvm_get_cpu_features
+
+    return {
+        str(feature)
+        for cpu in llvm_get_cpu_archlist(Target(dict(triple)))
+        for feature in llvm_get_cpu_features(Target({**triple, "mcpu": str(cpu)}))
+    }
+
+
+def _check_known(target: str, field: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=3)
+        raise UserError(
+            f"Target '{target}': LLVM knows no {field} '{value}'."
+            + (f" Near it: {', '.join(near)}." if near else f" It knows: {', '.join(sorted(known))}.")
+        )
+
+
+def required_cpu_features(target: CompileTarget) -> list[str]:
+    """The vector instructions that the code for the CPU may use, by their names in /proc/cpuinfo."""
+    from tvm.target import Target, codegen
+
+    with Target(dict(target.cpu)):
+        return [found for name, found in _VECTOR_FEATURES.items() if codegen.target_has_features([name])]

@@ -1,0 +1,151 @@
+"""The parts of benchmarks/peers.py that need no engine: ratios, means, noise, tables."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from peers.catalogue import ENGINES, ENVIRONMENTS, PROJECT, RELAY
+from peers.failures import last_words
+from peers.latency import quieter_half
+from peers.multitask_results import ARTIFACT, HELD, TaskCost
+from peers.noise import FOREIGN_LIMIT, SLOWER_LIMIT, Quiet, outliers
+from peers.results import (
+    ERROR_LIMIT,
+    Result,
+    best_peer,
+    geometric_mean,
+    mean_ratios,
+    ratios_to_best_peer,
+    wrong_outputs,
+)
+from peers.tables import latency_table, markdown, noise_line, overview, task_table
+
+FACTS = {
+    "command": "peers.py",
+    "date": "2026-01-01",
+    "image_size": 224,
+    "cpu_flags": ["avx2", "sse"],
+    "machine": {
+        "cpu": "Some CPU",
+        "architecture": "x86_64",
+        "system": "Linux",
+        "cores": 2,
+        "memory_bytes": 2**34,
+        "load": 0.0,
+    },
+}
+
+
+def result(engine: str, milliseconds: float, network: str = "resnet18", threads: int = 2, **more: object) -> Result:
+    rounds = ((milliseconds / 1e3,) * 3,) * 2
+    fields = {"version": "1.0", "error_of_logits": 1e-6, "rounds": rounds} | more
+    return Result(network, threads, engine, engine.title(), engine == "ours", **fields)  # type: ignore[arg-type]
+
+
+def test_ratios_are_to_the_best_peer_and_never_to_our_own():
+    cell = [result("ours", 8), result("one", 10), result("two", 20), result("three", 1, failure="no", rounds=())]
+    best = best_peer(cell)
+    assert best is not None and best.engine == "one"
+    assert ratios_to_best_peer(cell) == pytest.approx({"ours": 0.8, "one": 1.0, "two": 2.0})
+    assert ratios_to_best_peer([result("ours", 8)]) == {}
+
+
+def test_means_take_each_network_alike_and_count_those_where_an_engine_failed():
+    results = [
+        result("ours", 20),
+        result("one", 10),
+        result("ours", 4, network="vgg16_bn"),
+        result("one", 8, network="vgg16_bn"),
+        result("two", 16, network="vgg16_bn"),
+        result("ours", 99, threads=1),
+    ]
+    means = mean_ratios(results, threads=2)
+    assert means["ours"] == (pytest.approx(1.0), 2)
+    assert means["two"] == (pytest.approx(2.0), 1)
+    assert geometric_mean([2, 8]) == pytest.approx(4)
+    assert "2.00 (of 1)" in next(line for line in overview(results) if line.startswith("| Two"))
+
+
+def test_noise_is_seen_in_other_processes_in_a_slow_machine_and_in_rounds_that_differ():
+    assert not Quiet(FOREIGN_LIMIT, SLOWER_LIMIT).noisy
+    assert Quiet(FOREIGN_LIMIT + 0.01, 1.0).noisy
+    assert Quiet(0.0, SLOWER_LIMIT + 0.01).noisy
+    assert outliers([10, 10.5, 12, 9.9, 8.5], limit=0.1) == [2, 4]
+    assert outliers([], limit=0.1) == []
+    assert not result("one", 10).noisy
+    assert result("one", 10, rounds=((0.010,) * 3, (0.013,) * 3)).noisy
+    apart = ((0.010,) * 3,) * 8
+    assert not result("one", 10, rounds=(*apart, (0.020,) * 3)).noisy  # One of nine says nothing of the others.
+    assert result("one", 10, rounds=(*apart, *((0.012,) * 3 for _ in range(4)))).noisy
+    assert result("one", 10, disturbed=1).noisy
+
+
+def test_the_quieter_half_of_the_rounds_counts_however_fast_the_engine_was():
+    calm, busy, slowed = ([0.03], Quiet(0.0, 1.0)), ([0.01], Quiet(0.5, 1.0)), ([0.02], Quiet(0.0, 1.3))
+    assert quieter_half([busy, slowed, calm]) == [calm, slowed]
+    assert quieter_half([busy, calm]) == [calm]
+    assert quieter_half([busy]) == [busy]
+
+
+def test_the_page_names_failures_and_noise():
+    results = [result("ours", 8, disturbed=1, repeated=4), result("one", 10), result("two", 1, failure="no | way\nout")]
+    lines = latency_table(results)
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| Ours", "| One", "| Two"]
+    assert "failed: no \\| way out" in lines[-1]
+    assert "4 repeated, 1 of 2 rounds disturbed" in lines[2]
+    assert noise_line(results).endswith("Measured again: 4. Noisy results: 1 of 2.")
+    page = markdown(results, [], FACTS)
+    assert "| Ours | 8.00~ | 0.80 |" in page
+    assert "| One | **10.00** | 1.00 |" in page
+    assert "| Two | failed | — |" in page
+    assert "avx2" in page and "sse" not in page
+
+
+def test_spread_is_that_of_the_quartiles():
+    one = result("one", 1, rounds=((1.0, 2.0, 3.0), (4.0, 5.0)))
+    assert one.median == 3.0
+    assert one.interquartile == pytest.approx(2.0)
+    summary = json.loads(json.dumps(one.summary()))
+    assert summary["quartiles_seconds"] == [2.0, 4.0] and summary["inferences"] == 5 and summary["noisy"]
+    assert result("one", 1, failure="no").summary()["failure"] == "no"
+
+
+def test_wrong_outputs_are_a_failure():
+    assert wrong_outputs(ERROR_LIMIT) is None
+    assert "5.0e-01" in str(wrong_outputs(0.5))
+    assert wrong_outputs(float("nan")) is not None
+
+
+def test_memory_of_a_task_is_the_growth_since_the_next_smaller_number():
+    def cost(way: str, tasks: int, megabytes: int, **more: object) -> TaskCost:
+        sizes = {"before_bytes": 10**7, "loaded_bytes": megabytes * 10**6} | more
+        return TaskCost("resnet18", 2, "one", "One", way, tasks, **sizes)  # type: ignore[arg-type]
+
+    costs = [
+        cost(HELD, 1, 50),
+        cost(ARTIFACT, 1, 60),
+        cost(HELD, 2, 80),
+        cost(HELD, 5, 230),
+        cost(HELD, 9, 0, failure="x"),
+    ]
+    growth = [line.split(" | ")[5] for line in task_table(costs)[2:6]]
+    assert growth == ["—", "—", "30.0", "50.0"]
+    assert "failed: x" in task_table(costs)[6]
+
+
+def test_the_reason_of_a_failure_is_the_last_line_that_names_an_error():
+    assert last_words("start\nValueError: no such operator\n  at line 3\n") == "ValueError: no such operator"
+    assert last_words("one\ntwo\n") == "two"
+    assert last_words("") == "it wrote nothing"
+
+
+def test_every_engine_has_a_file_and_an_environment_with_pinned_packages():
+    folder = Path(__file__).resolve().parents[2] / "benchmarks" / "peers" / "engines"
+    for engine in ENGINES:
+        for module, environment in ((engine.module, engine.environment), *engine.converters):
+            assert (folder / f"{module}.py").exists()
+            assert environment in (PROJECT, RELAY) or all("==" in package for package in ENVIRONMENTS[environment])

@@ -1,0 +1,274 @@
+"""Relay: its environment comes and goes by one command, and what it compiles computes what Relax's computes."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from board_processes import needs_emulated_board
+from random_tasks import random_bundle
+from test_verify import ARCHITECTURES, assert_all_passed
+from typer.testing import CliRunner
+
+from ksm_hw.boards.board import BoardAddress
+from ksm_hw.boards.open_session import open_session
+from ksm_hw.cli import app
+from ksm_hw.compiler.compile import FOLD_MODES, FoldMode, compile_bundle
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
+from ksm_hw.masks.preprocessing import preprocess_batch, read_image
+from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
+from ksm_hw.report.measure import measure_artifact
+from ksm_hw.report.profile import profile_artifact
+from ksm_hw.report.verify import verify
+from ksm_hw.resources import shipped_bundle
+from ksm_hw.runtime.relay import environment
+from ksm_hw.runtime.relay.process import relay_process
+from ksm_hw.runtime.session import Session
+from ksm_hw.toolchains.targets import load_target
+
+TESTS = Path(__file__).resolve().parents[2]
+# Two minutes each where the machine is slow.
+SWITCH_AND_SLOW_OTHERS = [
+    fold if fold == "switch" else pytest.param(fold, marks=pytest.mark.slow) for fold in FOLD_MODES
+]
+
+
+@pytest.fixture(scope="module")
+def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's folder of data, where nothing is at first."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("data")
+        patch.setenv("XDG_DATA_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def relay(data_home: Path) -> None:
+    """Relay's environment, installed."""
+    if not environment.is_installed():
+        result = CliRunner().invoke(app, ["relay", "install", "--json"])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["environment"].startswith(str(data_home))
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Bundle:
+    return load_bundle(shipped_bundle())
+
+
+def test_without_the_environment_a_message_says_what_to_do(data_home: Path, bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not installed\. Install it: ksm-hw relay install"):
+        compile_bundle(bundle, load_target("host"), tmp_path / "artifact", ir="relay")
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_an_installation_that_fails_leaves_nothing(
+    data_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The hash of one file is wrong: as if the index served something else."""
+    changed = tmp_path / "requirements.txt"
+    hashes = "--hash=sha256:" + "0" * 64
+    changed.write_text(f"decorator==5.3.1 {hashes}\n")
+    monkeypatch.setattr(environment, "REQUIREMENTS", changed)
+    result = CliRunner().invoke(app, ["relay", "install"])
+    assert isinstance(result.exception, UserError) and "cannot install TVM 0.19: ERROR" in str(result.exception)
+    assert not any(path.exists() for path in environment.environment_folder().parent.glob("*"))
+
+
+def test_the_passes(relay: None) -> None:
+    """`relay_passes.py`, in Relay's environment: pytest is the main one's."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "tvm_passes" / "relay" / "relay_passes.py")]
+    done = subprocess.run(command, env=environment.process_variables(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def assert_same_as_relax(
+    relay_artifact: Path, relax_artifact: Path, bundle: Bundle, board: BoardAddress | None = None
+) -> None:
+    """The logits of every task's samples agree to 1e-4 of the largest, and are not the same to the last bit."""
+    session = Session.load(relax_artifact)
+    with open_session(relay_artifact, board) as other:
+        assert other.tasks == session.tasks
+        for task in session.tasks:
+            pack = bundle.packs[task]
+            images = preprocess_batch([read_image(path) for path in sample_images(bundle, task)], pack.preprocessing)
+            session.switch(task)
+            other.switch(task)
+            expected, found = session.run_all(images), other.run_all(images)
+            error = np.abs(found - expected).max() / np.abs(expected).max()
+            assert 0 < error <= 1e-4
+
+
+@pytest.mark.parametrize("fold", SWITCH_AND_SLOW_OTHERS)
+def test_shipped_tasks_equal_pytorch_s_and_relax_s(
+    fold: FoldMode, relay: None, shipped: Bundle, tmp_path: Path
+) -> None:
+    ours = compile_bundle(shipped, load_target("host"), tmp_path / "relay", fold=fold, ir="relay")
+    theirs = compile_bundle(shipped, load_target("host"), tmp_path / "relax", fold=fold)
+    for ours_of_part, theirs_of_part in zip(ours, theirs, strict=True):
+        for result in verify(ours_of_part):
+            assert result.passed and result.agreement == 1, result
+        assert_same_as_relax(ours_of_part, theirs_of_part, shipped)
+
+
+@pytest.mark.parametrize("fold", SWITCH_AND_SLOW_OTHERS)
+def test_tasks_of_different_masks(fold: FoldMode, relay: None, bundle: Bundle, tmp_path: Path) -> None:
+    """Two of the tasks share functions; one of these has far more soft values, by codes, than the other."""
+    folders = compile_bundle(bundle, load_target("host"), tmp_path / "artifact", fold=fold, ir="relay")
+    results = [result for folder in folders for result in verify(folder)]
+    assert_all_passed(results, list(bundle.packs), 3)
+    manifest = json.loads((folders[0] / "manifest.json").read_text())
+    assert (manifest["ir"], manifest["tvm_version"]) == ("relay", "0.19.0")
+    if fold == "switch":
+        assert len({entry["main"] for entry in manifest["tasks"].values()}) == 1
+        assert len({entry["rewrite"] for entry in manifest["tasks"].values()}) == 2
+
+
+def test_tasks_with_codes_and_different_numbers_of_soft_values(
+    relay: None, bundle: Bundle, photographs: Path, tmp_path: Path
+) -> None:
+    pack = bundle.packs["kernel-task"]
+
+    def with_masks(task: str, low: float) -> None:
+        masks = {}
+        for layer, mask in pack.masks.items():
+            values = unpack_mask(mask)
+            masks[layer] = pack_mask(np.where(values > low, np.float32(1), values), scale_bits=8)
+        packs[task] = dataclasses.replace(pack, task=task, masks=masks)
+
+    packs: dict = {}
+    with_masks("few", 0.15)
+    with_masks("many", 0.45)
+    with_masks("none", 0.0)
+    both = dataclasses.replace(bundle, packs=packs, samples=None)
+    (folder,) = compile_bundle(both, load_target("host"), tmp_path / "artifact", ir="relay")
+    assert len(list(folder.glob("rewrite_weights_*.so"))) == 1
+    # There and back: what one task leaves behind must not show in the next.
+    results = verify(folder, ["few", "many", "none", "few"], photographs)
+    assert_all_passed(results, ["few", "many", "none", "few"], 3)
+
+
+@needs_emulated_board
+@pytest.mark.parametrize("fold", SWITCH_AND_SLOW_OTHERS)
+def test_tasks_on_the_emulated_board(
+    fold: FoldMode, relay: None, bundle: Bundle, emulated: BoardAddress, tmp_path: Path
+) -> None:
+    folders = compile_bundle(bundle, load_target("rpi4"), tmp_path / "artifact", fold=fold, ir="relay")
+    results = [result for folder in folders for result in verify(folder, board=emulated)]
+    assert_all_passed(results, list(bundle.packs), 3)
+
+
+@needs_emulated_board
+@pytest.mark.slow
+@pytest.mark.parametrize("fold", FOLD_MODES)
+def test_shipped_tasks_on_the_emulated_board(
+    fold: FoldMode, relay: None, shipped: Bundle, emulated: BoardAddress, tmp_path: Path
+) -> None:
+    ours = compile_bundle(shipped, load_target("rpi4"), tmp_path / "relay", fold=fold, ir="relay")
+    theirs = compile_bundle(shipped, load_target("host"), tmp_path / "relax", fold=fold)
+    for ours_of_part, theirs_of_part in zip(ours, theirs, strict=True):
+        for result in verify(ours_of_part, board=emulated):
+            assert result.passed and result.agreement == 1, result
+        assert_same_as_relax(ours_of_part, theirs_of_part, shipped, emulated)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_architectures_with_masks_of_every_granularity(
+    architecture: str, relay: None, photographs: Path, tmp_path: Path
+) -> None:
+    bundle = random_bundle(architecture)
+    (folder,) = compile_bundle(bundle, load_target("host"), tmp_path / "artifact", ir="relay")
+    assert_all_passed(verify(folder, images=photographs), list(bundle.packs), 3)
+
+
+@pytest.fixture(scope="module")
+def relay_artifact(
+    data_home: Path, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    if not environment.is_installed():
+        environment.install()
+    one = dataclasses.replace(bundle, packs={task: bundle.packs[task] for task in ("kernel-task", "other-task")})
+    return compile_bundle(one, load_target("host"), tmp_path_factory.mktemp("relay") / "artifact", ir="relay")[0]
+
+
+def test_report(relay_artifact: Path) -> None:
+    report = measure_artifact(relay_artifact, runs=5)
+    assert (report.ir, report.tvm_version) == ("relay", "0.19.0")
+    for task in report.tasks:
+        assert task.latency.median_seconds > 0 and task.unmasked_latency is not None and task.switch is not None
+    assert 0 < report.memory.weights_bytes < report.memory.process_peak_bytes
+    # The compiler alone would take more.
+    assert report.memory.process_start_bytes < 200e6
+
+
+def test_what_relay_s_artifacts_are_not_for(relay_artifact: Path) -> None:
+    with pytest.raises(UserError, match="compiled through Relay"):
+        Session.load(relay_artifact)
+    with pytest.raises(UserError, match="compiled through Relay"):
+        profile_artifact(relay_artifact)
+
+
+def test_a_missing_library_is_found(relay_artifact: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(relay_artifact, tmp_path / "artifact")
+    (copy / "rewrite_weights_kernel.so").unlink()
+    with pytest.raises(UserError, match=r"lacks .*rewrite_weights_kernel.so"), open_session(copy):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        ("cuda-sm_80", {}, "without CUDA. Compile for CUDA with --ir relax"),
+        ("host", {"runner": True}, "--runner is for artifacts of --ir relax"),
+    ],
+)
+def test_what_relay_cannot_do(target: str, options: dict, message: str, bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        compile_bundle(bundle, load_target(target), tmp_path / "artifact", ir="relay", **options)
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_a_process_that_dies_is_an_error_that_says_how(relay: None) -> None:
+    with relay_process() as process:
+        os.kill(process._process.pid, signal.SIGABRT)
+        with pytest.raises(UserError, match=r"ended by SIGABRT.* Use --ir relax"):
+            process.call("load", "artifact", None)
+
+
+def test_a_failure_inside_tvm_shows_its_last_words(relay: None, tmp_path: Path) -> None:
+    with relay_process() as process, pytest.raises(UserError, match=r"ended with status 1(.|\n)*such_kind"):
+        process.call("compile", str(shipped_bundle()), str(tmp_path), {"kind": "such_kind"}, ["cc"], "switch", 1, None)
+
+
+def test_an_environment_of_another_version_is_not_used(
+    relay: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        changed = tmp_path / environment.REQUIREMENTS.name
+        changed.write_text("decorator==5.3.1\n")
+        patch.setattr(environment, "REQUIREMENTS", changed)
+        with pytest.raises(UserError, match="of another version of ksm-hw"):
+            environment.process_variables()
+
+
+def test_removing_it_leaves_the_main_installation(relay: None, artifact: Path) -> None:
+    before = {name: importlib.metadata.version(name) for name in ("apache-tvm", "numpy", "torch")}
+    result = CliRunner().invoke(app, ["relay", "remove"])
+    assert result.exit_code == 0 and "Removed" in result.stdout and not environment.environment_folder().exists()
+    assert "Nothing at" in CliRunner().invoke(app, ["relay", "remove"]).stdout
+    code = "import json, importlib.metadata as m, sys, tvm; print(tvm.__version__, m.version('apache-tvm'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[1] == before["apache-tvm"]
+    assert all(importlib.metadata.version(name) == version for name, version in before.items())
+    assert verify(artifact, ["kernel-task"])[0].passed

@@ -1,0 +1,135 @@
+"""`verify` passes where the compiled model equals PyTorch's, on every architecture, and fails where one bit differs."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL_NETWORK
+from random_tasks import random_bundle
+from typer.testing import CliRunner
+
+from ksm_hw.cli import app
+from ksm_hw.compiler.compile import FoldMode, compile_bundle
+from ksm_hw.errors import UserError
+from ksm_hw.files import sha256_of_file
+from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.soft_mask import PackedMask, binary_mask, pack_mask, unpack_mask
+from ksm_hw.masks.task_pack import save_task_pack
+from ksm_hw.report.verify import TOLERANCE, Verification, _compare, verify
+from ksm_hw.resources import shipped_bundle
+from ksm_hw.toolchains.targets import load_target
+
+ARCHITECTURES = ["resnet18", "resnet50", "vgg16_bn", "densenet121", "mobilenet_v2", "efficientnet-lite0"]
+
+
+def assert_all_passed(results: list[Verification], tasks: list[str], images: int) -> None:
+    assert [result.task for result in results] == tasks
+    for result in results:
+        assert result.passed and result.relative_error <= TOLERANCE and result.images == images, result
+        assert result.relative_error > 0, "logits that are equal to the last bit are no compiled model's"
+
+
+def test_tolerance_is_the_issue_s() -> None:
+    assert TOLERANCE == 1e-4
+
+
+def test_verify_passes_on_the_samples_and_on_given_images(artifact: Path, bundle: Bundle, photographs: Path) -> None:
+    assert_all_passed(verify(artifact), list(bundle.packs), 3)
+    assert_all_passed(verify(artifact, ["other-task"], photographs / "cat.png"), ["other-task"], 1)
+
+
+def flipped(mask: PackedMask) -> PackedMask:
+    """The mask with one bit flipped: its first 1 becomes a 0, with the soft value 0."""
+    values = unpack_mask(mask).copy()
+    values.flat[int(np.flatnonzero(binary_mask(mask))[0])] = 0
+    changed = pack_mask(values)
+    assert np.unpackbits(changed.bits ^ mask.bits).sum() == 1
+    return changed
+
+
+def test_one_flipped_mask_bit_makes_verify_fail(bundle: Bundle, photographs: Path, tmp_path: Path) -> None:
+    """Compiled from a corrupted pack, against the pack as it was: what a compiler that misread one bit would do."""
+    pack = bundle.packs["kernel-task"]
+    # The first layer, whose every kernel sees every image.
+    masks = {**pack.masks, "conv1.0": flipped(pack.masks["conv1.0"])}
+    corrupted = dataclasses.replace(pack, masks=masks)
+    compiled_from = dataclasses.replace(bundle, packs={"kernel-task": corrupted})
+    (artifact,) = compile_bundle(compiled_from, load_target("host"), tmp_path / "artifact", fold="bake")
+    command = ["verify", str(artifact), "--images", str(photographs)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+
+    file = artifact / "tasks" / "kernel-task.safetensors"
+    save_task_pack(pack, file)
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest["files"]["tasks/kernel-task.safetensors"] = {
+        "bytes": file.stat().st_size,
+        "sha256": sha256_of_file(file),
+    }
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "FAILED" in result.stdout
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 1
+    content = json.loads(result.stdout)
+    assert content["passed"] is False and content["results"][0]["relative_error"] > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_fail(wrong: float) -> None:
+    right = np.array([[1.0, 2.0]], np.float32)
+    assert _compare("task", right, right, TOLERANCE).passed
+    assert not _compare("task", np.array([[wrong, 2.0]], np.float32), right, TOLERANCE).passed
+
+
+def test_errors_are_relative_to_the_largest_logit_of_the_worst_image() -> None:
+    reference = np.array([[1, -10], [0.5, 0.1]], np.float32)
+    compiled = np.array([[1, -10.5], [0.5, 0.2]], np.float32)
+    result = _compare("task", compiled, reference, 0.1)
+    assert np.isclose(result.absolute_error, 0.5) and np.isclose(result.relative_error, 0.2)
+    assert result.agreement == 1.0 and not result.passed and result.images == 2
+
+
+def test_without_images_it_says_what_to_do(copied_artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"No images in .*nowhere"):
+        verify(copied_artifact, images=tmp_path / "nowhere")
+
+
+def verify_every_granularity(network: str, photographs: Path, folder: Path, batch: int = 1) -> None:
+    bundle = random_bundle(network, image_size=64)
+    (artifact,) = compile_bundle(bundle, load_target("host"), folder, batch=batch)
+    assert_all_passed(verify(artifact, images=photographs), sorted(bundle.packs), 3)
+    # VGG16's takes half a gigabyte.
+    shutil.rmtree(artifact)
+
+
+@pytest.mark.parametrize("network", ARCHITECTURES)
+def test_every_architecture_with_masks_of_every_granularity(network: str, photographs: Path, tmp_path: Path) -> None:
+    verify_every_granularity(network, photographs, tmp_path / "artifact")
+
+
+def test_a_batch_of_three(photographs: Path, tmp_path: Path) -> None:
+    verify_every_granularity("mobilenet_v2", photographs, tmp_path / "artifact", batch=3)
+
+
+def test_a_batch_of_two_with_the_last_one_not_full(bundle: Bundle, photographs: Path, tmp_path: Path) -> None:
+    few = dataclasses.replace(bundle, packs={"other-task": bundle.packs["other-task"]})
+    (artifact,) = compile_bundle(few, load_target("host"), tmp_path / "artifact", batch=2)
+    assert few.backbone == SMALL_NETWORK
+    assert_all_passed(verify(artifact, images=photographs), ["other-task"], 3)
+
+
+@pytest.mark.parametrize("fold", ["switch", "bake", "fused"])
+def test_every_shipped_task_in_every_mode(fold: FoldMode, tmp_path: Path) -> None:
+    from ksm_hw.masks.bundle import load_bundle
+
+    if not (shipped_bundle() / "bundle.json").exists():
+        pytest.skip("no tasks ship yet: run benchmarks/learned_tasks.py")
+    shipped = load_bundle(shipped_bundle())
+    artifacts = compile_bundle(shipped, load_target("host"), tmp_path / "artifact", fold=fold)
+    assert len(artifacts) == (len(shipped.packs) if fold == "bake" else 1)
+    results = [result for artifact in artifacts for result in verify(artifact)]
+    assert [result.task for result in results] == list(shipped.packs)
+    assert all(result.passed and result.images >= 1 for result in results), results

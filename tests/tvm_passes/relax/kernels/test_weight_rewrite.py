@@ -1,0 +1,235 @@
+"""What is done to a weight, in one kernel: bit for bit what NumPy makes of it, and one call for each weight."""
+
+import ctypes
+import dataclasses
+import math
+import mmap
+from collections import Counter
+
+import numpy as np
+import pytest
+import tvm
+from test_fold import (
+    CLASSES,
+    MASK_PARAMETERS,
+    PostActivation,
+    PreActivation,
+    layouts_of,
+    lower,
+    network_with_statistics,
+    pack_of,
+    random_masks,
+)
+from test_schedules import HOST, OTHERS
+from test_winograd import kernels_called
+from torch import nn
+from tvm import relax
+
+from ksm_hw.artifact.parameters import task_parameters
+from ksm_hw.masks.soft_mask import GRANULARITIES, Granularity, ScaleBits, pack_mask, unpack_mask
+from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, decoding_table, weight_rewrite
+from tvm_passes.relax.kernels.winograd import transforms
+from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels, schedule_kernels
+
+PLAIN = tvm.target.Target("llvm")  # No AVX2: soft values are gathered one by one.
+
+# What is done to a weight: rows that begin inside a byte, channels that fill no vector, and what fills all.
+REWRITES = {
+    "1×1, packed": WeightRewrite((64, 32, 1, 1), 32, 1, 32, True, 1e-3),
+    "1×1, in vectors": WeightRewrite((64, 136, 1, 1), 136, 1, 16, True, 1e-3),
+    "codes": WeightRewrite((64, 136, 1, 1), 136, 1, 16, True, 1e-3, coded=True),
+    "codes, odd inputs": WeightRewrite((48, 37, 1, 1), 37, 1, 24, True, 1e-5, coded=True),
+    "codes, a kernel a value": WeightRewrite((40, 11, 3, 3), 11, 9, 40, False, 1e-5, coded=True),
+    "codes, depthwise": WeightRewrite((36, 1, 3, 3), 1, 9, 36, False, 1e-5, coded=True),
+    "codes, dense": WeightRewrite((20, 13), 13, 1, 20, coded=True),
+    "codes, one value a row": WeightRewrite((3, 1), 1, 1, 3, coded=True),
+    "odd inputs": WeightRewrite((48, 37, 1, 1), 37, 1, 24, True, 1e-5),
+    "few inputs": WeightRewrite((24, 3, 1, 1), 3, 1, 24, False, 1e-5),
+    "odd outputs": WeightRewrite((37, 20, 1, 1), 20, 1, 37, False, 1e-5),
+    "outputs of a prime block": WeightRewrite((35, 20, 1, 1), 20, 1, 7, True, None),
+    "a kernel a value": WeightRewrite((40, 11, 3, 3), 11, 9, 40, False, 1e-5),
+    "a kernel a value, packed": WeightRewrite((32, 64, 3, 3), 64, 9, 16, True, None),
+    "elements": WeightRewrite((40, 11, 3, 3), 99, 1, 8, True, 1e-5),
+    "depthwise": WeightRewrite((36, 1, 3, 3), 1, 9, 36, False, 1e-5),
+    "depthwise elements": WeightRewrite((36, 1, 5, 5), 25, 1, 36, False, 1e-5),
+    "channels": WeightRewrite((29, 18, 3, 3), 1, 162, 29, False, 1e-5),
+    "groups": WeightRewrite((48, 20, 1, 1), 3, 8, 24, True, 1e-5),
+    "groups of kernels": WeightRewrite((160, 33, 3, 3), 5, 72, 80, True, 1e-3),
+    "dense": WeightRewrite((20, 13), 13, 1, 20),
+    "dense channels": WeightRewrite((12, 5), 1, 5, 12),
+    "one output": WeightRewrite((1, 5), 5, 1, 1),
+    "one value a row": WeightRewrite((3, 1), 1, 1, 3),
+    "Winograd, a kernel a value": WeightRewrite((32, 19, 3, 3), 19, 9, 16, epsilon=1e-5, tile=4),
+    "Winograd, elements": WeightRewrite((24, 8, 3, 3), 72, 1, 8, epsilon=1e-5, tile=2),
+    "Winograd, channels": WeightRewrite((32, 17, 3, 3), 1, 153, 32, tile=4),
+    "Winograd, no mask": WeightRewrite((16, 3, 3, 3), 0, 1, 16, epsilon=1e-3, tile=4),
+    "no mask": WeightRewrite((24, 50, 3, 3), 0, 1, 8, True, 1e-3),
+    "layout alone": WeightRewrite((30, 50), 0, 1, 30),
+}
+MASKS = {
+    "soft": (0.7, False),
+    "binary": (0.7, True),
+    "ones": (1.0, False),
+    "zeros": (0.0, False),
+    "nothing": (0.0, True),
+}
+
+
+def kernel_and_expected(rewrite: WeightRewrite, ones: float, binary: bool) -> tuple[list[np.ndarray], np.ndarray]:
+    """The kernel's arguments and, by NumPy, its result."""
+    generator = np.random.default_rng(7)
+    outputs, *rest = rewrite.shape
+    expected = weight = generator.standard_normal(rewrite.shape).astype(np.float32)
+    arguments = [weight]
+    if rewrite.columns:
+        is_one = generator.random((outputs, rewrite.columns)) < ones
+        soft = np.zeros if binary else lambda shape: generator.uniform(0.1, 0.5, shape)
+        mask = np.where(is_one, 1, soft(is_one.shape)).astype(np.float32)
+        packed = pack_mask(mask, 8 if rewrite.coded else 0 if binary else 32)
+        pack = dataclasses.replace(pack_of(Plain(), {}), masks={"layer": packed})
+        arguments += [decoding_table(), *task_parameters(MASK_PARAMETERS, pack, {}, CLASSES)]
+        values = np.repeat(unpack_mask(packed), rewrite.run, axis=1)[:, : math.prod(rest)]
+        expected = expected * values.reshape(rewrite.shape)
+    if rewrite.epsilon is not None:
+        norm = [
+            generator.uniform(-1, 1, outputs).astype(np.float32),
+            generator.uniform(0.3, 2, outputs).astype(np.float32),
+        ]
+        factor = norm[0] / np.sqrt(norm[1] + np.float32(rewrite.epsilon))
+        arguments += norm
+        expected = expected * factor.reshape(-1, *[1] * len(rest))
+    expected = expected.transpose(*range(2, expected.ndim), 1, 0)
+    if rewrite.tile is not None:
+        matrix = np.array(transforms(rewrite.tile).weight, np.float32)
+        expected = np.einsum("ay,bx,yxio->abio", matrix, matrix, expected)
+        expected = np.moveaxis(expected.reshape(*expected.shape[:-1], -1, rewrite.lanes), -2, 2)
+    if rewrite.packed:
+        blocks = expected.reshape(*expected.shape[:-1], -1, rewrite.lanes)
+        expected = np.moveaxis(blocks, -2, 0)
+    return arguments, np.ascontiguousarray(expected)
+
+
+@pytest.mark.parametrize("target", [HOST, PLAIN], ids=["host", "plain"])
+@pytest.mark.parametrize("rewrite", REWRITES.values(), ids=REWRITES)
+def test_the_kernel_computes_what_numpy_does(rewrite: WeightRewrite, target: tvm.target.Target) -> None:
+    kernel = weight_rewrite(rewrite, target).with_attr("global_symbol", "rewrite")
+    compiled = tvm.compile(tvm.IRModule({"rewrite": kernel}), target=target)
+    for ones, binary in MASKS.values() if rewrite.columns else [(1.0, False)]:
+        arguments, expected = kernel_and_expected(rewrite, ones, binary)
+        assert expected.shape == rewrite.result_shape
+        result = tvm.runtime.tensor(np.full(expected.shape, np.nan, np.float32))
+        compiled["rewrite"](*map(tvm.runtime.tensor, arguments), result)
+        if rewrite.coded:
+            # A soft value is a product and a sum, which the CPU may round at once.
+            np.testing.assert_array_max_ulp(result.numpy(), expected, 4)
+        elif rewrite.tile is None:
+            assert result.numpy().tobytes() == expected.tobytes()
+        else:
+            assert np.abs(result.numpy() - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
+def before_unreadable_page(array: np.ndarray) -> np.ndarray:
+    """A copy in memory right behind which no page can be read: whoever reads on dies."""
+    page = mmap.PAGESIZE
+    size = -(-array.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + size), ctypes.c_size_t(page), 0) == 0
+    copy = np.frombuffer(memory, array.dtype, array.size, size - array.nbytes).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+# Whole cache lines each, because TVM aligns its arrays so; in the second, rows begin inside a byte.
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("shape", [(64, 40, 1, 1), (128, 20, 1, 1)])
+def test_nothing_is_read_behind_the_end(shape: tuple[int, ...], coded: bool) -> None:
+    rewrite = WeightRewrite(shape, shape[1], 1, 32, True, 1e-5, coded=coded)
+    arguments, expected = kernel_and_expected(rewrite, 0.0, binary=False)
+    kernel = weight_rewrite(rewrite, HOST).with_attr("global_symbol", "rewrite")
+    compiled = tvm.compile(tvm.IRModule({"rewrite": kernel}), target=HOST)
+    assert all(argument.nbytes % 64 == 0 for argument in arguments[:4])  # All but the range of soft values.
+    guarded = [
+        tvm.runtime.from_dlpack(before_unreadable_page(argument))
+        if argument.nbytes % 64 == 0
+        else tvm.runtime.tensor(argument)
+        for argument in arguments
+    ]
+    result = tvm.runtime.tensor(np.zeros(expected.shape, np.float32))
+    compiled["rewrite"](*guarded, result)
+    np.testing.assert_array_max_ulp(result.numpy(), expected, 4 if coded else 0)
+
+
+class Plain(nn.Module):
+    """A masked convolution without a BatchNorm, whose weight two convolutions of other layouts read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 24, 3), nn.Linear(24, CLASSES)
+
+    def forward(self, images):  # type: ignore[no-untyped-def]
+        twice = nn.functional.conv2d(images, self.first.weight, dilation=2).mean((2, 3))
+        return self.head(self.first(images).relu().mean((2, 3)) + twice)
+
+
+def rewrites(
+    network: nn.Module, granularity: Granularity, scale_bits: ScaleBits = 32
+) -> tuple[tvm.IRModule, list[np.ndarray]]:
+    """The folded module of a network with random masks, and the parameters of its rewrite function."""
+    masks = random_masks(network, granularity, scale_bits)
+    module, functions = fold_tasks(lower(network), {"test": layouts_of(masks, granularity)}, HOST)
+    tensors = {name: tensor.detach().numpy() for name, tensor in network.state_dict().items()}
+    names = functions["test"].parameters
+    return module, list(task_parameters(names, pack_of(network, masks, granularity), tensors, CLASSES))
+
+
+def rewritten(module: tvm.IRModule, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    machine = relax.VirtualMachine(tvm.compile(module, target=HOST), tvm.cpu())
+    return [tensor.numpy() for tensor in machine["rewrite_weights_test"]([*map(tvm.runtime.tensor, arrays)])]
+
+
+@pytest.mark.parametrize(
+    ("network", "granularity", "scale_bits"),
+    [
+        *((PostActivation, granularity, 32) for granularity in GRANULARITIES),
+        (PostActivation, "kernel", 8),
+        (PostActivation, "group", 4),
+        (PreActivation, "kernel", 32),
+        (Plain, "element", 32),
+    ],
+)
+def test_weights_are_those_of_the_ops(
+    network: type[nn.Module], granularity: Granularity, scale_bits: ScaleBits
+) -> None:
+    module, arrays = rewrites(network_with_statistics(network()), granularity, scale_bits)
+    expected = rewritten(module, arrays)
+    found = rewritten(schedule_kernels(module, HOST), arrays)
+    assert [array.shape for array in found] == [array.shape for array in expected]
+    for array, other in zip(found, expected, strict=True):
+        assert np.allclose(array, other, rtol=1e-6, atol=0)
+
+
+def rewriting_kernels(module: tvm.IRModule) -> Counter[str]:
+    """How often the rewrite function calls which kernels, without the numbers behind their names."""
+    return Counter(name.rstrip("0123456789") for name in kernels_called(module["rewrite_weights_test"]))
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_each_weight_is_one_kernel(granularity: Granularity) -> None:
+    module, _ = rewrites(network_with_statistics(PostActivation()), granularity)
+    found = rewriting_kernels(fuse_kernels(module, HOST))
+    # Three convolutions, two linear layers, of which the head has no mask; the others are biases of convolutions.
+    assert found.pop("rewrite_weight") == 5
+    assert sum(found.values()) == 3 and all("subtract" in name for name in found)
+
+
+def test_other_targets_keep_their_kernels() -> None:
+    module, _ = rewrites(network_with_statistics(PostActivation()), "kernel")
+    target = tvm.target.Target({"kind": "opencl", "host": "llvm"})
+    assert rewriting_kernels(fuse_kernels(module, target))["rewrite_weight"] == 0
+
+
+@pytest.mark.parametrize("target", OTHERS.values(), ids=OTHERS)
+def test_kernels_compile_for_other_cpus(target: tvm.target.Target) -> None:
+    module, _ = rewrites(network_with_statistics(PostActivation()), "kernel")
+    tvm.compile(schedule_kernels(module, target), target=target)

@@ -1,0 +1,246 @@
+"""The GPU schedule rules compute what PyTorch computes, on an OpenCL device, and stay within a GPU's limits."""
+
+import collections
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import tvm
+import tvm_ffi
+from test_schedules import CONVOLUTIONS, OTHER_OPERATORS, POOLING, Counting, function, nhwc, values
+from torch.nn import functional
+from tvm import relax
+from tvm.s_tir import dlight
+from tvm.target import Target
+
+from ksm_hw.compiler.compile import FOLD_MODES, compile_bundle
+from ksm_hw.compiler.lower import lower_backbone
+from ksm_hw.report.verify import verify
+from ksm_hw.toolchains.targets import CompileTarget, load_target
+from tvm_passes.relax.fold_task_mask import MaskLayout
+from tvm_passes.relax.pipeline import fold_tasks, schedule_kernels
+from tvm_passes.relax.schedules import gpu, gpu_rules
+
+# CUDA's limits on an OpenCL target: its schedules, with code that runs here.
+_CUDA = {key: value for key, value in load_target("cuda-sm_80").tvm.items() if key != "arch"}
+LIKE_CUDA = CompileTarget("like-cuda", "CUDA's schedules as OpenCL", "opencl", {**_CUDA, "kind": "opencl"})
+TARGETS = {
+    "mali": Target(dict(load_target("mali", host="host").tvm)),
+    "cuda's limits": Target(dict(LIKE_CUDA.tvm)),
+}
+MORE_CONVOLUTIONS = {
+    # As in test_schedules: batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups, rule
+    "whole tiles": (1, 56, 56, 8, 64, 3, 1, (1, 1, 1, 1), 1, 1, "Convolution"),
+    "tiles past the end": (1, 45, 45, 12, 40, 3, 1, (1, 1, 1, 1), 1, 1, "Convolution"),
+    "batch 2": (2, 13, 11, 8, 20, 3, 2, (1, 1, 1, 1), 1, 1, "Convolution"),
+    "window as high as the map": (2, 3, 9, 6, 12, 3, 1, (0, 0, 0, 0), 1, 1, "Convolution"),
+    "large depthwise": (1, 56, 56, 32, 32, 3, 1, (1, 1, 1, 1), 1, 32, "DepthwiseConvolution"),
+    "large groups": (1, 40, 41, 16, 32, 3, 1, (1, 1, 1, 1), 1, 2, "Convolution"),
+    "one pixel": (1, 1, 1, 24, 7, 1, 1, (0, 0, 0, 0), 1, 1, "Reduction"),
+}
+
+
+pytestmark = pytest.mark.usefixtures("opencl")
+
+
+def lowered(module, target):
+    passes = [
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    with target:
+        return tvm.transform.Sequential(passes)(module)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The result of `main`, as a NumPy array, with every function scheduled, and the count of each rule."""
+
+    def run(module, target, *arrays):
+        counts = collections.Counter()
+        with target:
+            rules = dlight.ApplyDefaultSchedule(*(Counting(rule, counts) for rule in gpu_rules()))
+            module = rules(lowered(module, target))
+        check_threads(module, target)
+        # Kernels reach the device only by way of a library that is loaded.
+        tvm.compile(module, target=target).export_library(str(tmp_path / "kernels.so"))
+        machine = relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "kernels.so")), tvm.opencl())
+        result = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(array), tvm.opencl()) for array in arrays))
+        return (result if hasattr(result, "numpy") else result[0]).numpy(), counts
+
+    return run
+
+
+def check_threads(module, target):
+    """Every kernel of every function is bound to blocks, and to no more threads than the target allows."""
+    kernels = [kernel for kernel in module.functions.values() if isinstance(kernel, tvm.tirx.PrimFunc)]
+    assert kernels
+    for kernel in kernels:
+        body = kernel.body.block.body
+        for nest in body.seq if isinstance(body, tvm.tirx.SeqStmt) else [body]:
+            bound = bound_threads(nest)
+            assert "blockIdx.x" in bound, kernel.script()
+            threads = math.prod(extent for name, extent in bound.items() if name.startswith("threadIdx"))
+            assert 1 <= threads <= int(target.attrs["max_threads_per_block"]), kernel.script()
+
+
+def bound_threads(nest):
+    """The extents of the thread axes that the loops of a kernel are bound to."""
+    bound = {}
+
+    def visit(node):
+        if node.thread_binding is not None:
+            bound[node.thread_binding.thread_tag] = int(node.extent)
+
+    tvm_ffi.structural_walk(nest, [(tvm.tirx.For, visit)], order="post")
+    return bound
+
+
+def convolution(case, epilogue):
+    """A convolution, the arrays that it takes, and the result that PyTorch has."""
+    batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups, _ = case
+    kernel_height, kernel_width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    data, weight, bias = values(
+        (batch, inputs, height, width), (outputs, inputs // groups, kernel_height, kernel_width), (outputs,)
+    )
+    top, left, bottom, right = padding
+    padded = functional.pad(torch.from_numpy(data), (left, right, top, bottom))
+    expected = functional.conv2d(padded, torch.from_numpy(weight), None, stride, 0, dilation, groups).numpy()
+    residual = values(expected.shape)[0]
+
+    def compute(emit, x, w, b, r):
+        result = emit(
+            relax.op.nn.conv2d(x, w, stride, padding, dilation, groups, data_layout="NHWC", kernel_layout="HWIO")
+        )
+        return relax.op.nn.relu(emit(relax.op.add(emit(relax.op.add(result, b)), r))) if epilogue else result
+
+    if epilogue:
+        expected = np.maximum(expected + bias[:, None, None] + residual, 0)
+    arrays = nhwc(data), weight.transpose(2, 3, 1, 0), bias.reshape(1, 1, 1, -1), nhwc(residual)
+    return function(compute, *(array.shape for array in arrays)), arrays, nhwc(expected)
+
+
+@pytest.mark.parametrize("target, epilogue", [("mali", True), ("cuda's limits", False)])
+@pytest.mark.parametrize("name", [*CONVOLUTIONS, *MORE_CONVOLUTIONS])
+def test_convolution_equals_torch(run, name, target, epilogue):
+    case = {**CONVOLUTIONS, **MORE_CONVOLUTIONS}[name]
+    module, arrays, expected = convolution(case, epilogue)
+    found, counts = run(module, TARGETS[target], *arrays)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=4e-5)
+    assert counts == {case[-1]: 1}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 1000), (7, 10), (25, 3)])
+def test_dense_equals_numpy(run, batch, inputs, outputs):
+    arrays = values((batch, inputs), (inputs, outputs), (outputs,))
+    module = function(lambda emit, x, w, b: relax.op.add(b, emit(relax.op.matmul(x, w))), *(a.shape for a in arrays))
+    found, counts = run(module, TARGETS["cuda's limits"], *arrays)
+    np.testing.assert_allclose(found, arrays[0] @ arrays[1] + arrays[2], rtol=1e-5, atol=1e-5)
+    assert counts == {"Reduction": 1}
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 9, 24), (3, 6, 6, 10)])
+@pytest.mark.parametrize("name", POOLING)
+def test_pooling_equals_torch(run, name, shape):
+    ours, torchs = POOLING[name]
+    (data,) = values(shape)
+    found, counts = run(function(lambda _, x: ours(x), shape), TARGETS["mali"], data)
+    expected = torchs(torch.from_numpy(data.transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(found, nhwc(expected), rtol=1e-5, atol=1e-6)
+    assert counts == {"Reduction": 1}
+
+
+@pytest.mark.parametrize("channels", [(24, 8, 12), (24, 7, 10)])
+def test_concatenation(run, channels):
+    arrays = values(*((1, 30, 31, count) for count in channels), (1, 1, 1, sum(channels)))
+    module = function(
+        lambda emit, a, b, c, scale: relax.op.multiply(emit(relax.op.concat([a, b, c], 3)), scale),
+        *(array.shape for array in arrays),
+    )
+    found, counts = run(module, TARGETS["mali"], *arrays)
+    np.testing.assert_array_equal(found, np.concatenate(arrays[:3], 3) * arrays[3])
+    assert counts == {"Concatenation": 1}
+
+
+@pytest.mark.parametrize("name", OTHER_OPERATORS)
+def test_every_other_operator_equals_numpy(run, name):
+    ours, numpys, shapes = OTHER_OPERATORS[name]
+    arrays = values(*shapes)
+    found, _ = run(function(ours, *shapes), TARGETS["mali"], *arrays)
+    np.testing.assert_allclose(found, numpys(*arrays), rtol=1e-5, atol=1e-5)
+
+
+SPACES = {
+    "convolution": (gpu.Convolution(), (1, 9, 7, 8, 24, 3, 1, (1, 1, 1, 1), 1, 1, "")),
+    "depthwise": (gpu.DepthwiseConvolution(), (1, 8, 6, 12, 12, 3, 1, (1, 1, 1, 1), 1, 12, "")),
+    "one pixel": (gpu.Reduction(), (1, 1, 1, 60, 20, 1, 1, (0, 0, 0, 0), 1, 1, "")),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", SPACES)
+def test_every_schedule_of_a_design_space_computes_the_same(tmp_path, name, target):
+    rule, case = SPACES[name]
+    module, arrays, expected = convolution(case, epilogue=True)
+    target = TARGETS[target]
+    (kernel,) = (one for one in lowered(module, target).functions.values() if isinstance(one, tvm.tirx.PrimFunc))
+    schedules = rule.design_space(kernel, target)
+    assert 1 < len(schedules) <= 24
+    applied = rule.apply(kernel, target, False)
+    tvm.ir.assert_structural_equal(schedules[0].mod["main"], applied.mod["main"])
+    kernels = {
+        f"kernel_{index}": schedule.mod["main"].with_attr({"global_symbol": f"kernel_{index}", "target": target})
+        for index, schedule in enumerate(schedules)
+    }
+    check_threads(tvm.IRModule(kernels), target)
+    tvm.compile(tvm.IRModule(kernels), target=target).export_library(str(tmp_path / "kernels.so"))
+    library = tvm.runtime.load_module(str(tmp_path / "kernels.so"))
+    inputs = [tvm.runtime.tensor(np.ascontiguousarray(array), tvm.opencl()) for array in arrays]
+    for symbol in kernels:
+        found = tvm.runtime.tensor(np.full(expected.shape, np.nan, "float32"), tvm.opencl())
+        library[symbol](*inputs, found)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=4e-5, err_msg=symbol)
+
+
+@pytest.mark.parametrize("rule", [gpu.Convolution(), gpu.DepthwiseConvolution(), gpu.Reduction()])
+def test_a_rule_that_does_not_match_has_no_designs(rule):
+    target = TARGETS["mali"]
+    module = lowered(function(lambda _, x: relax.op.nn.relu(x), (4, 24)), target)
+    (kernel,) = (one for one in module.functions.values() if isinstance(one, tvm.tirx.PrimFunc))
+    assert rule.design_space(kernel, target) == [] and rule.apply(kernel, target, False) is None
+
+
+@pytest.fixture(scope="module")
+def folded(bundle):
+    """A network with its rewrite of weights, not yet scheduled, and the same with the rewrite inside."""
+    pack = bundle.packs["element-task"]
+    network = lower_backbone(bundle.backbone, 5, 1, 32)
+    layouts = {"element": {layer: MaskLayout(tuple(mask.shape)) for layer, mask in pack.masks.items()}}
+    return [fold_tasks(network, layouts, TARGETS["mali"], fused)[0] for fused in (False, True)]
+
+
+@pytest.mark.parametrize("name", ["mali", "mali-g52", "cuda-sm_80"])
+def test_every_kernel_of_a_network_is_bound_within_the_limits(folded, name):
+    target = Target(dict(load_target(name).tvm))
+    for module in folded:
+        check_threads(schedule_kernels(module, target), target)
+
+
+def test_mask_decoders_of_layers_of_one_shape_are_one_function(folded):
+    names = [variable.name_hint for variable in folded[0].functions if variable.name_hint.startswith("unpack_mask")]
+    shapes = [name.split("_")[-1] for name in names]
+    assert len(shapes) == len(set(shapes)) > 1 and all(shape.count("x") == 1 for shape in shapes)
+
+
+@pytest.mark.parametrize("fold", FOLD_MODES)
+def test_cuda_s_schedules_equal_torch_in_every_fold_mode(bundle, photographs, tmp_path, fold):
+    one = dataclasses.replace(bundle, packs={"element-task": bundle.packs["element-task"]})
+    (artifact,) = compile_bundle(one, LIKE_CUDA, tmp_path / "artifact", fold=fold)
+    (result,) = verify(artifact, images=photographs)
+    assert result.passed, result

@@ -1,0 +1,1 @@
+"""Kernels that are written as TIR, and not made from operators."""

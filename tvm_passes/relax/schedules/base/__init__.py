@@ -1,0 +1,1 @@
+"""What schedule rules of every class of devices share."""

@@ -1,0 +1,96 @@
+"""Dense layers: [N, I] × [I, O], the weight with its outputs last as `permute_dims` of PyTorch's [O, I] gives it.
+
+With few rows the weight is read once, at the speed of memory. So a task owns a band of outputs, keeps their sums in the
+first-level cache, and reads its part of the weight a few rows at a time for all N.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import SBlockRV
+from tvm.target import Target
+
+from tvm_passes.relax.loops.prefetch import ask_ahead
+from tvm_passes.relax.schedules.base.blocks import (
+    FusedOperator,
+    extent,
+    extents,
+    fused_operator,
+    largest_divisor,
+    static_schedule,
+    widest_vector,
+)
+from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
+
+
+@dataclass(frozen=True)
+class Band:
+    """One way to compute a dense layer: the outputs of a task, and how many inputs it reads at a time."""
+
+    outputs: int
+    inputs: int
+
+
+class Dense(DesignSpaceRule):
+    """Matches a matrix product [N, I] × [I, O] with elementwise operators behind it."""
+
+    def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
+        """The product with each of `bands`."""
+        matched = _match(func, target)
+        if matched is None:
+            return
+        _batch, width, inputs = extents(matched[0], matched[1].reduction)
+        for band in bands(width, inputs):
+            # Each candidate is made from a schedule of its own.
+            schedule, operator = _match(func, target) or matched
+            _compute_bands(schedule, operator, band, vector_unit(target).lanes)
+            yield schedule
+
+
+def _match(func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
+    schedule = static_schedule(func, target, "SSR")
+    operator = fused_operator(schedule) if schedule is not None else None
+    if schedule is None or operator is None or operator.producers or operator.followers:
+        return None
+    return (schedule, operator) if _is_matrix_product(schedule, operator.reduction) else None
+
+
+def bands(width: int, inputs: int) -> list[Band]:
+    """The ways to compute a dense layer that are worth a measurement, the likely fastest first."""
+    outputs = [largest_divisor(width, limit) for limit in (512, 256, 128, 64, 1024)]
+    depths = [largest_divisor(inputs, limit) for limit in (8, 4, 16, 2)]
+    return list(dict.fromkeys(Band(*band) for band in itertools.product(outputs, depths)))
+
+
+def _compute_bands(schedule: Schedule, operator: FusedOperator, size: Band, lanes: int) -> None:
+    batch, *_ = extents(schedule, operator.reduction)
+    rows, outputs, reduction = schedule.get_loops(operator.reduction)
+    row_tiles, row = schedule.split(rows, [None, largest_divisor(batch, 16)])
+    bands, band = schedule.split(outputs, [None, size.outputs])
+    vectors, vector = schedule.split(band, [None, widest_vector(size.outputs, lanes)])
+    outer, inner = schedule.split(reduction, [None, size.inputs])
+    schedule.reorder(row_tiles, bands, outer, row, vectors, inner, vector)
+    task = schedule.fuse(row_tiles, bands)
+    schedule.reverse_compute_at(operator.output, task, preserve_unit_loops=True)
+    schedule.parallel(task)
+    schedule.unroll(inner)
+    schedule.vectorize(vector)
+    *_, output_band = schedule.get_loops(operator.output)
+    _, output_vector = schedule.split(output_band, [None, widest_vector(extent(schedule, output_band), lanes)])
+    schedule.vectorize(output_vector)
+    schedule.decompose_reduction(operator.reduction, outer)
+    ask_ahead(schedule, inner, axis=0, distance=size.inputs)
+
+
+def _is_matrix_product(schedule: Schedule, block: SBlockRV) -> bool:
+    """Whether a block with axes (row, column, depth) reads [row, depth] and [depth, column]."""
+    statement = schedule.get(block)
+    row, column, depth = (axis.var for axis in statement.iter_vars)
+    if len(statement.reads) != 2 or any(len(read.region) != 2 for read in statement.reads):
+        return False
+    found = [axis.min for read in statement.reads for axis in read.region]
+    return all(one.same_as(other) for one, other in zip(found, [row, depth, depth, column], strict=True))

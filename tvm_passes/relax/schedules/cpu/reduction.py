@@ -1,0 +1,53 @@
+"""Reductions over pixels in NHWC: max, average, adaptive and global pooling. Vectors run over the channels."""
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.dlight.base import ScheduleRule
+from tvm.target import Target
+
+from tvm_passes.relax.schedules.base.blocks import (
+    axis_kinds,
+    extent,
+    fused_operator,
+    largest_divisor,
+    schedule_elementwise,
+    static_schedule,
+)
+from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
+
+
+class PixelReduction(ScheduleRule):
+    """Matches one reduction whose result and whose only input have the same innermost axis, the channels."""
+
+    def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
+        """The scheduled function, or None if it holds no such reduction of a known shape."""
+        schedule = static_schedule(func, target, "S+R+")
+        if schedule is None:
+            return None
+        operator = fused_operator(schedule)
+        if operator is None:
+            return None
+        kinds = axis_kinds(schedule, operator.reduction)
+        statement = schedule.get(operator.reduction)
+        channel = statement.iter_vars[kinds.count("S") - 1].var
+        if len(statement.reads) != 1 or not statement.reads[0].region[-1].min.same_as(channel):
+            return None
+        lanes = vector_unit(target).lanes
+        for block in [*operator.producers, *operator.followers]:
+            schedule_elementwise(schedule, block, lanes)
+        loops = schedule.get_loops(operator.reduction)
+        *pixels, channels = loops[: kinds.count("S")]
+        window = loops[kinds.count("S") :]
+        width = largest_divisor(extent(schedule, channels), 2 * lanes)
+        vectors, vector = schedule.split(channels, [None, width])
+        groups, member = schedule.split(vectors, [None, largest_divisor(extent(schedule, vectors), 4)])
+        schedule.reorder(*pixels, groups, *window, member, vector)
+        task = schedule.fuse(*pixels, groups)
+        schedule.reverse_compute_at(operator.output, task, preserve_unit_loops=True)
+        schedule.parallel(task)
+        schedule.vectorize(vector)
+        *_, output_channels = schedule.get_loops(operator.output)
+        _, output_vector = schedule.split(output_channels, [None, width])
+        schedule.vectorize(output_vector)
+        schedule.decompose_reduction(operator.reduction, window[0])
+        return schedule

@@ -1,0 +1,196 @@
+"""Winograd convolutions (`tvm_passes.relax.kernels.winograd`) on CPUs.
+
+The matrix products hold some tiles × a block of output channels in registers, as direct convolutions do with pixels.
+The work is shared out in one of two ways:
+
+    by tiles         a task takes some rows of tiles through all steps, from padding to the output, in buffers of its
+                     own that its caches hold; it reads all of the transformed weights
+    by frequencies   step after step, each in parallel: a task of the matrix products reads its own part of the
+                     weights, once; for weights that caches do not hold
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.target import Target
+
+from tvm_passes.relax.kernels.winograd import ANNOTATION
+from tvm_passes.relax.loops.prefetch import ask_ahead
+from tvm_passes.relax.schedules.base.blocks import blocks_of, extent, extents, largest_divisor, static_schedule
+from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.cpu.convolution import asking_pays, ranked_tiles
+from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
+
+# Transformed weights up to this size stay in a shared cache from task to task,
+CACHED_BYTES = 4 << 20
+# and what a task holds itself, up to this, in the caches of its core.
+TASK_BYTES = 2 << 20
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """One way to share the work out.
+
+    Attributes:
+        rows: of tiles that a task takes through all steps; 0 for the way by frequencies.
+        tiles: that the matrix products hold in registers at once.
+    """
+
+    rows: int
+    tiles: int
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The blocks of a Winograd convolution, in the order of the function."""
+
+    padded: SBlockRV
+    data_rows: SBlockRV
+    data_transform: SBlockRV
+    products: SBlockRV
+    output_rows: SBlockRV
+    output: SBlockRV
+
+
+class WinogradConvolution(DesignSpaceRule):
+    """Matches a Winograd convolution, with or without elementwise operators of its shape behind it."""
+
+    def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
+        """The convolution with each of `sharings`."""
+        schedule = static_schedule(func, target, "SSSSSR")
+        if schedule is None or not _is_annotated(schedule) or not _keeps_shape(schedule):
+            return
+        unit = vector_unit(target)
+        for sharing in _sharings(schedule, unit):
+            # Each candidate is made from a schedule of its own.
+            candidate = Schedule(func)
+            _schedule(candidate, sharing, unit)
+            yield candidate
+
+
+def _is_annotated(schedule: Schedule) -> bool:
+    return any(ANNOTATION in schedule.get(block).annotations for block in blocks_of(schedule))
+
+
+def _keeps_shape(schedule: Schedule) -> bool:
+    """Whether what follows the convolution is of its shape."""
+    output, *behind = blocks_of(schedule)[5:]
+    return all(extents(schedule, block) == extents(schedule, output) for block in behind)
+
+
+def _sharings(schedule: Schedule, unit: VectorUnit) -> list[Sharing]:
+    """The ways to share a convolution out that are worth a measurement, the one that is likely fastest first."""
+    _padded, _rows, transform, products, *_ = blocks_of(schedule)
+    side, _, batch, rows, columns, inputs = extents(schedule, transform)
+    *_, blocks, lanes, _ = extents(schedule, products)
+    weight_bytes = 4 * side * side * inputs * blocks * lanes
+    row_bytes = 4 * side * side * columns * (inputs + blocks * lanes)  # Of a row of tiles, and of its products.
+
+    def longest_task(number: int) -> int:
+        """Rows that the busiest core computes if a task has so many."""
+        return -(-(batch * rows // number) // unit.cores) * number
+
+    # Divisors alone: a task that runs over the end would check bounds everywhere.
+    divisors = [number for number in range(1, rows + 1) if rows % number == 0]
+    by_tiles = sorted(
+        divisors, key=lambda number: (number > 1 and number * row_bytes > TASK_BYTES, longest_task(number), -number)
+    )[:4]
+    ways = [0, *by_tiles] if weight_bytes > CACHED_BYTES else [*by_tiles, 0]
+    found = []
+    for number in ways:
+        pixels = (number or batch * rows) * columns
+        tiles = [tile for (tile, channels), _ in ranked_tiles(pixels, lanes, 1, unit) if channels == lanes]
+        # Tiles that run over the end check it in every step, which costs larger ones less.
+        best = sorted(tiles[:3], key=lambda tile: -tile if pixels % tile else -pixels)
+        found += [(place, Sharing(number, tile)) for place, tile in enumerate(best)]
+    return [sharing for _, sharing in sorted(found, key=lambda one: one[0])]
+
+
+def _schedule(schedule: Schedule, sharing: Sharing, unit: VectorUnit) -> None:
+    padded, data_rows, data_transform, products, output_rows, *outputs = blocks_of(schedule)
+    for block in outputs[:-1]:
+        schedule.compute_inline(block)
+    step = _Steps(padded, data_rows, data_transform, products, output_rows, outputs[-1])
+    for block in (data_transform, products):
+        schedule.storage_align(block, 0, 1, 128, 16)
+    task = _share_output(schedule, step, sharing.rows, unit)
+    if sharing.rows:
+        for block in (step.products, step.data_transform):
+            schedule.compute_at(block, task, preserve_unit_loops=True)
+    _transform_data(schedule, step, None if sharing.rows == 0 else task, unit)
+    _multiply(schedule, step.products, sharing, unit)
+
+
+def _share_output(schedule: Schedule, step: _Steps, rows: int, unit: VectorUnit) -> LoopRV:
+    """Computes the output tile by tile; returns the loop of tasks."""
+    tile = int(schedule.get(step.products).annotations[ANNOTATION])
+    lanes = extents(schedule, step.products)[4]
+    n, y, x, o = schedule.get_loops(step.output)
+    row, inner_y = schedule.split(y, [None, tile])
+    column, inner_x = schedule.split(x, [None, tile])
+    block, vectors, vector = schedule.split(o, [None, lanes // unit.lanes, unit.lanes])
+    chunk, row = schedule.split(row, [None, rows or 1])
+    schedule.reorder(n, chunk, row, column, block, vectors, inner_y, inner_x, vector)
+    task = schedule.fuse(n, chunk)
+    schedule.parallel(task)
+    schedule.compute_at(step.output_rows, vectors, preserve_unit_loops=True)
+    inner_row, element, *_, lane = schedule.get_loops(step.output_rows)[-7:]
+    for loop in (vector, lane):
+        schedule.vectorize(loop)
+    _unroll(schedule, inner_y, inner_x, inner_row, element)
+    return task
+
+
+def _transform_data(schedule: Schedule, step: _Steps, task: LoopRV | None, unit: VectorUnit) -> None:
+    """Schedules padding and the transform of the data, inside the loop of tasks, or before it as loops of their own."""
+    element_y, element_x, n, row, column, channel = schedule.get_loops(step.data_transform)[-6:]
+    # Whole cache lines of the channels, so that the rows of a line are done while it is near.
+    width = largest_divisor(extent(schedule, channel), 2 * unit.lanes)
+    lanes = largest_divisor(width, unit.lanes)
+    lines, vectors, vector = schedule.split(channel, [None, width // lanes, lanes])
+    schedule.reorder(n, row, lines, column, vectors, element_y, element_x, vector)
+    if task is None:
+        lines = schedule.fuse(n, row, lines)
+        schedule.parallel(lines)
+    schedule.compute_at(step.data_rows, lines, preserve_unit_loops=True)
+    _unroll(schedule, element_y, element_x)
+    schedule.vectorize(vector)
+    element, n, row, column, channel = schedule.get_loops(step.data_rows)[-5:]
+    vectors, vector = schedule.split(channel, [None, lanes])
+    schedule.reorder(n, row, column, vectors, element, vector)
+    _unroll(schedule, element)
+    schedule.vectorize(vector)
+    if task is not None:
+        schedule.compute_at(step.padded, task, preserve_unit_loops=True)
+    n, y, _x, channel = schedule.get_loops(step.padded)[-4:]
+    if task is None:
+        schedule.parallel(schedule.fuse(n, y))
+    schedule.vectorize(schedule.split(channel, [None, width])[1])
+
+
+def _multiply(schedule: Schedule, products: SBlockRV, sharing: Sharing, unit: VectorUnit) -> None:
+    copy = schedule.cache_write(products, 0, "local")
+    element_y, element_x, tiles, block, lane, channel = schedule.get_loops(products)[-6:]
+    block_bytes = 4 * extent(schedule, channel) * extent(schedule, lane)
+    outer, inner = schedule.split(tiles, [None, sharing.tiles])
+    schedule.reorder(element_y, element_x, block, outer, channel, inner, lane)
+    schedule.reverse_compute_at(copy, outer, preserve_unit_loops=True)
+    if sharing.rows == 0:
+        schedule.parallel(schedule.fuse(element_y, element_x, block))
+    # The copy's loop over blocks of channels, one block, is inside the loop over tiles.
+    for one, position in ((products, -2), (copy, -3)):
+        loops = schedule.get_loops(one)
+        vectors, vector = schedule.split(loops[-1], [None, unit.lanes])
+        schedule.vectorize(vector)
+        _unroll(schedule, vectors, loops[position])
+    schedule.decompose_reduction(products, channel)
+    if asking_pays(extent(schedule, outer), block_bytes):
+        ask_ahead(schedule, channel, axis=2, distance=1)
+
+
+def _unroll(schedule: Schedule, *loops: LoopRV) -> None:
+    for loop in loops:
+        schedule.unroll(loop)
