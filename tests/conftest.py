@@ -8,15 +8,12 @@ from pathlib import Path
 import board_processes
 import pytest
 from PIL import Image
-from random_tasks import random_bundle
+from random_tasks import SMALL_NETWORK, random_bundle
 from skimage import data as photographs_of_skimage
 
 from ksm_hw.boards.board import BoardAddress
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, save_bundle
-
-# The one that compiles and switches quickest, and still has plain and depthwise convolutions, split, concat, shuffling.
-SMALL_NETWORK = "shufflenet_v2_x0_5"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -18,6 +18,9 @@ from ksm_hw.models.backbones import (
     maskable_layers,
 )
 
+# The one that compiles and switches quickest, and still has plain and depthwise convolutions, split, concat, shuffling.
+SMALL_NETWORK = "shufflenet_v2_x0_5"
+
 
 def random_bundle(
     backbone: str, image_size: int = 64, granularities: tuple[Granularity, ...] = GRANULARITIES, seed: int = 0

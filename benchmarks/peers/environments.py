@@ -6,8 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from ksm_hw.compiler.relay import environment as relay
 from ksm_hw.errors import UserError
+from ksm_hw.runtime.relay import environment as relay
 from peers.catalogue import ENVIRONMENTS, PROJECT, RELAY
 from peers.children import run_child
 from peers.failures import EngineError, last_words

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL_NETWORK
-from random_tasks import random_bundle
+from random_tasks import SMALL_NETWORK, random_bundle
 from typer.testing import CliRunner
+from verifications import ARCHITECTURES, assert_all_passed
 
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import FoldMode, compile_bundle
@@ -18,18 +18,9 @@ from ksm_hw.files import sha256_of_file
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import save_task_pack
-from ksm_hw.report.verify import TOLERANCE, Verification, _compare, verify
+from ksm_hw.report.verify import TOLERANCE, _compare, verify
 from ksm_hw.resources import shipped_bundle
 from ksm_hw.toolchains.targets import load_target
-
-ARCHITECTURES = ["resnet18", "resnet50", "vgg16_bn", "densenet121", "mobilenet_v2", "efficientnet-lite0"]
-
-
-def assert_all_passed(results: list[Verification], tasks: list[str], images: int) -> None:
-    assert [result.task for result in results] == tasks
-    for result in results:
-        assert result.passed and result.relative_error <= TOLERANCE and result.images == images, result
-        assert result.relative_error > 0, "logits that are equal to the last bit are no compiled model's"
 
 
 def test_tolerance_is_the_issue_s() -> None:

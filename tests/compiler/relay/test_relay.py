@@ -7,23 +7,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from board_processes import needs_emulated_board
+from compare_with_relax import assert_same_as_relax
 from random_tasks import random_bundle
-from test_verify import ARCHITECTURES, assert_all_passed
 from typer.testing import CliRunner
+from verifications import ARCHITECTURES, assert_all_passed
 
 from ksm_hw.boards.board import BoardAddress
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import FOLD_MODES, FoldMode, compile_bundle
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
-from ksm_hw.masks.preprocessing import preprocess_batch, read_image
+from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from ksm_hw.report.measure import measure_artifact
 from ksm_hw.report.profile import profile_artifact
@@ -39,29 +38,6 @@ TESTS = Path(__file__).resolve().parents[2]
 SWITCH_AND_SLOW_OTHERS = [
     fold if fold == "switch" else pytest.param(fold, marks=pytest.mark.slow) for fold in FOLD_MODES
 ]
-
-
-@pytest.fixture(scope="module")
-def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's folder of data, where nothing is at first."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("data")
-        patch.setenv("XDG_DATA_HOME", str(folder))
-        yield folder
-
-
-@pytest.fixture
-def relay(data_home: Path) -> None:
-    """Relay's environment, installed."""
-    if not environment.is_installed():
-        result = CliRunner().invoke(app, ["relay", "install", "--json"])
-        assert result.exit_code == 0, result.output
-        assert json.loads(result.stdout)["environment"].startswith(str(data_home))
-
-
-@pytest.fixture(scope="module")
-def shipped() -> Bundle:
-    return load_bundle(shipped_bundle())
 
 
 def test_without_the_environment_a_message_says_what_to_do(data_home: Path, bundle: Bundle, tmp_path: Path) -> None:
@@ -85,26 +61,17 @@ def test_an_installation_that_fails_leaves_nothing(
 
 def test_the_passes(relay: None) -> None:
     """`relay_passes.py`, in Relay's environment: pytest is the main one's."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "tvm_passes" / "relay" / "relay_passes.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(TESTS / "tvm_passes/relay/relay_passes.py"),
+    ]
     done = subprocess.run(command, env=environment.process_variables(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def assert_same_as_relax(
-    relay_artifact: Path, relax_artifact: Path, bundle: Bundle, board: BoardAddress | None = None
-) -> None:
-    """The logits of every task's samples agree to 1e-4 of the largest, and are not the same to the last bit."""
-    session = Session.load(relax_artifact)
-    with open_session(relay_artifact, board) as other:
-        assert other.tasks == session.tasks
-        for task in session.tasks:
-            pack = bundle.packs[task]
-            images = preprocess_batch([read_image(path) for path in sample_images(bundle, task)], pack.preprocessing)
-            session.switch(task)
-            other.switch(task)
-            expected, found = session.run_all(images), other.run_all(images)
-            error = np.abs(found - expected).max() / np.abs(expected).max()
-            assert 0 < error <= 1e-4
 
 
 @pytest.mark.parametrize("fold", SWITCH_AND_SLOW_OTHERS)

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from compare_with_relax import assert_same_as_relax
 from random_tasks import random_bundle
-from test_relay import assert_same_as_relax, data_home  # noqa: F401 (a fixture)
-from test_verify import assert_all_passed
+from verifications import assert_all_passed
 
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.cli import main
@@ -35,7 +35,7 @@ def largest_work_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def relay(data_home: Path) -> None:  # noqa: F811
+def relay(data_home: Path) -> None:
     """Relay's environment, installed."""
     environment.install()
 

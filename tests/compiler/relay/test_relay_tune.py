@@ -271,6 +271,14 @@ def test_what_cannot_be_tuned(options: list[str], message: str, tmp_path: Path) 
 
 def test_the_traps(relay: None) -> None:
     """`relay_tuning.py`, in Relay's environment."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "compiler" / "relay" / "relay_tuning.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(TESTS / "compiler/relay/relay_tuning.py"),
+    ]
     done = subprocess.run(command, env=environment.process_variables(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

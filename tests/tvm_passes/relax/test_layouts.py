@@ -2,7 +2,7 @@
 
 import pytest
 import tvm
-from test_schedules import HOST
+from operator_cases import HOST
 from tvm import relax
 
 from ksm_hw.compiler.lower import lower_backbone

@@ -9,19 +9,19 @@ from collections import Counter
 import numpy as np
 import pytest
 import tvm
-from test_fold import (
+from folded_networks import (
     CLASSES,
     MASK_PARAMETERS,
     PostActivation,
     PreActivation,
+    kernels_called,
     layouts_of,
     lower,
     network_with_statistics,
     pack_of,
     random_masks,
 )
-from test_schedules import HOST, OTHERS
-from test_winograd import kernels_called
+from operator_cases import HOST, OTHERS
 from torch import nn
 from tvm import relax
 

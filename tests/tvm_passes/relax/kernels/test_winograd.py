@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from test_schedules import HOST, OTHERS, Counting
+from folded_networks import kernels_called
+from operator_cases import HOST, OTHERS, Counting
 from torch import nn
 from torch.nn import functional
 from tvm import relax, te
@@ -160,18 +161,6 @@ def test_a_network_keeps_its_results(network):
     machine = relax.VirtualMachine(build_executable(scheduled, HOST), tvm.cpu())
     found = machine["main"](tvm.runtime.tensor(images), *parameters).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
-def kernels_called(function: relax.Function) -> list[str]:
-    """The name of the kernel of every call in a function."""
-    found: list[str] = []
-
-    def visit(expression: relax.Expr) -> None:
-        if isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.call_tir"):
-            found.append(expression.args[0].name_hint)
-
-    relax.analysis.post_order_visit(function, visit)
-    return found
 
 
 def test_weights_are_transformed_once_a_task(network):

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 import tvm
+from operator_cases import CONVOLUTIONS, HOST, OTHER_OPERATORS, OTHERS, POOLING, Counting, function, nhwc, values
 from torch import nn
 from torch.nn import functional
 from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 from tvm.s_tir import dlight
-from tvm.target import Target
-from tvm.target.codegen import llvm_get_system_cpu
 
 from ksm_hw.compiler.build import build_executable
 from tvm_passes.relax import weight_layouts
@@ -22,26 +21,6 @@ from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.schedules import cpu_rules
 from tvm_passes.relax.schedules.cpu.convolution import ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
-
-HOST = Target({"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": 2})
-OTHERS = {
-    "avx512": Target({"kind": "llvm", "mcpu": "skylake-avx512", "num-cores": 4}),
-    "sse": Target({"kind": "llvm", "mcpu": "x86-64", "num-cores": 1}),
-    "neon": Target({"kind": "llvm", "mcpu": "cortex-a72", "mtriple": "aarch64-linux-gnu", "num-cores": 4}),
-}
-
-
-class Counting(dlight.base.ScheduleRule):
-    """A rule that notes, under the rule's name, each function that it scheduled."""
-
-    def __init__(self, rule, counts):
-        self.rule, self.counts = rule, counts
-
-    def apply(self, func, target, tunable):
-        schedule = self.rule.apply(func, target, tunable)
-        if schedule is not None:
-            self.counts[type(self.rule).__name__] += 1
-        return schedule
 
 
 def schedule(module, target=HOST):
@@ -65,46 +44,6 @@ def run(module, *arrays):
     machine = relax.VirtualMachine(build_executable(module, HOST), tvm.cpu())
     result = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays))
     return (result if hasattr(result, "numpy") else result[0]).numpy(), counts
-
-
-def function(compute, *shapes):
-    """A module whose `main` takes float32 tensors of the given shapes and returns what `compute` emits."""
-    builder = relax.BlockBuilder()
-    inputs = [relax.Var(f"x{index}", relax.TensorType(shape, "float32")) for index, shape in enumerate(shapes)]
-    with builder.function("main", inputs):
-        with builder.dataflow():
-            result = builder.emit_output(builder.normalize(compute(builder.emit, *inputs)))
-        builder.emit_func_output(result)
-    return builder.get()
-
-
-def values(*shapes):
-    generator = np.random.default_rng(0)
-    return [generator.standard_normal(shape).astype("float32") for shape in shapes]
-
-
-def nhwc(array):
-    return array.transpose(0, 2, 3, 1)
-
-
-CONVOLUTIONS = {
-    # batch, height, width, inputs, outputs, kernel, stride, padding (top, left, bottom, right), dilation, groups, rule
-    "3x3": (1, 14, 14, 16, 32, 3, 1, (1, 1, 1, 1), 1, 1, "Convolution"),
-    "rgb stem": (1, 33, 31, 3, 24, 7, 2, (3, 3, 3, 3), 1, 1, "Convolution"),
-    "1x1 on a small map": (1, 7, 7, 24, 10, 1, 1, (0, 0, 0, 0), 1, 1, "Convolution"),
-    "1x1 with a stride": (1, 7, 5, 10, 24, 1, 2, (0, 0, 0, 0), 1, 1, "Convolution"),
-    "1x1 on one pixel": (3, 1, 1, 24, 7, 1, 1, (0, 0, 0, 0), 1, 1, "Convolution"),
-    "batch 3": (3, 7, 5, 10, 24, 3, 1, (1, 1, 1, 1), 1, 1, "Convolution"),
-    "asymmetric padding": (1, 8, 8, 3, 8, 3, 2, (0, 0, 1, 1), 1, 1, "Convolution"),
-    "dilation": (1, 11, 9, 4, 16, 3, 1, (2, 2, 2, 2), 2, 1, "Convolution"),
-    "groups": (1, 9, 9, 24, 48, 3, 1, (1, 1, 1, 1), 1, 3, "Convolution"),
-    "groups of odd size": (1, 5, 5, 6, 10, 3, 1, (1, 1, 1, 1), 1, 2, "Convolution"),
-    "rectangular kernel": (1, 6, 9, 5, 17, (1, 3), 1, (0, 1, 0, 1), 1, 1, "Convolution"),
-    "depthwise": (1, 14, 14, 24, 24, 3, 1, (1, 1, 1, 1), 1, 24, "DepthwiseConvolution"),
-    "depthwise, batch 3, odd": (3, 7, 5, 10, 10, 5, 2, (1, 2, 2, 1), 1, 10, "DepthwiseConvolution"),
-    "depthwise, dilated": (1, 9, 9, 58, 58, 3, 1, (2, 2, 2, 2), 2, 58, "DepthwiseConvolution"),
-    "two outputs an input": (1, 7, 7, 8, 16, 3, 1, (1, 1, 1, 1), 1, 8, "Convolution"),
-}
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
@@ -157,23 +96,6 @@ def test_dense_equals_torch(batch, inputs, outputs):
     assert counts == {"Dense": 1}
 
 
-POOLING = {
-    "max": (
-        lambda x: relax.op.nn.max_pool2d(x, (3, 3), (2, 2), (1, 1), layout="NHWC"),
-        lambda x: functional.max_pool2d(x, 3, 2, 1),
-    ),
-    "average": (
-        lambda x: relax.op.nn.avg_pool2d(x, (2, 2), (2, 2), layout="NHWC", count_include_pad=True),
-        lambda x: functional.avg_pool2d(x, 2, 2),
-    ),
-    "adaptive": (
-        lambda x: relax.op.nn.adaptive_avg_pool2d(x, (3, 3), layout="NHWC"),
-        lambda x: functional.adaptive_avg_pool2d(x, 3),
-    ),
-    "global": (lambda x: relax.op.mean(x, [1, 2], keepdims=True), lambda x: x.mean((2, 3), keepdim=True)),
-}
-
-
 @pytest.mark.parametrize("shape", [(1, 7, 9, 24), (3, 6, 6, 10)])
 @pytest.mark.parametrize("name", POOLING)
 def test_pooling_equals_torch(name, shape):
@@ -197,36 +119,6 @@ def test_concatenation_is_cut_where_inputs_end():
     )
     np.testing.assert_array_equal(found, np.concatenate(arrays[:3], 3) * arrays[3])
     assert counts == {"Concatenation": 1}
-
-
-OTHER_OPERATORS = {
-    # A task's rewrite of a convolution weight: mask, scale, transpose to HWIO.
-    "weight rewrite": (
-        lambda emit, w, mask, scale: relax.op.permute_dims(
-            emit(relax.op.multiply(emit(relax.op.multiply(w, mask)), scale)), [2, 3, 1, 0]
-        ),
-        lambda w, mask, scale: (w * mask * scale).transpose(2, 3, 1, 0),
-        [(96, 33, 3, 3), (96, 33, 1, 1), (96, 1, 1, 1)],
-    ),
-    "large elementwise": (lambda _, x, y: relax.op.add(x, y), lambda x, y: x + y, [(3, 7, 50, 24), (24,)]),
-    "softmax": (
-        lambda _, x: relax.op.nn.softmax(x, -1),
-        lambda x: functional.softmax(torch.from_numpy(x), -1).numpy(),
-        [(3, 10)],
-    ),
-    "concatenated batches": (
-        lambda _, x, y: relax.op.concat([x, y], 0),
-        lambda x, y: np.concatenate([x, y], 0),
-        [(1, 5, 7, 3), (2, 5, 7, 3)],
-    ),
-    "sum of everything": (lambda _, x: relax.op.sum(x), lambda x: x.sum(), [(7, 3, 5)]),
-    "product of batches": (lambda _, x, y: relax.op.matmul(x, y), np.matmul, [(3, 4, 5), (3, 5, 7)]),
-    "product with a transpose": (
-        lambda emit, x, y: relax.op.matmul(x, emit(relax.op.permute_dims(y, [1, 0]))),
-        lambda x, y: x @ y.T,
-        [(1, 24), (10, 24)],
-    ),
-}
 
 
 @pytest.mark.parametrize("name", OTHER_OPERATORS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import tvm
 import tvm_ffi
-from test_schedules import CONVOLUTIONS, OTHER_OPERATORS, POOLING, Counting, function, nhwc, values
+from operator_cases import CONVOLUTIONS, OTHER_OPERATORS, POOLING, Counting, function, nhwc, values
 from torch.nn import functional
 from tvm import relax
 from tvm.s_tir import dlight
