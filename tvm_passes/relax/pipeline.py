@@ -17,9 +17,9 @@ import tvm
 import tvm_ffi
 from tvm import relax
 from tvm.relax import transform
-from tvm.s_tir import dlight
 from tvm.s_tir.dlight.base import ScheduleRule
 
+from tvm_passes.relax.apply_schedules import ApplySchedules
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout
@@ -132,7 +132,8 @@ def schedule_kernels(
         tuned: rules that are asked before the target's own.
     """
     with target:
-        return dlight.ApplyDefaultSchedule(*tuned, *target_rules(target))(fuse_kernels(module, target))
+        schedules = ApplySchedules([*tuned, *target_rules(target)])
+        return tvm.transform.Sequential([schedules])(fuse_kernels(module, target))
 
 
 def fuse_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
