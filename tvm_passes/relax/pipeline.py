@@ -24,7 +24,7 @@ from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout
 from tvm_passes.relax.fuse_weight_rewrite import FuseWeightRewrite
-from tvm_passes.relax.schedules import cpu_rules, gpu_rules
+from tvm_passes.relax.schedules import target_rules
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 from tvm_passes.relax.weight_layouts import WeightLayouts
 
@@ -148,8 +148,3 @@ def fuse_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModul
     ]
     with target:
         return tvm.transform.Sequential(kernels)(module)
-
-
-def target_rules(target: tvm.target.Target) -> list[ScheduleRule]:
-    """The schedule rules for a target's class of devices, most specific first."""
-    return gpu_rules() if "gpu" in target.keys else cpu_rules()

@@ -18,7 +18,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
 from tvm_passes.relax.kernels.winograd import POINTS, convolution, transform_weight
-from tvm_passes.relax.schedules.cpu.convolution import ranked_tiles
+from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
 
 # Marks the transform of a weight and says its tile, for the passes behind.

@@ -17,7 +17,8 @@ from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 from tvm.s_tir.meta_schedule.database import TuningRecord, Workload
 
 from ksm_hw.compiler.tuning.tuning_records import TuningRecords
-from tvm_passes.relax.pipeline import fuse_kernels, target_rules
+from tvm_passes.relax.pipeline import fuse_kernels
+from tvm_passes.relax.schedules import target_rules
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.tuned import LONGEST_RUN, workload_module
 

@@ -39,9 +39,10 @@ from tvm_passes.relax.pipeline import fuse_kernels
 from tvm_passes.relax.schedules import cpu_rules
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.tuned import TunedSchedule
-from tvm_passes.relax.schedules.cpu.convolution import Convolution, Shape, tilings
+from tvm_passes.relax.schedules.cpu.convolution import Convolution
 from tvm_passes.relax.schedules.cpu.dense import Dense
 from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
+from tvm_passes.relax.schedules.cpu.tile_model import Shape, tilings
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 
 HOST = tvm.target.Target({"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": 2})

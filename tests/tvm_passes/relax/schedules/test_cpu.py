@@ -19,7 +19,7 @@ from tvm_passes.relax import weight_layouts
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.schedules import cpu_rules
-from tvm_passes.relax.schedules.cpu.convolution import ranked_tiles
+from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 
 

@@ -21,7 +21,10 @@ from ksm_hw.report.verify import verify
 from ksm_hw.toolchains.targets import CompileTarget, load_target
 from tvm_passes.relax.fold_task_mask import MaskLayout
 from tvm_passes.relax.pipeline import fold_tasks, schedule_kernels
-from tvm_passes.relax.schedules import gpu, gpu_rules
+from tvm_passes.relax.schedules import gpu_rules
+from tvm_passes.relax.schedules.gpu.convolution import Convolution
+from tvm_passes.relax.schedules.gpu.depthwise import DepthwiseConvolution
+from tvm_passes.relax.schedules.gpu.reduction import Reduction
 
 # CUDA's limits on an OpenCL target: its schedules, with code that runs here.
 _CUDA = {key: value for key, value in load_target("cuda-sm_80").tvm.items() if key != "arch"}
@@ -177,9 +180,9 @@ def test_every_other_operator_equals_numpy(run, name):
 
 
 SPACES = {
-    "convolution": (gpu.Convolution(), (1, 9, 7, 8, 24, 3, 1, (1, 1, 1, 1), 1, 1, "")),
-    "depthwise": (gpu.DepthwiseConvolution(), (1, 8, 6, 12, 12, 3, 1, (1, 1, 1, 1), 1, 12, "")),
-    "one pixel": (gpu.Reduction(), (1, 1, 1, 60, 20, 1, 1, (0, 0, 0, 0), 1, 1, "")),
+    "convolution": (Convolution(), (1, 9, 7, 8, 24, 3, 1, (1, 1, 1, 1), 1, 1, "")),
+    "depthwise": (DepthwiseConvolution(), (1, 8, 6, 12, 12, 3, 1, (1, 1, 1, 1), 1, 12, "")),
+    "one pixel": (Reduction(), (1, 1, 1, 60, 20, 1, 1, (0, 0, 0, 0), 1, 1, "")),
 }
 
 
@@ -208,7 +211,7 @@ def test_every_schedule_of_a_design_space_computes_the_same(tmp_path, name, targ
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=4e-5, err_msg=symbol)
 
 
-@pytest.mark.parametrize("rule", [gpu.Convolution(), gpu.DepthwiseConvolution(), gpu.Reduction()])
+@pytest.mark.parametrize("rule", [Convolution(), DepthwiseConvolution(), Reduction()])
 def test_a_rule_that_does_not_match_has_no_designs(rule):
     target = TARGETS["mali"]
     module = lowered(function(lambda _, x: relax.op.nn.relu(x), (4, 24)), target)

@@ -1,1 +1,26 @@
-"""Schedule rules for CPUs: one operator a file."""
+"""Schedule rules for CPUs: one operator a file. Tiles come from the vector unit that the target names."""
+
+from tvm.s_tir.dlight.base import ScheduleRule
+
+from tvm_passes.relax.schedules.cpu.concatenation import Concatenation
+from tvm_passes.relax.schedules.cpu.convolution import Convolution
+from tvm_passes.relax.schedules.cpu.dense import Dense
+from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
+from tvm_passes.relax.schedules.cpu.fallback import Fallback
+from tvm_passes.relax.schedules.cpu.mask_decoder import MaskDecoder
+from tvm_passes.relax.schedules.cpu.reduction import PixelReduction
+from tvm_passes.relax.schedules.cpu.winograd import WinogradConvolution
+
+
+def cpu_rules() -> list[ScheduleRule]:
+    """The rules for llvm targets, most specific first."""
+    return [
+        WinogradConvolution(),
+        DepthwiseConvolution(),
+        Convolution(),
+        Dense(),
+        PixelReduction(),
+        Concatenation(),
+        MaskDecoder(),
+        Fallback(),
+    ]

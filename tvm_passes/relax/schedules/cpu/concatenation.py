@@ -9,11 +9,10 @@ import itertools
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.base import ScheduleRule
-from tvm.s_tir.schedule import SBlockRV
-from tvm.sym import Analyzer
 from tvm.target import Target
 
 from tvm_passes.relax.schedules.base.blocks import axis_kinds, extents, inline_maps, static_schedule
+from tvm_passes.relax.schedules.base.concatenation_match import input_starts
 
 
 class Concatenation(ScheduleRule):
@@ -36,16 +35,3 @@ class Concatenation(ScheduleRule):
         schedule.loop_partition(channels, [*lengths, None])
         schedule.parallel(rows)
         return schedule
-
-
-def input_starts(schedule: Schedule, block: SBlockRV) -> list[int]:
-    """The output channels at which inputs begin, 0 included; empty if there are fewer than two."""
-    statement, analyzer = schedule.get(block), Analyzer()
-    channel = statement.iter_vars[-1].var
-    starts = {0}
-    for read in statement.reads:
-        if len(read.region) == len(statement.iter_vars):
-            distance = analyzer.simplify(channel - read.region[-1].min)
-            if isinstance(distance, tirx.IntImm) and int(distance) > 0:
-                starts.add(int(distance))
-    return sorted(starts) if len(starts) > 1 else []

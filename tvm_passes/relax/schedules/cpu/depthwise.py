@@ -21,8 +21,8 @@ from tvm_passes.relax.schedules.base.blocks import (
     static_schedule,
     widest_vector,
 )
+from tvm_passes.relax.schedules.base.convolution_match import is_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
-from tvm_passes.relax.schedules.cpu.convolution import is_convolution
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 
 # Bytes of the input of a task: less than the first-level cache of most cores, and than their second-level cache.

@@ -21,7 +21,7 @@ from tvm_passes.relax.kernels.winograd import ANNOTATION
 from tvm_passes.relax.loops.prefetch import ask_ahead
 from tvm_passes.relax.schedules.base.blocks import blocks_of, extent, extents, largest_divisor, static_schedule
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
-from tvm_passes.relax.schedules.cpu.convolution import asking_pays, ranked_tiles
+from tvm_passes.relax.schedules.cpu.tile_model import asking_pays, ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 
 # Transformed weights up to this size stay in a shared cache from task to task,

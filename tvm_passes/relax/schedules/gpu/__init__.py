@@ -1,9 +1,20 @@
 """Schedule rules for GPUs (OpenCL, CUDA): one operator a file. Tiles come from the limits that the target names."""
 
+from tvm.s_tir.dlight.base import ScheduleRule
+
 from tvm_passes.relax.schedules.gpu.concatenation import Concatenation
 from tvm_passes.relax.schedules.gpu.convolution import Convolution
 from tvm_passes.relax.schedules.gpu.depthwise import DepthwiseConvolution
 from tvm_passes.relax.schedules.gpu.fallback import Fallback
 from tvm_passes.relax.schedules.gpu.reduction import Reduction
 
-__all__ = ["Concatenation", "Convolution", "DepthwiseConvolution", "Fallback", "Reduction"]
+
+def gpu_rules() -> list[ScheduleRule]:
+    """The rules for OpenCL and CUDA targets, most specific first."""
+    return [
+        DepthwiseConvolution(),
+        Convolution(),
+        Reduction(),
+        Concatenation(),
+        Fallback(),
+    ]

@@ -12,7 +12,7 @@ from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.target import Target
 
 from tvm_passes.relax.schedules.base.blocks import axis_kinds, inline_maps, static_schedule
-from tvm_passes.relax.schedules.cpu.concatenation import input_starts
+from tvm_passes.relax.schedules.base.concatenation_match import input_starts
 from tvm_passes.relax.schedules.gpu.elementwise import VECTOR, bind_elementwise
 from tvm_passes.relax.schedules.gpu.limits import gpu_limits
 

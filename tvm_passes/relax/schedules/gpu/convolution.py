@@ -25,8 +25,8 @@ from tvm_passes.relax.schedules.base.blocks import (
     static_schedule,
     widest_vector,
 )
+from tvm_passes.relax.schedules.base.convolution_match import is_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
-from tvm_passes.relax.schedules.cpu.convolution import is_convolution
 from tvm_passes.relax.schedules.gpu.elementwise import VECTOR, bind_elementwise
 from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits
 

@@ -1,0 +1,145 @@
+"""Which tiles of a convolution a CPU computes fastest: an analytical model, to rank the ways that a tuner measures."""
+
+from dataclasses import dataclass
+
+from tvm_passes.relax.schedules.base.blocks import smallest_divisor, widest_vector
+from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
+
+# Bytes that stay in a core's first-level cache, and in its second-level cache, beside what streams through.
+_NEAR, NEARBY = 16 << 10, 144 << 10
+# Tiles of one block of weights that are few, and bytes of such a block that fit beside the one in use, as measured.
+_FEW_TILES, _ASKED = 16, 80 << 10
+# The speed of a convolution that reads its map from far for every tile of channels, by one that need not.
+_FAR = 0.9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What matters of a convolution's shape.
+
+    Attributes:
+        pixels: of the output, of all images.
+        channels: of the output, of all groups.
+        depth: products that are summed for each value of the output.
+        pixel_bytes: of the input, for each pixel of the output.
+    """
+
+    pixels: int
+    channels: int
+    depth: int
+    pixel_bytes: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """One way to compute a convolution.
+
+    Attributes:
+        pixels, channels: of a tile of the output, which is held in registers.
+        cuts: into how many tasks the tiles of pixels are shared out; a task computes one tile of channels.
+        copied: a task copies its weights together first.
+        pixels_first: a core computes all channels of its part of the map, instead of all of the map for its channels.
+    """
+
+    pixels: int
+    channels: int
+    cuts: int
+    copied: bool
+    pixels_first: bool = False
+
+
+def asking_pays(steps: int, weight_bytes: int) -> bool:
+    """Whether so many tiles that use the same weights are few enough for the wait for these to weigh much.
+
+    Each of the tiles asks for all of the next weights; these must not push out what is in use.
+    """
+    return steps <= _FEW_TILES and weight_bytes <= _ASKED
+
+
+def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = None) -> list[Tiling]:
+    """The ways to compute a convolution that are worth a measurement, the one that is likely fastest first.
+
+    Args:
+        shape: of the convolution.
+        groups: of the convolution.
+        unit: of the CPU.
+        lanes: output channels that packed weights have together; None where they are not packed.
+    """
+
+    def by_channels(tile_pixels: int, tile_channels: int, tasks: int, copied: bool) -> Tiling:
+        # Maps are cut only as far as it takes for every core to have so many tasks.
+        wanted = -(-tasks * unit.cores // (shape.channels // tile_channels))
+        return Tiling(tile_pixels, tile_channels, smallest_divisor(-(-shape.pixels // tile_pixels), wanted), copied)
+
+    def by_pixels(tile_pixels: int, tile_channels: int, limit: int) -> Tiling | None:
+        # A part of the map stays near while all channels of it are computed.
+        tiles = -(-shape.pixels // tile_pixels)
+        cuts = smallest_divisor(tiles, -(-shape.pixels * shape.pixel_bytes // limit))
+        part = tiles // cuts * tile_pixels * shape.pixel_bytes
+        channel_tiles = shape.channels // tile_channels
+        enough = cuts > 1 and cuts * channel_tiles >= 4 * unit.cores and limit // 16 <= part <= limit
+        return Tiling(tile_pixels, tile_channels, cuts, False, pixels_first=True) if enough else None
+
+    def by_cores(tile_pixels: int, tile_channels: int) -> Tiling | None:
+        # Every core keeps to its part of the map: what it reads, the operator before may have left in its cache.
+        cuts = unit.cores
+        even = cuts > 1 and shape.pixels % (tile_pixels * cuts) == 0
+        return Tiling(tile_pixels, tile_channels, cuts, False, pixels_first=True) if even else None
+
+    ranked = ranked_tiles(shape.pixels, shape.channels // groups, shape.depth, unit)
+    tiles = [tile for tile, _ in ranked if lanes in (None, tile[1])][:16]
+    if lanes is None:
+        ways = [
+            by_channels(*tile, tasks, copied) for tasks, copied in ((4, True), (1, True), (4, False)) for tile in tiles
+        ]
+        return list(dict.fromkeys(ways))
+    # It pays where the weights stay near from part to part, and the map would not from tile to tile of channels.
+    pays = 4 * shape.depth * shape.channels <= 2 * NEARBY < shape.pixels * shape.pixel_bytes
+    # TVM does not always manage to split off a tile that runs over the end of the last part: none such by default.
+    whole = [tile for tile in tiles if pays and shape.pixels % tile[0] == 0]
+    near = {tile: way for tile in whole if (way := by_pixels(*tile, NEARBY)) is not None}
+    speeds = dict(ranked)
+    # Where no tile's map can stay near, all are as far.
+    tiles.sort(key=lambda tile: speeds[tile] * (1.0 if tile in near else _FAR), reverse=True)
+    found = [near.get(tile, by_channels(*tile, 4, False)) for tile in tiles]
+    found += [way for limit in (NEARBY, NEARBY // 4, 2 * NEARBY) for tile in tiles if (way := by_pixels(*tile, limit))]
+    found += [way for tile in tiles if (way := by_cores(*tile))]
+    found += [by_channels(*tile, tasks, False) for tasks in (4, 1, 16) for tile in tiles]
+    return list(dict.fromkeys(found))
+
+
+def ranked_tiles(pixels: int, channels: int, depth: int, unit: VectorUnit) -> list[tuple[tuple[int, int], float]]:
+    """How many output pixels × output channels to hold in registers, best first, and what to think of each.
+
+    The channels are a divisor of the axis, because a vector with a bounds check is slow. The best tile does most useful
+    multiply-adds a cycle on a core that starts two loads a cycle and takes four cycles to finish a multiply-add. A
+    quarter of the registers remains for weights and inputs; LLVM spills accumulators if more are taken.
+
+    Args:
+        pixels, channels: of the output.
+        depth: products that are summed for each value of it.
+        unit: of the CPU.
+    """
+
+    def speed(tile_pixels: int, tile_channels: int) -> float:
+        lanes = widest_vector(tile_channels, unit.lanes)
+        vectors = tile_channels // lanes
+        products = tile_pixels * vectors
+        weight_bytes = 4 * tile_channels
+        # Weights of all steps that do not stay in the first-level cache arrive slower, as measured.
+        arriving = weight_bytes / (21 if weight_bytes * depth <= _NEAR else 14.5)
+        cycles = max(products / unit.products, (tile_pixels + vectors) / 2, 4, arriving)
+        useful = pixels / (-(-pixels // tile_pixels) * tile_pixels)
+        # Tiles that fit need no second version of the code for the end of the map.
+        return lanes * products / cycles * useful * (1.0 if pixels % tile_pixels == 0 else 0.99) + products / 1000
+
+    candidates = [
+        (tile_pixels, tile_channels)
+        for tile_channels in range(1, min(channels, 4 * unit.lanes) + 1)
+        if channels % tile_channels == 0
+        for vectors in [tile_channels // widest_vector(tile_channels, unit.lanes)]
+        for tile_pixels in range(1, min(pixels, 14) + 1)
+        if tile_pixels == 1 or tile_pixels * vectors <= unit.registers * 3 // 4
+    ]
+    speeds = {tile: speed(*tile) for tile in candidates}
+    return sorted(speeds.items(), key=lambda one: one[1], reverse=True)
