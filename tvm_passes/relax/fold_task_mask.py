@@ -25,12 +25,10 @@ from typing import Any
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
-from tvm.script import tirx as T
+
+from tvm_passes.relax.kernels.mask_decoder import mask_decoder
 
 Shape = tuple[int, ...]
-
-# Marks the decoders of masks, for the passes behind.
-MASK_DECODER = "mask_decoder"
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class _Folder(PyExprMutator):
 
     def _masked(self, layer: str, layout: MaskLayout, weight: relax.Var) -> relax.Var:
         rows, columns = layout.shape[0], _product(layout.shape[1:])
-        unpack = _mask_decoder(rows, columns, layout.coded)
+        unpack = mask_decoder(rows, columns, layout.coded)
         decoder = self.builder_.add_func(unpack, f"unpack_mask{self.name}_{rows}x{columns}")
         flat = relax.call_tir(decoder, self.mask_parameters[layer], out_ty=relax.TensorType((rows, columns), "float32"))
         mask = relax.op.reshape(flat, layout.shape)
@@ -190,41 +188,3 @@ def _product(shape: Shape) -> int:
     for extent in shape:
         product *= extent
     return product
-
-
-def _mask_decoder(rows: int, columns: int, coded: bool) -> tvm.tirx.PrimFunc:
-    """From a packed mask to float32 [rows, columns]: 1 at each set bit, the next soft value at each other.
-
-    The rows are independent, because `row_start` says how many soft values come before each. A binary mask has none but
-    8 zeros, which stand for all of its own: positions behind the last value read the last.
-    """
-    size, dtype = -(-rows * columns // 8), "uint8" if coded else "float32"
-
-    @T.prim_func(private=True, s_tir=True)
-    def unpack_mask(
-        bits: T.Buffer((size,), "uint8"),  # type: ignore[valid-type]
-        scale_values: T.handle,
-        row_start: T.Buffer((rows,), "int32"),  # type: ignore[valid-type]
-        scale_range: T.Buffer((2,), "float32"),  # type: ignore[valid-type]
-        mask: T.Buffer((rows, columns), "float32"),  # type: ignore[valid-type]
-    ) -> None:
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, MASK_DECODER: True})
-        zeros = T.int64()
-        scale = T.match_buffer(scale_values, (zeros,), dtype)
-        for i in range(rows):
-            with T.sblock("row"):
-                row = T.axis.spatial(rows, i)
-                # Named, because what TVM finds by itself depends on `position`, which is not there outside the block.
-                T.reads(bits[0:size], scale[0:zeros], row_start[row], scale_range[0:2])
-                T.writes(mask[row, 0:columns])
-                position = T.sblock_alloc_buffer((1,), "int32", scope="local")
-                position[0] = row_start[row]
-                for column in T.serial(columns):
-                    index = T.meta_var(row * columns + column)
-                    bit = T.meta_var(T.bitwise_and(T.shift_right(T.Cast("int32", bits[index // 8]), 7 - index % 8), 1))
-                    number = T.meta_var(T.Cast("float32", scale[T.min(T.Cast("int64", position[0]), zeros - 1)]))
-                    soft = T.meta_var(scale_range[0] + number * scale_range[1])
-                    mask[row, column] = T.if_then_else(bit == 1, T.float32(1), soft)
-                    position[0] = position[0] + 1 - bit
-
-    return unpack_mask

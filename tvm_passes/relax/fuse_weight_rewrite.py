@@ -19,7 +19,7 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tvm_passes.relax.fold_task_mask import MASK_DECODER
+from tvm_passes.relax.kernels.mask_decoder import MASK_DECODER
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, decoding_table, weight_rewrite
 from tvm_passes.relax.weight_layouts import WEIGHT_TRANSFORM
 

@@ -18,11 +18,11 @@ from collections.abc import Mapping, Sequence
 import tvm
 from tvm.ir.transform import Pass, Sequential
 from tvm.relax import backend, transform
-from tvm.s_tir import dlight
 from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
+from tvm_passes.relax.apply_schedules import ApplySchedules
 from tvm_passes.relax.attach_operator_costs import AttachOperatorCosts
 from tvm_passes.relax.attach_workspace import AttachWorkspace
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
@@ -33,7 +33,7 @@ from tvm_passes.relax.join_tasks import TaskFunctions, join_tasks
 from tvm_passes.relax.loops.allocate_on_stack import AllocateOnStack
 from tvm_passes.relax.loops.prefetch import InsertPrefetch
 from tvm_passes.relax.name_parameters import NameParameters
-from tvm_passes.relax.schedules import cpu_rules, gpu_rules
+from tvm_passes.relax.schedules import target_rules
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 from tvm_passes.relax.weight_layouts import WeightLayouts
 
@@ -97,17 +97,12 @@ def schedule_kernels(
         tuned: rules that are asked before the target's own.
     """
     passes = [
-        dlight.ApplyDefaultSchedule(*tuned, *target_rules(target)),
+        ApplySchedules([*tuned, *target_rules(target)]),
         AttachOperatorCosts(),
     ]
     module = fuse_kernels(module, target)
     with target:
         return _phase("scheduled", passes)(module)
-
-
-def target_rules(target: tvm.target.Target) -> list[ScheduleRule]:
-    """The schedule rules for a target's class of devices, most specific first."""
-    return gpu_rules() if "gpu" in target.keys else cpu_rules()
 
 
 def plan_memory(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:

@@ -22,7 +22,8 @@ from tvm import rpc
 from tvm.s_tir import Schedule
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
-from ksm_hw.boards.board import WAIT, BoardAddress, known_boards
+from ksm_hw.boards.address import BoardAddress
+from ksm_hw.boards.reaching import WAIT, known_boards
 from ksm_hw.compiler.build import build_executable, export_library
 from ksm_hw.compiler.tuning.candidate_process import prepare_process
 from ksm_hw.errors import UserError

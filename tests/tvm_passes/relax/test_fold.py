@@ -33,7 +33,8 @@ from ksm_hw.masks.soft_mask import (
     unpack_mask,
 )
 from ksm_hw.masks.task_pack import TaskPack
-from tvm_passes.relax.fold_task_mask import FoldTaskMask, _mask_decoder
+from tvm_passes.relax.fold_task_mask import FoldTaskMask
+from tvm_passes.relax.kernels.mask_decoder import mask_decoder
 from tvm_passes.relax.pipeline import fold_tasks
 
 HOST = tvm.target.Target("llvm")
@@ -185,7 +186,7 @@ def test_the_compiled_decoder_equals_unpack_mask(shape: tuple[int, int], ones: f
     packed = pack_mask(np.where(generator.random(shape) < ones, np.float32(1), values), bits)  # type: ignore[arg-type]
     pack = dataclasses.replace(pack_of(ReadTwice(bias=False), {}), masks={"layer": packed})
     arrays = task_parameters(MASK_PARAMETERS, pack, {}, CLASSES)
-    decoder = _mask_decoder(*shape, packed.coded).with_attr("global_symbol", "unpack_mask")
+    decoder = mask_decoder(*shape, packed.coded).with_attr("global_symbol", "unpack_mask")
     compiled = tvm.compile(tvm.IRModule({"unpack_mask": decoder}), target="llvm")
     mask = tvm.runtime.tensor(np.full(shape, np.nan, np.float32))
     compiled["unpack_mask"](*map(tvm.runtime.tensor, arrays), mask)
