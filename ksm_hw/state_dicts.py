@@ -81,7 +81,7 @@ def shared_tensors(state: Mapping[str, "torch.Tensor"], head: str) -> dict[str, 
         head: module path of the head.
     """
     return {
-        name: tensor.detach().cpu().float().numpy()
+        name: tensor.detach().cpu().float().contiguous().numpy()
         for name, tensor in state.items()
         if not name.startswith(f"{head}.") and not name.endswith("num_batches_tracked")
     }
