@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ksm_hw.boards.board import known_boards
+from ksm_hw.boards.reaching import known_boards
 from ksm_hw.errors import UserError
 
 EMULATED_PYTHON = Path(__file__).parent.parent / "build" / "emulated-board" / "python"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ksm_hw.boards.board import BoardAddress
+from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.masks.bundle import Bundle, sample_images
 from ksm_hw.masks.preprocessing import preprocess_batch, read_image

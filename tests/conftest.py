@@ -11,7 +11,7 @@ from PIL import Image
 from random_tasks import SMALL_NETWORK, random_bundle
 from skimage import data as photographs_of_skimage
 
-from ksm_hw.boards.board import BoardAddress
+from ksm_hw.boards.address import BoardAddress
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, save_bundle
 

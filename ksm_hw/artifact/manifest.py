@@ -95,28 +95,21 @@ class Manifest:
         return self.tvm_target if self.device == "cpu" else self.tvm_target["host"]
 
 
-def write_artifact(
-    folder: Path, manifest: Manifest, export: Callable[[Path], None], bundle: Bundle, runner: bool = False
-) -> None:
-    """Writes an artifact, whole or not at all; with `runner` the program for boards without Python too.
+def write_artifact(folder: Path, manifest: Manifest, export: Callable[[Path], None], bundle: Bundle) -> None:
+    """Writes an artifact, whole or not at all.
 
     Args:
         folder: to write.
         manifest: what the artifact is.
-        export: writes the libraries into a folder.
+        export: writes the libraries, and what else belongs to the artifact, into a folder that has the bundle.
         bundle: backbone and tasks.
-        runner: whether to add the program.
 
     Raises:
-        UserError: the folder cannot be written, or there is no linker, or what the runner needs is missing.
+        UserError: the folder cannot be written, or `export` raises it.
     """
     with written_folder(folder) as temporary:
         save_bundle(bundle, temporary)
         export(temporary)
-        if runner:
-            from ksm_hw.runner.build import add_runner
-
-            add_runner(temporary, manifest, bundle)
         files = {
             str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
             for path in sorted(temporary.rglob("*"))

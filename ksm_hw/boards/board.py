@@ -1,4 +1,4 @@
-"""The desk's side of a board: finding it, handing it artifacts, and sessions that run there.
+"""The desk's side of a board: handing it artifacts, and sessions that run there.
 
 with connected_board(BoardAddress(tracker=("127.0.0.1", 9190), key="rpi4")) as board:
     session = board.load("artifact")
@@ -10,18 +10,17 @@ import contextlib
 import functools
 import gc
 import json
-import queue
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksm_hw.artifact.manifest import checked_files, read_manifest
-from ksm_hw.boards.server import kept_name
+from ksm_hw.boards.address import BoardAddress
+from ksm_hw.boards.protocol import function_name, kept_name, result_of
+from ksm_hw.boards.reaching import WAIT, reach, within
 from ksm_hw.errors import UserError
 from ksm_hw.runtime.remote_session import RemoteSession
 
@@ -29,114 +28,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-DEFAULT_KEY = "board"  # Of a server that was started without a tracker.
 PATIENCE = 600.0  # Seconds that a board may take for one answer.
-WAIT = 60.0  # Seconds that a busy board may take to become free.
 
 _abandoned: list[Any] = []  # Connections with a call that has not come back.
-
-
-@dataclass(frozen=True)
-class BoardAddress:
-    """Where a board is: its key at a tracker, or its own address.
-
-    Attributes:
-        tracker: host and port of a tracker; or None, and then
-        host: host and port of the board's server.
-        key: what the board calls itself.
-    """
-
-    tracker: tuple[str, int] | None = None
-    host: tuple[str, int] | None = None
-    key: str = DEFAULT_KEY
-
-    def __str__(self) -> str:
-        place = self.tracker or self.host
-        assert place is not None
-        return f"'{self.key}' at {'tracker ' if self.tracker else ''}{place[0]}:{place[1]}"
-
-
-@dataclass(frozen=True)
-class KnownBoard:
-    """A board that a tracker knows: its key, its address, and whether it is free."""
-
-    key: str
-    address: str
-    free: bool
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT` as a pair.
-
-    Raises:
-        UserError: it is none.
-    """
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit():
-        raise UserError(f"'{text}' is no address. Give HOST:PORT, such as 127.0.0.1:9190.")
-    return host.strip("[]"), int(port)
-
-
-def board_address(tracker: str | None, key: str | None, host: str | None) -> BoardAddress | None:
-    """The board that a command line names; None for this machine.
-
-    Raises:
-        UserError: the options contradict each other or lack a part.
-    """
-    if tracker is not None and host is not None:
-        raise UserError("Give --tracker and --key, or --host for one board, not both.")
-    if tracker is not None:
-        if key is None:
-            raise UserError("--tracker needs --key, the name of the board: `ksm-hw board list` shows them.")
-        return BoardAddress(tracker=parse_address(tracker), key=key)
-    if host is not None:
-        return BoardAddress(host=parse_address(host), key=key or DEFAULT_KEY)
-    if key is not None:
-        raise UserError("--key names a board at a tracker: give --tracker HOST:PORT too.")
-    return None
-
-
-def known_boards(tracker: tuple[str, int]) -> list[KnownBoard]:
-    """The boards that a tracker knows.
-
-    Raises:
-        UserError: nothing answers there, or no tracker.
-    """
-    return _boards(_summary(_connect_tracker(tracker)))
-
-
-def _boards(summary: dict[str, Any]) -> list[KnownBoard]:
-    free = {key: entry["free"] for key, entry in summary["queue_info"].items()}
-    boards = []
-    for server in summary["server_info"]:
-        key = server["key"].removeprefix("server:")
-        # The tracker counts the free boards of a key and does not say which of them they are.
-        free[key] = free.get(key, 0) - 1
-        boards.append(KnownBoard(key, ":".join(map(str, server["addr"])), free[key] >= 0))
-    return boards
-
-
-def _connect_tracker(tracker: tuple[str, int]) -> Any:
-    import socket
-
-    from tvm.rpc.client import TrackerSession
-
-    place = f"{tracker[0]}:{tracker[1]}"
-    try:
-        # TVM tries for a minute where nobody listens.
-        socket.create_connection(tracker, timeout=5).close()
-        return TrackerSession(tracker)
-    except OSError as error:
-        raise UserError(
-            f"No tracker answers at {place} ({error.strerror or error}). Start one: ksm-hw board tracker"
-        ) from error
-    except RuntimeError as error:
-        raise UserError(f"What answers at {place} is no TVM tracker.") from error
-
-
-def _summary(tracker: Any) -> dict[str, Any]:
-    summary: dict[str, Any] = tracker.summary()
-    return summary
 
 
 @contextlib.contextmanager
@@ -151,81 +45,12 @@ def connected_board(address: BoardAddress, wait: float = WAIT, patience: float =
     Raises:
         UserError: there is no such board, it stays busy, or it is no server of `ksm-hw board serve`.
     """
-    remote = _requested(address, wait) if address.tracker else _dialled(address, wait)
-    board = Board(address, remote, patience)
+    board = Board(address, reach(address, wait), patience)
     try:
         board.check()
         yield board
     finally:
         board.close()
-
-
-def _requested(address: BoardAddress, wait: float) -> Any:
-    assert address.tracker is not None
-    tracker = _connect_tracker(address.tracker)
-    end = time.monotonic() + wait
-    while True:
-        boards = _boards(_summary(tracker))
-        named = [board for board in boards if board.key == address.key]
-        if not named:
-            keys = sorted({board.key for board in boards})
-            raise UserError(
-                f"The tracker at {address.tracker[0]}:{address.tracker[1]} knows no board '{address.key}'. "
-                + (f"It knows: {', '.join(keys)}." if keys else "It knows none. Start one: ksm-hw board serve")
-            )
-        if any(board.free for board in named):
-            return _within(lambda: tracker.request(address.key), wait, lambda: _busy(address, wait))
-        if time.monotonic() >= end:
-            raise _busy(address, wait)
-        time.sleep(0.2)
-
-
-def _dialled(address: BoardAddress, wait: float) -> Any:
-    import socket
-
-    from tvm import rpc
-
-    assert address.host is not None
-    host, port = address.host
-    try:
-        socket.create_connection((host, port), timeout=5).close()
-    except OSError as error:
-        raise UserError(
-            f"No board answers at {host}:{port} ({error.strerror or error}). Start it: ksm-hw board serve"
-        ) from error
-    try:
-        return _within(lambda: rpc.connect(host, port, address.key), wait, lambda: _busy(address, wait))
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"The board at {host}:{port} does not go by the key '{address.key}'. Give its own with --key."
-        ) from error
-
-
-def _busy(address: BoardAddress, wait: float) -> UserError:
-    return UserError(f"Board {address} was busy for {wait:.0f} s: another session uses it. Try again later.")
-
-
-def _within(function: Callable[[], Any], seconds: float, late: Callable[[], UserError]) -> Any:
-    """What a function returns, unless it takes too long.
-
-    It runs in a thread of its own, for TVM's calls cannot be stopped: not by a deadline, not by Ctrl-C.
-    """
-    outcome: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-
-    def call() -> None:
-        try:
-            outcome.put((True, function()))
-        except BaseException as error:
-            outcome.put((False, error))
-
-    threading.Thread(target=call, daemon=True).start()
-    try:
-        succeeded, result = outcome.get(timeout=seconds)
-    except queue.Empty:
-        raise late() from None
-    if not succeeded:
-        raise result
-    return result
 
 
 class Board:
@@ -259,7 +84,7 @@ class Board:
             _abandoned.append(remote)
         elif remote is not None:
             with contextlib.suppress(Exception):  # The board may be gone.
-                _within(remote.get_function("CloseRPCConnection"), 5, lambda: UserError(""))
+                within(remote.get_function("CloseRPCConnection"), 5, lambda: UserError(""))
         del remote
         # The session ends when nothing refers to it, and tensors that do may hang in cycles.
         gc.collect()
@@ -305,15 +130,16 @@ class Board:
         return text
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Calls one of `board_server`'s functions that answer in JSON.
+        """Calls one of the functions of `protocol.py` that answer in JSON.
 
         Raises:
             UserError: what the board says, or it is gone.
         """
-        answer = json.loads(self._guarded(lambda: self._remote.get_function(f"ksm_hw.board.{function}")(*arguments)))
-        if "error" in answer:
-            raise UserError(f"Board {self.address}: {answer['error']}")
-        return answer["result"]
+        answer = self._guarded(lambda: self._remote.get_function(function_name(function))(*arguments))
+        try:
+            return result_of(answer)
+        except UserError as error:
+            raise UserError(f"Board {self.address}: {error}") from None
 
     def run(self, images: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":
         """`Session.run` on the board."""
@@ -321,7 +147,7 @@ class Board:
 
         def remote_run() -> Any:
             sent = tvm.runtime.tensor(images, self._remote.cpu())
-            return self._remote.get_function("ksm_hw.board.run")(sent).numpy()
+            return self._remote.get_function(function_name("run"))(sent).numpy()
 
         logits: npt.NDArray[np.float32] = self._guarded(remote_run)
         return logits
@@ -338,7 +164,7 @@ class Board:
 
         self._waiting = True
         try:
-            return _within(call, self._patience, late)
+            return within(call, self._patience, late)
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(self._why_lost(error)) from error
 
@@ -370,12 +196,12 @@ def _signal_of_last_crash(address: BoardAddress) -> int | None:
     end = time.monotonic() + 15
     while time.monotonic() < end:
         try:
-            remote = _requested(address, 3) if address.tracker else _dialled(address, 3)
-            text = json.loads(_within(remote.get_function("ksm_hw.board.last_crash"), 5, lambda: UserError("")))
+            remote = reach(address, wait=3)
+            text = result_of(within(remote.get_function(function_name("last_crash")), 5, lambda: UserError("")))
         except Exception:
             time.sleep(0.5)
             continue
-        found = re.search(r"error code -(\d+)", text["result"])
+        found = re.search(r"error code -(\d+)", text)
         return int(found[1]) if found else None
     return None
 

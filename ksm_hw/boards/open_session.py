@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ksm_hw.artifact.manifest import read_manifest
-from ksm_hw.boards.board import BoardAddress, connected_board
+from ksm_hw.boards.address import BoardAddress
+from ksm_hw.boards.board import connected_board
+from ksm_hw.runtime.local_session import local_session
 from ksm_hw.runtime.remote_session import RemoteSession
 
 if TYPE_CHECKING:
@@ -17,23 +18,14 @@ if TYPE_CHECKING:
 def open_session(
     artifact: Path, board: BoardAddress | None = None, threads: int | None = None
 ) -> "Iterator[Session | RemoteSession]":
-    """An artifact's session, on a board or on this machine; one of Relay's runs in a process of its own.
+    """An artifact's session, on a board or on this machine.
 
     Raises:
-        UserError: as `Session.load`, `connected_board` and `Board.load`, or Relay is not installed.
+        UserError: as `local_session`, `connected_board` and `Board.load`.
     """
-    if board is not None:
-        with connected_board(board) as connected:
-            yield connected.load(artifact, threads)
+    if board is None:
+        with local_session(artifact, threads) as session:
+            yield session
         return
-    manifest = read_manifest(artifact)
-    if manifest.ir == "relay":
-        from ksm_hw.runtime.relay.process import relay_process
-
-        with relay_process(only_runs=True) as process:
-            task = process.call("load", str(artifact.absolute()), threads)
-            yield RemoteSession(process, artifact, manifest, task)
-        return
-    from ksm_hw.runtime.session import Session
-
-    yield Session.load(artifact, threads=threads)
+    with connected_board(board) as connected:
+        yield connected.load(artifact, threads)

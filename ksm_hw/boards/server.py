@@ -1,17 +1,6 @@
 """The board's side: TVM's own RPC server, with functions that keep artifacts and run sessions.
 
-A session on a board is one process of the server, so what it holds ends with it. The functions take and give texts of
-JSON and tensors, and a failure that a user can mend comes as {"error": message}:
-
-    ksm_hw.board.missing(names)                 those of the files that the board does not hold; see `kept_name`
-    ksm_hw.board.keep(name)                     takes the uploaded file of that name into the board's cache
-    ksm_hw.board.load(manifest, threads)        loads an artifact of kept files into a session
-    ksm_hw.board.switch(task)                   `Session.switch`: seconds
-    ksm_hw.board.run(images)                    `Session.run`: a tensor
-    ksm_hw.board.measure_load(manifest, threads)  loads an artifact in a process of its own: its number and its facts
-    ksm_hw.board.measure(number, command)       measures it (`measuring.measure`)
-    ksm_hw.board.time_library(name, request)    times the uploaded library, in a process of Relay (`LibraryTimer`)
-    ksm_hw.board.last_crash()                   how the last session's process died, if it did
+A session on a board is one process of the server, so what it holds ends with it.
 """
 
 import contextlib
@@ -28,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ksm_hw.artifact.manifest import checked_files
+from ksm_hw.boards.protocol import FUNCTIONS, answered, function_name, kept_name
 from ksm_hw.errors import UserError
 from ksm_hw.files import sha256_of_file
 from ksm_hw.runtime.machine import available_cores
@@ -131,31 +121,13 @@ def _die_with_the_parent(parent: int) -> None:
     os._exit(0)
 
 
-def kept_name(file: str, sha256: str) -> str:
-    """The name under which a board keeps a file: its hash, and the suffix by which TVM knows a library."""
-    return sha256 + Path(file).suffix
-
-
 def register_board_functions(cache: Path) -> None:
-    """Registers the functions of this module's head."""
+    """Registers the functions of `protocol.py`."""
     import tvm_ffi
 
     served = _Served(cache)
-    for name in ("missing", "keep", "load", "switch", "run", "measure_load", "measure", "time_library", "last_crash"):
-        tvm_ffi.register_global_func(f"ksm_hw.board.{name}", getattr(served, name), override=True)
-
-
-def _answer(function: Callable[..., Any]) -> Callable[..., str]:
-    """The result as JSON; a UserError as one, too."""
-
-    @functools.wraps(function)
-    def answered(*arguments: Any) -> str:
-        try:
-            return json.dumps({"result": function(*arguments)})
-        except UserError as error:
-            return json.dumps({"error": str(error)})
-
-    return answered
+    for name in FUNCTIONS:
+        tvm_ffi.register_global_func(function_name(name), getattr(served, name), override=True)
 
 
 class _Served:
@@ -171,11 +143,11 @@ class _Served:
         for folder in (self.files, self.artifacts):
             folder.mkdir(parents=True, exist_ok=True)
 
-    @_answer
+    @answered
     def missing(self, names: str) -> list[str]:
         return [name for name in json.loads(names) if not (self.files / name).exists()]
 
-    @_answer
+    @answered
     def keep(self, name: str) -> None:
         uploaded = Path.cwd() / name  # A session's working folder is where TVM puts what is uploaded.
         found = kept_name(name, sha256_of_file(uploaded))
@@ -212,15 +184,15 @@ class _Served:
         (folder / "manifest.json").write_text(manifest)
         return folder
 
-    @_answer
+    @answered
     def load(self, manifest: str, threads: int) -> dict[str, Any]:
-        from ksm_hw.boards.open_session import open_session
+        from ksm_hw.runtime.local_session import local_session
 
-        opened = open_session(self._artifact(manifest), threads=threads or None)
+        opened = local_session(self._artifact(manifest), threads or None)
         self.session = self.open_processes.enter_context(opened)
         return {"task": self.session.task}
 
-    @_answer
+    @answered
     def switch(self, task: str) -> float:
         return self.session.switch(task)
 
@@ -229,7 +201,7 @@ class _Served:
 
         return tvm.runtime.tensor(self.session.run(images.numpy()))
 
-    @_answer
+    @answered
     def measure_load(self, manifest: str, threads: int) -> tuple[int, dict[str, Any]]:
         from ksm_hw.measuring.process import measuring_process
 
@@ -237,11 +209,11 @@ class _Served:
         self.measured.append(process)
         return len(self.measured) - 1, process.facts
 
-    @_answer
+    @answered
     def measure(self, number: int, command: str) -> Any:
         return self.measured[number].ask(**json.loads(command))
 
-    @_answer
+    @answered
     def time_library(self, name: str, request: str) -> dict[str, Any]:
         from ksm_hw.measuring.relay_library import LibraryTimer
 
@@ -253,7 +225,7 @@ class _Served:
         finally:
             library.unlink()
 
-    @_answer
+    @answered
     def last_crash(self) -> str:
         text = self.crash.read_text() if self.crash.exists() else ""
         self.crash.unlink(missing_ok=True)

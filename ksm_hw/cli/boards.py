@@ -68,7 +68,7 @@ def serve(
     opencl: Annotated[bool, typer.Option("--opencl", help="Load the OpenCL runtime into every session.")] = False,
 ) -> None:
     """Serve this board: artifacts are kept, and sessions run one after the other. On the board; until Ctrl-C."""
-    from ksm_hw.boards.board import parse_address
+    from ksm_hw.boards.address import parse_address
     from ksm_hw.boards.server import ServerOptions, default_cache, serve_board
 
     libraries: tuple[Path, ...] = ()
@@ -102,7 +102,8 @@ def list_boards(
     from ksm_hw.runtime.without_torch import hide_torch
 
     hide_torch()
-    from ksm_hw.boards.board import known_boards, parse_address
+    from ksm_hw.boards.address import parse_address
+    from ksm_hw.boards.reaching import known_boards
 
     boards = known_boards(parse_address(tracker))
     if as_json:

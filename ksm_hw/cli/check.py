@@ -44,7 +44,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare compiled tasks with PyTorch on real images; exit code 1 past the tolerance."""
-    from ksm_hw.boards.board import board_address
+    from ksm_hw.boards.address import board_address
     from ksm_hw.report.verify import verify as verify_artifact
 
     board = board_address(tracker, key, host)
@@ -103,7 +103,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Measure what each task costs: latency, switch time, memory, bytes, and what the mask adds."""
-    from ksm_hw.boards.board import board_address
+    from ksm_hw.boards.address import board_address
     from ksm_hw.report.measure import measure_artifact, reports_as_json
 
     board = board_address(tracker, key, host)

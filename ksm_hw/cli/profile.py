@@ -47,7 +47,7 @@ def profile(
     from ksm_hw.runtime.without_torch import hide_torch
 
     hide_torch()
-    from ksm_hw.boards.board import board_address
+    from ksm_hw.boards.address import board_address
     from ksm_hw.report.profile import profile_artifact, profile_as_json
 
     board = board_address(tracker, key, host)

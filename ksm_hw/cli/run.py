@@ -33,10 +33,12 @@ def run(
     from ksm_hw.runtime.without_torch import hide_torch
 
     hide_torch()
-    from ksm_hw.boards.board import board_address
+    from ksm_hw.boards.address import board_address
+    from ksm_hw.boards.open_session import open_session
     from ksm_hw.runtime.classify import classify
 
-    results = classify(artifact, images, task, top, threads, board_address(tracker, key, host))
+    with open_session(artifact, board_address(tracker, key, host), threads) as session:
+        results = classify(session, images, task, top)
     if as_json:
         print_json({"images": [asdict(result) for result in results]})
         return

@@ -58,7 +58,7 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Measure schedules of the backbone's operators where they will run. Serves every task; Ctrl-C keeps all so far."""
-    from ksm_hw.boards.board import board_address
+    from ksm_hw.boards.address import board_address
     from ksm_hw.masks.bundle import load_bundle
     from ksm_hw.resources import shipped_bundle
     from ksm_hw.toolchains.targets import load_target

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ksm_hw.artifact.manifest import IntermediateRepresentation, Manifest, write_artifact
-from ksm_hw.compiler.compiled import FOLD_MODES, FoldMode, common_image_size, most_classes
+from ksm_hw.compiler.compiled import FOLD_MODES, Compiled, FoldMode, common_image_size, most_classes
 from ksm_hw.files import refuse_foreign_folder
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.runner.build import check_runner
+from ksm_hw.runner.build import add_runner, check_runner
 from ksm_hw.toolchains.linker import architecture_of
 from ksm_hw.toolchains.targets import CompileTarget, required_cpu_features
 
@@ -82,5 +82,16 @@ def compile_bundle(
             tasks=compiled.tasks,
         )
         on_step("write")
-        write_artifact(folder, manifest, compiled.export, compiled.bundle, runner)
+        write_artifact(folder, manifest, _exporter(compiled, manifest, runner), compiled.bundle)
     return folders
+
+
+def _exporter(compiled: Compiled, manifest: Manifest, runner: bool) -> Callable[[Path], None]:
+    """Writes the libraries into the folder of an artifact, and with `runner` the program that runs them."""
+
+    def export(folder: Path) -> None:
+        compiled.export(folder)
+        if runner:
+            add_runner(folder, manifest, compiled.bundle)
+
+    return export

@@ -24,7 +24,8 @@ from ksm_hw.errors import UserError
 from ksm_hw.files import written_file
 from ksm_hw.masks.preprocessing import image_files
 from ksm_hw.masks.soft_mask import mask_shape
-from ksm_hw.masks.task_pack import TaskPack, load_task_pack, read_safetensors_bytes, save_task_pack
+from ksm_hw.masks.task_pack import TaskPack, load_task_pack, read_safetensors_bytes, safetensors_bytes, save_task_pack
+from ksm_hw.state_dicts import packaged_tensors
 
 FORMAT_VERSION = 1
 
@@ -114,8 +115,7 @@ def load_bundle(folder: Path) -> Bundle:
     """
     description = _read_description(folder)
     name, expected = description.backbone, description.backbone_sha256
-    file = folder / "backbone.safetensors"
-    tensors = safetensors.numpy.load(read_safetensors_bytes(file)) if file.exists() else _packaged_tensors(name, file)
+    tensors = _backbone_tensors(name, folder / "backbone.safetensors")
     found = sha256_of_tensors(tensors)
     if found != expected:
         raise UserError(
@@ -155,12 +155,14 @@ def _read_description(folder: Path) -> _Description:
         raise UserError(f"{path} is damaged ({error}). Copy the bundle again.") from error
 
 
-def _packaged_tensors(name: str, file: Path) -> dict[str, npt.NDArray[np.float32]]:
-    from ksm_hw.models.backbones import EFFICIENTNET_LITE0, backbone_tensors, pretrained_backbone
-
-    if name != EFFICIENTNET_LITE0:
+def _backbone_tensors(name: str, file: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """The tensors of a bundle's file, or of a package where there is no file."""
+    if file.exists():
+        return safetensors.numpy.load(read_safetensors_bytes(file))
+    tensors = packaged_tensors(name)
+    if tensors is None:
         raise UserError(f"{file} is missing, and no package carries the weights of {name}. Copy the bundle again.")
-    return backbone_tensors(pretrained_backbone(name))
+    return tensors
 
 
 def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
@@ -216,7 +218,7 @@ def save_backbone(tensors: Mapping[str, npt.NDArray[np.float32]], path: Path) ->
         UserError: the file cannot be written.
     """
     with written_file(path) as temporary:
-        temporary.write_bytes(safetensors.numpy.save(dict(tensors)))
+        temporary.write_bytes(safetensors_bytes(tensors))
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
@@ -273,8 +275,5 @@ def _write_description(folder: Path, backbone: str, sha256: str, tasks: list[str
 
 def _is_packaged(backbone: str, sha256: str) -> bool:
     """Whether a pip package carries these weights, so that a bundle need not."""
-    from ksm_hw.models.backbones import EFFICIENTNET_LITE0, backbone_tensors, pretrained_backbone
-
-    return (
-        backbone == EFFICIENTNET_LITE0 and sha256_of_tensors(backbone_tensors(pretrained_backbone(backbone))) == sha256
-    )
+    tensors = packaged_tensors(backbone)
+    return tensors is not None and sha256_of_tensors(tensors) == sha256

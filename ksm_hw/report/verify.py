@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ksm_hw.boards.board import BoardAddress
+from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
 from ksm_hw.masks.preprocessing import image_files, preprocess_batch, read_image

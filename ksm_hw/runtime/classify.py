@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ksm_hw.boards.board import BoardAddress
-from ksm_hw.boards.open_session import open_session
 from ksm_hw.errors import UserError
 from ksm_hw.masks.preprocessing import preprocess_batch, read_image
 from ksm_hw.runtime.remote_session import RemoteSession
@@ -23,24 +21,13 @@ class Classification:
 
 
 def classify(
-    artifact: Path,
-    images: list[Path],
-    task: str | None = None,
-    top: int = 5,
-    threads: int | None = None,
-    board: BoardAddress | None = None,
+    session: Session | RemoteSession, images: list[Path], task: str | None = None, top: int = 5
 ) -> list[Classification]:
-    """Classifies images with a task of an artifact, on this machine or on a board.
+    """Classifies images with a task of an open session.
 
     Raises:
-        UserError: the artifact is damaged, the task does not exist or is not given, an image does not decode, or the
-            board is busy or gone.
+        UserError: the task does not exist or is not given, or an image does not decode.
     """
-    with open_session(artifact, board, threads) as session:
-        return _classify(session, images, task, top)
-
-
-def _classify(session: Session | RemoteSession, images: list[Path], task: str | None, top: int) -> list[Classification]:
     if task is None and len(session.tasks) > 1:
         raise UserError(f"The artifact holds several tasks; give one with --task: {', '.join(session.tasks)}.")
     session.switch(task or session.task)

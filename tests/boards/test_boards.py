@@ -16,7 +16,9 @@ import pytest
 from board_processes import needs_emulated_board
 from typer.testing import CliRunner
 
-from ksm_hw.boards.board import BoardAddress, board_address, connected_board, known_boards, parse_address
+from ksm_hw.boards.address import BoardAddress, board_address, parse_address
+from ksm_hw.boards.board import connected_board
+from ksm_hw.boards.reaching import known_boards
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import FoldMode, compile_bundle
 from ksm_hw.errors import UserError

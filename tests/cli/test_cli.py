@@ -88,8 +88,10 @@ def test_running_an_artifact_needs_no_torch(artifact: Path, photographs: Path) -
         # TVM's own bindings import torch where it is installed: here it is not.
         "sys.modules.update(torch=None, torchvision=None)\n"
         "from pathlib import Path\n"
+        "from ksm_hw.boards.open_session import open_session\n"
         "from ksm_hw.runtime.classify import classify\n"
-        "assert len(classify(Path(sys.argv[1]), [Path(sys.argv[2])], 'kernel-task')[0].classes) == 5"
+        "with open_session(Path(sys.argv[1])) as session:\n"
+        "    assert len(classify(session, [Path(sys.argv[2])], 'kernel-task')[0].classes) == 5"
     )
     loaded = modules_after(code, str(artifact), str(photographs / "cat.png"))
     assert "tvm" in loaded and "ksm_hw.runtime.session" in loaded

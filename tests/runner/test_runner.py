@@ -168,7 +168,7 @@ def test_images_become_the_same_numbers_as_in_python(
 
 def test_it_prints_the_most_probable_classes(deployable: Path, photographs: Path) -> None:
     image = photographs / "cat.png"
-    (expected,) = classify(deployable, [image], "element-task", top=3)
+    (expected,) = classify(Session.load(deployable), [image], "element-task", top=3)
     lines = run(deployable, "--task", "element-task", "--top", 3, image).stdout.splitlines()
     assert lines == [
         f"{image} (element-task)",

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ksm_hw.boards.board import BoardAddress, connected_board
+from ksm_hw.boards.address import BoardAddress
+from ksm_hw.boards.board import connected_board
 from ksm_hw.compiler.tuning.progress import TuneProgress, TuneResult, TunerName
 from ksm_hw.compiler.tuning.records_folder import Origin, prepare_folder, write_header
 from ksm_hw.errors import UserError

@@ -114,7 +114,7 @@ def _candidates(func: tirx.PrimFunc, target: tvm.target.Target) -> Iterator[Sche
     """The candidates of the first rule that matches a function; none if that rule has only one schedule."""
     for rule in target_rules(target):
         if isinstance(rule, DesignSpaceRule):
-            space = rule.candidates(func, target)
+            space = (candidate.schedule for candidate in rule.candidates(func, target))
             if (first := next(space, None)) is not None:
                 return itertools.chain([first], space)
         elif rule.apply(func, target, False) is not None:

@@ -21,7 +21,8 @@ from tvm.s_tir.meta_schedule.database import TuningRecord
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
 
-from ksm_hw.boards.board import WAIT, BoardAddress
+from ksm_hw.boards.address import BoardAddress
+from ksm_hw.boards.reaching import WAIT
 from ksm_hw.compiler.relax import main_functions
 from ksm_hw.compiler.tuning.measure_candidates import CandidateMeasurer, Measurement
 from ksm_hw.compiler.tuning.operators import Operator, find_operators, key_of, seconds_of

@@ -17,7 +17,7 @@ from random_tasks import random_bundle
 from typer.testing import CliRunner
 from verifications import ARCHITECTURES, assert_all_passed
 
-from ksm_hw.boards.board import BoardAddress
+from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import FOLD_MODES, FoldMode, compile_bundle

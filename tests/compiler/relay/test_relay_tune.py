@@ -18,7 +18,7 @@ import pytest
 from board_processes import needs_emulated_board
 from typer.testing import CliRunner
 
-from ksm_hw.boards.board import BoardAddress
+from ksm_hw.boards.address import BoardAddress
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.relay.tune import tune_through_relay

@@ -23,7 +23,7 @@ from tvm.s_tir import dlight
 from tvm.s_tir.meta_schedule.database import TuningRecord
 from tvm.target.codegen import llvm_get_system_cpu
 
-from ksm_hw.boards.board import BoardAddress
+from ksm_hw.boards.address import BoardAddress
 from ksm_hw.compiler.build import build_executable
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.tuning.progress import TuneProgress, TuneResult

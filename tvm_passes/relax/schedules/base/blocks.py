@@ -1,6 +1,5 @@
 """Finding and fusing the blocks of a TIR function: what every rule does before it tiles."""
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -9,7 +8,6 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV, ScheduleError
 from tvm.target import Target
 from tvm.tirx import IterVar
-from tvm.tirx.analysis import undefined_vars
 
 
 @dataclass
@@ -91,6 +89,20 @@ def extent(schedule: Schedule, loop: LoopRV) -> int:
     return int(schedule.get(loop).extent)
 
 
+def match_reduction(
+    func: tirx.PrimFunc, target: Target, kinds: str, device: str = "cpu"
+) -> tuple[Schedule, FusedOperator] | None:
+    """A schedule of a function with one reduction, what follows it fused; None if the function is another.
+
+    Args:
+        func, target, device: as `static_schedule`.
+        kinds: the reduction's axis kinds, as `static_schedule`.
+    """
+    schedule = static_schedule(func, target, kinds, device)
+    operator = fused_operator(schedule) if schedule is not None else None
+    return None if schedule is None or operator is None else (schedule, operator)
+
+
 def fused_operator(schedule: Schedule) -> FusedOperator | None:
     """Inlines the elementwise blocks behind the only reduction.
 
@@ -141,57 +153,6 @@ def _inlined(schedule: Schedule, block: SBlockRV) -> bool:
 def _writes_result(schedule: Schedule, block: SBlockRV) -> bool:
     results = schedule.mod["main"].params
     return any(written.source.same_as(result) for written in schedule.get(block).writes for result in results)
-
-
-def schedule_elementwise(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
-    """Runs a block without reduction in parallel and in vectors: maps, padding, concatenation, transposes.
-
-    A transpose writes short vectors and otherwise follows the order in which its input lies in memory, so that every
-    cache line that it touches is used up while it is there.
-    """
-    loops = schedule.get_loops(block)
-    total = math.prod(extents(schedule, block))
-    order = _reading_order(schedule, block)
-    last = len(loops) - 1
-    width = largest_divisor(extent(schedule, loops[last]), 2 * lanes)
-    rest, vector = schedule.split(loops[last], [None, width])
-    if order and order[-1] != last and extent(schedule, loops[order[-1]]) > 1:
-        others = [loops[axis] for axis in order if axis != last]
-        outer = [loops[axis] for axis in range(last) if axis not in order] + [rest, *others]
-    else:
-        outer = [*loops[:last], rest]
-    schedule.reorder(*outer, vector)
-    if width > 1:
-        schedule.vectorize(vector)
-    # A small tensor is done before a second thread has woken up. The innermost loop stays apart where the others give
-    # enough tasks: fused with them it would cost divisions in every step.
-    if total >= 8192:
-        count, tasks = 0, 1
-        while count < len(outer) - 1 and tasks < 32:
-            tasks *= extent(schedule, outer[count])
-            count += 1
-        if tasks < 32:
-            count = len(outer)
-        schedule.parallel(schedule.fuse(*outer[:count]))
-
-
-def _reading_order(schedule: Schedule, block: SBlockRV) -> list[int]:
-    """The positions of the block's axes in the order in which they index the input that most of them index."""
-    statement = schedule.get(block)
-    axes = [axis.var for axis in statement.iter_vars]
-    longest: list[int] = []
-    for read in statement.reads:
-        order: list[int] = []
-        for index in read.region:
-            used = undefined_vars(index.min, [])
-            order += [
-                position
-                for position, axis in enumerate(axes)
-                if position not in order and any(axis.same_as(variable) for variable in used)
-            ]
-        if len(order) > len(longest):
-            longest = order
-    return longest
 
 
 def largest_divisor(number: int, limit: int) -> int:

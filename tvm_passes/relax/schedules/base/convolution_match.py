@@ -4,15 +4,25 @@ from tvm import tirx
 from tvm.ir import TensorRegion
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
+from tvm.target import Target
 
 from tvm_passes.relax.kernels.packed_convolution import ANNOTATION
+from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, match_reduction
 
 
-def is_convolution(schedule: Schedule, block: SBlockRV) -> bool:
-    """Whether a block with axes (n, y, x, o, ky, kx, i) writes at [n, y, x, o] and reads weights at [ky, kx, i, o].
+def match_convolution(
+    func: tirx.PrimFunc, target: Target, device: str = "cpu"
+) -> tuple[Schedule, FusedOperator] | None:
+    """A schedule of a convolution, what follows it fused; None if the function is another, or for another device.
 
-    Or it is marked as one whose weights are packed.
+    Its axes are (n, y, x, o, ky, kx, i). It writes at [n, y, x, o] and reads weights at [ky, kx, i, o], or is marked as
+    one whose weights are packed.
     """
+    matched = match_reduction(func, target, "SSSSRRR", device)
+    return matched if matched is not None and _is_convolution(matched[0], matched[1].reduction) else None
+
+
+def _is_convolution(schedule: Schedule, block: SBlockRV) -> bool:
     statement = schedule.get(block)
     n, y, x, o, ky, kx, i = (axis.var for axis in statement.iter_vars)
 
@@ -25,3 +35,14 @@ def is_convolution(schedule: Schedule, block: SBlockRV) -> bool:
         and reads_or_writes(statement.writes[0], [n, y, x, o])
         and (ANNOTATION in statement.annotations or reads_or_writes(statement.reads[1], [ky, kx, i, o]))
     )
+
+
+def is_depthwise(schedule: Schedule, operator: FusedOperator) -> bool:
+    """Whether each output channel of a convolution reads the input channel of the same number."""
+    channels, *_window, depth = extents(schedule, operator.reduction)[3:]
+    return depth == 1 and channels > 1 and input_shape(schedule, operator)[3] == channels
+
+
+def input_shape(schedule: Schedule, operator: FusedOperator) -> list[int]:
+    """The shape of what a convolution reads: batch, height and width with their padding, and channels of all groups."""
+    return [int(extent) for extent in schedule.get(operator.reduction).reads[0].source.shape]

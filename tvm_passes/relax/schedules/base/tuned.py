@@ -2,43 +2,65 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule
-from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.s_tir.meta_schedule.database import Database, TuningRecord
+from tvm.s_tir.schedule import Trace
 from tvm.target import Target
+
+from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 
 # MetaSchedule's mark of a measurement that failed is a run of 1e10 seconds.
 LONGEST_RUN = 1e9
 _ALL = 1 << 20  # Records of one function, at most.
 
 
-class TunedSchedule(ScheduleRule):
-    """Matches the functions of which a database holds a measured schedule, and applies the fastest."""
+@dataclass(frozen=True)
+class Measured:
+    """A schedule that was measured.
+
+    Attributes:
+        seconds: the median of its runs.
+        runs: how many there are.
+        trace: what was done.
+    """
+
+    seconds: float
+    runs: int
+    trace: Trace = field(repr=False)
+
+
+class TunedSchedule(DesignSpaceRule[Measured, Measured]):
+    """Matches the functions of which a database holds a measured schedule; the fastest is its only way."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.applied = 0
         """How many functions this rule scheduled."""
 
-    def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
-        """The scheduled function, or None if there is no record of it, or only failed ones."""
+    def match(self, func: tirx.PrimFunc, _: Target) -> tuple[Schedule, Measured] | None:
+        """A schedule of the function, and what was measured; None if there is no record, or only failed ones."""
         module = workload_module(func)
         if not self._database.has_workload(module):
             return None
-        record = fastest(self._database.get_top_k(self._database.commit_workload(module), _ALL))
-        if record is None:
-            return None
-        schedule = Schedule(func)
-        record.trace.apply_to_schedule(schedule, remove_postproc=False)
+        measured = fastest(self._database.get_top_k(self._database.commit_workload(module), _ALL))
+        return None if measured is None else (Schedule(func), measured)
+
+    def ways(self, _schedule: Schedule, operator: Measured, _target: Target) -> list[Measured]:
+        """What was measured."""
+        return [operator]
+
+    def apply_way(self, schedule: Schedule, _operator: Measured, way: Measured, _target: Target) -> None:
+        """Does what was recorded."""
+        way.trace.apply_to_schedule(schedule, remove_postproc=False)
         self.applied += 1
-        return schedule
 
 
-def fastest(records: Sequence[TuningRecord]) -> TuningRecord | None:
-    """A record of the schedule whose seconds are the least, by the median of all of its records; None if all failed."""
+def fastest(records: Sequence[TuningRecord]) -> Measured | None:
+    """The schedule whose seconds are the least, by the median of all of its records; None if all failed."""
     runs: dict[str, list[float]] = {}
     for record in records:
         runs.setdefault(str(record.trace), []).append(float(record.run_secs[0]))
@@ -46,7 +68,8 @@ def fastest(records: Sequence[TuningRecord]) -> TuningRecord | None:
     best = min(seconds, key=seconds.__getitem__, default=None)
     if best is None or seconds[best] > LONGEST_RUN:
         return None
-    return next(record for record in records if str(record.trace) == best)
+    trace = next(record.trace for record in records if str(record.trace) == best)
+    return Measured(seconds[best], len(runs[best]), trace)
 
 
 def workload_module(func: tirx.PrimFunc) -> tvm.IRModule:

@@ -1,7 +1,6 @@
 """Concatenation along the channels, alone or with elementwise operators behind it (DenseNet, ShuffleNet).
 
-TVM writes it as one loop that asks for every element which input it comes from. Here the loop over the channels is cut
-where an input ends, so that nothing is left to ask.
+The loop over the channels is cut where an input ends, so that nothing is left to ask.
 """
 
 import itertools
@@ -11,8 +10,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.target import Target
 
-from tvm_passes.relax.schedules.base.blocks import axis_kinds, extents, inline_maps, static_schedule
-from tvm_passes.relax.schedules.base.concatenation_match import input_starts
+from tvm_passes.relax.schedules.base.concatenation_match import match_concatenation
 
 
 class Concatenation(ScheduleRule):
@@ -20,17 +18,14 @@ class Concatenation(ScheduleRule):
 
     def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
         """The scheduled function, or None if it does not concatenate along the last axis or a shape is not known."""
-        schedule = static_schedule(func, target)
-        if schedule is None:
+        matched = match_concatenation(func, target)
+        if matched is None:
             return None
-        blocks = inline_maps(schedule)
-        if len(blocks) != 1 or set(axis_kinds(schedule, blocks[0])) != {"S"}:
+        schedule, block, starts = matched
+        *outer, channels = schedule.get_loops(block)
+        if len(outer) < 2:
             return None
-        rank, starts = len(extents(schedule, blocks[0])), input_starts(schedule, blocks[0])
-        if rank < 3 or not starts:
-            return None
-        *outer, _, channels = schedule.get_loops(blocks[0])
-        rows = schedule.fuse(*outer)
+        rows = schedule.fuse(*outer[:-1])
         lengths = [end - start for start, end in itertools.pairwise(starts)]
         schedule.loop_partition(channels, [*lengths, None])
         schedule.parallel(rows)

@@ -6,7 +6,6 @@ which a row is an output pixel and a column an output channel.
 """
 
 import math
-from collections.abc import Iterator
 
 from tvm import tirx
 from tvm.s_tir import Schedule
@@ -15,53 +14,39 @@ from tvm.target import Target
 
 from tvm_passes.relax.kernels.packed_convolution import ANNOTATION
 from tvm_passes.relax.loops.prefetch import ask_ahead
-from tvm_passes.relax.schedules.base.blocks import (
-    FusedOperator,
-    extents,
-    fused_operator,
-    schedule_elementwise,
-    static_schedule,
-    widest_vector,
-)
-from tvm_passes.relax.schedules.base.convolution_match import is_convolution
+from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, widest_vector
+from tvm_passes.relax.schedules.base.convolution_match import input_shape, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
 from tvm_passes.relax.schedules.cpu.tile_model import NEARBY, Shape, Tiling, asking_pays, tilings
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 
 
-class Convolution(DesignSpaceRule):
+class Convolution(DesignSpaceRule[FusedOperator, Tiling]):
     """Matches one NHWC convolution, with or without padding in front and elementwise operators behind it."""
 
-    def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
-        """The convolution with each of `tilings`."""
-        matched = _match(func, target)
-        if matched is None:
-            return
-        unit = vector_unit(target)
-        statement = matched[0].get(matched[1].reduction)
-        n, y, x, channels, *window, inputs = extents(matched[0], matched[1].reduction)
-        data = [int(extent) for extent in statement.reads[0].source.shape]
+    def match(self, func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
+        """A schedule of the convolution, what follows it fused."""
+        return match_convolution(func, target)
+
+    def ways(self, schedule: Schedule, operator: FusedOperator, target: Target) -> list[Tiling]:
+        """The `tilings` of the convolution's shape."""
+        n, y, x, channels, *window, inputs = extents(schedule, operator.reduction)
+        data = input_shape(schedule, operator)
         depth, pixels = math.prod(window) * inputs, n * y * x
         shape = Shape(pixels, channels, depth, 4 * min(math.prod(data) // pixels, depth))
-        lanes = statement.annotations.get(ANNOTATION)
-        for tiling in tilings(shape, data[3] // inputs, unit, None if lanes is None else int(lanes)):
-            # Each candidate is made from a schedule of its own.
-            schedule, operator = _match(func, target) or matched
-            schedule_surroundings(schedule, operator, unit)
-            _flatten_pixels(schedule, operator)
-            _tile(schedule, operator, tiling, unit)
-            yield schedule
+        lanes = schedule.get(operator.reduction).annotations.get(ANNOTATION)
+        return tilings(shape, data[3] // inputs, vector_unit(target), None if lanes is None else int(lanes))
+
+    def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Tiling, target: Target) -> None:
+        """Computes tile by tile."""
+        unit = vector_unit(target)
+        _schedule_surroundings(schedule, operator, unit)
+        _flatten_pixels(schedule, operator)
+        _tile(schedule, operator, way, unit)
 
 
-def _match(func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
-    schedule = static_schedule(func, target, "SSSSRRR")
-    operator = fused_operator(schedule) if schedule is not None else None
-    if schedule is None or operator is None or not is_convolution(schedule, operator.reduction):
-        return None
-    return schedule, operator
-
-
-def schedule_surroundings(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> None:
+def _schedule_surroundings(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> None:
     """Schedules what lies around the tiles.
 
     Real padding becomes a loop of its own, so that the reduction has no branch; a mere copy disappears.

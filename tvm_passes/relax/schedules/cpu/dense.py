@@ -5,7 +5,6 @@ first-level cache, and reads its part of the weight a few rows at a time for all
 """
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -18,9 +17,8 @@ from tvm_passes.relax.schedules.base.blocks import (
     FusedOperator,
     extent,
     extents,
-    fused_operator,
     largest_divisor,
-    static_schedule,
+    match_reduction,
     widest_vector,
 )
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
@@ -35,28 +33,26 @@ class Band:
     inputs: int
 
 
-class Dense(DesignSpaceRule):
+class Dense(DesignSpaceRule[FusedOperator, Band]):
     """Matches a matrix product [N, I] × [I, O] with elementwise operators behind it."""
 
-    def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
-        """The product with each of `bands`."""
-        matched = _match(func, target)
+    def match(self, func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
+        """A schedule of the product, what follows it fused."""
+        matched = match_reduction(func, target, "SSR")
         if matched is None:
-            return
-        _batch, width, inputs = extents(matched[0], matched[1].reduction)
-        for band in bands(width, inputs):
-            # Each candidate is made from a schedule of its own.
-            schedule, operator = _match(func, target) or matched
-            _compute_bands(schedule, operator, band, vector_unit(target).lanes)
-            yield schedule
+            return None
+        schedule, operator = matched
+        alone = not operator.producers and not operator.followers
+        return matched if alone and _is_matrix_product(schedule, operator.reduction) else None
 
+    def ways(self, schedule: Schedule, operator: FusedOperator, _: Target) -> list[Band]:
+        """The `bands` of the product's shape."""
+        _batch, width, inputs = extents(schedule, operator.reduction)
+        return bands(width, inputs)
 
-def _match(func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
-    schedule = static_schedule(func, target, "SSR")
-    operator = fused_operator(schedule) if schedule is not None else None
-    if schedule is None or operator is None or operator.producers or operator.followers:
-        return None
-    return (schedule, operator) if _is_matrix_product(schedule, operator.reduction) else None
+    def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Band, target: Target) -> None:
+        """Computes band by band."""
+        _compute_bands(schedule, operator, way, vector_unit(target).lanes)
 
 
 def bands(width: int, inputs: int) -> list[Band]:

@@ -5,7 +5,6 @@ that stays in the cache; there the channels of a pixel are neighbours, and no st
 over channels, and neighbouring pixels are computed at once, so that the weights are loaded once for all of them.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -15,14 +14,12 @@ from tvm.target import Target
 from tvm_passes.relax.schedules.base.blocks import (
     FusedOperator,
     extents,
-    fused_operator,
     largest_divisor,
-    schedule_elementwise,
-    static_schedule,
     widest_vector,
 )
-from tvm_passes.relax.schedules.base.convolution_match import is_convolution
+from tvm_passes.relax.schedules.base.convolution_match import input_shape, is_depthwise, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 
 # Bytes of the input of a task: less than the first-level cache of most cores, and than their second-level cache.
@@ -45,34 +42,22 @@ class Sharing:
     lanes: int
 
 
-class DepthwiseConvolution(DesignSpaceRule):
+class DepthwiseConvolution(DesignSpaceRule[FusedOperator, Sharing]):
     """Matches an NHWC convolution in which each output channel reads the input channel of the same number."""
 
-    def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
-        """The convolution with each of `sharings`."""
-        matched = _match(func, target)
-        if matched is None:
-            return
-        unit = vector_unit(target)
-        schedule, operator = matched
-        _, height, width, _ = map(int, schedule.get(operator.reduction).reads[0].source.shape)
-        for sharing in sharings(extents(schedule, operator.reduction)[:4], (height, width), unit):
-            # Each candidate is made from a schedule of its own.
-            schedule, operator = _match(func, target) or matched
-            _compute(schedule, operator, sharing, unit)
-            yield schedule
+    def match(self, func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
+        """A schedule of the convolution, what follows it fused."""
+        matched = match_convolution(func, target)
+        return matched if matched is not None and is_depthwise(*matched) else None
 
+    def ways(self, schedule: Schedule, operator: FusedOperator, target: Target) -> list[Sharing]:
+        """The `sharings` of the convolution's shape."""
+        _, height, width, _ = input_shape(schedule, operator)
+        return sharings(extents(schedule, operator.reduction)[:4], (height, width), vector_unit(target))
 
-def _match(func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
-    schedule = static_schedule(func, target, "SSSSRRR")
-    operator = fused_operator(schedule) if schedule is not None else None
-    if schedule is None or operator is None or not is_convolution(schedule, operator.reduction):
-        return None
-    channels, *_window, depth = extents(schedule, operator.reduction)[3:]
-    data = schedule.get(operator.reduction).reads[0].source
-    if depth != 1 or channels == 1 or int(data.shape[3]) != channels:
-        return None
-    return schedule, operator
+    def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Sharing, target: Target) -> None:
+        """Shares the work out."""
+        _compute(schedule, operator, way, vector_unit(target))
 
 
 def sharings(output: list[int], padded: tuple[int, int], unit: VectorUnit) -> list[Sharing]:

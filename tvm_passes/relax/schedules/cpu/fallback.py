@@ -5,7 +5,8 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.target import Target
 
-from tvm_passes.relax.schedules.base.blocks import axis_kinds, inline_maps, schedule_elementwise, static_schedule
+from tvm_passes.relax.schedules.base.blocks import axis_kinds, inline_maps, static_schedule
+from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 
 

@@ -8,11 +8,10 @@ from tvm.target import Target
 from tvm_passes.relax.schedules.base.blocks import (
     axis_kinds,
     extent,
-    fused_operator,
     largest_divisor,
-    schedule_elementwise,
-    static_schedule,
+    match_reduction,
 )
+from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 
 
@@ -21,12 +20,10 @@ class PixelReduction(ScheduleRule):
 
     def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
         """The scheduled function, or None if it holds no such reduction of a known shape."""
-        schedule = static_schedule(func, target, "S+R+")
-        if schedule is None:
+        matched = match_reduction(func, target, "S+R+")
+        if matched is None:
             return None
-        operator = fused_operator(schedule)
-        if operator is None:
-            return None
+        schedule, operator = matched
         kinds = axis_kinds(schedule, operator.reduction)
         statement = schedule.get(operator.reduction)
         channel = statement.iter_vars[kinds.count("S") - 1].var

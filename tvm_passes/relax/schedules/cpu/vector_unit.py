@@ -1,6 +1,7 @@
 """What a schedule must know of a CPU: the width of its vectors and how many of them it holds in registers."""
 
 from dataclasses import dataclass
+from functools import cache
 
 from tvm.target import Target
 from tvm.target.codegen import target_has_features
@@ -20,6 +21,7 @@ class VectorUnit:
     """Multiply-adds of whole registers that a core starts in a cycle."""
 
 
+@cache  # A target's features are asked for with every candidate, and each answer takes half a millisecond.
 def vector_unit(target: Target) -> VectorUnit:
     """The vector unit of an llvm target, read from its `mcpu`, `mattr` and `mtriple`.
 

@@ -9,7 +9,6 @@ The work is shared out in one of two ways:
                      weights, once; for weights that caches do not hold
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -44,7 +43,7 @@ class Sharing:
 
 
 @dataclass(frozen=True)
-class _Steps:
+class Steps:
     """The blocks of a Winograd convolution, in the order of the function."""
 
     padded: SBlockRV
@@ -55,37 +54,53 @@ class _Steps:
     output: SBlockRV
 
 
-class WinogradConvolution(DesignSpaceRule):
+class WinogradConvolution(DesignSpaceRule[Steps, Sharing]):
     """Matches a Winograd convolution, with or without elementwise operators of its shape behind it."""
 
-    def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
-        """The convolution with each of `sharings`."""
+    def match(self, func: tirx.PrimFunc, target: Target) -> tuple[Schedule, Steps] | None:
+        """A schedule of the convolution, what follows it inlined but for the last."""
         schedule = static_schedule(func, target, "SSSSSR")
-        if schedule is None or not _is_annotated(schedule) or not _keeps_shape(schedule):
-            return
+        blocks = blocks_of(schedule) if schedule is not None else []
+        if schedule is None or not any(ANNOTATION in schedule.get(block).annotations for block in blocks):
+            return None
+        padded, data_rows, data_transform, products, output_rows, *outputs = blocks
+        shape = extents(schedule, outputs[0])
+        if any(extents(schedule, block) != shape for block in outputs):
+            return None
+        for block in outputs[:-1]:
+            schedule.compute_inline(block)
+        return schedule, Steps(padded, data_rows, data_transform, products, output_rows, outputs[-1])
+
+    def ways(self, schedule: Schedule, operator: Steps, target: Target) -> list[Sharing]:
+        """The `sharings` of the convolution's shape."""
+        return sharings(
+            extents(schedule, operator.data_transform), extents(schedule, operator.products), vector_unit(target)
+        )
+
+    def apply_way(self, schedule: Schedule, operator: Steps, way: Sharing, target: Target) -> None:
+        """Shares the work out."""
         unit = vector_unit(target)
-        for sharing in _sharings(schedule, unit):
-            # Each candidate is made from a schedule of its own.
-            candidate = Schedule(func)
-            _schedule(candidate, sharing, unit)
-            yield candidate
+        for block in (operator.data_transform, operator.products):
+            schedule.storage_align(block, 0, 1, 128, 16)
+        task = _share_output(schedule, operator, way.rows, unit)
+        if way.rows:
+            for block in (operator.products, operator.data_transform):
+                schedule.compute_at(block, task, preserve_unit_loops=True)
+        _transform_data(schedule, operator, None if way.rows == 0 else task, unit)
+        _multiply(schedule, operator.products, way, unit)
 
 
-def _is_annotated(schedule: Schedule) -> bool:
-    return any(ANNOTATION in schedule.get(block).annotations for block in blocks_of(schedule))
+def sharings(transform: list[int], products: list[int], unit: VectorUnit) -> list[Sharing]:
+    """The ways to share a convolution out that are worth a measurement, the one that is likely fastest first.
 
-
-def _keeps_shape(schedule: Schedule) -> bool:
-    """Whether what follows the convolution is of its shape."""
-    output, *behind = blocks_of(schedule)[5:]
-    return all(extents(schedule, block) == extents(schedule, output) for block in behind)
-
-
-def _sharings(schedule: Schedule, unit: VectorUnit) -> list[Sharing]:
-    """The ways to share a convolution out that are worth a measurement, the one that is likely fastest first."""
-    _padded, _rows, transform, products, *_ = blocks_of(schedule)
-    side, _, batch, rows, columns, inputs = extents(schedule, transform)
-    *_, blocks, lanes, _ = extents(schedule, products)
+    Args:
+        transform: the extents of the transform of the data: m + 2, m + 2, batch, rows and columns of tiles, channels.
+        products: the extents of the matrix products: m + 2, m + 2, tiles, blocks of output channels, channels of one,
+            input channels.
+        unit: of the CPU.
+    """
+    side, _, batch, rows, columns, inputs = transform
+    *_, blocks, lanes, _ = products
     weight_bytes = 4 * side * side * inputs * blocks * lanes
     row_bytes = 4 * side * side * columns * (inputs + blocks * lanes)  # Of a row of tiles, and of its products.
 
@@ -109,22 +124,7 @@ def _sharings(schedule: Schedule, unit: VectorUnit) -> list[Sharing]:
     return [sharing for _, sharing in sorted(found, key=lambda one: one[0])]
 
 
-def _schedule(schedule: Schedule, sharing: Sharing, unit: VectorUnit) -> None:
-    padded, data_rows, data_transform, products, output_rows, *outputs = blocks_of(schedule)
-    for block in outputs[:-1]:
-        schedule.compute_inline(block)
-    step = _Steps(padded, data_rows, data_transform, products, output_rows, outputs[-1])
-    for block in (data_transform, products):
-        schedule.storage_align(block, 0, 1, 128, 16)
-    task = _share_output(schedule, step, sharing.rows, unit)
-    if sharing.rows:
-        for block in (step.products, step.data_transform):
-            schedule.compute_at(block, task, preserve_unit_loops=True)
-    _transform_data(schedule, step, None if sharing.rows == 0 else task, unit)
-    _multiply(schedule, step.products, sharing, unit)
-
-
-def _share_output(schedule: Schedule, step: _Steps, rows: int, unit: VectorUnit) -> LoopRV:
+def _share_output(schedule: Schedule, step: Steps, rows: int, unit: VectorUnit) -> LoopRV:
     """Computes the output tile by tile; returns the loop of tasks."""
     tile = int(schedule.get(step.products).annotations[ANNOTATION])
     lanes = extents(schedule, step.products)[4]
@@ -144,7 +144,7 @@ def _share_output(schedule: Schedule, step: _Steps, rows: int, unit: VectorUnit)
     return task
 
 
-def _transform_data(schedule: Schedule, step: _Steps, task: LoopRV | None, unit: VectorUnit) -> None:
+def _transform_data(schedule: Schedule, step: Steps, task: LoopRV | None, unit: VectorUnit) -> None:
     """Schedules padding and the transform of the data, inside the loop of tasks, or before it as loops of their own."""
     element_y, element_x, n, row, column, channel = schedule.get_loops(step.data_transform)[-6:]
     # Whole cache lines of the channels, so that the rows of a line are done while it is near.

@@ -7,7 +7,7 @@ weights and store results together and share their inputs. Nothing goes through 
 memory.
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -20,12 +20,10 @@ from tvm_passes.relax.schedules.base.blocks import (
     FusedOperator,
     extent,
     extents,
-    fused_operator,
     largest_divisor,
-    static_schedule,
     widest_vector,
 )
-from tvm_passes.relax.schedules.base.convolution_match import is_convolution
+from tvm_passes.relax.schedules.base.convolution_match import input_shape, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.gpu.elementwise import VECTOR, bind_elementwise
 from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits
@@ -41,41 +39,35 @@ class Tile:
     channel_threads: int
 
 
-class Convolution(DesignSpaceRule):
+class Convolution(DesignSpaceRule[FusedOperator, Tile]):
     """Matches one NHWC convolution, with or without padding in front and elementwise operators behind it."""
 
-    def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
-        """The convolution with each of `tiles`."""
-        matched = match_convolution(func, target)
-        if matched is None:
-            return
-        limits = gpu_limits(target)
-        n, y, x, channels, *_window, depth = extents(matched[0], matched[1].reduction)
-        if n * y * x == 1:
-            return  # One pixel is a dense layer, which has too few outputs for tiles.
-        groups = input_channels(*matched) // depth
-        for tile in tiles(n * y * x, channels, groups, limits):
-            # Each candidate is made from a schedule of its own.
-            schedule, operator = match_convolution(func, target) or matched
-            inputs = _flatten_pixels(schedule, operator, tile, groups)
-            _tile(schedule, operator, inputs, tile)
-            for block in operator.followers:
-                bind_elementwise(schedule, block, limits)
-            yield schedule
+    def match(self, func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
+        """A schedule of the convolution, what follows it fused."""
+        matched = match_convolution(func, target, device="gpu")
+        # One pixel is a dense layer, which has too few outputs for tiles.
+        return matched if matched is not None and _pixels(*matched) > 1 else None
+
+    def ways(self, schedule: Schedule, operator: FusedOperator, target: Target) -> list[Tile]:
+        """The `tiles` of the convolution's shape."""
+        channels = extents(schedule, operator.reduction)[3]
+        return tiles(_pixels(schedule, operator), channels, _groups(schedule, operator), gpu_limits(target))
+
+    def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Tile, target: Target) -> None:
+        """Computes a tile a thread."""
+        inputs = _flatten_pixels(schedule, operator, way, _groups(schedule, operator))
+        _tile(schedule, operator, inputs, way)
+        for block in operator.followers:
+            bind_elementwise(schedule, block, gpu_limits(target))
 
 
-def match_convolution(func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
-    """A schedule of a convolution for a GPU, its elementwise operators fused; None if the function is another."""
-    schedule = static_schedule(func, target, "SSSSRRR", device="gpu")
-    operator = fused_operator(schedule) if schedule is not None else None
-    if schedule is None or operator is None or not is_convolution(schedule, operator.reduction):
-        return None
-    return schedule, operator
+def _pixels(schedule: Schedule, operator: FusedOperator) -> int:
+    """Of the output, of all images."""
+    return math.prod(extents(schedule, operator.reduction)[:3])
 
 
-def input_channels(schedule: Schedule, operator: FusedOperator) -> int:
-    """The channels of a convolution's input, those of all groups."""
-    return int(schedule.get(operator.reduction).reads[0].source.shape[3])
+def _groups(schedule: Schedule, operator: FusedOperator) -> int:
+    return input_shape(schedule, operator)[3] // extents(schedule, operator.reduction)[6]
 
 
 def tiles(pixels: int, channels: int, groups: int, limits: GpuLimits) -> list[Tile]:

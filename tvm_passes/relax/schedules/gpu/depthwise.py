@@ -4,7 +4,7 @@ A thread computes neighbouring pixels of a row in one vector of channels, so tha
 threads side by side own channels side by side.
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -12,8 +12,8 @@ from tvm.s_tir import Schedule
 from tvm.target import Target
 
 from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents
+from tvm_passes.relax.schedules.base.convolution_match import is_depthwise, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
-from tvm_passes.relax.schedules.gpu.convolution import input_channels, match_convolution
 from tvm_passes.relax.schedules.gpu.elementwise import VECTOR, bind_elementwise, bind_flat
 from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits
 
@@ -26,25 +26,25 @@ class Tile:
     channels: int
 
 
-class DepthwiseConvolution(DesignSpaceRule):
+class DepthwiseConvolution(DesignSpaceRule[FusedOperator, Tile]):
     """Matches an NHWC convolution in which each output channel reads the input channel of the same number."""
 
-    def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
-        """The convolution with each of `tiles`."""
-        matched = match_convolution(func, target)
-        if matched is None:
-            return
+    def match(self, func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
+        """A schedule of the convolution, what follows it fused."""
+        matched = match_convolution(func, target, device="gpu")
+        return matched if matched is not None and is_depthwise(*matched) else None
+
+    def ways(self, schedule: Schedule, operator: FusedOperator, target: Target) -> list[Tile]:
+        """The `tiles` of the convolution's shape."""
+        n, y, x, channels, *_ = extents(schedule, operator.reduction)
+        return tiles(n * y, x, channels, gpu_limits(target))
+
+    def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Tile, target: Target) -> None:
+        """Computes a tile a thread."""
         limits = gpu_limits(target)
-        n, y, x, channels, *_window, depth = extents(matched[0], matched[1].reduction)
-        if depth != 1 or channels == 1 or input_channels(*matched) != channels:
-            return
-        for tile in tiles(n * y, x, channels, limits):
-            # Each candidate is made from a schedule of its own.
-            schedule, operator = match_convolution(func, target) or matched
-            _tile(schedule, operator, tile, n * y * x * channels, limits)
-            for block in operator.followers:
-                bind_elementwise(schedule, block, limits)
-            yield schedule
+        _tile(schedule, operator, way, limits)
+        for block in operator.followers:
+            bind_elementwise(schedule, block, limits)
 
 
 def tiles(rows: int, width: int, channels: int, limits: GpuLimits) -> list[Tile]:
@@ -69,13 +69,14 @@ def tiles(rows: int, width: int, channels: int, limits: GpuLimits) -> list[Tile]
     return sorted(candidates, key=lambda tile: (cost(tile), tile.pixels))
 
 
-def _tile(schedule: Schedule, operator: FusedOperator, tile: Tile, total: int, limits: GpuLimits) -> None:
+def _tile(schedule: Schedule, operator: FusedOperator, tile: Tile, limits: GpuLimits) -> None:
     for block in operator.producers:
         schedule.compute_inline(block)
     n, y, x, o, ky, kx, i = schedule.get_loops(operator.reduction)
     outer_pixels, pixel = schedule.split(x, [None, tile.pixels])
     vectors, vector = schedule.split(o, [None, tile.channels])
     schedule.reorder(n, y, outer_pixels, vectors, i, ky, kx, pixel, vector)
+    total = math.prod(extents(schedule, operator.reduction)[:4])
     threads = bind_flat(schedule, [n, y, outer_pixels, vectors], total // (tile.pixels * tile.channels), limits)
     schedule.reverse_compute_at(operator.output, threads, preserve_unit_loops=True)
     for block in (operator.reduction, operator.output):

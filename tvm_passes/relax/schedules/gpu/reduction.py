@@ -5,14 +5,13 @@ GPU busy, several threads share an output and join their parts through shared me
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.target import Target
 
-from tvm_passes.relax.schedules.base.blocks import FusedOperator, axis_kinds, extents, fused_operator, static_schedule
+from tvm_passes.relax.schedules.base.blocks import FusedOperator, axis_kinds, extents, match_reduction
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.gpu.elementwise import bind_elementwise
 from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits
@@ -26,31 +25,24 @@ class Share:
     threads: int
 
 
-class Reduction(DesignSpaceRule):
+class Reduction(DesignSpaceRule[FusedOperator, Share]):
     """Matches one reduction with elementwise operators behind it."""
 
-    def candidates(self, func: tirx.PrimFunc, target: Target) -> Iterator[Schedule]:
-        """The reduction with each of `shares`."""
-        matched = _match(func, target)
-        if matched is None:
-            return
-        schedule, operator = matched
-        limits = gpu_limits(target)
+    def match(self, func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
+        """A schedule of the reduction, what follows it fused."""
+        return match_reduction(func, target, "S+R+", device="gpu")
+
+    def ways(self, schedule: Schedule, operator: FusedOperator, target: Target) -> list[Share]:
+        """The `shares` of the reduction's shape."""
         spatial = axis_kinds(schedule, operator.reduction).count("S")
         shape = extents(schedule, operator.reduction)
-        for share in shares(math.prod(shape[:spatial]), math.prod(shape[spatial:]), limits):
-            # Each candidate is made from a schedule of its own.
-            schedule, operator = _match(func, target) or matched
-            _share(schedule, operator, spatial, share)
-            for block in operator.followers:
-                bind_elementwise(schedule, block, limits)
-            yield schedule
+        return shares(math.prod(shape[:spatial]), math.prod(shape[spatial:]), gpu_limits(target))
 
-
-def _match(func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
-    schedule = static_schedule(func, target, "S+R+", device="gpu")
-    operator = fused_operator(schedule) if schedule is not None else None
-    return (schedule, operator) if schedule is not None and operator is not None else None
+    def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Share, target: Target) -> None:
+        """Shares the outputs out among threads."""
+        _share(schedule, operator, way)
+        for block in operator.followers:
+            bind_elementwise(schedule, block, gpu_limits(target))
 
 
 def shares(outputs: int, steps: int, limits: GpuLimits) -> list[Share]:
@@ -77,7 +69,8 @@ def shares(outputs: int, steps: int, limits: GpuLimits) -> list[Share]:
     return sorted(set(candidates), key=lambda share: (cost(share), share.threads, share.outputs))
 
 
-def _share(schedule: Schedule, operator: FusedOperator, spatial: int, share: Share) -> None:
+def _share(schedule: Schedule, operator: FusedOperator, share: Share) -> None:
+    spatial = axis_kinds(schedule, operator.reduction).count("S")
     for block in operator.producers:
         schedule.compute_inline(block)
     loops = schedule.get_loops(operator.reduction)
