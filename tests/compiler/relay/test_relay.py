@@ -21,6 +21,7 @@ from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import FOLD_MODES, FoldMode, compile_bundle
+from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
@@ -214,7 +215,7 @@ def test_a_process_that_dies_is_an_error_that_says_how(relay: None) -> None:
 
 
 def test_a_failure_inside_tvm_shows_its_last_words(relay: None, tmp_path: Path) -> None:
-    with relay_process() as process, pytest.raises(UserError, match=r"ended with status 1(.|\n)*such_kind"):
+    with compiler_process() as process, pytest.raises(UserError, match=r"ended with status 1(.|\n)*such_kind"):
         process.call("compile", str(shipped_bundle()), str(tmp_path), {"kind": "such_kind"}, ["cc"], "switch", 1, None)
 
 
