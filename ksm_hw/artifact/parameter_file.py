@@ -18,6 +18,7 @@ from ksm_hw.artifact.manifest import Manifest
 from ksm_hw.artifact.parameters import task_parameters
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.task_pack import TaskPack
+from tvm_passes.parameters import mask_part_of
 
 ALIGNMENT = 64  # Bytes; what TVM aligns tensors to.
 _SAFETENSORS_DTYPES = {"F32": "float32", "U8": "uint8", "I32": "int32"}
@@ -92,7 +93,7 @@ def held_arrays(folder: Path, files: Iterable[str]) -> Held:
 
 def _held_halves(name: str, array: npt.NDArray[np.generic], pack: TaskPack, held: Held) -> StoredArray | None:
     """Where an array of soft values' codes lies, if that has 4 bits for each."""
-    _, layer, part = name.split("/") if name.startswith("mask/") else ("", "", "")
+    layer, part = mask_part_of(name) or ("", None)
     if part != "scale" or pack.masks[layer].scale_bits != 4:
         return None
     codes = pack.masks[layer].scale

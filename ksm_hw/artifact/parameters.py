@@ -1,4 +1,11 @@
-"""The arrays that a compiled function takes for a task, by the names that FoldTaskMask gave its parameters."""
+"""The parameters of an artifact's functions: what compiler and runtime agree on.
+
+A function takes, by these names and in the order of the manifest's entry:
+
+    a tensor of the network, by its name in the state dict: the backbone's weights, and BatchNorms
+    head/weight, head/bias        the classifier's, whatever the network calls it
+    mask/<layer>/<part>           of each masked layer: `tvm_passes.parameters`, which the passes make them by
+"""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,11 +14,9 @@ import numpy.typing as npt
 
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, soft_codes, soft_values
 from ksm_hw.masks.task_pack import TaskPack
+from tvm_passes.parameters import FEWEST_SOFT_VALUES, MaskPart, mask_part_of
 
-# The names of the head's parameters, whatever the network calls them.
 HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
-
-FEWEST_SOFT_VALUES = 8  # What the compiled functions read at once; zeros stand behind fewer.
 
 
 def task_parameters(
@@ -20,7 +25,7 @@ def task_parameters(
     """The arrays of a task, in the order of the names.
 
     Args:
-        names: `mask/<layer>/bits|scale|row_start|scale_range`, `head/weight`, `head/bias`, or a tensor of the network.
+        names: of the parameters.
         pack: the task.
         backbone: the tensors that tasks share; a BatchNorm that the task learned comes from the pack.
         classes: outputs of the compiled head; a task with fewer gets zeros behind its own.
@@ -30,32 +35,32 @@ def task_parameters(
 
 def is_shared(name: str, pack: TaskPack) -> bool:
     """Whether a parameter is the backbone's, the same for all tasks."""
-    return not name.startswith(("mask/", "head/")) and name not in pack.batch_norms
+    return mask_part_of(name) is None and name not in (HEAD_WEIGHT, HEAD_BIAS) and name not in pack.batch_norms
 
 
 def _parameter(
     name: str, pack: TaskPack, backbone: Mapping[str, npt.NDArray[np.float32]], classes: int
 ) -> npt.NDArray[np.generic]:
-    if name.startswith("mask/"):
-        _, layer, part = name.split("/")
+    if (masked := mask_part_of(name)) is not None:
+        layer, part = masked
         return _mask_part(pack.masks[layer], part)
-    if name.startswith("head/"):
+    if name in (HEAD_WEIGHT, HEAD_BIAS):
         own = pack.head_weight if name == HEAD_WEIGHT else pack.head_bias
-        padded = np.zeros((classes, *own.shape[1:]), np.float32)
+        padded = np.zeros((classes, *own.shape[1:]), own.dtype)
         padded[: len(own)] = own
         return padded
     return pack.batch_norms[name] if name in pack.batch_norms else backbone[name]
 
 
-def _mask_part(mask: PackedMask, part: str) -> npt.NDArray[np.generic]:
+def _mask_part(mask: PackedMask, part: MaskPart) -> npt.NDArray[np.generic]:
     match part:
         case "bits":
             return mask.bits
         case "scale":
             values = soft_codes(mask) if mask.coded else soft_values(mask)
             return np.pad(values, (0, max(0, FEWEST_SOFT_VALUES - len(values))))
-        case "scale_range":
-            return np.array(mask.scale_range if mask.coded else (0, 1), np.float32)
-        case _:
+        case "row_start":
             zeros = (~binary_mask(mask)).reshape(mask.shape[0], -1).sum(axis=1)
             return (np.cumsum(zeros) - zeros).astype(np.int32)
+        case "scale_range":
+            return np.array(mask.scale_range if mask.coded else (0, 1), np.float32)

@@ -24,7 +24,7 @@ from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.reaching import WAIT, known_boards
-from ksm_hw.compiler.build import build_executable, export_library
+from ksm_hw.compiler.build import Built, build_executable, export_library
 from ksm_hw.compiler.tuning.candidate_process import prepare_process
 from ksm_hw.errors import UserError
 from ksm_hw.runtime.machine import available_cores
@@ -210,7 +210,7 @@ def _build(
     with tvm_target:
         executable = build_executable(module, tvm_target, architectures)
     # Linked here, not on the board, which has no linker.
-    export_library(executable, Path(path), architecture)
+    export_library(Built(executable), Path(path), architecture)
 
 
 def _measure(library: _Library, board: BoardAddress | None, threads: int) -> list[float]:

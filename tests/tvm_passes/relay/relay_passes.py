@@ -1,6 +1,7 @@
 """The passes for Relay, in Relay's environment: `test_relay.py` runs this file with its Python."""
 
 import os
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,6 +9,19 @@ import tvm
 from tvm import relay
 from tvm.contrib.graph_executor import GraphModule
 
+from ksm_hw.artifact.parameters import task_parameters
+from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.soft_mask import (
+    GRANULARITIES,
+    GROUP_SIZE,
+    Granularity,
+    PackedMask,
+    ScaleBits,
+    mask_shape,
+    pack_mask,
+)
+from ksm_hw.masks.task_pack import TaskPack
+from tvm_passes.parameters import FEWEST_SOFT_VALUES, mask_parameters
 from tvm_passes.relay.fold_task_mask import FoldTaskMask, MaskLayout
 from tvm_passes.relay.lift_weights import lift_weights
 from tvm_passes.relay.pipeline import build_settings, fold_tasks, same
@@ -78,6 +92,15 @@ def mask_arguments(mask: np.ndarray, layout: MaskLayout) -> dict[str, np.ndarray
     }
 
 
+def mask_arrays(mask: PackedMask) -> list[np.ndarray]:
+    """What the runtime makes of a task with this mask of the layer `conv`, in the order of `mask_parameters`."""
+    head = np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
+    preprocessing = Preprocessing(8, 8, "bilinear", (0, 0, 0), (1, 1, 1))
+    pack = TaskPack("task", ("a",), "random", "kernel", "small", "", preprocessing, {"conv": mask}, {}, *head)
+    names = [parameter.name for parameter in mask_parameters("conv", mask.shape, mask.coded, None)]
+    return task_parameters(names, pack, {}, 1)
+
+
 @pytest.mark.parametrize(("groups", "bias", "twice"), CASES)
 def test_a_mask_and_a_batch_norm_become_ops_on_weights(groups: int, bias: bool, twice: bool) -> None:
     before = network(groups, bias, twice)
@@ -98,6 +121,29 @@ def test_a_mask_and_a_batch_norm_become_ops_on_weights(groups: int, bias: bool, 
     # Without the mask the result is another: the comparison sees it.
     (unmasked,) = run(before, arguments)
     assert np.abs(unmasked - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("scale_bits", get_args(ScaleBits))
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_tasks_arrays_are_of_the_types_that_the_passes_made(granularity: Granularity, scale_bits: ScaleBits) -> None:
+    soft = np.full(mask_shape((8, 4, 3, 3), granularity), 0.0 if scale_bits == 0 else 0.25, np.float32)
+    soft[0] = 1
+    mask = pack_mask(soft, scale_bits)
+    most = max(FEWEST_SOFT_VALUES, int((soft != 1).sum()))
+    before = network()
+    layout = MaskLayout(mask.shape, GROUP_SIZE if granularity == "group" else 1, mask.coded, most)
+    folded = fold_tasks(before, {"conv": layout}, X86)
+    assert folded.rewrite is not None
+    stated = mask_parameters("conv", mask.shape, mask.coded, most)
+    names = [parameter.name for parameter in stated]
+    assert list(folded.parameters) == [variable.name_hint for variable in before["main"].params[1:]] + names
+    made = [variable.checked_type for variable in folded.rewrite["main"].params][-len(names) :]
+    assert [(tuple(map(int, ty.shape)), ty.dtype) for ty in made] == [(one.shape, one.dtype) for one in stated]
+    assert [array.dtype.name for array in mask_arrays(mask)] == [one.dtype for one in stated]
+    for parameter, array in zip(stated, mask_arrays(mask), strict=True):
+        # A binary mask has no soft values: the session fills up, as for tasks with fewer than the most.
+        filled_up = parameter.name.endswith("/scale") and scale_bits == 0
+        assert array.shape == ((FEWEST_SOFT_VALUES,) if filled_up else parameter.shape)
 
 
 def test_main_has_no_op_on_weights() -> None:
