@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ksm_hw.boards.address import BoardAddress
-from ksm_hw.boards.board import connected_board
 from ksm_hw.runtime.any_session import AnySession
 from ksm_hw.runtime.local_session import local_session
 
@@ -21,5 +20,7 @@ def open_session(artifact: Path, board: BoardAddress | None = None, threads: int
         with local_session(artifact, threads) as session:
             yield session
         return
+    from ksm_hw.boards.board import connected_board
+
     with connected_board(board) as connected:
         yield connected.load(artifact, threads)

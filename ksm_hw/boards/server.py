@@ -65,13 +65,11 @@ def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda
     Raises:
         UserError: TVM's server does not start: the port is taken, or the tracker does not answer.
     """
-    # Only the runtime: without this TVM's bindings load the compiler, 150 MB that a board does not need.
-    os.environ["TVM_USE_RUNTIME_LIB"] = "1"
     # What is measured without a `Session`, as a tune does, shall use all cores; TVM takes half of an x86-64 machine's.
     os.environ.setdefault("TVM_NUM_THREADS", str(available_cores()))
-    from ksm_hw.runtime.without_torch import hide_torch
+    from ksm_hw.runtime.tvm_import import import_tvm_runtime
 
-    hide_torch()
+    import_tvm_runtime()
     import tvm
     from tvm.rpc.server import Server
 

@@ -44,7 +44,7 @@ def profile(
     time in which the machine could do the operator's work at best, by the time that it took. It is left out for boards
     and GPUs.
     """
-    from ksm_hw.runtime.without_torch import hide_torch
+    from ksm_hw.runtime.tvm_import import hide_torch
 
     hide_torch()
     from ksm_hw.boards.address import board_address

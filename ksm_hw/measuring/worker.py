@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksm_hw.runtime.child_process import ParentProcess
-from ksm_hw.runtime.without_torch import hide_torch
+from ksm_hw.runtime.tvm_import import hide_torch
 
 if TYPE_CHECKING:
     from ksm_hw.runtime.device_session import DeviceSession

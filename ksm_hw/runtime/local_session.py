@@ -22,7 +22,7 @@ def local_session(artifact: Path, threads: int | None = None) -> Iterator[AnySes
         return
     from ksm_hw.runtime.session import Session
 
-    yield Session.load(artifact, threads=threads)
+    yield Session.open(artifact, manifest, threads=threads)
 
 
 @contextlib.contextmanager

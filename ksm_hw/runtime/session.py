@@ -22,11 +22,9 @@ from ksm_hw.artifact.manifest import LIBRARY, Manifest, read_manifest
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import load_bundle, task_of
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.runtime.cuda import require_cuda_gpu
 from ksm_hw.runtime.device_failures import device_failures
 from ksm_hw.runtime.device_session import DeviceSession, Tensors, bytes_of, start_threads, upload_parameters
 from ksm_hw.runtime.machine import check_cpu_features
-from ksm_hw.runtime.opencl.load import load_opencl_runtime
 
 
 class Session(DeviceSession):
@@ -78,9 +76,15 @@ class Session(DeviceSession):
             UserError: the artifact is missing, incomplete or damaged, or this machine cannot run it.
         """
         folder = Path(artifact)
+        return cls.open(folder, read_manifest(folder), threads=threads, keep=keep, budget=budget)
+
+    @classmethod
+    def open(
+        cls, folder: Path, manifest: Manifest, *, threads: int | None = None, keep: int = 1, budget: int | None = None
+    ) -> "Session":
+        """As `load`, of an artifact whose files were checked when its manifest was read."""
         if keep < 1:
             raise UserError(f"keep={keep}: at least the current task's weights are held, so keep must be 1 or more.")
-        manifest = read_manifest(folder)
         if manifest.ir != "relax":
             raise UserError(
                 f"{folder} was compiled through Relay, which runs in a process of its own. Open it with "
@@ -232,6 +236,10 @@ def prepare_device(device: str) -> None:
         UserError: it is not there.
     """
     if device == "cuda":
+        from ksm_hw.runtime.cuda import require_cuda_gpu
+
         require_cuda_gpu()
     if device == "opencl":
+        from ksm_hw.runtime.opencl.load import load_opencl_runtime
+
         load_opencl_runtime()

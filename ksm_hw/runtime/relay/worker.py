@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ksm_hw.runtime.any_session import AnySession
 from ksm_hw.runtime.child_process import ParentProcess
-from ksm_hw.runtime.without_torch import hide_torch
+from ksm_hw.runtime.tvm_import import hide_torch
 
 
 class _Worker:
