@@ -28,9 +28,6 @@ from tvm_passes.parameters import FEWEST_SOFT_VALUES
 from tvm_passes.relay.fold_task_mask import MaskLayout
 from tvm_passes.relay.pipeline import Folded, ModuleContent, build_settings, fold_tasks, same
 
-# TVM asks its library for its build flags, a hundred strings, for every kernel that it lowers.
-te_compiler.libinfo = functools.cache(te_compiler.libinfo)
-
 
 @dataclasses.dataclass(frozen=True)
 class _Library:
@@ -66,6 +63,7 @@ def compile_tasks(
         UserError: there is no such network, a task's head does not fit, the linker fails, or the records are damaged or
             have none of the network's operators.
     """
+    ask_for_build_flags_once()
     tvm_target = tvm_target_of(target)
     on_step("lower")
     network = lower_backbone(bundle.backbone, most_classes(bundle), batch, common_image_size(bundle))
@@ -90,6 +88,15 @@ def tvm_target_of(target: Mapping[str, Any]) -> tvm.target.Target:
     """The target for TVM 0.19, which does not see by the triple that it has schedules for ARM."""
     arm = target["kind"] == "llvm" and architecture_of(target) == "aarch64"
     return tvm.target.Target({**target, "device": "arm_cpu", "keys": ["arm_cpu", "cpu"]} if arm else dict(target))
+
+
+@functools.cache
+def ask_for_build_flags_once() -> None:
+    """Lets TVM's compiler in this process ask its library for its build flags, a hundred strings, once.
+
+    Left alone it asks for them for every kernel that it lowers.
+    """
+    te_compiler.libinfo = functools.cache(te_compiler.libinfo)
 
 
 _Part = tuple[dict[str, TaskEntry], dict[str, _Library]]
