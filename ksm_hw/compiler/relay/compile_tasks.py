@@ -14,7 +14,7 @@ from tvm import relay
 from tvm.relay.backend import te_compiler
 
 from ksm_hw.artifact.manifest import TaskEntry
-from ksm_hw.artifact.parameters import HEAD_WEIGHT, task_parameters
+from ksm_hw.artifact.parameters import FEWEST_SOFT_VALUES, HEAD_WEIGHT, task_parameters
 from ksm_hw.compiler.compiled import FoldMode, OnStep, check_heads, common_image_size, group_tasks, most_classes
 from ksm_hw.compiler.relay.lower import lower_backbone
 from ksm_hw.compiler.relay.tuned_schedules import Schedules, tuned_schedules
@@ -24,7 +24,6 @@ from ksm_hw.masks.soft_mask import GROUP_SIZE, binary_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.runtime.relay.session import filled, weights_of
 from ksm_hw.toolchains.linker import architecture_of, link_shared_library
-from tvm_passes.parameters import FEWEST_SOFT_VALUES
 from tvm_passes.relay.fold_task_mask import MaskLayout
 from tvm_passes.relay.pipeline import Folded, ModuleContent, build_settings, fold_tasks, same
 
