@@ -11,7 +11,7 @@ from tvm.s_tir.meta_schedule.database import Database
 
 from ksm_hw.artifact.manifest import LIBRARY, OperatorCost, TaskEntry
 from ksm_hw.artifact.parameters import HEAD_WEIGHT, task_parameters
-from ksm_hw.compiler.build import build_executable, export_library
+from ksm_hw.compiler.build import Builder, Built, build_executable, export_library
 from ksm_hw.compiler.compiled import (
     Compiled,
     FoldMode,
@@ -63,11 +63,12 @@ def compile_through_relax(
     records = open_records(tuned, target).database if tuned is not None else None
     on_step("lower")
     folded = _fold(bundle, batch, tvm.target.Target(dict(target.tvm)), fused=fold == "fused")
+    builder = Builder(tvm.target.Target(dict(target.tvm)), target.architectures)
     parts = _baked(folded, bundle, on_step) if fold == "bake" else iter([(bundle, folded)])
     for part, module in parts:
         planned = _plan(module.module, target, records, on_step)
         on_step("build")
-        executable = build_executable(planned, tvm.target.Target(dict(target.tvm)), target.architectures)
+        built = builder.build(planned)
         yield Compiled(
             bundle=part,
             tasks={
@@ -79,12 +80,12 @@ def compile_through_relax(
             operators={
                 symbol: OperatorCost(cost.flops, cost.bytes) for symbol, cost in operator_costs(planned).items()
             },
-            export=functools.partial(_export, executable, architecture_of(target.cpu)),
+            export=functools.partial(_export, built, architecture_of(target.cpu)),
         )
 
 
-def _export(executable: tvm.relax.VMExecutable, architecture: str, folder: Path) -> None:
-    export_library(executable, folder / LIBRARY, architecture)
+def _export(built: Built, architecture: str, folder: Path) -> None:
+    export_library(built, folder / LIBRARY, architecture)
 
 
 def _plan(module: tvm.IRModule, target: CompileTarget, records: Database | None, on_step: OnStep) -> tvm.IRModule:

@@ -24,7 +24,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.files import written_file
 from ksm_hw.masks.preprocessing import image_files
 from ksm_hw.masks.soft_mask import mask_shape
-from ksm_hw.masks.task_pack import TaskPack, load_task_pack, read_safetensors_bytes, save_task_pack
+from ksm_hw.masks.task_pack import TaskPack, load_task_pack, read_safetensors_bytes, safetensors_bytes, save_task_pack
 from ksm_hw.state_dicts import packaged_tensors
 
 FORMAT_VERSION = 1
@@ -218,7 +218,7 @@ def save_backbone(tensors: Mapping[str, npt.NDArray[np.float32]], path: Path) ->
         UserError: the file cannot be written.
     """
     with written_file(path) as temporary:
-        temporary.write_bytes(safetensors.numpy.save(dict(tensors)))
+        temporary.write_bytes(safetensors_bytes(tensors))
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:

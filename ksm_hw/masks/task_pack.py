@@ -85,7 +85,7 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
         tensors[f"batch_norm/{name}"] = array
     tensors["head/weight"] = pack.head_weight
     tensors["head/bias"] = pack.head_bias
-    content = safetensors.numpy.save(tensors, metadata={_METADATA_KEY: json.dumps(_header(pack))})
+    content = safetensors_bytes(tensors, {_METADATA_KEY: json.dumps(_header(pack))})
     with written_file(path) as temporary:
         temporary.write_bytes(content)
 
@@ -192,6 +192,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray
             f"{path} is a safetensors file, but no task pack: its metadata has no '{_METADATA_KEY}' header. "
             "Give a file that `ksm-hw train` wrote."
         ) from error
+
+
+def safetensors_bytes(tensors: Mapping[str, npt.NDArray[np.generic]], metadata: dict[str, str] | None = None) -> bytes:
+    """The content of a safetensors file of arrays, of any strides: the library writes memory as it lies."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    return safetensors.numpy.save(contiguous, metadata=metadata)
 
 
 def read_safetensors_bytes(path: Path) -> bytes:

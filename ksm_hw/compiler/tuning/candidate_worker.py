@@ -10,7 +10,7 @@ import tvm
 from tvm import rpc
 
 from ksm_hw.boards.address import BoardAddress
-from ksm_hw.compiler.build import build_executable, export_library
+from ksm_hw.compiler.build import Built, build_executable, export_library
 from ksm_hw.runtime.machine import available_cores
 from ksm_hw.runtime.operator_timing import before_each_run, steady_seconds
 from ksm_hw.runtime.session import prepare_device
@@ -53,7 +53,7 @@ def build_candidate(
     with tvm_target:
         executable = build_executable(module, tvm_target, architectures)
     # Linked here, not on the board, which has no linker.
-    export_library(executable, Path(path), architecture)
+    export_library(Built(executable), Path(path), architecture)
 
 
 def measure_candidate(library: CandidateLibrary, board: BoardAddress | None, threads: int) -> list[float]:
