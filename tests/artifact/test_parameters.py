@@ -22,7 +22,8 @@ from ksm_hw.artifact.parameters import (
 from ksm_hw.compiler.compiled import group_tasks, most_classes
 from ksm_hw.compiler.lower import lower_backbone
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.masks.soft_mask import ScaleBits, pack_mask, unpack_mask
+from ksm_hw.masks.mask_format import ScaleBits
+from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from tvm_passes.parameters import Parameter
 from tvm_passes.relax.kernels.weight_rewrite import LANES

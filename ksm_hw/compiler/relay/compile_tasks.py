@@ -20,7 +20,8 @@ from ksm_hw.compiler.relay.lower import lower_backbone
 from ksm_hw.compiler.relay.tuned_schedules import Schedules, tuned_schedules
 from ksm_hw.compiler.tuning.progress import TunerName
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.masks.soft_mask import GROUP_SIZE, binary_mask
+from ksm_hw.masks.mask_format import group_size
+from ksm_hw.masks.soft_mask import binary_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.runtime.relay.session import filled, weights_of
 from ksm_hw.toolchains.linker import architecture_of, link_shared_library
@@ -202,8 +203,8 @@ def _workspace_bytes(graph: dict[str, Any]) -> int:
 
 def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
     """Without the number of soft values, by which tasks that share functions may differ."""
-    group_size = GROUP_SIZE if pack.granularity == "group" else 1
-    return {layer: MaskLayout(tuple(mask.shape), group_size, mask.coded, 0) for layer, mask in pack.masks.items()}
+    size = group_size(pack.granularity)
+    return {layer: MaskLayout(tuple(mask.shape), size, mask.coded, 0) for layer, mask in pack.masks.items()}
 
 
 def _common_layouts(bundle: Bundle, tasks: Sequence[str]) -> dict[str, MaskLayout]:

@@ -10,16 +10,9 @@ from tvm import relay
 from tvm.contrib.graph_executor import GraphModule
 
 from ksm_hw.artifact.parameters import FEWEST_SOFT_VALUES, MaskPart, task_parameters
+from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits, group_size, mask_shape
 from ksm_hw.masks.preprocessing import Preprocessing
-from ksm_hw.masks.soft_mask import (
-    GRANULARITIES,
-    GROUP_SIZE,
-    Granularity,
-    PackedMask,
-    ScaleBits,
-    mask_shape,
-    pack_mask,
-)
+from ksm_hw.masks.soft_mask import PackedMask, pack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from tvm_passes.relay.fold_task_mask import FoldTaskMask, MaskLayout
 from tvm_passes.relay.lift_weights import lift_weights
@@ -129,7 +122,7 @@ def test_a_tasks_arrays_are_of_the_types_that_the_passes_made(granularity: Granu
     mask = pack_mask(soft, scale_bits)
     most = max(FEWEST_SOFT_VALUES, int((soft != 1).sum()))
     before = network()
-    layout = MaskLayout(mask.shape, GROUP_SIZE if granularity == "group" else 1, mask.coded, most)
+    layout = MaskLayout(mask.shape, group_size(granularity), mask.coded, most)
     folded = fold_tasks(before, {"conv": layout}, X86)
     assert folded.rewrite is not None
     names = [f"mask/conv/{part}" for part in get_args(MaskPart)]
