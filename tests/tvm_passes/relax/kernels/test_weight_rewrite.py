@@ -26,7 +26,8 @@ from torch import nn
 from tvm import relax
 
 from ksm_hw.artifact.parameters import task_parameters
-from ksm_hw.masks.soft_mask import GRANULARITIES, Granularity, ScaleBits, pack_mask, unpack_mask
+from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits
+from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, decoding_table, weight_rewrite
 from tvm_passes.relax.kernels.winograd import transforms
 from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels, schedule_kernels
