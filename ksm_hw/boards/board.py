@@ -10,6 +10,7 @@ import contextlib
 import functools
 import gc
 import json
+import logging
 import re
 import signal
 import time
@@ -29,6 +30,8 @@ from ksm_hw.runtime.remote_session import RemoteSession
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+_log = logging.getLogger(__name__)
 
 PATIENCE = 600.0  # Seconds that a board may take for one answer.
 
@@ -125,7 +128,10 @@ class Board:
         text = (folder / "manifest.json").read_text()
         files = checked_files(json.loads(text)).items()
         names = {kept_name(name, entry["sha256"]): name for name, entry in files}
-        for name in self.call("missing", json.dumps(list(names))):
+        missing = self.call("missing", json.dumps(list(names)))
+        _log.info("board %s keeps %d of the artifact's %d files", self.address, len(names) - len(missing), len(names))
+        for name in missing:
+            _log.debug("%s is sent, %d bytes", names[name], (folder / names[name]).stat().st_size)
             content = bytearray((folder / names[name]).read_bytes())
             self._guarded(functools.partial(self._remote.upload, content, name))
             self.call("keep", name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ def measuring_process(artifact: Path, threads: int | None = None) -> Iterator[Me
     Raises:
         UserError: as `Session.load`, or the process dies.
     """
-    variables = None
+    variables = {**os.environ, "TVM_USE_RUNTIME_LIB": "1"}  # The compiler's memory would count as the runtime's.
     if read_manifest(artifact).ir == "relay":
         from ksm_hw.runtime.relay.environment import process_variables
 

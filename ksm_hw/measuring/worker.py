@@ -32,6 +32,6 @@ class _Worker:
 
 
 if __name__ == "__main__":
-    hide_torch()  # Its memory would count as the runtime's.
+    hide_torch()  # As the compiler's, its memory would count as the runtime's.
     worker = _Worker()
     ParentProcess().serve({"load": worker.load, "measure": worker.measure})

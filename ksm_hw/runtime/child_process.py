@@ -8,6 +8,7 @@ gives something, the child gets it as a `reply`.
 
 import contextlib
 import json
+import logging
 import math
 import os
 import signal
@@ -22,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _LAST_WORDS = 2000  # Characters of what a process that died had written.
 
@@ -118,6 +121,7 @@ def child_process(
             stderr=errors,
             env=variables,
         )
+        _log.info("%s, %d, runs %s", name, process.pid, module)
         try:
             yield ChildProcess(process, errors, name, advice, listeners or {})
         finally:

@@ -2,6 +2,8 @@
 
 import abc
 import contextlib
+import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,10 +17,11 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.runtime.any_session import AnySession
-from ksm_hw.runtime.device_failures import device_failures
 from ksm_hw.runtime.threads import pinned, usable_cores, use_threads
 
 Tensors = Sequence[Any]  # TVM's, on the device.
+
+_log = logging.getLogger(__name__)
 
 
 class DeviceSession(AnySession):
@@ -100,6 +103,17 @@ class DeviceSession(AnySession):
             yield
 
 
+@contextlib.contextmanager
+def device_failures(device: str) -> Iterator[None]:
+    """Around calls of TVM: what it raises, such as for a kernel that a driver does not compile, becomes a UserError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # TVM 0.19 writes the stack of its C++ before the message.
+        message = re.split(r"^\w+Error: ", str(error), flags=re.MULTILINE)[-1]
+        raise UserError(f"The device '{device}' failed: {message}") from error
+
+
 def start_threads(manifest: Manifest, threads: int | None) -> int:
     """Lets TVM's loops in this thread run on some threads, and returns how many.
 
@@ -109,6 +123,8 @@ def start_threads(manifest: Manifest, threads: int | None) -> int:
     """
     threads = threads or min(manifest.cpu.get("num-cores", 1), len(usable_cores(manifest.cores)))
     use_threads(threads, manifest.cores)
+    cores = sorted(usable_cores(manifest.cores))
+    _log.info("%d threads on the cores %s: the target has %s", threads, cores, manifest.cpu.get("num-cores", 1))
     return threads
 
 

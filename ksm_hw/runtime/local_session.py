@@ -1,11 +1,14 @@
 """Opening an artifact's session on this machine."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from ksm_hw.artifact.manifest import Manifest, read_manifest
 from ksm_hw.runtime.any_session import AnySession
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -16,6 +19,7 @@ def local_session(artifact: Path, threads: int | None = None) -> Iterator[AnySes
         UserError: as `Session.load`, or Relay is not installed.
     """
     manifest = read_manifest(artifact)
+    _log.info("%s: %s by %s of TVM %s", artifact, manifest.target, manifest.ir, manifest.tvm_version)
     if manifest.ir == "relay":
         with _relay_session(artifact, manifest, threads) as session:
             yield session

@@ -22,8 +22,14 @@ from ksm_hw.artifact.manifest import LIBRARY, Manifest, read_manifest
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import load_bundle, task_of
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.runtime.device_failures import device_failures
-from ksm_hw.runtime.device_session import DeviceSession, Tensors, bytes_of, start_threads, upload_parameters
+from ksm_hw.runtime.device_session import (
+    DeviceSession,
+    Tensors,
+    bytes_of,
+    device_failures,
+    start_threads,
+    upload_parameters,
+)
 from ksm_hw.runtime.machine import check_cpu_features
 
 

@@ -41,7 +41,7 @@ def import_tvm_runtime() -> None:
         return (lambda kind: kind) if unknown else register(type_key, **options)
 
     # TVM imports it under either name.
-    tvm_ffi.register_object = tvm_ffi.registry.register_object = register_known
+    tvm_ffi.register_object = tvm_ffi.registry.register_object = register_known  # type: ignore[assignment]
     try:
         import tvm
     finally:

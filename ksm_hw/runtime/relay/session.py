@@ -13,8 +13,14 @@ from tvm.contrib.graph_executor import GraphModule
 from ksm_hw.artifact.manifest import Manifest, TaskEntry, read_manifest
 from ksm_hw.masks.bundle import load_bundle, task_of
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.runtime.device_failures import device_failures
-from ksm_hw.runtime.device_session import DeviceSession, Tensors, bytes_of, start_threads, upload_parameters
+from ksm_hw.runtime.device_session import (
+    DeviceSession,
+    Tensors,
+    bytes_of,
+    device_failures,
+    start_threads,
+    upload_parameters,
+)
 from ksm_hw.runtime.machine import check_cpu_features
 from ksm_hw.runtime.relay.opencl.runtime import load_relay_opencl_runtime
 from tvm_passes.relay.names import INPUT, weight_name

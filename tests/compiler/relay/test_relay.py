@@ -25,6 +25,7 @@ from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
+from ksm_hw.measuring.process import measuring_process
 from ksm_hw.report.measure import measure_artifact
 from ksm_hw.report.profile import profile_artifact
 from ksm_hw.report.verify import verify
@@ -183,6 +184,13 @@ def test_what_relay_s_artifacts_are_not_for(relay_artifact: Path) -> None:
         Session.load(relay_artifact)
     with pytest.raises(UserError, match="compiled through Relay"):
         profile_artifact(relay_artifact)
+
+
+def test_calls_are_not_told_apart(relay_artifact: Path) -> None:
+    with measuring_process(relay_artifact) as measured:
+        with pytest.raises(UserError, match=r"not told apart in an artifact of --ir relay\. Use --ir relax"):
+            measured.ask("calls", task="kernel-task", repeats=1)
+        assert len(measured.ask("run", task="kernel-task", repeats=2)) == 2
 
 
 def test_a_missing_library_is_found(relay_artifact: Path, tmp_path: Path) -> None:
