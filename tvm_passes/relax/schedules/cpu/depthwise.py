@@ -11,12 +11,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.target import Target
 
-from tvm_passes.relax.schedules.base.blocks import (
-    FusedOperator,
-    extents,
-    largest_divisor,
-    widest_vector,
-)
+from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, largest_divisor, widest_vector
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, is_depthwise, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type

@@ -5,12 +5,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.target import Target
 
-from tvm_passes.relax.schedules.base.blocks import (
-    axis_kinds,
-    extent,
-    largest_divisor,
-    match_reduction,
-)
+from tvm_passes.relax.schedules.base.blocks import axis_kinds, extent, largest_divisor, match_reduction
 from tvm_passes.relax.schedules.base.precision import widest_type
 from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit

@@ -20,7 +20,7 @@ class GpuLimits:
     block: int
     """Threads that a block has where nothing else decides."""
     result_bytes: int
-    """Results that a thread can hold in registers beside its inputs."""
+    """Bytes of results that a thread can hold in registers beside its inputs."""
     busy: int
     """Threads from which on more of them make nothing faster."""
 
@@ -30,7 +30,11 @@ class GpuLimits:
 
 
 def vector_values(dtype: str) -> int:
-    """Values of a type in the widest load or store of a thread: OpenCL's float4, CUDA's float4."""
+    """Values of a type in the widest load or store of a thread: OpenCL's float4, CUDA's float4.
+
+    Raises:
+        ValueError: as `value_bytes`.
+    """
     return 16 // value_bytes(dtype)
 
 
