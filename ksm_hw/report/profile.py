@@ -8,6 +8,7 @@ operators do not explain of those is the time between operators.
 import contextlib
 import dataclasses
 import json
+import logging
 import re
 import statistics
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ from ksm_hw.runtime.machine import Machine
 
 if TYPE_CHECKING:
     from ksm_hw.artifact.manifest import Manifest, OperatorCost
+
+_log = logging.getLogger(__name__)
 
 ROUNDS = 5  # Into which the runs are divided, watched ones and others in turn.
 
@@ -234,6 +237,8 @@ def _operator(
     seconds = sum(statistics.median(call.seconds) for call in calls)
     known = [costs[call.symbol] for call in calls if call.symbol in costs]
     complete = len(known) == len(calls)
+    if not complete:
+        _log.info("%s: its work is not known, for the manifest does not hold all of its functions", name)
     flops, count = sum(cost.flops for cost in known), sum(cost.bytes for cost in known)
     limits = peak if complete else None
     return OperatorProfile(
