@@ -3,6 +3,55 @@
 One pass over the weight, in parallel over blocks of output channels. A step reads 8 values of each of 8 rows (output
 channels), multiplies them by the rows' masks (`mask_decoding`), turns the 8×8 block over in registers, and writes 8
 vectors of output channels (`weight_storing`). So memory is read and written in whole vectors, and each value once.
+
+What becomes of a single row of 8 masked values, for a CPU without AVX2 (… stands for more of the same):
+
+    zeros = TypeVar("zeros")
+    @T.prim_func(private=True, s_tir=True)
+    def main(weight: T.Buffer((1, 8), "float32"), table: T.Buffer((2304,), "int8"), bits: T.Buffer((1,), "uint8"),
+        scale: T.Buffer((zeros,), "float32"), row_start: T.Buffer((1,), "int32"), scale_range: T.Buffer((2,),
+        "float32"), result: T.Buffer((8, 1), "float32")):
+        T.func_attr({"op_pattern": 8, "tirx.is_scheduled": True, "tirx.noalias": True})
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            buffer = weight.view(8)
+            v: T.let[T.int32] = T.Cast("int32", zeros - T.int64(1))
+            for v_1 in range(1):
+                v_2: T.let[T.int32] = v_1
+                v_3: T.let[T.int32] = 0
+                v_4: T.let[T.int32] = v_2 + v_3
+                buffer_1 = T.alloc_local((16,), "int32")
+                buffer_1[0] = row_start[v_4]
+                v_5: T.let[T.int32] = v_4 + 1
+                v_6: T.let[T.int32] = T.min(row_start[T.min(v_5, 0)], v + 1)
+                v_7: T.let[T.int32] = (T.Select(v_5 + 1 < 1, T.min(row_start[T.min(v_5 + 1, 0)], v + 1),
+                    v + 1) - v_6 + 16 - 1) // 16
+                v_8: T.let[T.int32] = v_7 + 1 - 1
+                for v_9 in range(1):
+                    T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[(v_4 + 1) * 8 +
+                        v_9 * 8 // 8 * 16]), 0, 2, 1)
+                    for v_10 in range(v_8):
+                        T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(scale[v_6 +
+                            (v_9 * 8 // 8 * v_8 + v_10) * 16]), 0, 2, 1)
+                    T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(result[v_9 * 8 + 32,
+                        v_3]), 1, 3, 1)
+                    …
+                    v_10: T.let[T.float32x8] = buffer[T.Ramp(v_4 * 8 + v_9 * 8, 1, 8)]
+                    v_11: T.let[T.int32] = (v_4 * 8 + v_9 * 8) // 8
+                    v_12: T.let[T.int32] = T.Cast("int32", bits[v_11])
+                    v_13: T.let[T.int32x8] = T.Cast("int32x8", table[T.Ramp(v_12 * 8, 1, 8)])
+                    v_14: T.let[T.float32x8] = T.Select(v_13 < T.Broadcast(0, 8),
+                        T.Broadcast(T.float32(1.0), 8), scale[T.max(T.min(T.Broadcast(buffer_1[0],
+                        8) + v_13, T.Broadcast(v, 8)), T.Broadcast(0, 8))])
+                    buffer_1[0] = buffer_1[0] + T.Cast("int32", table[v_12 + 2048])
+                    v_15: T.let[T.float32x8] = v_10 * v_14
+                    v_16: T.let[T.float32x8] = T.Shuffle([v_15, v_15], [0, 8, 1, 9, 4, 12, 5, 13])
+                    v_17: T.let[T.float32x8] = T.Shuffle([v_15, v_15], [2, 10, 3, 11, 6, 14, 7, 15])
+                    …
+                    v_40: T.let[T.float32x8] = v_32
+                    result[v_9 * 8, v_3] = T.Shuffle([v_40], [0])
+                    …
 """
 
 import dataclasses

@@ -27,6 +27,7 @@ from tvm import relax
 
 from ksm_hw.artifact.parameters import task_parameters
 from ksm_hw.masks.soft_mask import GRANULARITIES, Granularity, ScaleBits, pack_mask, unpack_mask
+from tvm_passes.relax import kernels
 from tvm_passes.relax.kernels.mask_decoding import decoding_table
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, weight_rewrite
 from tvm_passes.relax.kernels.winograd import transforms
@@ -169,6 +170,18 @@ def test_kernels_that_differ_are_not_shared() -> None:
     changes += [{"shape": (64, 1024, 1, 1), "columns": 1024}, {"shape": (1024, 32, 1, 1)}]
     kinds = {dataclasses.replace(rewrite, **change).shared for change in changes}
     assert len(kinds | {rewrite.shared}) == len(changes) + 1
+
+
+def test_the_code_in_the_docstring_is_what_is_emitted() -> None:
+    script = weight_rewrite(WeightRewrite((1, 8), 8, 1, 1), PLAIN).script()
+    emitted = "".join(line for line in "".join(script.split("# ")).split())
+    shown = "".join(kernels.weight_rewrite.__doc__.partition("more of the same):")[2].split()).split("…")
+    place = 0
+    for part in shown:
+        place = emitted.find(part, place)
+        assert place >= 0, part
+        place += len(part)
+    assert len(shown) > 3 and len("".join(shown)) > len(emitted) / 3
 
 
 def before_unreadable_page(array: np.ndarray) -> np.ndarray:
