@@ -26,7 +26,8 @@ from torch import nn
 from tvm import relax
 
 from ksm_hw.artifact.parameters import task_parameters
-from ksm_hw.masks.soft_mask import GRANULARITIES, Granularity, ScaleBits, pack_mask, unpack_mask
+from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits
+from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from tvm_passes.relax import kernels
 from tvm_passes.relax.kernels.mask_decoding import decoding_table
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, weight_rewrite
