@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.artifact.manifest import Manifest
-from ksm_hw.artifact.parameters import task_parameters
+from ksm_hw.artifact.parameters import mask_part_of, task_parameters
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.task_pack import TaskPack
-from tvm_passes.parameters import mask_part_of
 
 ALIGNMENT = 64  # Bytes; what TVM aligns tensors to.
 _SAFETENSORS_DTYPES = {"F32": "float32", "U8": "uint8", "I32": "int32"}

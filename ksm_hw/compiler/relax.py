@@ -25,7 +25,7 @@ from ksm_hw.compiler.lower import lower_backbone
 from ksm_hw.compiler.tuning.tuning_records import open_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.masks.soft_mask import GROUP_SIZE
+from ksm_hw.masks.mask_format import group_size
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.toolchains.cuda import find_cuda_compiler
 from ksm_hw.toolchains.linker import architecture_of
@@ -131,8 +131,8 @@ def main_functions(bundle: Bundle, target: tvm.target.Target, batch: int = 1) ->
 
 
 def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
-    group_size = GROUP_SIZE if pack.granularity == "group" else 1
-    return {layer: MaskLayout(tuple(mask.shape), group_size, mask.coded) for layer, mask in pack.masks.items()}
+    size = group_size(pack.granularity)
+    return {layer: MaskLayout(tuple(mask.shape), size, mask.coded) for layer, mask in pack.masks.items()}
 
 
 def _fold(bundle: Bundle, batch: int, target: tvm.target.Target, fused: bool = False) -> _Folded:

@@ -22,8 +22,8 @@ import safetensors.numpy
 
 from ksm_hw.errors import UserError
 from ksm_hw.files import written_file
+from ksm_hw.masks.mask_format import mask_shape
 from ksm_hw.masks.preprocessing import image_files
-from ksm_hw.masks.soft_mask import mask_shape
 from ksm_hw.masks.task_pack import TaskPack, load_task_pack, read_safetensors_bytes, safetensors_bytes, save_task_pack
 from ksm_hw.state_dicts import packaged_tensors
 

@@ -24,8 +24,9 @@ import safetensors.numpy
 
 from ksm_hw.errors import UserError
 from ksm_hw.files import written_file
+from ksm_hw.masks.mask_format import GRANULARITIES, Granularity
 from ksm_hw.masks.preprocessing import Preprocessing
-from ksm_hw.masks.soft_mask import GRANULARITIES, Granularity, PackedMask, check_packed
+from ksm_hw.masks.soft_mask import PackedMask, check_packed
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "ksm-hw"
@@ -38,7 +39,7 @@ class TaskPack:
     Attributes:
         task: its name; letters, digits, `-` and `_`.
         classes: names of the classes, in the order of the head's outputs.
-        method: how it was learned: `ksm`, `binary`, `head`, or the name of an importer.
+        method: how it was learned: the name of a method of `ksm_hw.learning`, or of an importer.
         granularity: what shares a mask value, in every layer.
         backbone: name of the network.
         backbone_sha256: hash of the weights it was learned over (`sha256_of_tensors`).
