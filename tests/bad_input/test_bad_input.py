@@ -102,6 +102,11 @@ def test_no_images_to_verify_with(fails: Fails, artifact: Path, tmp_path: Path) 
     assert "No images" in fails("verify", artifact, "--images", "empty")
 
 
+def test_unknown_operator(fails: Fails, artifact: Path) -> None:
+    message = fails("profile", artifact, "--operator", "fused_conv2d_ad_relu")
+    assert "No operator named 'fused_conv2d_ad_relu'. Near it: fused_conv2d_add_relu" in message
+
+
 @pytest.mark.parametrize("name", ["model.so", "backbone.safetensors", "tasks/other-task.safetensors", "bundle.json"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "changed"])
 def test_artifact_copied_incompletely(

@@ -20,7 +20,8 @@ from ksm_hw.errors import UserError
 from ksm_hw.measuring import session as measuring
 from ksm_hw.report import machine_peak as peaks
 from ksm_hw.report.machine_peak import MachinePeak, machine_peak, measure_bandwidth, measure_flops
-from ksm_hw.report.profile import ArtifactProfile, operator_name, profile_artifact, profile_as_json
+from ksm_hw.report.operator_names import operator_name
+from ksm_hw.report.profile import ArtifactProfile, profile_artifact, profile_as_json
 from ksm_hw.report.profile_terminal import print_profile
 from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.attach_operator_costs import operator_cost, operator_costs
