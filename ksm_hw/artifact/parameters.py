@@ -1,6 +1,21 @@
-"""The arrays that a compiled function takes for a task, by the names that FoldTaskMask gave its parameters."""
+"""The parameters of an artifact's functions: what compiler and runtime agree on.
+
+A function takes, by these names and in the order of the manifest's entry:
+
+    a name of the network's state dict    the backbone's weight, or a BatchNorm's tensor, the task's if it learned one
+    head/weight, head/bias                the classifier, whatever the network calls it
+    mask/<layer>/<part>                   of each masked layer, its parts in the order of `MaskPart`:
+
+        bits         uint8 [⌈n/8⌉]              the binary mask of n values, first value in the highest bit
+        scale        float32 or uint8 [zeros]   soft values q where the bit is 0, in order, or their codes; at least 8
+        row_start    int32 [O]                  zeros before each output channel
+        scale_range  float32 [2]                (low, step): the soft value is low + q·step
+
+The passes of both IRs make their functions so by themselves; tests hold what they make to what this module gives.
+"""
 
 from collections.abc import Iterable, Mapping
+from typing import Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -8,10 +23,11 @@ import numpy.typing as npt
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, soft_codes, soft_values
 from ksm_hw.masks.task_pack import TaskPack
 
-# The names of the head's parameters, whatever the network calls them.
+MaskPart = Literal["bits", "scale", "row_start", "scale_range"]
+
 HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
 
-FEWEST_SOFT_VALUES = 8  # What the compiled functions read at once; zeros stand behind fewer.
+FEWEST_SOFT_VALUES = 8  # What the compiled functions read of `scale` at once; zeros stand behind fewer.
 
 
 def task_parameters(
@@ -20,7 +36,7 @@ def task_parameters(
     """The arrays of a task, in the order of the names.
 
     Args:
-        names: `mask/<layer>/bits|scale|row_start|scale_range`, `head/weight`, `head/bias`, or a tensor of the network.
+        names: of the parameters.
         pack: the task.
         backbone: the tensors that tasks share; a BatchNorm that the task learned comes from the pack.
         classes: outputs of the compiled head; a task with fewer gets zeros behind its own.
@@ -28,34 +44,48 @@ def task_parameters(
     return [_parameter(name, pack, backbone, classes) for name in names]
 
 
+def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
+    """The layer and the part of its mask that a parameter's name says; None for a parameter of no mask.
+
+    Raises:
+        ValueError: masks have no such part.
+    """
+    if not name.startswith("mask/"):
+        return None
+    _, layer, part = name.split("/")
+    if part not in get_args(MaskPart):
+        raise ValueError(f"masks have no part '{part}', which the parameter {name} names")
+    return layer, cast(MaskPart, part)
+
+
 def is_shared(name: str, pack: TaskPack) -> bool:
     """Whether a parameter is the backbone's, the same for all tasks."""
-    return not name.startswith(("mask/", "head/")) and name not in pack.batch_norms
+    return mask_part_of(name) is None and name not in (HEAD_WEIGHT, HEAD_BIAS) and name not in pack.batch_norms
 
 
 def _parameter(
     name: str, pack: TaskPack, backbone: Mapping[str, npt.NDArray[np.float32]], classes: int
 ) -> npt.NDArray[np.generic]:
-    if name.startswith("mask/"):
-        _, layer, part = name.split("/")
+    if (masked := mask_part_of(name)) is not None:
+        layer, part = masked
         return _mask_part(pack.masks[layer], part)
-    if name.startswith("head/"):
+    if name in (HEAD_WEIGHT, HEAD_BIAS):
         own = pack.head_weight if name == HEAD_WEIGHT else pack.head_bias
-        padded = np.zeros((classes, *own.shape[1:]), np.float32)
+        padded = np.zeros((classes, *own.shape[1:]), own.dtype)
         padded[: len(own)] = own
         return padded
     return pack.batch_norms[name] if name in pack.batch_norms else backbone[name]
 
 
-def _mask_part(mask: PackedMask, part: str) -> npt.NDArray[np.generic]:
+def _mask_part(mask: PackedMask, part: MaskPart) -> npt.NDArray[np.generic]:
     match part:
         case "bits":
             return mask.bits
         case "scale":
             values = soft_codes(mask) if mask.coded else soft_values(mask)
             return np.pad(values, (0, max(0, FEWEST_SOFT_VALUES - len(values))))
-        case "scale_range":
-            return np.array(mask.scale_range if mask.coded else (0, 1), np.float32)
-        case _:
+        case "row_start":
             zeros = (~binary_mask(mask)).reshape(mask.shape[0], -1).sum(axis=1)
             return (np.cumsum(zeros) - zeros).astype(np.int32)
+        case "scale_range":
+            return np.array(mask.scale_range if mask.coded else (0, 1), np.float32)

@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ksm_hw.cli.app import Json, app, console, examples, messages, print_json
+from ksm_hw.cli.app import CommandLine, Json, app, console, examples, messages, print_json
 
-board_app = typer.Typer(
+board_app = CommandLine(
     help="Boards that are reached over the network, through TVM's own tracker and server.\n\n"
     "TVM's protocol lets whoever reaches a board run any code there. Use it in a network that you trust.",
     no_args_is_help=True,

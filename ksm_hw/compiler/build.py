@@ -1,16 +1,90 @@
-"""From scheduled loops to machine code."""
+"""From a planned module to machine code."""
 
 import contextlib
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tvm
-from tvm import relax
-from tvm.relax.pipeline import default_build_pipeline
+import tvm_ffi
+from tvm import relax, tirx
+from tvm.ir.transform import PassContext
 
+from ksm_hw.runtime.machine import available_cores
 from ksm_hw.toolchains.cuda import cuda_compiler
 from ksm_hw.toolchains.linker import link_shared_library, linker_command
-from tvm_passes.relax.loops.cpu_pipeline import CPU_PIPELINE
+from tvm_passes.relax.pipeline import loop_pipeline
+
+# The same on every machine, and so the library too: more of them would share the work out no better among few cores.
+_PARTS = 8
+
+
+@dataclass(frozen=True)
+class Built:
+    """Machine code that is not linked yet.
+
+    Attributes:
+        executable: the functions that call loops, and one of the loops.
+        objects: object files of the other loops.
+    """
+
+    executable: relax.VMExecutable
+    objects: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Compiles modules for one target, each operator that several of them have once.
+
+    Attributes:
+        target: what to compile for.
+        architectures: of a CUDA target: the compute capabilities that get machine code; without them the target's.
+    """
+
+    target: tvm.target.Target
+    architectures: Sequence[str] = ()
+    _known: dict[int, bytes] = field(default_factory=dict)  # Object files by what was compiled: its structural hash.
+
+    def build(self, module: tvm.IRModule) -> Built:
+        """Compiles a module as `plan_memory` leaves it; for a CPU in parts, which all of this machine's cores share.
+
+        Raises:
+            UserError: as `build_executable`.
+        """
+        # An instrument sees the passes of its own thread alone.
+        if "cpu" not in self.target.keys or PassContext.current().instruments:
+            return Built(build_executable(module, self.target, self.architectures))
+        first, *others = _parts(module)
+        with ThreadPoolExecutor(available_cores()) as pool:
+            objects = pool.map(self._object, others)
+            return Built(build_executable(first, self.target), tuple(objects))
+
+    def _object(self, loops: tvm.IRModule) -> bytes:
+        """An object file. TVM and LLVM hold no lock of Python's, so threads make them at once."""
+        key = tvm_ffi.structural_hash(loops)
+        if key not in self._known:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "loops.o"
+                tvm.tirx.build(loops, target=self.target, pipeline=loop_pipeline()).write_to_file(str(path))
+                self._known[key] = path.read_bytes()
+        return self._known[key]
+
+
+def _parts(module: tvm.IRModule) -> list[tvm.IRModule]:
+    """A module with one of the loops and all functions that call them, and the other loops, in parts alike."""
+    loops = sorted(
+        (variable for variable, function in module.functions.items() if isinstance(function, tirx.PrimFunc)),
+        key=lambda variable: str(variable.name_hint),
+    )
+    others = [part for start in range(_PARTS) if (part := loops[1 + start :: _PARTS])]
+    apart = {variable for part in others for variable in part}
+    first = {variable: function for variable, function in module.functions.items() if variable not in apart}
+    return [
+        tvm.IRModule(first, attrs=module.attrs),
+        *(tvm.IRModule({variable: module[variable] for variable in part}) for part in others),
+    ]
 
 
 def build_executable(
@@ -19,7 +93,7 @@ def build_executable(
     """Compiles a module whose loops are scheduled.
 
     Args:
-        module: loops and the functions that call them.
+        module: loops, and the functions that call them, as `plan_memory` leaves them.
         target: what to compile for.
         architectures: of a CUDA target: the compute capabilities that get machine code; without them the target's.
 
@@ -28,53 +102,23 @@ def build_executable(
     """
     cuda = target.kind.name == "cuda"
     with cuda_compiler(architectures or [target.attrs["arch"]]) if cuda else contextlib.nullcontext():
-        return tvm.compile(
-            module,
-            target=target,
-            relax_pipeline=default_build_pipeline(),
-            tir_pipeline=CPU_PIPELINE if "cpu" in target.keys else "default",
-        )
+        return tvm.compile(module, target=target, relax_pipeline=None, tir_pipeline=loop_pipeline())
 
 
-def export_library(executable: relax.VMExecutable, path: Path, architecture: str) -> None:
-    """Links the executable into a shared library for an architecture (`x86_64`, `aarch64`).
+def export_library(built: Built, path: Path, architecture: str) -> None:
+    """Links machine code into a shared library for an architecture (`x86_64`, `aarch64`).
 
     Raises:
         UserError: there is no linker, or it fails, as on a full disk.
     """
     command = linker_command(architecture)
 
-    def link(output: str, objects: list[str], **_options: object) -> None:
-        link_shared_library(command, output, objects)
+    with tempfile.TemporaryDirectory() as folder:
+        others = [Path(folder) / f"part{number}.o" for number in range(len(built.objects))]
+        for other, content in zip(others, built.objects, strict=True):
+            other.write_bytes(content)
 
-    executable.export_library(str(path), fcompile=link)
+        def link(output: str, objects: list[str], **_options: object) -> None:
+            link_shared_library(command, output, [*objects, *map(str, others)])
 
-
-def workspace_bytes(module: tvm.IRModule) -> int:
-    """Bytes of activations that the memory plan of the largest `main` holds at once."""
-    planned = tvm.transform.Sequential(
-        [
-            relax.transform.RewriteDataflowReshape(),
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
-        ]
-    )(module)
-    return max(
-        _storage_bytes(function)
-        for variable, function in planned.functions.items()
-        if isinstance(function, relax.Function) and variable.name_hint.startswith("main")
-    )
-
-
-def _storage_bytes(function: relax.Function) -> int:
-    total = 0
-
-    def visit(expression: relax.Expr) -> None:
-        nonlocal total
-        if isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.memory.alloc_storage"):
-            total += int(expression.args[0].values[0])
-
-    relax.analysis.post_order_visit(function, visit)
-    return total
+        built.executable.export_library(str(path), fcompile=link)

@@ -9,9 +9,9 @@ from pathlib import Path
 import tvm
 from tvm.s_tir.meta_schedule.database import Database
 
-from ksm_hw.artifact.manifest import LIBRARY, OperatorCost, TaskEntry
+from ksm_hw.artifact.manifest import LIBRARY, OperatorEntry, TaskEntry
 from ksm_hw.artifact.parameters import HEAD_WEIGHT, task_parameters
-from ksm_hw.compiler.build import build_executable, export_library, workspace_bytes
+from ksm_hw.compiler.build import Builder, Built, build_executable, export_library
 from ksm_hw.compiler.compiled import (
     Compiled,
     FoldMode,
@@ -22,17 +22,20 @@ from ksm_hw.compiler.compiled import (
     most_classes,
 )
 from ksm_hw.compiler.lower import lower_backbone
-from ksm_hw.compiler.operator_costs import operator_costs
 from ksm_hw.compiler.tuning.tuning_records import open_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.masks.soft_mask import GROUP_SIZE
+from ksm_hw.masks.mask_format import group_size
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.toolchains.cuda import find_cuda_compiler
 from ksm_hw.toolchains.linker import architecture_of
 from ksm_hw.toolchains.targets import CompileTarget
+from tvm_passes.relax.apply_schedules import SCHEDULE
+from tvm_passes.relax.attach_operator_costs import operator_costs
+from tvm_passes.relax.attach_workspace import workspace_bytes
 from tvm_passes.relax.fold_task_mask import MaskLayout
-from tvm_passes.relax.pipeline import TaskFunctions, fold_tasks, schedule_kernels
+from tvm_passes.relax.join_tasks import TaskFunctions
+from tvm_passes.relax.pipeline import fold_tasks, plan_memory, schedule_kernels
 from tvm_passes.relax.schedules.base.tuned import TunedSchedule
 
 
@@ -61,9 +64,12 @@ def compile_through_relax(
     records = open_records(tuned, target).database if tuned is not None else None
     on_step("lower")
     folded = _fold(bundle, batch, tvm.target.Target(dict(target.tvm)), fused=fold == "fused")
+    builder = Builder(tvm.target.Target(dict(target.tvm)), target.architectures)
     parts = _baked(folded, bundle, on_step) if fold == "bake" else iter([(bundle, folded)])
     for part, module in parts:
-        executable, workspace, operators = _build(module.module, target, records, on_step)
+        planned = _plan(module.module, target, records, on_step)
+        on_step("build")
+        built = builder.build(planned)
         yield Compiled(
             bundle=part,
             tasks={
@@ -71,20 +77,18 @@ def compile_through_relax(
                 for task, functions in module.functions.items()
             },
             tvm_version=tvm.__version__,
-            workspace_bytes=workspace,
-            operators=operators,
-            export=functools.partial(_export, executable, architecture_of(target.cpu)),
+            workspace_bytes=max(workspace_bytes(planned[functions.main]) for functions in module.functions.values()),
+            operators=_operators(planned),
+            export=functools.partial(_export, built, architecture_of(target.cpu)),
         )
 
 
-def _export(executable: tvm.relax.VMExecutable, architecture: str, folder: Path) -> None:
-    export_library(executable, folder / LIBRARY, architecture)
+def _export(built: Built, architecture: str, folder: Path) -> None:
+    export_library(built, folder / LIBRARY, architecture)
 
 
-def _build(
-    module: tvm.IRModule, target: CompileTarget, records: Database | None, on_step: OnStep
-) -> tuple[tvm.relax.VMExecutable, int, dict[str, OperatorCost]]:
-    """Schedules and builds a module; also the bytes of its activations and what its operators cost."""
+def _plan(module: tvm.IRModule, target: CompileTarget, records: Database | None, on_step: OnStep) -> tvm.IRModule:
+    """Schedules a module and plans its memory."""
     on_step("schedule")
     tvm_target = tvm.target.Target(dict(target.tvm))
     rules = [TunedSchedule(records)] if records is not None else []
@@ -96,9 +100,17 @@ def _build(
                 "bundle of the same backbone: ksm-hw tune."
             )
         on_step(f"{rule.applied} operators with tuned schedules")
-    on_step("build")
-    executable = build_executable(module, tvm_target, target.architectures)
-    return executable, workspace_bytes(module), operator_costs(module)
+    return plan_memory(module, tvm_target)
+
+
+def _operators(planned: tvm.IRModule) -> dict[str, OperatorEntry]:
+    """What the passes wrote on the operators of inferences, by their symbols."""
+    entries = {}
+    for symbol, cost in operator_costs(planned).items():
+        function = planned[symbol]
+        shapes = tuple(tuple(map(int, parameter.ty.shape)) for parameter in function.params)
+        entries[symbol] = OperatorEntry(cost.flops, cost.bytes, shapes, str(function.attrs.get(SCHEDULE, "")))
+    return entries
 
 
 def main_functions(bundle: Bundle, target: tvm.target.Target, batch: int = 1) -> tvm.IRModule:
@@ -119,8 +131,8 @@ def main_functions(bundle: Bundle, target: tvm.target.Target, batch: int = 1) ->
 
 
 def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
-    group_size = GROUP_SIZE if pack.granularity == "group" else 1
-    return {layer: MaskLayout(tuple(mask.shape), group_size, mask.coded) for layer, mask in pack.masks.items()}
+    size = group_size(pack.granularity)
+    return {layer: MaskLayout(tuple(mask.shape), size, mask.coded) for layer, mask in pack.masks.items()}
 
 
 def _fold(bundle: Bundle, batch: int, target: tvm.target.Target, fused: bool = False) -> _Folded:
@@ -143,9 +155,8 @@ def _baked(folded: _Folded, bundle: Bundle, on_step: OnStep) -> Iterator[tuple[B
     rewrites = {
         variable: function for variable, function in folded.module.functions.items() if variable.name_hint not in mains
     }
-    machine = tvm.relax.VirtualMachine(
-        build_executable(schedule_kernels(tvm.IRModule(rewrites), here), here), tvm.cpu()
-    )
+    planned = plan_memory(schedule_kernels(tvm.IRModule(rewrites), here), here)
+    machine = tvm.relax.VirtualMachine(build_executable(planned, here), tvm.cpu())
     kernels = {variable: function for variable, function in rewrites.items() if isinstance(function, tvm.tirx.PrimFunc)}
     for task, functions in folded.functions.items():
         on_step(f"bake the weights of {task}")

@@ -21,7 +21,8 @@ from ksm_hw.masks.bundle import (
     select_tasks,
     sha256_of_tensors,
 )
-from ksm_hw.masks.soft_mask import GRANULARITIES, pack_mask, unpack_mask
+from ksm_hw.masks.mask_format import GRANULARITIES
+from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack, load_task_pack, save_task_pack
 
 
@@ -91,6 +92,19 @@ def test_a_bundle_is_read_as_it_was_written(every_granularity: Bundle, tmp_path:
     assert loaded.packs.keys() == every_granularity.packs.keys()
     for task, pack in loaded.packs.items():
         assert_same_pack(pack, every_granularity.packs[task])
+
+
+def test_tensors_of_any_strides_are_read_as_they_were_written(every_granularity: Bundle, tmp_path: Path) -> None:
+    tensors = {name: np.asfortranarray(array) for name, array in every_granularity.tensors.items()}
+    packs = {
+        task: dataclasses.replace(pack, head_weight=np.asfortranarray(pack.head_weight))
+        for task, pack in every_granularity.packs.items()
+    }
+    assert not all(array.flags.c_contiguous for array in tensors.values())
+    save_bundle(dataclasses.replace(every_granularity, tensors=tensors, packs=packs), tmp_path)
+    loaded = load_bundle(tmp_path)
+    assert all(np.array_equal(loaded.tensors[name], array) for name, array in tensors.items())
+    assert all(np.array_equal(loaded.packs[task].head_weight, pack.head_weight) for task, pack in packs.items())
 
 
 def test_adding_tasks_makes_a_bundle_and_keeps_what_it_had(every_granularity: Bundle, tmp_path: Path) -> None:

@@ -16,14 +16,15 @@ from typer.testing import CliRunner
 
 from ksm_hw.artifact.manifest import read_manifest
 from ksm_hw.cli import app
-from ksm_hw.compiler.operator_costs import operator_cost, operator_costs
 from ksm_hw.errors import UserError
 from ksm_hw.measuring import session as measuring
 from ksm_hw.report import machine_peak as peaks
 from ksm_hw.report.machine_peak import MachinePeak, machine_peak, measure_bandwidth, measure_flops
-from ksm_hw.report.profile import ArtifactProfile, operator_name, profile_artifact, profile_as_json
+from ksm_hw.report.operator_names import operator_name
+from ksm_hw.report.profile import ArtifactProfile, profile_artifact, profile_as_json
 from ksm_hw.report.profile_terminal import print_profile
 from ksm_hw.toolchains.targets import load_target
+from tvm_passes.relax.attach_operator_costs import operator_cost, operator_costs
 from tvm_passes.relax.pipeline import schedule_kernels
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 

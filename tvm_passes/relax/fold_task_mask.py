@@ -2,13 +2,8 @@
 
 In:  `main(input, *parameters)`, a network over plain parameters, with `relax.nn.batch_norm` in inference form. A
      parameter's name is its path in the network (`layer1.0.conv1.weight`).
-Out: the same `main` without BatchNorms, whose masked parameters W are read as `soft_mask · W`. Three parameters are
-     added for each mask, behind the others:
-
-         mask/<layer>/bits         uint8 [⌈n/8⌉]             the binary mask, first value in the highest bit
-         mask/<layer>/scale        float32 or uint8 [zeros]  numbers q where the bit is 0, in order; at least 8
-         mask/<layer>/row_start    int32 [O]                 zeros before each output channel
-         mask/<layer>/scale_range  float32 [2]               (low, step): the soft value is low + q·step
+Out: the same `main` without BatchNorms, whose masked parameters W are read as `soft_mask · W`. Each mask adds its
+     parameters (`mask_parameters`) behind the others.
 
      A BatchNorm over a convolution that nothing else reads is folded: with s = γ/√(σ² + ε) the weight becomes
      s[o]·soft_mask·W and the bias β + (b - μ)·s. Any other BatchNorm (DenseNet's come before the convolution) becomes
@@ -18,6 +13,7 @@ Everything new but that affine depends on parameters alone, so `relax.transform.
 `main`: inference then never pays for a mask.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +22,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from tvm_passes.parameters import mask_parameters
 from tvm_passes.relax.kernels.mask_decoder import mask_decoder
 
 Shape = tuple[int, ...]
@@ -97,7 +94,7 @@ class _Folder(PyExprMutator):
         return self.builder_._end_block()
 
     def _masked(self, layer: str, layout: MaskLayout, weight: relax.Var) -> relax.Var:
-        rows, columns = layout.shape[0], _product(layout.shape[1:])
+        rows, columns = layout.shape[0], math.prod(layout.shape[1:])
         unpack = mask_decoder(rows, columns, layout.coded)
         decoder = self.builder_.add_func(unpack, f"unpack_mask{self.name}_{rows}x{columns}")
         flat = relax.call_tir(decoder, self.mask_parameters[layer], out_ty=relax.TensorType((rows, columns), "float32"))
@@ -173,18 +170,8 @@ def _count_uses(function: relax.Function) -> dict[relax.Var, int]:
 
 
 def _mask_parameters(layer: str, layout: MaskLayout) -> list[relax.Var]:
-    count = _product(layout.shape)
     zeros = tvm.tirx.Var("zeros", "int64")
     return [
-        relax.Var(f"mask/{layer}/bits", relax.TensorType((-(-count // 8),), "uint8")),
-        relax.Var(f"mask/{layer}/scale", relax.TensorType((zeros,), "uint8" if layout.coded else "float32")),
-        relax.Var(f"mask/{layer}/row_start", relax.TensorType((layout.shape[0],), "int32")),
-        relax.Var(f"mask/{layer}/scale_range", relax.TensorType((2,), "float32")),
+        relax.Var(parameter.name, relax.TensorType(parameter.shape, parameter.dtype))
+        for parameter in mask_parameters(layer, layout.shape, layout.coded, zeros)
     ]
-
-
-def _product(shape: Shape) -> int:
-    product = 1
-    for extent in shape:
-        product *= extent
-    return product

@@ -7,10 +7,9 @@ Out: the same module; 3×3 convolutions for which it pays are calls of Winograd'
      it out of `main`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import tvm
-import tvm_ffi
 from tvm import relax, te
 from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
@@ -25,6 +24,8 @@ from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
 WEIGHT_TRANSFORM = "winograd_weight"
 # TVM's op patterns: what elementwise operators may be fused behind, and what nothing may be fused to.
 _REDUCTION, _OPAQUE = 4, 8
+# By what is computed of which tensors.
+_Kernels = dict[Hashable, tuple[tvm.ir.GlobalVar, tvm.tirx.PrimFunc]]
 
 
 @tvm.transform.module_pass(opt_level=0, name="WeightLayouts")
@@ -39,7 +40,7 @@ class WeightLayouts:
 
     def __init__(self, unit: VectorUnit) -> None:
         self.unit = unit
-        self.kernels: dict[int, tvm.ir.GlobalVar] = {}
+        self.kernels: _Kernels = {}
 
     def transform_module(self, module: IRModule, _context: PassContext) -> IRModule:
         """Rewrites every function."""
@@ -52,10 +53,13 @@ class WeightLayouts:
 
 @mutator
 class _Rewriter(PyExprMutator):
-    def __init__(self, module: IRModule, unit: VectorUnit, kernels: dict[int, tvm.ir.GlobalVar]) -> None:
+    """Rewrites the functions of one module; `kernels` are those of all modules, `present` those of this one."""
+
+    def __init__(self, module: IRModule, unit: VectorUnit, kernels: _Kernels) -> None:
         super().__init__(module)
         self.unit = unit
         self.kernels = kernels
+        self.present: set[Hashable] = set()
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
@@ -74,21 +78,11 @@ class _Rewriter(PyExprMutator):
         tile = best_tile(rows, columns, int(data.ty.shape[3]), outputs, self.unit.lanes(call.ty.dtype))
         if lanes is None or tile is None or not _is_plain_3x3(call):
             return None
-        transformed = self.builder_.emit(
-            self._call(
-                "winograd_weight",
-                lambda tensor: transform_weight(tensor, tile, lanes),
-                weight,
-                op_pattern=_OPAQUE,
-                **{WEIGHT_TRANSFORM: tile},
-            )
-        )
-        top, left, bottom, right = map(int, call.attrs.padding)
-
-        def compute(data: te.Tensor, weight: te.Tensor) -> te.Tensor:
-            return convolution(data, weight, tile, (top, left, bottom, right))
-
-        return self._call("winograd_conv2d", compute, data, transformed, op_pattern=_REDUCTION)
+        mark = {WEIGHT_TRANSFORM: tile}
+        transform = self._call("winograd_weight", transform_weight, [weight], (tile, lanes), _OPAQUE, **mark)
+        transformed = self.builder_.emit(transform)
+        padding = tuple(map(int, call.attrs.padding))
+        return self._call("winograd_conv2d", convolution, [data, transformed], (tile, padding), _REDUCTION)
 
     def _packed(self, call: relax.Call) -> relax.Call | None:
         """The direct form with packed weights; None for a depthwise convolution, which has little to pack."""
@@ -102,33 +96,45 @@ class _Rewriter(PyExprMutator):
         (_, lanes), _ = ranked_tiles(batch * rows * columns, outputs // groups, depth, self.unit, call.ty.dtype)[0]
         blocks = relax.op.reshape(weight, (height, width, inputs, outputs // lanes, lanes))
         packed = self.builder_.emit(relax.op.permute_dims(self.builder_.emit(blocks), [3, 0, 1, 2, 4]))
-        stride_y, stride_x = map(int, attrs.strides)
-        dilation_y, dilation_x = map(int, attrs.dilation)
-        top, left, bottom, right = map(int, attrs.padding)
-
-        def compute(data: te.Tensor, weight: te.Tensor) -> te.Tensor:
-            padding = (top, left, bottom, right)
-            return packed_convolution(data, weight, (stride_y, stride_x), padding, (dilation_y, dilation_x), groups)
-
-        return self._call("conv2d", compute, data, packed, op_pattern=_REDUCTION)
+        strides, padding, dilation = (tuple(map(int, one)) for one in (attrs.strides, attrs.padding, attrs.dilation))
+        return self._call(
+            "conv2d", packed_convolution, [data, packed], (strides, padding, dilation, groups), _REDUCTION
+        )
 
     def _call(
-        self, name: str, compute: Callable[..., te.Tensor], *arguments: relax.Expr, **attributes: int
+        self,
+        name: str,
+        compute: Callable[..., te.Tensor],
+        arguments: list[relax.Expr],
+        options: tuple[Hashable, ...],
+        pattern: int,
+        **attributes: int,
     ) -> relax.Call:
-        """A call of a kernel with these attributes."""
-        shapes = [tuple(map(int, argument.ty.shape)) for argument in arguments]
-        inputs = [te.placeholder(shape, "float32", name=f"input{index}") for index, shape in enumerate(shapes)]
-        output = compute(*inputs)
-        # Relax counts in int64.
-        kernel = te.create_prim_func([*inputs, output], index_dtype_override="int64").without_attr("global_symbol")
-        kernel = kernel.with_attrs(attributes)
-        key = tvm_ffi.structural_hash(kernel)
-        if key in self.kernels:
-            self.builder_.update_func(self.kernels[key], kernel)
-        else:
-            self.kernels[key] = self.builder_.add_func(kernel, name)
-        shape = tuple(map(int, output.shape))
-        return relax.call_tir(self.kernels[key], list(arguments), out_ty=relax.TensorType(shape, "float32"))
+        """A call of the kernel that computes `compute(*arguments, *options)`; written once for equal shapes.
+
+        Args:
+            name: of the kernel.
+            compute: from tensors and options to the result.
+            arguments: the tensors.
+            options: what else `compute` takes.
+            pattern: TVM's op pattern of the kernel.
+            attributes: others of the kernel.
+        """
+        types = tuple((tuple(map(int, argument.ty.shape)), argument.ty.dtype) for argument in arguments)
+        key = (compute, types, options)
+        if key not in self.kernels:
+            inputs = [te.placeholder(*one, name=f"input{index}") for index, one in enumerate(types)]
+            # Relax counts in int64.
+            kernel = te.create_prim_func([*inputs, compute(*inputs, *options)], index_dtype_override="int64")
+            kernel = kernel.without_attr("global_symbol").with_attrs({"op_pattern": pattern, **attributes})
+            self.kernels[key] = self.builder_.add_func(kernel, name), kernel
+        elif key not in self.present:
+            self.builder_.update_func(*self.kernels[key])
+        self.present.add(key)
+        variable, kernel = self.kernels[key]
+        result = kernel.params[-1].ty
+        out_type = relax.TensorType(tuple(map(int, result.shape)), result.dtype)
+        return relax.call_tir(variable, arguments, out_ty=out_type)
 
 
 def _is_channels_last(call: relax.Call) -> bool:

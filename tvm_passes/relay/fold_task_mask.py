@@ -2,13 +2,8 @@
 
 In:  `main(input, *parameters)`, a network over plain parameters, with `nn.batch_norm`. A parameter's name is its path
      in the network (`layer1.0.conv1.weight`).
-Out: the same `main` without BatchNorms, whose masked parameters W are read as `soft_mask · W`. The parameters that the
-     sibling for Relax adds are added here too, behind the others, but that the number of soft values is fixed:
-
-         mask/<layer>/bits         uint8 [⌈n/8⌉]            the binary mask, first value in the highest bit
-         mask/<layer>/scale        float32 or uint8 [most]  numbers q where the bit is 0, in order
-         mask/<layer>/row_start    int32 [O]                zeros before each output channel
-         mask/<layer>/scale_range  float32 [2]              (low, step): the soft value is low + q·step
+Out: the same `main` without BatchNorms, whose masked parameters W are read as `soft_mask · W`. Each mask adds its
+     parameters (`mask_parameters`) behind the others, with a number of soft values that is fixed.
 
      A BatchNorm over a convolution that nothing else reads is folded: with s = γ/√(σ² + ε) the weight becomes
      s[o]·soft_mask·W and the bias β + (b - μ)·s. Any other BatchNorm becomes the affine x·s + (β - μ·s).
@@ -23,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 from tvm import relay
+
+from tvm_passes.parameters import mask_parameters
 
 Shape = tuple[int, ...]
 
@@ -142,12 +139,9 @@ def _count_uses(body: relay.Expr) -> dict[relay.Expr, int]:
 
 
 def _mask_parameters(layer: str, layout: MaskLayout) -> list[relay.Var]:
-    count = math.prod(layout.shape)
     return [
-        relay.var(f"mask/{layer}/bits", shape=(-(-count // 8),), dtype="uint8"),
-        relay.var(f"mask/{layer}/scale", shape=(layout.soft_values,), dtype="uint8" if layout.coded else "float32"),
-        relay.var(f"mask/{layer}/row_start", shape=(layout.shape[0],), dtype="int32"),
-        relay.var(f"mask/{layer}/scale_range", shape=(2,), dtype="float32"),
+        relay.var(parameter.name, shape=parameter.shape, dtype=parameter.dtype)
+        for parameter in mask_parameters(layer, layout.shape, layout.coded, layout.soft_values)
     ]
 
 

@@ -20,4 +20,4 @@ def prepare_process() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
-    importlib.import_module("ksm_hw.compiler.tuning.measure_candidates")
+    importlib.import_module("ksm_hw.compiler.tuning.candidate_worker")

@@ -1,6 +1,7 @@
 """The passes for Relay, in Relay's environment: `test_relay.py` runs this file with its Python."""
 
 import os
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,6 +9,11 @@ import tvm
 from tvm import relay
 from tvm.contrib.graph_executor import GraphModule
 
+from ksm_hw.artifact.parameters import FEWEST_SOFT_VALUES, MaskPart, task_parameters
+from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits, group_size, mask_shape
+from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.soft_mask import PackedMask, pack_mask
+from ksm_hw.masks.task_pack import TaskPack
 from tvm_passes.relay.fold_task_mask import FoldTaskMask, MaskLayout
 from tvm_passes.relay.lift_weights import lift_weights
 from tvm_passes.relay.pipeline import build_settings, fold_tasks, same
@@ -78,6 +84,14 @@ def mask_arguments(mask: np.ndarray, layout: MaskLayout) -> dict[str, np.ndarray
     }
 
 
+def mask_arrays(mask: PackedMask) -> list[np.ndarray]:
+    """What the runtime makes of a task with this mask of the layer `conv`, in the order of `MaskPart`."""
+    head = np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
+    preprocessing = Preprocessing(8, 8, "bilinear", (0, 0, 0), (1, 1, 1))
+    pack = TaskPack("task", ("a",), "random", "kernel", "small", "", preprocessing, {"conv": mask}, {}, *head)
+    return task_parameters([f"mask/conv/{part}" for part in get_args(MaskPart)], pack, {}, 1)
+
+
 @pytest.mark.parametrize(("groups", "bias", "twice"), CASES)
 def test_a_mask_and_a_batch_norm_become_ops_on_weights(groups: int, bias: bool, twice: bool) -> None:
     before = network(groups, bias, twice)
@@ -98,6 +112,29 @@ def test_a_mask_and_a_batch_norm_become_ops_on_weights(groups: int, bias: bool, 
     # Without the mask the result is another: the comparison sees it.
     (unmasked,) = run(before, arguments)
     assert np.abs(unmasked - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("scale_bits", get_args(ScaleBits))
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_tasks_arrays_are_of_the_types_that_the_passes_made(granularity: Granularity, scale_bits: ScaleBits) -> None:
+    soft = np.full(mask_shape((8, 4, 3, 3), granularity), 0.0 if scale_bits == 0 else 0.25, np.float32)
+    soft[0] = 1
+    mask = pack_mask(soft, scale_bits)
+    most = max(FEWEST_SOFT_VALUES, int((soft != 1).sum()))
+    before = network()
+    layout = MaskLayout(mask.shape, group_size(granularity), mask.coded, most)
+    folded = fold_tasks(before, {"conv": layout}, X86)
+    assert folded.rewrite is not None
+    names = [f"mask/conv/{part}" for part in get_args(MaskPart)]
+    assert list(folded.parameters) == [variable.name_hint for variable in before["main"].params[1:]] + names
+    made = [variable.checked_type for variable in folded.rewrite["main"].params][-len(names) :]
+    for name, type_, array in zip(names, made, mask_arrays(mask), strict=True):
+        assert array.dtype == type_.dtype
+        if name.endswith("/scale"):
+            # The session fills up, as for every task with fewer than the most.
+            assert array.ndim == 1 and len(array) <= int(type_.shape[0]) == most
+        else:
+            assert array.shape == tuple(map(int, type_.shape))
 
 
 def test_main_has_no_op_on_weights() -> None:

@@ -19,7 +19,7 @@ from ksm_hw.compiler.build import build_executable
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, weight_rewrite
 from tvm_passes.relax.kernels.winograd import convolution, transforms
-from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels
+from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels, plan_memory
 from tvm_passes.relax.schedules import cpu_rules
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 from tvm_passes.relax.schedules.cpu.winograd import WinogradConvolution
@@ -158,7 +158,7 @@ def test_a_network_keeps_its_results(network):
     with HOST:
         scheduled = dlight.ApplyDefaultSchedule(*(Counting(rule, counts) for rule in cpu_rules()))(fused)
     assert counts["WinogradConvolution"] == 3
-    machine = relax.VirtualMachine(build_executable(scheduled, HOST), tvm.cpu())
+    machine = relax.VirtualMachine(build_executable(plan_memory(scheduled, HOST), HOST), tvm.cpu())
     found = machine["main"](tvm.runtime.tensor(images), *parameters).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 

@@ -12,8 +12,8 @@ from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_cpu
 
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
-from tvm_passes.relax.loops.cpu_pipeline import CPU_PIPELINE
 from tvm_passes.relax.loops.prefetch import InsertPrefetch, ask_ahead
+from tvm_passes.relax.pipeline import loop_pipeline
 from tvm_passes.relax.schedules import cpu_rules
 
 HOST = Target({"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": 2})
@@ -83,12 +83,12 @@ def test_accumulators_are_registers(target: Target) -> None:
     module = convolution(7, 256, 72, 16, target)
     text = {
         pipeline: tvm.tirx.build(module, target=target, pipeline=pipeline).inspect_source("ll")
-        for pipeline in ("default", CPU_PIPELINE)
+        for pipeline in ("default", loop_pipeline())
     }
     assert "AllocWorkspace" in text["default"]
-    assert "AllocWorkspace" not in text[CPU_PIPELINE]
-    assert "llvm.prefetch" in text[CPU_PIPELINE]
-    assert not re.search(r"alloca .*(float|x i8\])", text[CPU_PIPELINE])
+    assert "AllocWorkspace" not in text[loop_pipeline()]
+    assert "llvm.prefetch" in text[loop_pipeline()]
+    assert not re.search(r"alloca .*(float|x i8\])", text[loop_pipeline()])
 
 
 def test_behind_the_last_block_nothing_is_harmed() -> None:
@@ -97,7 +97,7 @@ def test_behind_the_last_block_nothing_is_harmed() -> None:
         generator.standard_normal(shape).astype("float32") for shape in ((1, 7, 7, 256), (72, 1, 1, 256, 16))
     )
     result = tvm.runtime.tensor(np.zeros((1, 7, 7, 1152), "float32"))
-    main = tvm.tirx.build(convolution(7, 256, 72, 16, HOST), target=HOST, pipeline=CPU_PIPELINE)["main"]
+    main = tvm.tirx.build(convolution(7, 256, 72, 16, HOST), target=HOST, pipeline=loop_pipeline())["main"]
     main(tvm.runtime.tensor(data), tvm.runtime.tensor(weight), result)
     expected = np.einsum("nyxi,bklio->nyxbo", data, weight).reshape(1, 7, 7, 1152)
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-4, atol=1e-4)

@@ -29,6 +29,7 @@ from ksm_hw.compiler.build import build_executable
 from tvm_passes.relax import weight_layouts
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.fold_padding import FoldPadding
+from tvm_passes.relax.pipeline import plan_memory
 from tvm_passes.relax.schedules import cpu_rules
 from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
@@ -52,7 +53,7 @@ def schedule(module, target=HOST):
 def run(module, *arrays):
     """The result of `main`, as a NumPy array, with every function scheduled, and the count of each rule."""
     module, counts = schedule(module)
-    machine = relax.VirtualMachine(build_executable(module, HOST), tvm.cpu())
+    machine = relax.VirtualMachine(build_executable(plan_memory(module, HOST), HOST), tvm.cpu())
     result = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays))
     return (result if hasattr(result, "numpy") else result[0]).numpy(), counts
 
@@ -161,7 +162,7 @@ def test_vector_unit_and_code_for_other_targets(name, lanes, registers, cores):
     )
     module, counts = schedule(module, target)
     assert counts == {"Convolution": 1}
-    build_executable(module, target)
+    build_executable(plan_memory(module, target), target)
 
 
 @pytest.mark.parametrize("lanes, registers", [(8, 16), (16, 32), (4, 32)])
@@ -380,7 +381,7 @@ def converted(name):
 def test_channels_last_network_equals_torch(name):
     network, data, parameters, module = converted(name)
     module, _ = schedule(module)
-    machine = relax.VirtualMachine(build_executable(module, HOST), tvm.cpu())
+    machine = relax.VirtualMachine(build_executable(plan_memory(module, HOST), HOST), tvm.cpu())
     weights = machine["main_transform_params"]([tvm.runtime.tensor(parameter) for parameter in parameters])
     (found,) = machine["main"](tvm.runtime.tensor(data.numpy()), *weights)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""From scheduled loops to what LLVM takes: TVM's own passes, and two more around them.
+"""AllocateOnStack: small buffers become registers.
 
 TVM takes the accumulators of a tile from its pool of workspaces, by a call for each task. LLVM can keep values there in
 registers only while nothing else in the loop touches memory, and a prefetch counts as that. So they go on the stack,
@@ -9,15 +9,10 @@ import math
 
 import tvm
 from tvm import tirx
-from tvm.ir.transform import PassContext, Sequential
-from tvm.s_tir.pipeline import default_s_tir_pipeline
-from tvm.tirx.compilation_pipeline import register_tir_pipeline
+from tvm.ir.transform import PassContext
 from tvm.tirx.transform import prim_func_pass
 from tvm_ffi import structural_map
 
-from tvm_passes.relax.loops.prefetch import InsertPrefetch
-
-CPU_PIPELINE = "ksm-hw-cpu"
 # More than any tile that registers hold (32 of 512 bits are 2 KiB), and than kernels that wait for a transform.
 _STACK_BYTES = 8 << 10
 
@@ -39,15 +34,3 @@ def _on_stack(allocation: tirx.AllocBuffer) -> tirx.AllocBuffer:
     # What LowerTVMBuiltin looks for.
     annotations = {**allocation.annotations, "disable_lower_builtin": tirx.const(True, "bool")}
     return tirx.AllocBuffer(buffer, annotations)
-
-
-def _cpu_pipeline() -> tuple[tvm.transform.Pass, object, object]:
-    lower, finalize_host, finalize_device = default_s_tir_pipeline()
-
-    def finalize() -> tvm.transform.Pass:
-        return Sequential([AllocateOnStack(), finalize_host()])
-
-    return Sequential([InsertPrefetch(), lower]), finalize, finalize_device
-
-
-register_tir_pipeline(CPU_PIPELINE, _cpu_pipeline)

@@ -1,0 +1,88 @@
+"""AttachOperatorCosts: operators tell what they do.
+
+In:  loop nests, and the functions that call them.
+Out: the same; of each loop nest that an inference calls and whose shapes are known, the attribute `flops` has the
+     floating-point operations of a call, and `bytes` the bytes of its arguments and results. What decodes masks
+     (`fused`) takes masks of many shapes, and has neither.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.ir.transform import PassContext
+from tvm.s_tir import Schedule
+from tvm.s_tir.analysis import estimate_tir_flops
+
+from tvm_passes.relax.join_tasks import MAIN
+
+_FLOPS, _BYTES = "flops", "bytes"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call of an operator does: floating-point operations, and bytes of its arguments and results."""
+
+    flops: int
+    bytes: int
+
+
+@tvm.transform.module_pass(opt_level=0, name="AttachOperatorCosts")
+class AttachOperatorCosts:
+    """Counts what the operators of every `main` do."""
+
+    def transform_module(self, module: tvm.IRModule, _context: PassContext) -> tvm.IRModule:
+        """The module with the attributes."""
+        for variable in _called_by_main(module):
+            if _is_static(module[variable]):
+                cost = operator_cost(module[variable])
+                module[variable] = module[variable].with_attrs({_FLOPS: cost.flops, _BYTES: cost.bytes})
+        return module
+
+
+def operator_costs(module: tvm.IRModule) -> dict[str, Cost]:
+    """The costs that were attached, by the operators' symbols in the library."""
+    return {
+        variable.name_hint: Cost(int(function.attrs[_FLOPS]), int(function.attrs[_BYTES]))
+        for variable, function in module.functions.items()
+        if _FLOPS in (function.attrs or {})
+    }
+
+
+def operator_cost(function: tirx.PrimFunc) -> Cost:
+    """The cost of one call of a function whose shapes are known.
+
+    Operations are counted over the domains of the blocks and not over the loops: a tile at the border, or a block that
+    is computed anew for each tile, would count what the operator does not need. A multiply-add is two operations.
+    """
+    schedule = Schedule(tvm.IRModule({"main": function}))
+    blocks = [schedule.get(block) for block in schedule.get_child_blocks(schedule.get_sblock("root"))]
+    flops = sum(
+        math.prod(int(axis.dom.extent) for axis in block.iter_vars) * estimate_tir_flops(block.body) for block in blocks
+    )
+    return Cost(flops=int(flops), bytes=sum(map(_bytes, function.params)))
+
+
+def _called_by_main(module: tvm.IRModule) -> list[tvm.ir.GlobalVar]:
+    called: dict[tvm.ir.GlobalVar, None] = {}
+
+    def visit(expression: relax.Expr) -> None:
+        if isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.call_tir"):
+            called[expression.args[0]] = None
+
+    for variable, function in module.functions.items():
+        if isinstance(function, relax.Function) and variable.name_hint.startswith(MAIN):
+            relax.analysis.post_order_visit(function, visit)
+    return list(called)
+
+
+def _is_static(function: tirx.PrimFunc) -> bool:
+    extents = (extent for parameter in function.params for extent in parameter.ty.shape)
+    return all(isinstance(extent, tirx.IntImm) for extent in extents)
+
+
+def _bytes(parameter: tirx.Var) -> int:
+    shape = [int(extent) for extent in parameter.ty.shape]
+    return math.prod(shape) * np.dtype(str(parameter.ty.dtype)).itemsize
