@@ -67,6 +67,15 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
     return compile_bundle(bundle, load_target("host"), tmp_path_factory.mktemp("compiled") / "artifact")[0]
 
 
+@pytest.fixture(scope="session")
+def arm64_artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
+    """The same for a Raspberry Pi 4, whichever machine this is; read only."""
+    from ksm_hw.compiler.compile import compile_bundle
+    from ksm_hw.toolchains.targets import load_target
+
+    return compile_bundle(bundle, load_target("rpi4"), tmp_path_factory.mktemp("arm64") / "artifact")[0]
+
+
 @pytest.fixture
 def copied_artifact(artifact: Path, tmp_path: Path) -> Path:
     """A copy of the artifact that a test may damage."""
