@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ksm_hw.artifact.manifest import TaskEntry
 from ksm_hw.compiler.compiled import Compiled, FoldMode, OnStep, common_image_size, most_classes
+from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.compiler.tuning.records_folder import check_header
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, save_bundle
-from ksm_hw.runtime.relay.process import relay_process
 from ksm_hw.toolchains.linker import architecture_of, linker_command
 from ksm_hw.toolchains.targets import CompileTarget
 
@@ -37,7 +37,7 @@ def compile_through_relay(
     """
     _check(target, runner, dump)
     image_size = common_image_size(bundle)
-    with tempfile.TemporaryDirectory(prefix="ksm-hw-relay-") as temporary, relay_process(on_step=on_step) as process:
+    with tempfile.TemporaryDirectory(prefix="ksm-hw-relay-") as temporary, compiler_process(on_step=on_step) as process:
         given, made = Path(temporary, "bundle"), Path(temporary, "libraries")
         given.mkdir()
         save_bundle(bundle, given)
