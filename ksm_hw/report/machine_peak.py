@@ -108,7 +108,7 @@ def measure_flops(threads: int) -> float:
     from ksm_hw.toolchains.targets import load_target
     from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 
-    lanes = vector_unit(Target(dict(load_target("host").tvm))).lanes
+    lanes = vector_unit(Target(dict(load_target("host").tvm))).lanes("float32")
     # These have the limit 1 / (1 - 0.5), so that no value becomes too large or too small for the normal numbers.
     factor, term = np.full(lanes, 0.5, np.float32), np.ones(lanes, np.float32)
     sums = tvm.runtime.empty((threads, _SUMS, lanes), "float32")

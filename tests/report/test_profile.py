@@ -119,7 +119,7 @@ def test_operators_have_readable_names(symbol: str, shapes: tuple[tuple[int, ...
 
 def test_multiply_adds_and_memory_are_measured() -> None:
     """The kernels do what they should (they check themselves) and are not left out: then the rate would be absurd."""
-    lanes = vector_unit(tvm.target.Target(dict(load_target("host").tvm))).lanes
+    lanes = vector_unit(tvm.target.Target(dict(load_target("host").tvm))).lanes("float32")
     pipelines, hertz = 4, 7e9  # More than any core has.
     assert 1e8 < measure_flops(1) < 2 * lanes * pipelines * hertz
     assert 1e8 < measure_bandwidth(1) < 2e12
