@@ -7,6 +7,7 @@ from pathlib import Path
 
 import board_processes
 import pytest
+import tvm  # noqa: F401  # With its compiler: `ksm-hw run` in a test's own process would import it without.
 from PIL import Image
 from random_tasks import SMALL_NETWORK, random_bundle
 from skimage import data as photographs_of_skimage

@@ -30,9 +30,9 @@ def tracker(
 ) -> None:
     """Run the tracker, which hands boards to whoever asks for them. On the desk; until Ctrl-C."""
     from ksm_hw.errors import UserError
-    from ksm_hw.runtime.without_torch import hide_torch
+    from ksm_hw.runtime.tvm_import import import_tvm_runtime
 
-    hide_torch()
+    import_tvm_runtime()
     from tvm.rpc.tracker import Tracker
 
     try:
@@ -99,9 +99,9 @@ def list_boards(
     as_json: Json = False,
 ) -> None:
     """List the boards that a tracker knows."""
-    from ksm_hw.runtime.without_torch import hide_torch
+    from ksm_hw.runtime.tvm_import import import_tvm_runtime
 
-    hide_torch()
+    import_tvm_runtime()
     from ksm_hw.boards.address import parse_address
     from ksm_hw.boards.reaching import known_boards
 

@@ -56,7 +56,7 @@ def profile(
     if operator is not None:
         _look_inside(artifact, operator, loops, as_json)
         return
-    from ksm_hw.runtime.without_torch import hide_torch
+    from ksm_hw.runtime.tvm_import import hide_torch
 
     hide_torch()
     from ksm_hw.boards.address import board_address

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ksm_hw.boards.address import BoardAddress
-from ksm_hw.boards.board import connected_board
+from ksm_hw.boards.measuring import measuring_at
 from ksm_hw.errors import UserError
-from ksm_hw.measuring.process import Measured, measuring_process
+from ksm_hw.measuring.process import Measured
 from ksm_hw.report.timing import NOISE_LIMIT, Comparison, Timing, compare_timings, timing_of
 from ksm_hw.runtime.machine import Machine
 
@@ -180,9 +180,7 @@ def measure_artifact(
             temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ksm-hw-report-")))
             plain = _compile_unmasked(manifest, bundle, temporary / "unmasked", on_step)
         on_step("load")
-        measured: Callable[..., contextlib.AbstractContextManager[Measured]] = measuring_process
-        if board is not None:
-            measured = stack.enter_context(connected_board(board)).measuring_process
+        measured = stack.enter_context(measuring_at(board))
         masked_process = stack.enter_context(measured(folder, threads))
         plain_process = None if plain is None else stack.enter_context(measured(plain, threads))
         times = _measure_rounds(masked_process, plain_process, list(bundle.packs), runs, on_step)

@@ -5,7 +5,6 @@ makes, before and after; in turn with these inferences others are timed that not
 operators do not explain of those is the time between operators.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksm_hw.boards.address import BoardAddress
-from ksm_hw.boards.board import connected_board
+from ksm_hw.boards.measuring import measuring_at
 from ksm_hw.errors import UserError
-from ksm_hw.measuring.process import Measured, measuring_process
+from ksm_hw.measuring.process import Measured
 from ksm_hw.report.machine_peak import MachinePeak, machine_peak
 from ksm_hw.report.operator_names import Shape, operator_name
 from ksm_hw.report.timing import NOISE_LIMIT, Timing, timing_of
@@ -138,12 +137,8 @@ def profile_artifact(
     if manifest.ir != "relax":
         raise UserError(f"{folder} was compiled through Relay, whose operators are not told apart. Use --ir relax.")
     task = task_of(packs, task).task if task is not None else next(iter(packs))
-    with contextlib.ExitStack() as stack:
-        on_step("load")
-        measured: Callable[..., contextlib.AbstractContextManager[Measured]] = measuring_process
-        if board is not None:
-            measured = stack.enter_context(connected_board(board)).measuring_process
-        process = stack.enter_context(measured(folder, threads))
+    on_step("load")
+    with measuring_at(board) as measured, measured(folder, threads) as process:
         peak = None
         if board is None and manifest.device == "cpu":
             on_step("measure the machine's peak")

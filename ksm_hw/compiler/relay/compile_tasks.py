@@ -150,10 +150,8 @@ def _baked(
         for task in tasks:
             on_step(f"bake {task}")
             arrays = task_parameters(functions.parameters, bundle.packs[task], bundle.tensors, most_classes(bundle))
-            for parameter, array in zip(
-                functions.parameters, filled(executor, functions.parameters, arrays), strict=True
-            ):
-                executor.set_input(parameter, array)
+            for parameter, array in zip(functions.parameters, arrays, strict=True):
+                executor.set_input(parameter, filled(executor, parameter, array))
             executor.run()
             weights = {weight: tensor.numpy() for weight, tensor in weights_of(executor).items()}
             bound = relay.build_module.bind_params_by_name(functions.main["main"], weights)
