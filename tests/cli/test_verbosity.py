@@ -71,6 +71,7 @@ def test_json_stays_json_and_twice_shows_more(bundle_folder: Path, tmp_path: Pat
         ((artifact,),) = json.loads(result.stdout).values()
         assert artifact["path"] == str(folder)
         assert f"links for {platform.machine()}" in result.stderr
+        assert "fused_conv2d_add_relu: Convolution: Tiling(" in result.stderr
     # The command of the linker.
     assert " -shared " in twice.stderr and " -shared " not in once.stderr
 
