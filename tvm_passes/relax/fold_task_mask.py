@@ -72,6 +72,7 @@ class _Folder(PyExprMutator):
         self.masks = masks
         self.name = name
         self.mask_parameters: dict[str, list[relax.Var]] = {}
+        self.decoders: dict[tuple[int, int, bool], tvm.ir.GlobalVar] = {}
         self.uses = _count_uses(module["main"])
 
     def fold(self) -> tvm.IRModule:
@@ -95,9 +96,12 @@ class _Folder(PyExprMutator):
 
     def _masked(self, layer: str, layout: MaskLayout, weight: relax.Var) -> relax.Var:
         rows, columns = layout.shape[0], math.prod(layout.shape[1:])
-        unpack = mask_decoder(rows, columns, layout.coded)
-        decoder = self.builder_.add_func(unpack, f"unpack_mask{self.name}_{rows}x{columns}")
-        flat = relax.call_tir(decoder, self.mask_parameters[layer], out_ty=relax.TensorType((rows, columns), "float32"))
+        key = (rows, columns, layout.coded)
+        if key not in self.decoders:
+            self.decoders[key] = self.builder_.add_func(mask_decoder(*key), f"unpack_mask{self.name}_{rows}x{columns}")
+        flat = relax.call_tir(
+            self.decoders[key], self.mask_parameters[layer], out_ty=relax.TensorType((rows, columns), "float32")
+        )
         mask = relax.op.reshape(flat, layout.shape)
         if layout.group_size > 1:
             inputs = int(weight.ty.shape[1])

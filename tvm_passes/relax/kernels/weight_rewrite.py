@@ -25,6 +25,8 @@ from tvm.target.codegen import target_has_features
 from tvm_passes.relax.kernels.winograd import linear_combination, transforms
 from tvm_passes.relax.loops.prefetch import prefetch
 
+DTYPES = ("float32",)
+"""The types of weights that there is a kernel for."""
 LANES = 8
 """Values in a vector: a byte of the mask. CPUs with shorter vectors take two."""
 _LINE_BYTES = 64  # Of the cache.
@@ -56,6 +58,7 @@ class WeightRewrite:
         packed: whether the result is [O / lanes, kH, kW, I, lanes], and not [kH, kW, I, O] or [I, O].
         tile: m, where the result is G g Gᵀ of Winograd's F(m×m, 3×3), [m + 2, m + 2, O / lanes, I, lanes].
         epsilon: of the BatchNorm whose scale is folded into the weight; None if there is none.
+        dtype: of the weight and of the result.
     """
 
     shape: tuple[int, ...]
@@ -66,6 +69,7 @@ class WeightRewrite:
     epsilon: float | None = None
     tile: int | None = None
     coded: bool = False
+    dtype: str = "float32"
 
     @property
     def result_shape(self) -> tuple[int, ...]:
