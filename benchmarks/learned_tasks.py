@@ -19,14 +19,14 @@ import torch
 
 from ksm_hw.learning.datasets import load_task_data
 from ksm_hw.learning.learn import Epoch, LearningOptions, learn
-from ksm_hw.learning.masked_network import Method, pack_masks
+from ksm_hw.learning.masked_network import pack_masks
+from ksm_hw.learning.methods import METHODS
 from ksm_hw.learning.train import train_task
 from ksm_hw.masks.soft_mask import binary_mask
 from ksm_hw.masks.task_pack import load_task_pack
 from ksm_hw.models.backbones import EFFICIENTNET_LITE0, default_preprocessing, pretrained_backbone
 
-METHODS: tuple[Method, ...] = ("ksm", "head", "binary", "fine-tuning")
-TITLES = {"ksm": "KSM soft masks", "head": "head only", "binary": "binary masks", "fine-tuning": "fine-tuning"}
+COMPARED = ("ksm", "head", "binary", "fine-tuning")
 IMAGE_SIZE = 96  # Pixels. 224 would take five times as long on two cores.
 SCALE_BITS = 8
 OPTIONS = LearningOptions(epochs=5, batch_size=32, mask_rate=1e-3, head_rate=2e-3)
@@ -45,10 +45,10 @@ def train_command(name: str, bundle: Path) -> str:
     )
 
 
-def run(name: str, method: Method, bundle: Path) -> dict[str, float]:
+def run(name: str, method: str, bundle: Path) -> dict[str, float]:
     """Learns one data set with one method; accuracy in 0…1, time in seconds, share of zeros in the masks."""
     data = load_task_data(name)
-    rate = FINE_TUNING_RATE if method == "fine-tuning" else OPTIONS.mask_rate
+    rate = FINE_TUNING_RATE if METHODS[method].weights else OPTIONS.mask_rate
     options = dataclasses.replace(OPTIONS, method=method, mask_rate=rate)
 
     def show(epoch: Epoch) -> None:
@@ -84,9 +84,9 @@ def table(results: dict[str, dict[str, dict[str, float]]], bundle: Path) -> str:
         f"--bundle {bundle}` with torch {torch.__version__} on {platform.machine()}, one thread a run, on a machine "
         "that did other work at the time: the times are an upper bound.",
         "",
-        "| task | training / test images | classes | " + " | ".join(TITLES[method] for method in METHODS)
+        "| task | training / test images | classes | " + " | ".join(METHODS[method].title for method in COMPARED)
         + " | zeros in the masks, soft / binary | training time, soft | pack |",
-        "|" + " --- |" * (6 + len(METHODS)),
+        "|" + " --- |" * (6 + len(COMPARED)),
     ]  # fmt: skip
     commands = []
     for name, by_method in results.items():
@@ -94,7 +94,7 @@ def table(results: dict[str, dict[str, dict[str, float]]], bundle: Path) -> str:
             continue
         path = bundle / "tasks" / f"{name}.safetensors"
         pack = load_task_pack(path)
-        accuracy = [f"{by_method[method]['accuracy']:.1%}" if method in by_method else "—" for method in METHODS]
+        accuracy = [f"{by_method[method]['accuracy']:.1%}" if method in by_method else "—" for method in COMPARED]
         binary_zeros = f"{by_method['binary']['zeros']:.1%}" if "binary" in by_method else "—"
         lines.append(
             f"| {name} | {pack.facts['training_images']} / {pack.facts['test_images']} | {len(pack.classes)} | "
@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=Path("bundles/efficientnet-lite0"))
     parser.add_argument("--tasks", nargs="+", default=["fashion-mnist", "clipart", "emoji", "glyphs", "mnist"])
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=COMPARED, choices=COMPARED)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

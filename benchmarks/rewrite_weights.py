@@ -46,7 +46,7 @@ def compile_network(network: str, folder: Path) -> None:
 
 def measure(artifact: Path, threads: int, rounds: int) -> dict[str, Any]:
     """Seconds of switches, of the rewriting in them, and of copies, in turns, in this process."""
-    from ksm_hw.runtime.without_torch import hide_torch
+    from ksm_hw.runtime.tvm_import import hide_torch
 
     hide_torch()
     import resource

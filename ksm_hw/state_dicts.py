@@ -80,6 +80,7 @@ def shared_tensors(state: Mapping[str, "torch.Tensor"], head: str) -> dict[str, 
         state: of the whole network.
         head: module path of the head.
     """
+    # Packages carry tensors whose memory is in another order, and safetensors writes the memory of an array as it is.
     return {
         name: tensor.detach().cpu().float().contiguous().numpy()
         for name, tensor in state.items()

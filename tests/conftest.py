@@ -7,6 +7,7 @@ from pathlib import Path
 
 import board_processes
 import pytest
+import tvm  # noqa: F401  # With its compiler: `ksm-hw run` in a test's own process would import it without.
 from PIL import Image
 from random_tasks import SMALL_NETWORK, random_bundle
 from skimage import data as photographs_of_skimage
@@ -64,6 +65,15 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
     from ksm_hw.toolchains.targets import load_target
 
     return compile_bundle(bundle, load_target("host"), tmp_path_factory.mktemp("compiled") / "artifact")[0]
+
+
+@pytest.fixture(scope="session")
+def arm64_artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
+    """The same for a Raspberry Pi 4, whichever machine this is; read only."""
+    from ksm_hw.compiler.compile import compile_bundle
+    from ksm_hw.toolchains.targets import load_target
+
+    return compile_bundle(bundle, load_target("rpi4"), tmp_path_factory.mktemp("arm64") / "artifact")[0]
 
 
 @pytest.fixture

@@ -10,15 +10,9 @@ from torch import nn
 from tvm import relax
 
 from ksm_hw.compiler.lower import lower_backbone
+from ksm_hw.masks.mask_format import Granularity, ScaleBits, group_size, mask_shape
 from ksm_hw.masks.preprocessing import Preprocessing
-from ksm_hw.masks.soft_mask import (
-    GROUP_SIZE,
-    Granularity,
-    PackedMask,
-    ScaleBits,
-    mask_shape,
-    pack_mask,
-)
+from ksm_hw.masks.soft_mask import PackedMask, pack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from tvm_passes.relax.fold_task_mask import MaskLayout
 
@@ -90,8 +84,8 @@ def random_masks(network: nn.Module, granularity: Granularity, scale_bits: Scale
 
 
 def layouts_of(masks: dict[str, PackedMask], granularity: Granularity) -> dict[str, MaskLayout]:
-    group_size = GROUP_SIZE if granularity == "group" else 1
-    return {layer: MaskLayout(tuple(mask.shape), group_size, mask.coded) for layer, mask in masks.items()}
+    size = group_size(granularity)
+    return {layer: MaskLayout(tuple(mask.shape), size, mask.coded) for layer, mask in masks.items()}
 
 
 def pack_of(network: nn.Module, masks: dict[str, PackedMask], granularity: Granularity = "kernel") -> TaskPack:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import torch
+import tvm
+import tvm_ffi
 from torch.nn import functional
 from tvm import relax
 from tvm.s_tir import dlight
@@ -31,15 +33,30 @@ class Counting(dlight.base.ScheduleRule):
         return schedule
 
 
-def function(compute, *shapes):
-    """A module whose `main` takes float32 tensors of the given shapes and returns what `compute` emits."""
+def function(compute, *shapes, dtypes=None):
+    """A module whose `main` takes tensors of these shapes, float32 or `dtypes`, and returns what `compute` emits."""
     builder = relax.BlockBuilder()
-    inputs = [relax.Var(f"x{index}", relax.TensorType(shape, "float32")) for index, shape in enumerate(shapes)]
+    types = map(relax.TensorType, shapes, dtypes or ["float32"] * len(shapes))
+    inputs = [relax.Var(f"x{index}", type_) for index, type_ in enumerate(types)]
     with builder.function("main", inputs):
         with builder.dataflow():
             result = builder.emit_output(builder.normalize(compute(builder.emit, *inputs)))
         builder.emit_func_output(result)
     return builder.get()
+
+
+def vectors_of(module):
+    """The lengths of the vectorized loops of a module's functions."""
+    found = set()
+
+    def visit(loop):
+        if loop.kind == tvm.tirx.ForKind.VECTORIZED:
+            found.add(int(loop.extent))
+
+    for one in module.functions.values():
+        if isinstance(one, tvm.tirx.PrimFunc):
+            tvm_ffi.structural_walk(one.body, [(tvm.tirx.For, visit)], order="post")
+    return found
 
 
 def values(*shapes):

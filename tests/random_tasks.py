@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
-from ksm_hw.masks.soft_mask import GRANULARITIES, Granularity, broadcast_mask, mask_shape, pack_mask, unpack_mask
+from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, mask_shape
+from ksm_hw.masks.soft_mask import broadcast_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
     backbone_tensors,

@@ -14,7 +14,7 @@ def test_a_packages_weights_are_those_of_the_pretrained_network():
     found = packaged_tensors(EFFICIENTNET_LITE0)
     assert found is not None and found.keys() == expected.keys()
     for name, array in found.items():
-        assert array.dtype == np.float32
+        assert array.dtype == np.float32 and array.flags.c_contiguous
         np.testing.assert_array_equal(array, expected[name], strict=True)
     assert packaged_tensors("resnet18") is None
 

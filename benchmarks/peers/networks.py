@@ -22,7 +22,8 @@ from torch import nn
 
 from ksm_hw.files import written_folder
 from ksm_hw.masks.bundle import Bundle, save_bundle, sha256_of_tensors
-from ksm_hw.masks.soft_mask import broadcast_mask, mask_shape, pack_mask, unpack_mask
+from ksm_hw.masks.mask_format import mask_shape
+from ksm_hw.masks.soft_mask import broadcast_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
     EFFICIENTNET_LITE0,

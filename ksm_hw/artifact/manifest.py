@@ -19,7 +19,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.files import sha256_of_file, written_folder
 from ksm_hw.masks.bundle import Bundle, save_bundle
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 LIBRARY = "model.so"
 
 IntermediateRepresentation = Literal["relax", "relay"]
@@ -38,11 +38,19 @@ class TaskEntry:
 
 
 @dataclass(frozen=True)
-class OperatorCost:
-    """What one call of an operator does: floating-point operations, and bytes of its arguments and results."""
+class OperatorEntry:
+    """An operator of an inference.
+
+    Attributes:
+        flops, bytes: of one call: floating-point operations, and bytes of its arguments and results.
+        shapes: of these, the results last.
+        schedule: the rule that scheduled it and in which way, for a person; empty where no rule did.
+    """
 
     flops: int
     bytes: int
+    shapes: tuple[tuple[int, ...], ...]
+    schedule: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Manifest:
         tvm_version: of the compiler.
         input_shape, output_shape: [N, 3, H, W], and [N, classes] with as many classes as the largest task.
         workspace_bytes: activations that the memory plan holds at once.
-        operators: what each operator of an inference costs whose shapes are known, by its symbol in the library.
+        operators: those of an inference whose shapes are known, by their symbols in the library.
         tasks: what each task uses.
     """
 
@@ -78,7 +86,7 @@ class Manifest:
     input_shape: tuple[int, int, int, int]
     output_shape: tuple[int, int]
     workspace_bytes: int
-    operators: Mapping[str, OperatorCost]
+    operators: Mapping[str, OperatorEntry]
     tasks: Mapping[str, TaskEntry]
 
     @property
@@ -140,7 +148,10 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError("it names no tasks")
         for key in ("cpu_features", "cores", "input_shape", "output_shape"):
             content[key] = tuple(content[key])
-        operators = {symbol: OperatorCost(**cost) for symbol, cost in content.pop("operators").items()}
+        operators = {
+            symbol: OperatorEntry(entry["flops"], entry["bytes"], tuple(map(tuple, entry["shapes"])), entry["schedule"])
+            for symbol, entry in content.pop("operators").items()
+        }
         manifest = Manifest(tasks=tasks, operators=operators, **content)
         packs = (f"tasks/{task}.safetensors" for task in tasks)
         if unlisted := {*manifest.libraries, "bundle.json", *packs} - files.keys():

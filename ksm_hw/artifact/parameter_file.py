@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.artifact.manifest import Manifest
-from ksm_hw.artifact.parameters import task_parameters
+from ksm_hw.artifact.parameters import mask_part_of, task_parameters
+from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.task_pack import TaskPack
-from tvm_passes.parameters import mask_part_of
 
 ALIGNMENT = 64  # Bytes; what TVM aligns tensors to.
+# The names of the dtypes that parameters may have, in safetensors files and in NumPy.
 _SAFETENSORS_DTYPES = {"F32": "float32", "U8": "uint8", "I32": "int32"}
 
 
@@ -76,7 +77,11 @@ def write_parameter_file(
 
 
 def held_arrays(folder: Path, files: Iterable[str]) -> Held:
-    """The arrays that safetensors files hold, each file by its name below a folder."""
+    """The arrays that safetensors files hold, each file by its name below a folder.
+
+    Raises:
+        UserError: one has a dtype that is none of a parameter's.
+    """
     held: Held = {}
     for file in files:
         content = (folder / file).read_bytes()
@@ -86,9 +91,18 @@ def held_arrays(folder: Path, files: Iterable[str]) -> Held:
         header.pop("__metadata__", None)
         for entry in header.values():
             begin, end = (start + offset for offset in entry["data_offsets"])
-            array = StoredArray(file, begin, _SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
+            array = StoredArray(file, begin, _numpy_dtype(entry["dtype"], folder / file), tuple(entry["shape"]))
             held[array.dtype, array.shape, hashlib.sha256(content[begin:end]).digest()] = array
     return held
+
+
+def _numpy_dtype(dtype: str, path: Path) -> str:
+    if dtype not in _SAFETENSORS_DTYPES:
+        raise UserError(
+            f"{path} has a tensor of dtype {dtype}; parameters of compiled functions are one of "
+            f"{', '.join(_SAFETENSORS_DTYPES)}. Convert the tensor."
+        )
+    return _SAFETENSORS_DTYPES[dtype]
 
 
 def _held_halves(name: str, array: npt.NDArray[np.generic], pack: TaskPack, held: Held) -> StoredArray | None:

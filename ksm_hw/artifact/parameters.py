@@ -2,21 +2,32 @@
 
 A function takes, by these names and in the order of the manifest's entry:
 
-    a tensor of the network, by its name in the state dict: the backbone's weights, and BatchNorms
-    head/weight, head/bias        the classifier's, whatever the network calls it
-    mask/<layer>/<part>           of each masked layer: `tvm_passes.parameters`, which the passes make them by
+    a name of the network's state dict    the backbone's weight, or a BatchNorm's tensor, the task's if it learned one
+    head/weight, head/bias                the classifier, whatever the network calls it
+    mask/<layer>/<part>                   of each masked layer, its parts in the order of `MaskPart`:
+
+        bits         uint8 [⌈n/8⌉]              the binary mask of n values, first value in the highest bit
+        scale        float32 or uint8 [zeros]   soft values q where the bit is 0, in order, or their codes; at least 8
+        row_start    int32 [O]                  zeros before each output channel
+        scale_range  float32 [2]                (low, step): the soft value is low + q·step
+
+The passes of both IRs make their functions so by themselves; tests hold what they make to what this module gives.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, soft_codes, soft_values
 from ksm_hw.masks.task_pack import TaskPack
-from tvm_passes.parameters import FEWEST_SOFT_VALUES, MaskPart, mask_part_of
+
+MaskPart = Literal["bits", "scale", "row_start", "scale_range"]
 
 HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
+
+FEWEST_SOFT_VALUES = 8  # What the compiled functions read of `scale` at once; zeros stand behind fewer.
 
 
 def task_parameters(
@@ -31,6 +42,20 @@ def task_parameters(
         classes: outputs of the compiled head; a task with fewer gets zeros behind its own.
     """
     return [_parameter(name, pack, backbone, classes) for name in names]
+
+
+def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
+    """The layer and the part of its mask that a parameter's name says; None for a parameter of no mask.
+
+    Raises:
+        ValueError: masks have no such part.
+    """
+    if not name.startswith("mask/"):
+        return None
+    _, layer, part = name.split("/")
+    if part not in get_args(MaskPart):
+        raise ValueError(f"masks have no part '{part}', which the parameter {name} names")
+    return layer, cast(MaskPart, part)
 
 
 def is_shared(name: str, pack: TaskPack) -> bool:

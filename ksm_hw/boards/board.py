@@ -10,6 +10,7 @@ import contextlib
 import functools
 import gc
 import json
+import logging
 import re
 import signal
 import time
@@ -22,11 +23,15 @@ from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.protocol import function_name, kept_name, result_of
 from ksm_hw.boards.reaching import WAIT, reach, within
 from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import load_bundle
+from ksm_hw.measuring.process import Measured
 from ksm_hw.runtime.remote_session import RemoteSession
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+_log = logging.getLogger(__name__)
 
 PATIENCE = 600.0  # Seconds that a board may take for one answer.
 
@@ -97,15 +102,15 @@ class Board:
         """
         folder = Path(artifact)
         manifest = read_manifest(folder)
-        task = self.call("load", self._send(folder), threads or 0)["task"]
-        return RemoteSession(self, folder, manifest, task)
+        task = self.call("load", self._send(folder), threads or 0)
+        return RemoteSession(self, manifest, load_bundle(folder).packs, task)
 
     @contextlib.contextmanager
-    def measuring_process(self, artifact: Path, threads: int | None = None) -> "Iterator[BoardMeasurement]":
-        """Loads an artifact in a process of its own on the board."""
+    def measuring_process(self, artifact: Path, threads: int | None = None) -> Iterator[Measured]:
+        """Loads an artifact in a process of its own on the board; see `measuring_process`."""
         read_manifest(artifact)
         number, facts = self.call("measure_load", self._send(artifact), threads or 0)
-        yield BoardMeasurement(self, number, facts)
+        yield Measured(facts, lambda request: self.call("measure", number, json.dumps(request)))
 
     def time_library(self, library: Path, **request: Any) -> dict[str, Any]:
         """`LibraryTimer.time` on the board.
@@ -123,34 +128,39 @@ class Board:
         text = (folder / "manifest.json").read_text()
         files = checked_files(json.loads(text)).items()
         names = {kept_name(name, entry["sha256"]): name for name, entry in files}
-        for name in self.call("missing", json.dumps(list(names))):
+        missing = self.call("missing", json.dumps(list(names)))
+        _log.info("board %s keeps %d of the artifact's %d files", self.address, len(names) - len(missing), len(names))
+        for name in missing:
+            _log.debug("%s is sent, %d bytes", names[name], (folder / names[name]).stat().st_size)
             content = bytearray((folder / names[name]).read_bytes())
             self._guarded(functools.partial(self._remote.upload, content, name))
             self.call("keep", name)
         return text
 
-    def call(self, function: str, *arguments: Any) -> Any:
-        """Calls one of the functions of `protocol.py` that answer in JSON.
+    def call(self, function: str, /, *arguments: Any) -> Any:
+        """Calls one of the functions of `protocol.py`; arrays, both ways, are tensors there.
 
         Raises:
             UserError: what the board says, or it is gone.
         """
-        answer = self._guarded(lambda: self._remote.get_function(function_name(function))(*arguments))
+        answer = self._guarded(lambda: self._called(function, *arguments))
+        if not isinstance(answer, str):
+            return answer
         try:
             return result_of(answer)
         except UserError as error:
             raise UserError(f"Board {self.address}: {error}") from None
 
-    def run(self, images: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float32]":
-        """`Session.run` on the board."""
+    def _called(self, function: str, *arguments: Any) -> "str | npt.NDArray[np.float32]":
+        import numpy as np
         import tvm
 
-        def remote_run() -> Any:
-            sent = tvm.runtime.tensor(images, self._remote.cpu())
-            return self._remote.get_function(function_name("run"))(sent).numpy()
-
-        logits: npt.NDArray[np.float32] = self._guarded(remote_run)
-        return logits
+        sent = (
+            tvm.runtime.tensor(argument, self._remote.cpu()) if isinstance(argument, np.ndarray) else argument
+            for argument in arguments
+        )
+        answer = self._remote.get_function(function_name(function))(*sent)
+        return answer if isinstance(answer, str) else answer.numpy()
 
     def _guarded(self, function: Callable[[], Any]) -> Any:
         def late() -> UserError:
@@ -204,15 +214,3 @@ def _signal_of_last_crash(address: BoardAddress) -> int | None:
         found = re.search(r"error code -(\d+)", text)
         return int(found[1]) if found else None
     return None
-
-
-class BoardMeasurement:
-    """An artifact loaded in a process of its own on a board; see `measuring_process.Measured`."""
-
-    def __init__(self, board: Board, number: int, facts: dict[str, Any]) -> None:
-        self._board, self._number = board, number
-        self.facts = facts
-
-    def ask(self, command: str, **arguments: Any) -> Any:
-        """One measurement (`measuring.measure`)."""
-        return self._board.call("measure", self._number, json.dumps({"command": command, **arguments}))

@@ -3,21 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ksm_hw.boards.address import BoardAddress
-from ksm_hw.boards.board import connected_board
+from ksm_hw.runtime.any_session import AnySession
 from ksm_hw.runtime.local_session import local_session
-from ksm_hw.runtime.remote_session import RemoteSession
-
-if TYPE_CHECKING:
-    from ksm_hw.runtime.session import Session
 
 
 @contextlib.contextmanager
-def open_session(
-    artifact: Path, board: BoardAddress | None = None, threads: int | None = None
-) -> "Iterator[Session | RemoteSession]":
+def open_session(artifact: Path, board: BoardAddress | None = None, threads: int | None = None) -> Iterator[AnySession]:
     """An artifact's session, on a board or on this machine.
 
     Raises:
@@ -27,5 +20,7 @@ def open_session(
         with local_session(artifact, threads) as session:
             yield session
         return
+    from ksm_hw.boards.board import connected_board
+
     with connected_board(board) as connected:
         yield connected.load(artifact, threads)

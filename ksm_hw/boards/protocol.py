@@ -5,11 +5,11 @@ The functions that a board serves take and give texts of JSON and tensors, and a
 
     ksm_hw.board.missing(names)                 those of the files that the board does not hold; see `kept_name`
     ksm_hw.board.keep(name)                     takes the uploaded file of that name into the board's cache
-    ksm_hw.board.load(manifest, threads)        loads an artifact of kept files into a session
+    ksm_hw.board.load(manifest, threads)        loads an artifact of kept files into a session: its first task's name
     ksm_hw.board.switch(task)                   `Session.switch`: seconds
     ksm_hw.board.run(images)                    `Session.run`: a tensor
     ksm_hw.board.measure_load(manifest, threads)  loads an artifact in a process of its own: its number and its facts
-    ksm_hw.board.measure(number, command)       measures it (`measuring.session.measure`)
+    ksm_hw.board.measure(number, request)       measures it (`measuring.session.measure`)
     ksm_hw.board.time_library(name, request)    times the uploaded library, in a process of Relay (`LibraryTimer`)
     ksm_hw.board.last_crash()                   how the last session's process died, if it did
 """

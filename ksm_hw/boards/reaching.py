@@ -1,5 +1,6 @@
 """Finding a board and connecting to it: through a tracker, or by its own address."""
 
+import logging
 import queue
 import threading
 import time
@@ -9,6 +10,8 @@ from typing import Any
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 WAIT = 60.0  # Seconds that a busy board may take to become free.
 
@@ -71,6 +74,7 @@ def reach(address: BoardAddress, wait: float = WAIT) -> Any:
     Raises:
         UserError: there is no such board, or it stays busy.
     """
+    _log.info("board %s", address)
     return _requested(address, wait) if address.tracker else _dialled(address, wait)
 
 
@@ -87,6 +91,7 @@ def _requested(address: BoardAddress, wait: float) -> Any:
                 f"The tracker at {address.tracker[0]}:{address.tracker[1]} knows no board '{address.key}'. "
                 + (f"It knows: {', '.join(keys)}." if keys else "It knows none. Start one: ksm-hw board serve")
             )
+        _log.info("of %d boards '%s', %d are free", len(named), address.key, sum(board.free for board in named))
         if any(board.free for board in named):
             return within(lambda: tracker.request(address.key), wait, lambda: _busy(address, wait))
         if time.monotonic() >= end:

@@ -5,10 +5,8 @@ A session on a board is one process of the server, so what it holds ends with it
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -16,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ksm_hw.artifact.manifest import checked_files
-from ksm_hw.boards.protocol import FUNCTIONS, answered, function_name, kept_name
+from ksm_hw.boards.kept_files import KeptFiles
+from ksm_hw.boards.protocol import FUNCTIONS, answered, function_name
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file
+from ksm_hw.measuring.process import Measured, measuring_process
+from ksm_hw.measuring.relay_library import LibraryTimer
+from ksm_hw.runtime.any_session import AnySession
+from ksm_hw.runtime.local_session import local_session
 from ksm_hw.runtime.machine import available_cores
 
-CACHE_LIMIT = 4 << 30  # Bytes of kept files; the ones that were not used for longest go first.
 _CRASH = "last_crash.txt"
 
 
@@ -65,13 +65,11 @@ def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda
     Raises:
         UserError: TVM's server does not start: the port is taken, or the tracker does not answer.
     """
-    # Only the runtime: without this TVM's bindings load the compiler, 150 MB that a board does not need.
-    os.environ["TVM_USE_RUNTIME_LIB"] = "1"
     # What is measured without a `Session`, as a tune does, shall use all cores; TVM takes half of an x86-64 machine's.
     os.environ.setdefault("TVM_NUM_THREADS", str(available_cores()))
-    from ksm_hw.runtime.without_torch import hide_torch
+    from ksm_hw.runtime.tvm_import import import_tvm_runtime
 
-    hide_torch()
+    import_tvm_runtime()
     import tvm
     from tvm.rpc.server import Server
 
@@ -131,66 +129,30 @@ def register_board_functions(cache: Path) -> None:
 
 
 class _Served:
-    """What one session of the server holds."""
+    """What one session of the server holds, and its functions: see `protocol.py`."""
+
+    session: AnySession
 
     def __init__(self, cache: Path) -> None:
-        self.files, self.artifacts = cache / "files", cache / "artifacts"
+        self.kept = KeptFiles(cache)
         self.crash = cache / _CRASH
-        self.session: Any = None
-        self.measured: list[Any] = []
-        self.timer: Any = None
         self.open_processes = contextlib.ExitStack()
-        for folder in (self.files, self.artifacts):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.measured: list[Measured] = []
+        self.timer = self.open_processes.enter_context(LibraryTimer())
 
     @answered
     def missing(self, names: str) -> list[str]:
-        return [name for name in json.loads(names) if not (self.files / name).exists()]
+        return self.kept.missing(json.loads(names))
 
     @answered
     def keep(self, name: str) -> None:
-        uploaded = Path.cwd() / name  # A session's working folder is where TVM puts what is uploaded.
-        found = kept_name(name, sha256_of_file(uploaded))
-        if found != name:
-            raise UserError(f"A file arrived as {found} where {name} was sent. Try again.")
-        self._make_room(uploaded.stat().st_size)
-        incomplete = self.files / f"{name}.incomplete"
-        try:
-            shutil.move(uploaded, incomplete)
-            incomplete.replace(self.files / name)
-        except OSError as error:
-            incomplete.unlink(missing_ok=True)
-            raise UserError(f"The board cannot keep the artifact: {error.strerror}. Free space on it.") from error
-
-    def _make_room(self, size: int) -> None:
-        oldest_first = sorted(self.files.iterdir(), key=lambda path: path.stat().st_mtime)
-        total = sum(path.stat().st_size for path in oldest_first) + size
-        for path in oldest_first:
-            if total <= CACHE_LIMIT:
-                break
-            total -= path.stat().st_size
-            path.unlink()
-
-    def _artifact(self, manifest: str) -> Path:
-        """A folder with the files that a manifest lists: links to the kept ones."""
-        folder = self.artifacts / hashlib.sha256(manifest.encode()).hexdigest()
-        for name, entry in checked_files(json.loads(manifest)).items():
-            link, kept = folder / name, self.files / kept_name(name, entry["sha256"])
-            os.utime(kept)
-            if not link.exists():
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.unlink(missing_ok=True)
-                link.symlink_to(kept)
-        (folder / "manifest.json").write_text(manifest)
-        return folder
+        self.kept.keep(_uploaded(name))
 
     @answered
-    def load(self, manifest: str, threads: int) -> dict[str, Any]:
-        from ksm_hw.runtime.local_session import local_session
-
-        opened = local_session(self._artifact(manifest), threads or None)
+    def load(self, manifest: str, threads: int) -> str:
+        opened = local_session(self.kept.artifact(manifest), threads or None)
         self.session = self.open_processes.enter_context(opened)
-        return {"task": self.session.task}
+        return self.session.task
 
     @answered
     def switch(self, task: str) -> float:
@@ -203,23 +165,17 @@ class _Served:
 
     @answered
     def measure_load(self, manifest: str, threads: int) -> tuple[int, dict[str, Any]]:
-        from ksm_hw.measuring.process import measuring_process
-
-        process = self.open_processes.enter_context(measuring_process(self._artifact(manifest), threads or None))
-        self.measured.append(process)
-        return len(self.measured) - 1, process.facts
+        opened = measuring_process(self.kept.artifact(manifest), threads or None)
+        self.measured.append(self.open_processes.enter_context(opened))
+        return len(self.measured) - 1, self.measured[-1].facts
 
     @answered
-    def measure(self, number: int, command: str) -> Any:
-        return self.measured[number].ask(**json.loads(command))
+    def measure(self, number: int, request: str) -> Any:
+        return self.measured[number].measure(json.loads(request))
 
     @answered
     def time_library(self, name: str, request: str) -> dict[str, Any]:
-        from ksm_hw.measuring.relay_library import LibraryTimer
-
-        if self.timer is None:
-            self.timer = self.open_processes.enter_context(LibraryTimer())
-        library = Path.cwd() / name
+        library = _uploaded(name)
         try:
             return self.timer.time(library, **json.loads(request))
         finally:
@@ -230,3 +186,8 @@ class _Served:
         text = self.crash.read_text() if self.crash.exists() else ""
         self.crash.unlink(missing_ok=True)
         return text
+
+
+def _uploaded(name: str) -> Path:
+    """Where TVM puts what is uploaded: a session's working folder."""
+    return Path.cwd() / name

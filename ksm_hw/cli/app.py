@@ -1,23 +1,79 @@
-"""The application that the commands belong to, and what they share: consoles, options, how they print."""
+"""The application that the commands belong to, and what they share: consoles, options, how they print, `-v`."""
 
+import functools
+import inspect
 import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import typer
 from rich.console import Console
 
 from ksm_hw import __version__
 
-app = typer.Typer(
+console = Console()
+messages = Console(stderr=True)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Verbosity = Annotated[int, typer.Option("-v", count=True, show_default=False, help="Say what is decided; -vv: more.")]
+
+
+class CommandLine(typer.Typer):
+    """An application, or a group of commands: all that is added to it takes `-v`."""
+
+    def command(self, *arguments: Any, **options: Any) -> Callable[[Command], Command]:
+        """As `typer.Typer.command`."""
+        register = super().command(*arguments, **options)
+        return lambda function: register(_taking_verbosity(function))
+
+    def callback(self, *arguments: Any, **options: Any) -> Callable[[Command], Command]:
+        """As `typer.Typer.callback`."""
+        register = super().callback(*arguments, **options)
+        return lambda function: register(_taking_verbosity(function))
+
+
+def _taking_verbosity(function: Command) -> Command:
+    """The function with one parameter more, in the signature that typer reads."""
+
+    @functools.wraps(function)
+    def logged(*, verbosity: int, **parameters: Any) -> Any:
+        if verbosity:
+            _show_log(logging.INFO if verbosity == 1 else logging.DEBUG)
+        return function(**parameters)
+
+    signature = inspect.signature(function)
+    more = inspect.Parameter("verbosity", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=Verbosity)
+    # mypy: a function has no such attribute, but `inspect.signature` looks for it first.
+    logged.__signature__ = signature.replace(parameters=[*signature.parameters.values(), more])  # type: ignore[attr-defined]
+    logged.__annotations__ = {**function.__annotations__, "verbosity": Verbosity}
+    return cast(Command, logged)
+
+
+def _show_log(level: int) -> None:
+    """Prints what the modules of this toolkit log, and no others', on stderr.
+
+    Processes that this one starts (those that measure, and Relay's) show nothing: their stderr is kept for the message
+    when one dies.
+    """
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=messages, show_level=False, show_path=False, log_time_format="%X")
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    for package in ("ksm_hw", "tvm_passes"):
+        logger = logging.getLogger(package)
+        logger.setLevel(level)
+        logger.handlers = [handler]  # Not one more where `-v` stands before the command and behind it.
+
+
+app = CommandLine(
     help="Many vision tasks on one small device: one backbone, learned masks, compiled with Apache TVM.\n\n"
     "Exit codes: 0 done, 1 verification failed, 2 bad input, 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
 )
-console = Console()
-messages = Console(stderr=True)
 
 # The choices of options are written out, because the modules that own them import NumPy or torch.
 Fold = Literal["switch", "bake", "fused"]

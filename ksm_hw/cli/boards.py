@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ksm_hw.cli.app import Json, app, console, examples, messages, print_json
+from ksm_hw.cli.app import CommandLine, Json, app, console, examples, messages, print_json
 
-board_app = typer.Typer(
+board_app = CommandLine(
     help="Boards that are reached over the network, through TVM's own tracker and server.\n\n"
     "TVM's protocol lets whoever reaches a board run any code there. Use it in a network that you trust.",
     no_args_is_help=True,
@@ -30,9 +30,9 @@ def tracker(
 ) -> None:
     """Run the tracker, which hands boards to whoever asks for them. On the desk; until Ctrl-C."""
     from ksm_hw.errors import UserError
-    from ksm_hw.runtime.without_torch import hide_torch
+    from ksm_hw.runtime.tvm_import import import_tvm_runtime
 
-    hide_torch()
+    import_tvm_runtime()
     from tvm.rpc.tracker import Tracker
 
     try:
@@ -99,9 +99,9 @@ def list_boards(
     as_json: Json = False,
 ) -> None:
     """List the boards that a tracker knows."""
-    from ksm_hw.runtime.without_torch import hide_torch
+    from ksm_hw.runtime.tvm_import import import_tvm_runtime
 
-    hide_torch()
+    import_tvm_runtime()
     from ksm_hw.boards.address import parse_address
     from ksm_hw.boards.reaching import known_boards
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from ksm_hw.cli.app import IntermediateRepresentation, Json, app, console, examples, messages, print_json
+from ksm_hw.cli.app import CommandLine, IntermediateRepresentation, Json, app, console, examples, messages, print_json
 
-opencl_app = typer.Typer(
+opencl_app = CommandLine(
     help="The runtime that runs OpenCL artifacts (Mali), which TVM's wheel lacks.",
     no_args_is_help=True,
     rich_markup_mode="rich",

@@ -1,5 +1,6 @@
 """`ksm-hw profile`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,7 @@ from ksm_hw.cli.app import (
         "ksm-hw profile artifact",
         "ksm-hw profile artifact --task cars --threads 1 --top 10",
         "ksm-hw profile artifact --tracker 127.0.0.1:9190 --key rpi4",
+        "ksm-hw profile artifact --operator 'conv2d 3×3 s2 + add + clip' --loops 1",
     )
 )
 def profile(
@@ -32,6 +34,10 @@ def profile(
     runs: Annotated[int, typer.Option(min=5, help="Inferences in which operators are measured.")] = 50,
     threads: Threads = None,
     top: Annotated[int, typer.Option(min=1, help="Operators to print; JSON has all.")] = 20,
+    operator: Annotated[
+        str | None, typer.Option(help="Measure nothing, but show this operator's schedule and innermost loops.")
+    ] = None,
+    loops: Annotated[int, typer.Option(min=1, help="Loops of an operator to print; JSON has all.")] = 3,
     measure_peak: Annotated[bool, typer.Option("--measure-peak", help="Measure the machine's peak again.")] = False,
     tracker: Tracker = None,
     key: Key = None,
@@ -43,8 +49,14 @@ def profile(
     The peak is measured once, for CPUs: multiply-adds in registers, and a triad through main memory. Its share is the
     time in which the machine could do the operator's work at best, by the time that it took. It is left out for boards
     and GPUs.
+
+    With --operator nothing runs: a symbol of the library, or a name that this table has, gives what the compiler chose
+    for it, and the machine code of its innermost loops, of whichever CPU.
     """
-    from ksm_hw.runtime.without_torch import hide_torch
+    if operator is not None:
+        _look_inside(artifact, operator, loops, as_json)
+        return
+    from ksm_hw.runtime.tvm_import import hide_torch
 
     hide_torch()
     from ksm_hw.boards.address import board_address
@@ -61,3 +73,15 @@ def profile(
     from ksm_hw.report.profile_terminal import print_profile
 
     print_profile(console, measured, top)
+
+
+def _look_inside(artifact: Path, operator: str, loops: int, as_json: bool) -> None:
+    from ksm_hw.report.operator_code import operator_code, operator_code_as_json
+
+    code = operator_code(artifact, operator)
+    if as_json:
+        print_json(operator_code_as_json(code))
+        return
+    from ksm_hw.report.operator_code_terminal import print_operator_code
+
+    print_operator_code(console, code, loops)

@@ -1,10 +1,8 @@
 """`ksm-hw relay`: the environment of the compiler through Relay."""
 
-import typer
+from ksm_hw.cli.app import CommandLine, Json, app, console, examples, messages, print_json
 
-from ksm_hw.cli.app import Json, app, console, examples, messages, print_json
-
-relay_app = typer.Typer(
+relay_app = CommandLine(
     help="The environment of `--ir relay`: TVM 0.19, beside the main installation.",
     no_args_is_help=True,
     rich_markup_mode="rich",

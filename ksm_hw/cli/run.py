@@ -30,9 +30,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Classify images with a compiled task, here or on a board."""
-    from ksm_hw.runtime.without_torch import hide_torch
+    from ksm_hw.runtime.tvm_import import import_tvm_runtime
 
-    hide_torch()
+    import_tvm_runtime()
     from ksm_hw.boards.address import board_address
     from ksm_hw.boards.open_session import open_session
     from ksm_hw.runtime.classify import classify

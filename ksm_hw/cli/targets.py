@@ -7,9 +7,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ksm_hw.cli.app import CudaArch, HostTarget, Json, TargetFile, app, console, examples, print_json
+from ksm_hw.cli.app import CommandLine, CudaArch, HostTarget, Json, TargetFile, app, console, examples, print_json
 
-targets_app = typer.Typer(help="List what can be compiled for, or show one target.", rich_markup_mode="rich")
+targets_app = CommandLine(help="List what can be compiled for, or show one target.", rich_markup_mode="rich")
 app.add_typer(targets_app, name="targets", epilog=examples("ksm-hw targets", "ksm-hw targets show rpi5"))
 
 

@@ -4,16 +4,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
 from ksm_hw.cli.app import Json, app, console, examples, messages, print_json
+from ksm_hw.learning.methods import PACK_METHODS
+from ksm_hw.masks.mask_format import Granularity, ScaleBits
 
-# The choices of options, written out because the modules that own them import NumPy or torch.
-Method = Literal["ksm", "binary", "head"]
-MaskGranularity = Literal["kernel", "element", "channel", "group"]
-ScaleBits = Literal["4", "8", "32"]
+# typer takes the choices of an option from a Literal; a type checker wants one that is written out.
+if TYPE_CHECKING:
+    MethodName = str
+    BitsOfSoftValue = str
+else:
+    MethodName = Literal[tuple(PACK_METHODS)]
+    BitsOfSoftValue = Literal[tuple(str(bits) for bits in get_args(ScaleBits) if bits)]
 
 
 @app.command(
@@ -30,8 +35,10 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(help="State dict of the backbone. [default: ImageNet weights]")
     ] = None,
-    method: Annotated[Method, typer.Option(help="Soft masks, binary masks, or the head alone.")] = "ksm",
-    granularity: Annotated[MaskGranularity, typer.Option(help="What shares a mask value.")] = "kernel",
+    method: Annotated[
+        MethodName, typer.Option(help=", ".join(method.title for method in PACK_METHODS.values()) + ".")
+    ] = "ksm",
+    granularity: Annotated[Granularity, typer.Option(help="What shares a mask value.")] = "kernel",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
     batch_size: Annotated[int, typer.Option(min=2, help="Images a step.")] = 32,
     image_size: Annotated[int, typer.Option(min=32, help="Height and width of the input, in pixels.")] = 224,
@@ -42,7 +49,7 @@ def train(
     mask_slope: Annotated[float, typer.Option(help="Slope of the mask's sigmoid.")] = 1200.0,
     mask_temperature: Annotated[float, typer.Option(help="Temperature of the mask's sigmoid.")] = 100.0,
     mask_scale_weight: Annotated[float, typer.Option(help="Weight of the soft values.")] = 0.5,
-    scale_bits: Annotated[ScaleBits, typer.Option(help="Bits of a stored soft value; 8 and 4 round.")] = "32",
+    scale_bits: Annotated[BitsOfSoftValue, typer.Option(help="Bits of a stored soft value; 8 and 4 round.")] = "32",
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror training images. [default: as the data says]")
     ] = None,
@@ -96,7 +103,7 @@ def train(
         f"Task '{task}' is in {bundle}: {trained.pack.nbytes / 1e6:.2f} MB, "
         f"accuracy {trained.pack.facts['accuracy']:.1%}"
     )
-    if scale_bits != "32" and method == "ksm":
+    if scale_bits != "32" and PACK_METHODS[method].soft:
         console.print(
             f"Soft values in {scale_bits} bits are off by at most {trained.scale_error:.2g}; accuracy as learned "
             f"was {trained.pack.facts['learned_accuracy']:.1%}."

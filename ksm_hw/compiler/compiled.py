@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ksm_hw.artifact.manifest import OperatorCost, TaskEntry
+from ksm_hw.artifact.manifest import OperatorEntry, TaskEntry
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.task_pack import TaskPack
@@ -32,7 +32,7 @@ class Compiled:
     tasks: Mapping[str, TaskEntry]
     tvm_version: str
     workspace_bytes: int
-    operators: Mapping[str, OperatorCost]
+    operators: Mapping[str, OperatorEntry]
     export: Callable[[Path], None]
 
 

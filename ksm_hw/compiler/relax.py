@@ -9,7 +9,7 @@ from pathlib import Path
 import tvm
 from tvm.s_tir.meta_schedule.database import Database
 
-from ksm_hw.artifact.manifest import LIBRARY, OperatorCost, TaskEntry
+from ksm_hw.artifact.manifest import LIBRARY, OperatorEntry, TaskEntry
 from ksm_hw.artifact.parameters import HEAD_WEIGHT, task_parameters
 from ksm_hw.compiler.build import Builder, Built, build_executable, export_library
 from ksm_hw.compiler.compiled import (
@@ -25,11 +25,12 @@ from ksm_hw.compiler.lower import lower_backbone
 from ksm_hw.compiler.tuning.tuning_records import open_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.masks.soft_mask import GROUP_SIZE
+from ksm_hw.masks.mask_format import group_size
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.toolchains.cuda import find_cuda_compiler
 from ksm_hw.toolchains.linker import architecture_of
 from ksm_hw.toolchains.targets import CompileTarget
+from tvm_passes.relax.apply_schedules import SCHEDULE
 from tvm_passes.relax.attach_operator_costs import operator_costs
 from tvm_passes.relax.attach_workspace import workspace_bytes
 from tvm_passes.relax.fold_task_mask import MaskLayout
@@ -77,9 +78,7 @@ def compile_through_relax(
             },
             tvm_version=tvm.__version__,
             workspace_bytes=max(workspace_bytes(planned[functions.main]) for functions in module.functions.values()),
-            operators={
-                symbol: OperatorCost(cost.flops, cost.bytes) for symbol, cost in operator_costs(planned).items()
-            },
+            operators=_operators(planned),
             export=functools.partial(_export, built, architecture_of(target.cpu)),
         )
 
@@ -104,6 +103,16 @@ def _plan(module: tvm.IRModule, target: CompileTarget, records: Database | None,
     return plan_memory(module, tvm_target)
 
 
+def _operators(planned: tvm.IRModule) -> dict[str, OperatorEntry]:
+    """What the passes wrote on the operators of inferences, by their symbols."""
+    entries = {}
+    for symbol, cost in operator_costs(planned).items():
+        function = planned[symbol]
+        shapes = tuple(tuple(map(int, parameter.ty.shape)) for parameter in function.params)
+        entries[symbol] = OperatorEntry(cost.flops, cost.bytes, shapes, str(function.attrs.get(SCHEDULE, "")))
+    return entries
+
+
 def main_functions(bundle: Bundle, target: tvm.target.Target, batch: int = 1) -> tvm.IRModule:
     """What a bundle's artifact runs for each image, before scheduling: every `main` of `--fold switch`.
 
@@ -122,8 +131,8 @@ def main_functions(bundle: Bundle, target: tvm.target.Target, batch: int = 1) ->
 
 
 def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
-    group_size = GROUP_SIZE if pack.granularity == "group" else 1
-    return {layer: MaskLayout(tuple(mask.shape), group_size, mask.coded) for layer, mask in pack.masks.items()}
+    size = group_size(pack.granularity)
+    return {layer: MaskLayout(tuple(mask.shape), size, mask.coded) for layer, mask in pack.masks.items()}
 
 
 def _fold(bundle: Bundle, batch: int, target: tvm.target.Target, fused: bool = False) -> _Folded:

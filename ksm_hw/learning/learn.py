@@ -17,9 +17,10 @@ from ksm_hw.files import written_file
 from ksm_hw.learning.datasets import ImageSplit, TaskData
 from ksm_hw.learning.images import test_batches, training_batches
 from ksm_hw.learning.mask_equations import PAPER, MaskConstants
-from ksm_hw.learning.masked_network import Method, body_parameters, head_parameters, mask_network, pack_masks
+from ksm_hw.learning.masked_network import body_parameters, head_parameters, mask_network, pack_masks
+from ksm_hw.learning.methods import method_named
+from ksm_hw.masks.mask_format import Granularity, ScaleBits
 from ksm_hw.masks.preprocessing import Preprocessing
-from ksm_hw.masks.soft_mask import Granularity, ScaleBits
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import batch_norm_names, head_path
 
@@ -29,7 +30,7 @@ class LearningOptions:
     """How a task is learned; the rates are the paper's.
 
     Attributes:
-        method: see `mask_network`.
+        method: its name in the table of `METHODS`.
         granularity: what shares a mask value.
         epochs: passes over the training images.
         batch_size: images a step.
@@ -39,7 +40,7 @@ class LearningOptions:
         constants: of the mask equations.
     """
 
-    method: Method = "ksm"
+    method: str = "ksm"
     granularity: Granularity = "kernel"
     epochs: int = 30
     batch_size: int = 32
@@ -71,7 +72,7 @@ def learn(
     """Learns a task over a pretrained backbone and returns the network and the history of its epochs.
 
     Args:
-        backbone: the pretrained network; it becomes the result, its own weights unchanged (but with `fine-tuning`).
+        backbone: the pretrained network; it becomes the result, its weights unchanged if the method learns none.
         data: the task's images.
         preprocessing: from an image to the input.
         options: how to learn.
@@ -80,7 +81,7 @@ def learn(
         on_epoch: called after each epoch.
 
     Raises:
-        UserError: the checkpoint belongs to other options or cannot be read or written.
+        UserError: there is no such method; the checkpoint belongs to other options or cannot be read or written.
     """
     torch.manual_seed(options.seed)
     network = mask_network(backbone, len(data.classes), options.method, options.granularity, options.constants)
@@ -126,7 +127,7 @@ def _learn_epoch(
     seed = (options.seed, number)
     torch.manual_seed(hash(seed))
     # Over frozen features the BatchNorms' statistics are the backbone's.
-    network.train(options.method != "head")
+    network.train(method_named(options.method).batch_norms)
     total, count = 0.0, 0
     steps = -(-len(data.train) // options.batch_size)
     batches = training_batches(data.train, preprocessing, options.batch_size, seed, data.flip)
@@ -199,13 +200,14 @@ def task_pack_of(
         network: result of `learn`.
         data: the task's images.
         task: name of the task.
-        options: how it was learned; not `fine-tuning`, which changes the backbone.
+        options: how it was learned; by a method that leaves the weights as they are.
         backbone: (name, SHA-256 of its weights).
         preprocessing: of the task.
         scale_bits: bits of a stored soft value.
     """
     state = {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
     head = head_path(network)
+    norms = batch_norm_names(network) if method_named(options.method).batch_norms else []
     return TaskPack(
         task=task,
         classes=data.classes,
@@ -215,7 +217,7 @@ def task_pack_of(
         backbone_sha256=backbone[1],
         preprocessing=preprocessing,
         masks=pack_masks(network, scale_bits),
-        batch_norms={} if options.method == "head" else {name: state[name] for name in batch_norm_names(network)},
+        batch_norms={name: state[name] for name in norms},
         head_weight=state[f"{head}.weight"],
         head_bias=state[f"{head}.bias"],
     )

@@ -4,17 +4,17 @@ Each masked layer's weight is a parametrization (`torch.nn.utils.parametrize`): 
 frozen, as `parametrizations.weight.original`, and computes with W · soft_mask(mask_real).
 """
 
-from typing import Literal
+import dataclasses
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from ksm_hw.learning.mask_equations import PAPER, MaskConstants, soft_mask
-from ksm_hw.masks.soft_mask import GROUP_SIZE, Granularity, PackedMask, ScaleBits, mask_shape, pack_mask
+from ksm_hw.learning.methods import method_named
+from ksm_hw.masks.mask_format import Granularity, ScaleBits, group_size, mask_shape
+from ksm_hw.masks.soft_mask import PackedMask, pack_mask
 from ksm_hw.models.backbones import head_path, maskable_layers, replace_head
-
-Method = Literal["ksm", "binary", "head", "fine-tuning"]
 
 
 class SoftMaskParametrization(nn.Module):
@@ -26,52 +26,53 @@ class SoftMaskParametrization(nn.Module):
 
     def __init__(self, weight: torch.Tensor, granularity: Granularity, constants: MaskConstants) -> None:
         super().__init__()
-        self.granularity = granularity
+        self.group_size = group_size(granularity)
         self.constants = constants
         shape = mask_shape(tuple(weight.shape), granularity)
         self.mask_real = nn.Parameter(torch.full(shape, constants.initial))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         mask = soft_mask(self.mask_real, self.constants)
-        if self.granularity == "group":
-            mask = mask.repeat_interleave(GROUP_SIZE, dim=1)[:, : weight.shape[1]]
+        if self.group_size > 1:
+            mask = mask.repeat_interleave(self.group_size, dim=1)[:, : weight.shape[1]]
         return weight * mask
 
 
 def mask_network(
     backbone: nn.Module,
     classes: int,
-    method: Method = "ksm",
+    method: str = "ksm",
     granularity: Granularity = "kernel",
     constants: MaskConstants = PAPER,
 ) -> nn.Module:
     """Turns a pretrained backbone into a network that learns one task, in place, and returns it.
 
-    With `ksm` and `binary` everything is frozen but the masks, the BatchNorms and a fresh head.
+    Everything is frozen but a fresh head and what the method learns.
 
     Args:
         backbone: the pretrained network.
         classes: outputs of the head.
-        method: `ksm` soft masks; `binary` the same without the soft part; `head` the head alone, over the features as
-            they are; `fine-tuning` every weight, to compare with: its result is a whole network, no task pack.
+        method: its name in the table of `METHODS`.
         granularity: what shares a mask value.
-        constants: of the equations; `binary` sets `scale_weight` to 0.
+        constants: of the equations; binary masks set `scale_weight` to 0.
+
+    Raises:
+        UserError: there is no such method.
     """
+    learned = method_named(method)
     for parameter in backbone.parameters():
-        parameter.requires_grad_(method == "fine-tuning")
+        parameter.requires_grad_(learned.weights)
     replace_head(backbone, classes)
-    if method == "head":
-        return backbone
-    if method == "fine-tuning":
-        return _settle_batch_norms(backbone)
-    if method == "binary":
-        constants = MaskConstants(**{**vars(constants), "scale_weight": 0.0})
-    for path in maskable_layers(backbone):
-        layer = backbone.get_submodule(path)
-        weight = layer.weight
-        assert isinstance(weight, torch.Tensor)
-        parametrize.register_parametrization(layer, "weight", SoftMaskParametrization(weight, granularity, constants))
-    return _settle_batch_norms(backbone)
+    if learned.masks:
+        if not learned.soft:
+            constants = dataclasses.replace(constants, scale_weight=0.0)
+        for path in maskable_layers(backbone):
+            layer = backbone.get_submodule(path)
+            weight = layer.weight
+            assert isinstance(weight, torch.Tensor)
+            parametrization = SoftMaskParametrization(weight, granularity, constants)
+            parametrize.register_parametrization(layer, "weight", parametrization)
+    return _settle_batch_norms(backbone) if learned.batch_norms else backbone
 
 
 def _settle_batch_norms(network: nn.Module) -> nn.Module:
@@ -94,7 +95,7 @@ def soft_mask_layers(network: nn.Module) -> dict[str, SoftMaskParametrization]:
 
 
 def body_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """What is learned below the head: masks and BatchNorms; nothing with `head`, every weight with `fine-tuning`."""
+    """What is learned below the head: masks, BatchNorms or weights, as the method says."""
     head = set(head_parameters(network))
     return [parameter for parameter in network.parameters() if parameter.requires_grad and parameter not in head]
 

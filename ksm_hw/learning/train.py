@@ -12,7 +12,8 @@ from PIL import Image
 from ksm_hw.learning.datasets import ImageSplit, TaskData
 from ksm_hw.learning.learn import Epoch, LearningOptions, learn, measure_accuracy, task_pack_of
 from ksm_hw.masks.bundle import Bundle, add_task, check_same_backbone, check_task_name, sha256_of_tensors
-from ksm_hw.masks.soft_mask import ScaleBits, soft_values, unpack_mask
+from ksm_hw.masks.mask_format import ScaleBits
+from ksm_hw.masks.soft_mask import soft_values, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import backbone_tensors, default_preprocessing, pretrained_backbone
 from ksm_hw.models.task_module import task_module

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
 
 from ksm_hw.errors import UserError
 from ksm_hw.files import written_file
+from ksm_hw.masks.mask_format import mask_shape
 from ksm_hw.masks.preprocessing import image_files
-from ksm_hw.masks.soft_mask import mask_shape
-from ksm_hw.masks.task_pack import TaskPack, load_task_pack, read_safetensors_bytes, safetensors_bytes, save_task_pack
+from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
+from ksm_hw.masks.task_pack import TaskPack, load_task_pack, save_task_pack
 from ksm_hw.state_dicts import packaged_tensors
 
 FORMAT_VERSION = 1
@@ -158,7 +158,9 @@ def _read_description(folder: Path) -> _Description:
 def _backbone_tensors(name: str, file: Path) -> dict[str, npt.NDArray[np.float32]]:
     """The tensors of a bundle's file, or of a package where there is no file."""
     if file.exists():
-        return safetensors.numpy.load(read_safetensors_bytes(file))
+        arrays, _ = read_arrays(file)
+        check_float32(arrays, file)
+        return arrays
     tensors = packaged_tensors(name)
     if tensors is None:
         raise UserError(f"{file} is missing, and no package carries the weights of {name}. Copy the bundle again.")
@@ -211,23 +213,13 @@ def check_same_backbone(folder: Path, backbone: str, sha256: str) -> None:
         )
 
 
-def save_backbone(tensors: Mapping[str, npt.NDArray[np.float32]], path: Path) -> None:
-    """Writes the shared tensors as safetensors.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    with written_file(path) as temporary:
-        temporary.write_bytes(safetensors_bytes(tensors))
-
-
 def save_bundle(bundle: Bundle, folder: Path) -> None:
     """Writes a whole bundle, backbone included, into a folder that exists.
 
     Raises:
         UserError: a file cannot be written.
     """
-    save_backbone(bundle.tensors, folder / "backbone.safetensors")
+    write_arrays(folder / "backbone.safetensors", bundle.tensors)
     for pack in bundle.packs.values():
         save_task_pack(pack, folder / "tasks" / f"{pack.task}.safetensors")
         if bundle.samples is not None and (bundle.samples / pack.task).is_dir():
@@ -258,7 +250,7 @@ def add_task(
         check_pack_fits(pack, description.backbone, description.backbone_sha256, tensors)
         tasks = description.tasks
     elif not _is_packaged(pack.backbone, pack.backbone_sha256):
-        save_backbone(tensors, folder / "backbone.safetensors")
+        write_arrays(folder / "backbone.safetensors", tensors)
     save_task_pack(pack, folder / "tasks" / f"{pack.task}.safetensors")
     if samples is not None:
         shutil.rmtree(folder / "samples" / pack.task, ignore_errors=True)

@@ -1,32 +1,17 @@
 """The soft mask of a layer, packed: one bit a mask value, and a number only where the bit is 0.
 
-A soft mask multiplies a weight `W` [O, I/g, kH, kW] (a convolution) or [O, I] (a linear layer). One mask value is
-shared by the weights that its granularity names:
-
-=========  ===================================  ==================================================
-kernel     [O, I/g, 1, 1], linear [O, I]        each k×k kernel (KSM)
-element    the weight's shape                   each weight (Piggyback, PackNet, CPG)
-channel    [O, 1, 1, 1], linear [O, 1]          each output channel
-group      [O, ⌈(I/g)/8⌉, 1, 1], linear alike   the kernels of 8 neighbouring input channels
-=========  ===================================  ==================================================
-
 Where the binary mask is 1 the soft mask is exactly 1.0; where it is 0 the soft mask is a number, 0.5·a of KSM (Yang et
 al., CVPR 2021, arXiv 2009.05668), or 0 in a binary mask. So packing loses nothing.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.errors import UserError
-
-Granularity = Literal["kernel", "element", "channel", "group"]
-ScaleBits = Literal[0, 4, 8, 32]
-
-GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
-GROUP_SIZE = 8  # Input channels that share a value in a `group` mask; 8 floats are one AVX2 vector.
+from ksm_hw.masks.mask_format import Granularity, ScaleBits, group_size
 
 Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
@@ -62,26 +47,10 @@ class PackedMask:
         return self.bits.nbytes + self.scale.nbytes
 
 
-def mask_shape(weight_shape: tuple[int, ...], granularity: Granularity) -> tuple[int, ...]:
-    """Shape of the mask of a weight [O, I/g, kH, kW] or [O, I]."""
-    outputs, inputs, *kernel = weight_shape
-    ones = (1,) * len(kernel)
-    match granularity:
-        case "kernel":
-            return (outputs, inputs, *ones)
-        case "element":
-            return weight_shape
-        case "channel":
-            return (outputs, 1, *ones)
-        case "group":
-            return (outputs, -(-inputs // GROUP_SIZE), *ones)
-
-
 def broadcast_mask(mask: Float32Array, weight_shape: tuple[int, ...], granularity: Granularity) -> Float32Array:
     """The mask in a shape that NumPy broadcasts against the weight: groups are written out, the rest is as it was."""
-    if granularity != "group":
-        return mask
-    return np.repeat(mask, GROUP_SIZE, axis=1)[:, : weight_shape[1]]
+    size = group_size(granularity)
+    return mask if size == 1 else np.repeat(mask, size, axis=1)[:, : weight_shape[1]]
 
 
 def pack_mask(soft_mask: Float32Array, scale_bits: ScaleBits = 32) -> PackedMask:

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
-import safetensors.numpy
 
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.masks.mask_format import GRANULARITIES, Granularity
 from ksm_hw.masks.preprocessing import Preprocessing
-from ksm_hw.masks.soft_mask import GRANULARITIES, Granularity, PackedMask, check_packed
+from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
+from ksm_hw.masks.soft_mask import PackedMask, check_packed
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "ksm-hw"
@@ -38,7 +37,7 @@ class TaskPack:
     Attributes:
         task: its name; letters, digits, `-` and `_`.
         classes: names of the classes, in the order of the head's outputs.
-        method: how it was learned: `ksm`, `binary`, `head`, or the name of an importer.
+        method: how it was learned: the name of a method of `ksm_hw.learning`, or of an importer.
         granularity: what shares a mask value, in every layer.
         backbone: name of the network.
         backbone_sha256: hash of the weights it was learned over (`sha256_of_tensors`).
@@ -85,9 +84,7 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
         tensors[f"batch_norm/{name}"] = array
     tensors["head/weight"] = pack.head_weight
     tensors["head/bias"] = pack.head_bias
-    content = safetensors_bytes(tensors, {_METADATA_KEY: json.dumps(_header(pack))})
-    with written_file(path) as temporary:
-        temporary.write_bytes(content)
+    write_arrays(path, tensors, {_METADATA_KEY: json.dumps(_header(pack))})
 
 
 def _header(pack: TaskPack) -> dict[str, Any]:
@@ -114,7 +111,8 @@ def load_task_pack(path: Path) -> TaskPack:
     Raises:
         UserError: the file is missing, truncated, a pickle, of another program or version, or its parts do not fit.
     """
-    header, tensors = _read_safetensors(path)
+    tensors, metadata = read_arrays(path)
+    header = _header_of(metadata, path)
     try:
         if header["format_version"] != FORMAT_VERSION:
             raise UserError(
@@ -153,6 +151,17 @@ def load_task_pack(path: Path) -> TaskPack:
     return pack
 
 
+def _header_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    try:
+        header: dict[str, Any] = json.loads(metadata[_METADATA_KEY])
+        return header
+    except (KeyError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path} is a safetensors file, but no task pack: its metadata has no '{_METADATA_KEY}' header. "
+            "Give a file that `ksm-hw train` wrote."
+        ) from error
+
+
 def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: dict[str, Any]) -> PackedMask:
     low, step = entry["scale_range"]
     return PackedMask(
@@ -167,59 +176,10 @@ def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: dic
 def _check_parts(pack: TaskPack, path: Path) -> None:
     for layer, mask in pack.masks.items():
         check_packed(mask, f"{path}, layer {layer}")
-    for name, array in {**pack.batch_norms, "head/weight": pack.head_weight, "head/bias": pack.head_bias}.items():
-        if array.dtype != np.float32:
-            raise UserError(
-                f"{path} has '{name}' as {array.dtype}; expected float32. Learn the task again, or convert the tensor."
-            )
+    check_float32({**pack.batch_norms, "head/weight": pack.head_weight, "head/bias": pack.head_bias}, path)
     classes = len(pack.classes)
     if pack.head_weight.shape[:1] != (classes,) or pack.head_bias.shape != (classes,):
         raise UserError(
             f"{path}: {classes} classes need a head of {classes} outputs, found weight {list(pack.head_weight.shape)} "
             f"and bias {list(pack.head_bias.shape)}. The file is damaged; learn or copy the task again."
         )
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    content = read_safetensors_bytes(path)
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-        header = json.loads(metadata[_METADATA_KEY])
-        return header, safetensors.numpy.load(content)
-    except (KeyError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{path} is a safetensors file, but no task pack: its metadata has no '{_METADATA_KEY}' header. "
-            "Give a file that `ksm-hw train` wrote."
-        ) from error
-
-
-def safetensors_bytes(tensors: Mapping[str, npt.NDArray[np.generic]], metadata: dict[str, str] | None = None) -> bytes:
-    """The content of a safetensors file of arrays, of any strides: the library writes memory as it lies."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    return safetensors.numpy.save(contiguous, metadata=metadata)
-
-
-def read_safetensors_bytes(path: Path) -> bytes:
-    """The bytes of a safetensors file that opens.
-
-    Raises:
-        UserError: the file is missing, truncated, a pickle, or no safetensors file.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
-    try:
-        with safetensors.safe_open(path, "numpy"):
-            return content
-    except safetensors.SafetensorError as error:
-        # torch.save writes a zip archive (PK) around a pickle; older files are a bare pickle (0x80).
-        if content[:2] == b"PK" or content[:1] == b"\x80":
-            raise UserError(
-                f"{path} is a pickle (torch.save), which could run code and is not opened. Expected a safetensors "
-                "file, as `ksm-hw train` writes it."
-            ) from error
-        raise UserError(
-            f"{path} is truncated or is no safetensors file ({error}). Copy it again, or learn the task again."
-        ) from error

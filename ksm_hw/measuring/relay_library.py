@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ksm_hw.errors import UserError
+from ksm_hw.runtime.child_process import ChildProcess
 from ksm_hw.runtime.operator_timing import Tensors
-from ksm_hw.runtime.relay.process import RelayProcess, relay_process
+from ksm_hw.runtime.relay.process import relay_process
 
 SECONDS = 60.0  # That one library may take.
 
@@ -17,7 +18,7 @@ class LibraryTimer:
 
     def __init__(self) -> None:
         self._open = contextlib.ExitStack()
-        self._process: RelayProcess | None = None
+        self._process: ChildProcess | None = None
 
     def __enter__(self) -> "LibraryTimer":
         return self
@@ -41,7 +42,7 @@ class LibraryTimer:
             UserError: Relay is not installed.
         """
         if self._process is None:
-            self._process = self._open.enter_context(relay_process(only_runs=True))
+            self._process = self._open.enter_context(relay_process())
         try:
             timed: dict[str, Any] = self._process.call(
                 "time", str(library), tensors, limit, threads, cores, seconds=SECONDS

@@ -4,23 +4,20 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tvm
 
 from ksm_hw.artifact.manifest import read_manifest
 from ksm_hw.artifact.parameters import is_shared, task_parameters
+from ksm_hw.runtime.device_session import DeviceSession
 from ksm_hw.runtime.machine import process_peak_bytes, this_machine
-
-if TYPE_CHECKING:
-    from ksm_hw.runtime.relay.session import RelaySession
-    from ksm_hw.runtime.session import Session
 
 WARM_UP_RUNS = 3  # Of each task in each round, not counted.
 _SHORTEST = 1e-8  # Seconds of a call that took less than what is known of the watching; rates need more than 0.
 
 
-def load_measured(artifact: Path, threads: int | None = None) -> "tuple[Session | RelaySession, dict[str, Any]]":
+def load_measured(artifact: Path, threads: int | None = None) -> tuple[DeviceSession, dict[str, Any]]:
     """Loads an artifact, and gives the facts of that: seconds, bytes before it, the machine.
 
     Raises:
@@ -39,7 +36,7 @@ def load_measured(artifact: Path, threads: int | None = None) -> "tuple[Session 
     }
 
 
-def _loader(artifact: Path) -> "Callable[..., Session | RelaySession]":
+def _loader(artifact: Path) -> Callable[..., DeviceSession]:
     """What loads an artifact in this process: of Relay's only its own environment can."""
     if read_manifest(artifact).ir == "relay":
         from ksm_hw.runtime.relay.session import RelaySession
@@ -50,11 +47,14 @@ def _loader(artifact: Path) -> "Callable[..., Session | RelaySession]":
     return Session.load
 
 
-def measure(session: "Session | RelaySession", command: str, **arguments: Any) -> Any:
+def measure(session: DeviceSession, command: str, **arguments: Any) -> Any:
     """One measurement: `run` or `calls` (task, repeats), `switch` (tasks, rounds), `copy` (repeats) or `memory`.
 
     Returns:
         Lists of seconds, for `switch` by task; for `calls` see `_measure_calls`; for `memory` bytes by what holds them.
+
+    Raises:
+        UserError: the device fails, or for `calls` what runs the artifact tells of none.
     """
     match command:
         case "run":
@@ -62,9 +62,6 @@ def measure(session: "Session | RelaySession", command: str, **arguments: Any) -
             session.measure_run(WARM_UP_RUNS)
             return session.measure_run(arguments["repeats"])
         case "calls":
-            from ksm_hw.runtime.session import Session
-
-            assert isinstance(session, Session)
             session.switch(arguments["task"])
             session.measure_run(WARM_UP_RUNS)
             return _measure_calls(session, arguments["repeats"])
@@ -77,7 +74,7 @@ def measure(session: "Session | RelaySession", command: str, **arguments: Any) -
     raise AssertionError(command)
 
 
-def _measure_calls(session: "Session", repeats: int) -> list[dict[str, Any]]:
+def _measure_calls(session: DeviceSession, repeats: int) -> list[dict[str, Any]]:
     """Every call that an inference of the current task makes, in order.
 
     Returns:
@@ -131,7 +128,7 @@ class _Watch:
         self._position += 1
 
 
-def _measure_switches(session: "Session | RelaySession", tasks: list[str], rounds: int) -> dict[str, list[float]]:
+def _measure_switches(session: DeviceSession, tasks: list[str], rounds: int) -> dict[str, list[float]]:
     """Seconds of the switches to each task, one after the other; none where there is one task.
 
     The session keeps one task's weights, so each switch finds none. An inference lies between two, as in use, for
@@ -148,7 +145,7 @@ def _measure_switches(session: "Session | RelaySession", tasks: list[str], round
     return seconds
 
 
-def _memory_facts(session: "Session | RelaySession") -> dict[str, Any]:
+def _memory_facts(session: DeviceSession) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "process_peak_bytes": process_peak_bytes(),
         "weights_bytes": session.weights_bytes,

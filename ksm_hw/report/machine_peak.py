@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 from ksm_hw.errors import UserError
 from ksm_hw.files import written_file
 from ksm_hw.runtime.machine import this_machine
+
+_log = logging.getLogger(__name__)
 
 # Independent sums: enough to fill the pipelines of every core that we know (4 to 5 cycles, 2 multiply-adds in each),
 # and with two operands few enough for the 16 registers of AVX.
@@ -69,11 +72,14 @@ def machine_peak(threads: int, again: bool = False) -> MachinePeak:
     path = _cache_folder() / f"{hashlib.sha256(f'{cpu}/{threads}/{tvm.__version__}'.encode()).hexdigest()[:16]}.json"
     known = None if again else _read(path)
     if known is not None and (known.cpu, known.threads, known.tvm_version) == (cpu, threads, tvm.__version__):
+        _log.info("the peak of %s with %d threads was measured before: %s", cpu, threads, path)
         return known
     peak = MachinePeak(cpu, threads, tvm.__version__, measure_flops(threads), measure_bandwidth(threads))
-    if machine.load <= _QUIET * machine.cores:
-        with contextlib.suppress(UserError):  # Without a home that can be written it is measured each time.
-            _write(path, peak)
+    if machine.load > _QUIET * machine.cores:
+        _log.info("the peak is not kept: at a load of %.1f the machine is not quiet", machine.load)
+        return peak
+    with contextlib.suppress(UserError):  # Without a home that can be written it is measured each time.
+        _write(path, peak)
     return peak
 
 
@@ -102,7 +108,7 @@ def measure_flops(threads: int) -> float:
     from ksm_hw.toolchains.targets import load_target
     from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 
-    lanes = vector_unit(Target(dict(load_target("host").tvm))).lanes
+    lanes = vector_unit(Target(dict(load_target("host").tvm))).lanes("float32")
     # These have the limit 1 / (1 - 0.5), so that no value becomes too large or too small for the normal numbers.
     factor, term = np.full(lanes, 0.5, np.float32), np.ones(lanes, np.float32)
     sums = tvm.runtime.empty((threads, _SUMS, lanes), "float32")

@@ -12,16 +12,17 @@ import dataclasses
 import datetime
 import importlib.util
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ksm_hw.boards.address import BoardAddress
-from ksm_hw.boards.board import connected_board
+from ksm_hw.boards.measuring import measuring_at
 from ksm_hw.errors import UserError
-from ksm_hw.measuring.process import Measured, measuring_process
+from ksm_hw.measuring.process import Measured
 from ksm_hw.report.timing import NOISE_LIMIT, Comparison, Timing, compare_timings, timing_of
 from ksm_hw.runtime.machine import Machine
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from ksm_hw.artifact.manifest import Manifest
     from ksm_hw.masks.bundle import Bundle
     from ksm_hw.masks.task_pack import TaskPack
+
+_log = logging.getLogger(__name__)
 
 ROUNDS = 5  # Into which the measurements are divided; how far they differ says how noisy the machine is.
 SWITCHES_A_ROUND = 4  # Of each task: 20 over the rounds.
@@ -177,9 +180,7 @@ def measure_artifact(
             temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ksm-hw-report-")))
             plain = _compile_unmasked(manifest, bundle, temporary / "unmasked", on_step)
         on_step("load")
-        measured: Callable[..., contextlib.AbstractContextManager[Measured]] = measuring_process
-        if board is not None:
-            measured = stack.enter_context(connected_board(board)).measuring_process
+        measured = stack.enter_context(measuring_at(board))
         masked_process = stack.enter_context(measured(folder, threads))
         plain_process = None if plain is None else stack.enter_context(measured(plain, threads))
         times = _measure_rounds(masked_process, plain_process, list(bundle.packs), runs, on_step)
@@ -208,12 +209,14 @@ def _compile_unmasked(manifest: "Manifest", bundle: "Bundle", output: Path, on_s
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.toolchains.targets import CompileTarget
 
+    fold: Literal["bake", "switch"] = "bake" if manifest.fold == "bake" else "switch"
+    _log.info("folded with %s, the masks are compared with no masks folded with %s", manifest.fold, fold)
     packs = {task: dataclasses.replace(pack, masks={}) for task, pack in bundle.packs.items()}
     (folder,) = compile_bundle(
         dataclasses.replace(bundle, packs=packs, samples=None),
         CompileTarget(manifest.target, "", manifest.device, dict(manifest.tvm_target), cores=manifest.cores),
         output,
-        fold="bake" if manifest.fold == "bake" else "switch",
+        fold=fold,
         batch=manifest.input_shape[0],
         ir=manifest.ir,
         on_step=lambda step: on_step(f"without masks: {step}"),

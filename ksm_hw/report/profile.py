@@ -5,10 +5,9 @@ makes, before and after; in turn with these inferences others are timed that not
 operators do not explain of those is the time between operators.
 """
 
-import contextlib
 import dataclasses
 import json
-import re
+import logging
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,19 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksm_hw.boards.address import BoardAddress
-from ksm_hw.boards.board import connected_board
+from ksm_hw.boards.measuring import measuring_at
 from ksm_hw.errors import UserError
-from ksm_hw.measuring.process import Measured, measuring_process
+from ksm_hw.measuring.process import Measured
 from ksm_hw.report.machine_peak import MachinePeak, machine_peak
+from ksm_hw.report.operator_names import Shape, operator_name
 from ksm_hw.report.timing import NOISE_LIMIT, Timing, timing_of
 from ksm_hw.runtime.machine import Machine
 
 if TYPE_CHECKING:
-    from ksm_hw.artifact.manifest import Manifest, OperatorCost
+    from ksm_hw.artifact.manifest import Manifest, OperatorEntry
+
+_log = logging.getLogger(__name__)
 
 ROUNDS = 5  # Into which the runs are divided, watched ones and others in turn.
 
-Shape = tuple[int, ...]
 OnStep = Callable[[str], None]
 
 
@@ -136,12 +137,8 @@ def profile_artifact(
     if manifest.ir != "relax":
         raise UserError(f"{folder} was compiled through Relay, whose operators are not told apart. Use --ir relax.")
     task = task_of(packs, task).task if task is not None else next(iter(packs))
-    with contextlib.ExitStack() as stack:
-        on_step("load")
-        measured: Callable[..., contextlib.AbstractContextManager[Measured]] = measuring_process
-        if board is not None:
-            measured = stack.enter_context(connected_board(board)).measuring_process
-        process = stack.enter_context(measured(folder, threads))
+    on_step("load")
+    with measuring_at(board) as measured, measured(folder, threads) as process:
         peak = None
         if board is None and manifest.device == "cpu":
             on_step("measure the machine's peak")
@@ -227,13 +224,15 @@ def _profile(
 def _operator(
     name: str,
     calls: list[_Call],
-    costs: "Mapping[str, OperatorCost]",
+    costs: "Mapping[str, OperatorEntry]",
     inference_seconds: float,
     peak: MachinePeak | None,
 ) -> OperatorProfile:
     seconds = sum(statistics.median(call.seconds) for call in calls)
     known = [costs[call.symbol] for call in calls if call.symbol in costs]
     complete = len(known) == len(calls)
+    if not complete:
+        _log.info("%s: its work is not known, for the manifest does not hold all of its functions", name)
     flops, count = sum(cost.flops for cost in known), sum(cost.bytes for cost in known)
     limits = peak if complete else None
     return OperatorProfile(
@@ -248,40 +247,3 @@ def _operator(
         peak_share=None if limits is None else limits.shortest_seconds(flops, count) / seconds,
         bound=None if limits is None else limits.bound(flops, count),
     )
-
-
-# TVM joins the names of the operators that it fuses with underscores, and some names have underscores of their own.
-_LONG_NAMES = (
-    "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "conv2d_transpose", "expand_dims",
-    "strided_slice", "broadcast_to", "layer_norm", "log_softmax", "winograd_conv2d",
-)  # fmt: skip
-_NAME = re.compile(rf"(?:tir_)?({'|'.join(_LONG_NAMES)}|(?:[a-z]+(?:[123]d)?))\d*(?:_|$)")
-
-
-def operator_name(symbol: str, shapes: tuple[Shape, ...]) -> str:
-    """What a function of the library does, for a person.
-
-    Args:
-        symbol: its name in the library, such as `fused_conv2d3_add1_relu`.
-        shapes: of the tensors that it takes, the results last; a convolution's data is NHWC, and its weight HWIO, or
-            with the output channels in blocks OHWIo.
-
-    Returns:
-        The names of the operators, numbers left out: `conv2d 3×3 s2 + add + relu`; the symbol, where it has none.
-    """
-    if symbol.startswith("unpack_mask"):  # Then follow the granularity and the mask's shape.
-        return "unpack mask"
-    names = [match[1].replace("_", " ") for match in _NAME.finditer(symbol.removeprefix("fused_"))]
-    if not names:
-        return symbol
-    if names[0] == "conv2d" and [len(shape) for shape in (*shapes[:2], shapes[-1])] in ([4, 4, 4], [4, 5, 4]):
-        names[0] += _convolution(shapes[0], shapes[1], shapes[-1])
-    return " + ".join(names)
-
-
-def _convolution(data: Shape, weight: Shape, result: Shape) -> str:
-    """Kernel, stride and grouping, as ` 3×3 s2 depthwise`."""
-    height, width, inputs = weight[-4:-1]
-    stride, groups = round(data[1] / result[1]), data[3] // inputs
-    grouping = "" if groups == 1 else " depthwise" if groups == data[3] else f" {groups} groups"
-    return f" {height}×{width}" + (f" s{stride}" if stride > 1 else "") + grouping

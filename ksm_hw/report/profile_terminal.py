@@ -5,7 +5,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ksm_hw.report.profile import ArtifactProfile, OperatorProfile, Shape
+from ksm_hw.report.operator_names import Shape, extents
+from ksm_hw.report.profile import ArtifactProfile, OperatorProfile
 from ksm_hw.report.terminal import milliseconds
 from ksm_hw.report.timing import NOISE_LIMIT
 
@@ -114,9 +115,4 @@ def _megabytes(count: int) -> str:
 
 def _flow(shapes: tuple[Shape, ...]) -> str:
     """The first tensor and the last, without the ones that lead their shapes."""
-    return " → ".join(_extents(shape) for shape in (shapes[0], shapes[-1])) if len(shapes) > 1 else ""
-
-
-def _extents(shape: Shape) -> str:
-    leading = next((place for place, extent in enumerate(shape) if extent != 1), max(len(shape) - 1, 0))
-    return "×".join(map(str, shape[leading:]))
+    return " → ".join(extents(shape) for shape in (shapes[0], shapes[-1])) if len(shapes) > 1 else ""

@@ -1,5 +1,6 @@
 """Proving that a compiled model equals the PyTorch one, on real images."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
 from ksm_hw.masks.preprocessing import image_files, preprocess_batch, read_image
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module
+
+_log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # Of the relative error of the logits, in float32.
 
@@ -68,7 +71,9 @@ def verify(
         for task in tasks or session.tasks:
             session.switch(task)
             pack = session.packs[task]
-            batch = preprocess_batch([read_image(path) for path in _images(bundle, task, images)], pack.preprocessing)
+            paths = _images(bundle, task, images)
+            _log.info("task %s is compared on %d images, %s and on", task, len(paths), paths[0])
+            batch = preprocess_batch([read_image(path) for path in paths], pack.preprocessing)
             compiled = session.run_all(batch)
             results.append(_compare(task, compiled, _reference(bundle, pack, batch), tolerance))
             on_task(results[-1])

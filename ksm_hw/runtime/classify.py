@@ -7,8 +7,7 @@ import numpy as np
 
 from ksm_hw.errors import UserError
 from ksm_hw.masks.preprocessing import preprocess_batch, read_image
-from ksm_hw.runtime.remote_session import RemoteSession
-from ksm_hw.runtime.session import Session
+from ksm_hw.runtime.any_session import AnySession
 
 
 @dataclass(frozen=True)
@@ -20,9 +19,7 @@ class Classification:
     classes: tuple[tuple[str, float], ...]
 
 
-def classify(
-    session: Session | RemoteSession, images: list[Path], task: str | None = None, top: int = 5
-) -> list[Classification]:
+def classify(session: AnySession, images: list[Path], task: str | None = None, top: int = 5) -> list[Classification]:
     """Classifies images with a task of an open session.
 
     Raises:

@@ -1,32 +1,40 @@
 """Opening an artifact's session on this machine."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ksm_hw.artifact.manifest import read_manifest
-from ksm_hw.runtime.remote_session import RemoteSession
+from ksm_hw.artifact.manifest import Manifest, read_manifest
+from ksm_hw.runtime.any_session import AnySession
 
-if TYPE_CHECKING:
-    from ksm_hw.runtime.session import Session
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def local_session(artifact: Path, threads: int | None = None) -> "Iterator[Session | RemoteSession]":
+def local_session(artifact: Path, threads: int | None = None) -> Iterator[AnySession]:
     """An artifact's session on this machine; one of Relay's runs in a process of its own.
 
     Raises:
         UserError: as `Session.load`, or Relay is not installed.
     """
     manifest = read_manifest(artifact)
+    _log.info("%s: %s by %s of TVM %s", artifact, manifest.target, manifest.ir, manifest.tvm_version)
     if manifest.ir == "relay":
-        from ksm_hw.runtime.relay.process import relay_process
-
-        with relay_process(only_runs=True) as process:
-            task = process.call("load", str(artifact.absolute()), threads)
-            yield RemoteSession(process, artifact, manifest, task)
+        with _relay_session(artifact, manifest, threads) as session:
+            yield session
         return
     from ksm_hw.runtime.session import Session
 
-    yield Session.load(artifact, threads=threads)
+    yield Session.open(artifact, manifest, threads=threads)
+
+
+@contextlib.contextmanager
+def _relay_session(artifact: Path, manifest: Manifest, threads: int | None) -> Iterator[AnySession]:
+    from ksm_hw.masks.bundle import load_bundle
+    from ksm_hw.runtime.relay.process import relay_process
+    from ksm_hw.runtime.remote_session import RemoteSession
+
+    with relay_process() as process:
+        task = process.call("load", str(artifact.absolute()), threads)
+        yield RemoteSession(process, manifest, load_bundle(artifact).packs, task)

@@ -5,11 +5,10 @@ session.switch("cars")
 logits = session.run(images)
 """
 
-import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,21 @@ import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
 
 from ksm_hw.artifact.manifest import LIBRARY, Manifest, read_manifest
-from ksm_hw.artifact.parameters import is_shared, task_parameters
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle, load_bundle, task_of
-from ksm_hw.runtime.cuda import require_cuda_gpu
-from ksm_hw.runtime.device_failures import device_failures
+from ksm_hw.masks.bundle import load_bundle, task_of
+from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.runtime.device_session import (
+    DeviceSession,
+    Tensors,
+    bytes_of,
+    device_failures,
+    start_threads,
+    upload_parameters,
+)
 from ksm_hw.runtime.machine import check_cpu_features
-from ksm_hw.runtime.opencl.load import load_opencl_runtime
-from ksm_hw.runtime.threads import pinned, usable_cores, use_threads
-
-Weights = list[Any]  # Tensors on the device, in the order that `main` takes them.
 
 
-class Session:
+class Session(DeviceSession):
     """An artifact on a device. Safe to use from several threads.
 
     Attributes:
@@ -44,29 +45,25 @@ class Session:
     def __init__(
         self,
         manifest: Manifest,
-        bundle: Bundle,
-        machine: VirtualMachine,
+        packs: Mapping[str, TaskPack],
+        parameters: Mapping[str, Tensors],
         device: Any,
         threads: int,
+        machine: VirtualMachine,
         keep: int,
         budget: int | None,
     ) -> None:
-        self.manifest = manifest
-        self.packs = bundle.packs
+        super().__init__(manifest, packs, parameters, device, threads)
         self.switch_seconds = 0.0
         self._machine = machine
-        self._device = device
-        self._threads = threads
         self._keep = keep
         self._budget = budget
         # One lock for switch and run: TVM's virtual machine serves one caller at a time.
         self._lock = threading.RLock()
-        self._task: str | None = None
-        self._weights: Weights = []
-        self._kept: OrderedDict[str, Weights] = OrderedDict()
-        self._parameters = _upload_parameters(manifest, bundle, device)
+        self._weights: Tensors = []  # In the order that `main` takes them.
+        self._kept: OrderedDict[str, Tensors] = OrderedDict()
         # As the virtual machine takes them: to make that of a list at each switch takes as long as some layers.
-        self._rewrite_arguments = {task: tvm_ffi.convert(tensors) for task, tensors in self._parameters.items()}
+        self._rewrite_arguments = {task: tvm_ffi.convert(tensors) for task, tensors in parameters.items()}
 
     @classmethod
     def load(
@@ -85,9 +82,15 @@ class Session:
             UserError: the artifact is missing, incomplete or damaged, or this machine cannot run it.
         """
         folder = Path(artifact)
+        return cls.open(folder, read_manifest(folder), threads=threads, keep=keep, budget=budget)
+
+    @classmethod
+    def open(
+        cls, folder: Path, manifest: Manifest, *, threads: int | None = None, keep: int = 1, budget: int | None = None
+    ) -> "Session":
+        """As `load`, of an artifact whose files were checked when its manifest was read."""
         if keep < 1:
             raise UserError(f"keep={keep}: at least the current task's weights are held, so keep must be 1 or more.")
-        manifest = read_manifest(folder)
         if manifest.ir != "relax":
             raise UserError(
                 f"{folder} was compiled through Relay, which runs in a process of its own. Open it with "
@@ -96,25 +99,17 @@ class Session:
         check_cpu_features(manifest.cpu_features, manifest.cpu.get("mcpu", manifest.target))
         prepare_device(manifest.device)
         bundle = load_bundle(folder)
-        threads = threads or min(manifest.cpu.get("num-cores", 1), len(usable_cores(manifest.cores)))
-        use_threads(threads, manifest.cores)
+        threads = start_threads(manifest, threads)
         device = tvm.runtime.device(manifest.device, 0)
         library = tvm.runtime.load_module(str((folder / LIBRARY).absolute()))
         with device_failures(manifest.device):
-            session = cls(manifest, bundle, VirtualMachine(library, device), device, threads, keep, budget)
+            machine = VirtualMachine(library, device)
+            parameters = upload_parameters(
+                manifest, bundle, lambda _entry, _name, array: tvm.runtime.tensor(array, device)
+            )
+        session = cls(manifest, bundle.packs, parameters, device, threads, machine, keep, budget)
         session.switch(next(iter(session.packs)))
         return session
-
-    @property
-    def task(self) -> str:
-        """Name of the current task."""
-        assert self._task is not None
-        return self._task
-
-    @property
-    def tasks(self) -> list[str]:
-        """Names of all tasks."""
-        return list(self.packs)
 
     @property
     def kept_tasks(self) -> list[str]:
@@ -123,14 +118,8 @@ class Session:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of the current task's live weights on the device; those of `bake` are inside the library."""
-        return _bytes(self._weights) if self.manifest.fold == "switch" else 0
-
-    @property
-    def parameters_bytes(self) -> int:
-        """Bytes of backbone and task packs on the device, each tensor counted once."""
-        distinct = {id(tensor): tensor for tensors in self._parameters.values() for tensor in tensors}
-        return _bytes(list(distinct.values()))
+        """See `DeviceSession`."""
+        return bytes_of(self._weights) if self.manifest.fold == "switch" else 0
 
     def switch(self, task: str) -> float:
         """Makes a task the current one and returns the seconds that it took, until the weights were there.
@@ -178,50 +167,26 @@ class Session:
                 self.switch(task)
             entry, weights = self.manifest.tasks[self.task], self._live_weights()
             with self._working():
-                logits = self._machine[entry.main](tvm.runtime.tensor(images, self._device), *weights)
+                logits = self._machine[entry.main](self._uploaded(images), *weights)
                 return logits.numpy()[:, : len(self.packs[self.task].classes)]
 
     def run_all(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The current task's logits of any number of images, float32 [M, classes]; a last batch is filled with zeros.
-
-        Raises:
-            UserError: an image has another shape or dtype than the artifact's input.
-        """
+        """See `AnySession`; no other thread switches the task meanwhile."""
         with self._lock:
-            return run_in_batches(self.run, images, self.manifest.input_shape[0])
+            return super().run_all(images)
 
     def measure_run(self, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` inferences of the current task, on images that stay on the device."""
+        """See `DeviceSession`."""
         with self._lock, self._working():
             entry, weights = self.manifest.tasks[self.task], self._live_weights()
-            images = tvm.runtime.tensor(np.zeros(self.manifest.input_shape, np.float32), self._device)
+            images = self._uploaded(np.zeros(self.manifest.input_shape, np.float32))
             evaluator = self._machine.module.time_evaluator(entry.main, self._device, number=1, repeat=repeats)
             return [float(seconds) for seconds in evaluator(images, *weights).results]
 
-    def measure_copies(self, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` copies of as many bytes as the live weights, inside the device's memory."""
-        if not self.weights_bytes:
-            return []
-        # The source must be written to: memory that never was is one page of zeros, which stays in the cache.
-        source = tvm.runtime.tensor(np.ones(self.weights_bytes, np.uint8), self._device)
-        destination = tvm.runtime.empty(source.shape, source.dtype, self._device)
-        seconds = []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            source.copyto(destination)
-            self._device.sync()
-            seconds.append(time.perf_counter() - start)
-        return seconds[1:]  # In the first the system finds pages for the destination.
-
     def trace_run(self, instrument: Callable[..., None]) -> None:
-        """Runs one inference of the current task; every call that it makes is told to a function before and after.
-
-        Args:
-            instrument: takes the function that is called, its symbol, whether this is before the call, the result, and
-                the call's arguments.
-        """
+        """See `DeviceSession`."""
         with self._lock, self._working():
-            images = tvm.runtime.tensor(np.zeros(self.manifest.input_shape, np.float32), self._device)
+            images = self._uploaded(np.zeros(self.manifest.input_shape, np.float32))
             weights = self._live_weights()
             self._machine.set_instrument(instrument)
             try:
@@ -230,24 +195,20 @@ class Session:
             finally:
                 self._machine.set_instrument(None)
 
-    @contextlib.contextmanager
-    def _working(self) -> Iterator[None]:
-        """Around every call of the virtual machine: whichever thread calls, it has the session's threads and cores."""
-        use_threads(self._threads, self.manifest.cores)
-        with pinned(self.manifest.cores), device_failures(self.manifest.device):
-            yield
+    def _uploaded(self, array: npt.NDArray[np.generic]) -> Any:
+        return tvm.runtime.tensor(array, self._device)
 
-    def _rewrite(self, task: str) -> Weights:
+    def _rewrite(self, task: str) -> Tensors:
         entry = self.manifest.tasks[task]
         if entry.rewrite is None:
             return self._parameters[task]
         with self._working():
             # A slice of TVM's array is a list, and made five times as fast as by iterating over it.
-            weights: Weights = self._machine[entry.rewrite](self._rewrite_arguments[task])[:]
+            weights: Tensors = self._machine[entry.rewrite](self._rewrite_arguments[task])[:]
             self._device.sync()
             return weights
 
-    def _live_weights(self) -> Weights:
+    def _live_weights(self) -> Tensors:
         """The current task's weights; a switch that failed may have given them up."""
         if self.task not in self._kept:
             self._weights = self._rewrite(self.task)
@@ -261,7 +222,7 @@ class Session:
             if task == self._task:
                 self._weights = []
 
-    def _hold(self, task: str, weights: Weights) -> None:
+    def _hold(self, task: str, weights: Tensors) -> None:
         self._kept[task] = weights
         self._kept.move_to_end(task)
         while len(self._kept) > 1 and (len(self._kept) > self._keep or self._over_budget()):
@@ -271,38 +232,7 @@ class Session:
         """Whether the weights that are kept, and so many more sets like the current, take more than they may."""
         if self._budget is None:
             return False
-        return sum(map(_bytes, self._kept.values())) + sets * _bytes(self._weights) > self._budget
-
-
-def run_in_batches(
-    run: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]], images: npt.NDArray[np.float32], batch: int
-) -> npt.NDArray[np.float32]:
-    """The logits of any number of images from a function that takes whole batches; the last is filled with zeros."""
-    filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), np.float32)])
-    logits = [run(filled[start : start + batch]) for start in range(0, len(filled), batch)]
-    return np.concatenate(logits)[: len(images)]
-
-
-def _upload_parameters(manifest: Manifest, bundle: Bundle, device: Any) -> dict[str, Weights]:
-    """Each task's parameters on the device; what tasks share is there once."""
-    shared: dict[str, Any] = {}
-    uploaded: dict[str, Weights] = {}
-    for task, entry in manifest.tasks.items():
-        pack = bundle.packs[task]
-        arrays = task_parameters(entry.parameters, pack, bundle.tensors, manifest.output_shape[1])
-        uploaded[task] = []
-        for name, array in zip(entry.parameters, arrays, strict=True):
-            tensor = shared.get(name) if is_shared(name, pack) else None
-            if tensor is None:
-                tensor = tvm.runtime.tensor(array, device)
-                if is_shared(name, pack):
-                    shared[name] = tensor
-            uploaded[task].append(tensor)
-    return uploaded
-
-
-def _bytes(tensors: Weights) -> int:
-    return sum(int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
+        return sum(map(bytes_of, self._kept.values())) + sets * bytes_of(self._weights) > self._budget
 
 
 def prepare_device(device: str) -> None:
@@ -312,6 +242,10 @@ def prepare_device(device: str) -> None:
         UserError: it is not there.
     """
     if device == "cuda":
+        from ksm_hw.runtime.cuda import require_cuda_gpu
+
         require_cuda_gpu()
     if device == "opencl":
+        from ksm_hw.runtime.opencl.load import load_opencl_runtime
+
         load_opencl_runtime()

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
+import logging
 import platform
 import re
 import shutil
@@ -25,6 +26,8 @@ import tvm_ffi
 from ksm_hw.errors import UserError
 from ksm_hw.runtime.cuda import CUDART, load_tvm_cuda, toolkit_file
 from ksm_hw.toolchains.linker import link_shared_library, linker_command
+
+_log = logging.getLogger(__name__)
 
 _INSTALL = "pip install 'ksm-hw[cuda]'"
 # What NVRTC takes: the extra `cuda` has these. (nvidia-cuda-crt and -cccl carry headers.)
@@ -95,6 +98,7 @@ def cuda_compiler(architectures: Sequence[str]) -> Iterator[CudaCompiler]:
     """
     compiler = find_cuda_compiler()
     compiler.check(architectures)
+    _log.info("%s compiles kernels for %s", compiler, ", ".join(architectures))
     _load_runtime_without_gpu()
     before = tvm_ffi.get_global_func(_CALLBACK)
     tvm_ffi.register_global_func(_CALLBACK, lambda source: compiler.compile(str(source), architectures), override=True)
@@ -120,6 +124,7 @@ def find_cuda_compiler() -> CudaCompiler:
             f"No compiler for CUDA: nvcc of CUDA 13 with g++ is not here, and for NVRTC {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing. Install it: {_INSTALL}"
         )
+    _log.info("nvcc of CUDA 13 with g++ is not here: NVRTC takes its place")
     from ksm_hw.toolchains import nvrtc
 
     return CudaCompiler(f"NVRTC {nvrtc.version()}", nvrtc.architectures(), nvrtc.compile_source)
@@ -173,6 +178,7 @@ def _load_runtime_without_gpu() -> None:
 @functools.cache
 def _load_stand_in_driver() -> None:
     """Loads a library that has the driver's name and finds no GPU, on a machine that has no driver."""
+    _log.info("no driver for NVIDIA GPUs is here (libcuda.so.1): a stand-in that finds no GPU is linked")
     lines = [f"int {function}(void) {{ return {_CUDA_ERROR_NO_DEVICE}; }}\n" for function in _DRIVER_FUNCTIONS]
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "driver.c", Path(folder) / "libcuda.so.1"

@@ -1,6 +1,7 @@
 """The linker that makes a shared library for a target's CPU: this machine's own, or a cross linker."""
 
 import importlib.util
+import logging
 import platform
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ksm_hw.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 # Any of these links and compiles for the machine that it runs on.
 _NATIVE = ("cc", "gcc", "clang")
@@ -34,8 +37,10 @@ def linker_command(architecture: str) -> list[str]:
     cross = f"{architecture}-linux-gnu-gcc"
     programs = _NATIVE if architecture == platform.machine() else (cross,)
     if found := next(filter(None, map(shutil.which, programs)), None):
+        _log.info("%s links for %s", found, architecture)
         return [found]
     if importlib.util.find_spec("ziglang") is not None:
+        _log.info("zig links for %s: there is no %s", architecture, " or ".join(programs))
         return [sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-linux-gnu"]
     package = _INSTALL.get(architecture, f"gcc-{architecture}-linux-gnu")
     raise UserError(
@@ -50,9 +55,9 @@ def link_shared_library(command: Sequence[str], output: str, objects: Sequence[s
     Raises:
         UserError: the linker fails, as on a full disk.
     """
-    done = subprocess.run(
-        [*command, "-shared", "-fPIC", "-o", output, *objects], capture_output=True, text=True, errors="replace"
-    )
+    whole = [*command, "-shared", "-fPIC", "-o", output, *objects]
+    _log.debug("%s", " ".join(whole))
+    done = subprocess.run(whole, capture_output=True, text=True, errors="replace")
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[0]
         raise UserError(f"{' '.join(command)} cannot link {output}: {said}. Nothing was left behind.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import logging
 import os
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+_log = logging.getLogger(__name__)
 
 DEVICES = ("cpu", "opencl", "cuda")
 
@@ -103,7 +106,7 @@ def load_target(
             raise UserError(f"--host-cpu takes a CPU target; '{host}' is for {other.device}.")
         tvm_target["host"] = other.tvm
         target = dataclasses.replace(target, cores=other.cores)
-    tvm_target = _detected(tvm_target)
+    tvm_target = _detected(tvm_target, name)
     architectures = (tvm_target["arch"], *others) if target.device == "cuda" else ()
     target = dataclasses.replace(target, tvm=tvm_target, architectures=architectures)
     _check_cpu(target)
@@ -149,13 +152,19 @@ def _checked_cores(path: Path, cores: Any) -> tuple[int, ...]:
     return tuple(cores)
 
 
-def _detected(tvm_target: Mapping[str, Any]) -> dict[str, Any]:
+def _detected(tvm_target: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The dictionary with what this machine says in the place of each "detect"."""
     detect = {"num-cores": lambda: len(os.sched_getaffinity(0)), "mcpu": _this_cpu, "arch": _this_gpu}
-    return {
-        key: _detected(value) if isinstance(value, Mapping) else detect[key]() if value == "detect" else value
-        for key, value in tvm_target.items()
-    }
+    found: dict[str, Any] = {}
+    for key, value in tvm_target.items():
+        if isinstance(value, Mapping):
+            found[key] = _detected(value, f"{name}'s {key}")
+        elif value == "detect":
+            found[key] = detect[key]()
+            _log.info("target %s: %s of this machine is %s", name, key, found[key])
+        else:
+            found[key] = value
+    return found
 
 
 def _this_cpu() -> str:

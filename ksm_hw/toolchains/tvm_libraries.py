@@ -1,6 +1,7 @@
 """TVM's runtime for a target's architecture: this machine's own, or out of the wheels for that architecture."""
 
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from ksm_hw.errors import UserError
 from ksm_hw.files import written_file
+
+_log = logging.getLogger(__name__)
 
 # Each library, and the package whose wheel has it as MODULE/lib/LIBRARY.
 _LIBRARIES = {"libtvm_runtime.so": ("apache-tvm", "tvm"), "libtvm_ffi.so": ("apache-tvm-ffi", "tvm_ffi")}
@@ -29,6 +32,7 @@ def runtime_libraries(architecture: str) -> list[Path]:
     folder = libraries_folder(architecture)
     kept = [folder / name for name in _LIBRARIES]
     if not all(path.is_file() for path in kept):
+        _log.info("TVM's runtime for %s is not in %s: its wheels are downloaded", architecture, folder)
         _download(architecture, folder)
     return kept
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -99,6 +100,11 @@ def test_no_task_where_there_are_several(fails: Fails, artifact: Path, photograp
 def test_no_images_to_verify_with(fails: Fails, artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "No images" in fails("verify", artifact, "--images", "empty")
+
+
+def test_unknown_operator(fails: Fails, artifact: Path) -> None:
+    message = fails("profile", artifact, "--operator", "fused_conv2d_ad_relu")
+    assert "No operator named 'fused_conv2d_ad_relu'. Near it: fused_conv2d_add_relu" in message
 
 
 @pytest.mark.parametrize("name", ["model.so", "backbone.safetensors", "tasks/other-task.safetensors", "bundle.json"])
@@ -226,6 +232,22 @@ def test_damaged_backbone(fails: Fails, copied_bundle: Path, damage: str) -> Non
 def test_missing_backbone(fails: Fails, copied_bundle: Path) -> None:
     (copied_bundle / "backbone.safetensors").unlink()
     assert "backbone.safetensors is missing" in compile_fails(fails, copied_bundle)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["backbone.safetensors", "tasks/kernel-task.safetensors"])
+def test_tensors_of_another_type(fails: Fails, copied_bundle: Path, name: str, dtype: torch.dtype) -> None:
+    """Bfloat16 is none of NumPy's types, float16 is one, and neither is silently taken for float32."""
+    path = copied_bundle / name
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    changed = next(name for name, tensor in tensors.items() if tensor.dtype == torch.float32)
+    tensors[changed] = tensors[changed].to(dtype)
+    safetensors.torch.save_file(tensors, path, metadata)
+    message = compile_fails(fails, copied_bundle)
+    named = f"'{changed.removeprefix('batch_norm/')}' as float16" if dtype == torch.float16 else "dtype BF16"
+    assert str(path) in message and named in message and "float32" in message
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"ksm-hw": "{"}, {"ksm-hw": "[]"}, {"ksm-hw": "{}"}])

@@ -96,6 +96,7 @@ def test_running_an_artifact_needs_no_torch(artifact: Path, photographs: Path) -
     loaded = modules_after(code, str(artifact), str(photographs / "cat.png"))
     assert "tvm" in loaded and "ksm_hw.runtime.session" in loaded
     assert not {"torch.nn", "ksm_hw.models.backbones", "ksm_hw.compiler", "ksm_hw.learning", "tvm_passes"} & loaded
+    assert not {"ksm_hw.boards.board", "ksm_hw.runtime.opencl", "ksm_hw.runtime.cuda"} & loaded
 
 
 def test_run_prints_the_five_most_probable_classes(artifact: Path, photographs: Path, bundle: Bundle) -> None:

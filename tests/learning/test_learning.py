@@ -19,10 +19,11 @@ from ksm_hw.learning.images import test_batches as batches_for_testing
 from ksm_hw.learning.images import training_batches
 from ksm_hw.learning.learn import LearningOptions, learn, measure_accuracy, task_pack_of
 from ksm_hw.learning.mask_equations import PAPER, binary_mask, scale, soft_mask
-from ksm_hw.learning.masked_network import Method, mask_network, soft_mask_layers
+from ksm_hw.learning.masked_network import mask_network, soft_mask_layers
 from ksm_hw.learning.train import train_task
 from ksm_hw.masks.bundle import Bundle, load_bundle, sha256_of_tensors
-from ksm_hw.masks.soft_mask import GRANULARITIES, GROUP_SIZE, Granularity, unpack_mask
+from ksm_hw.masks.mask_format import GRANULARITIES, GROUP_SIZE, Granularity
+from ksm_hw.masks.soft_mask import unpack_mask
 from ksm_hw.masks.task_pack import TaskPack, save_task_pack
 from ksm_hw.models.backbones import (
     backbone_tensors,
@@ -226,7 +227,7 @@ def test_the_task_s_module_gives_the_learned_network_s_logits_bit_by_bit(
 
 
 @pytest.mark.parametrize("method", ["binary", "head", "fine-tuning"])
-def test_what_each_method_changes(method: Method) -> None:
+def test_what_each_method_changes(method: str) -> None:
     backbone = fresh_backbone()
     before = {name: array.copy() for name, array in backbone_tensors(backbone).items()}
     options = dataclasses.replace(FAST, method=method, epochs=1)

@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 
 from ksm_hw.errors import UserError
+from ksm_hw.masks.mask_format import GRANULARITIES, GROUP_SIZE, Granularity, mask_shape
 from ksm_hw.masks.soft_mask import (
-    GRANULARITIES,
-    GROUP_SIZE,
-    Granularity,
     PackedMask,
     binary_mask,
     broadcast_mask,
     check_packed,
-    mask_shape,
     pack_mask,
     soft_values,
     unpack_mask,

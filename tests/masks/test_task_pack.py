@@ -21,7 +21,8 @@ from ksm_hw.masks.bundle import (
     select_tasks,
     sha256_of_tensors,
 )
-from ksm_hw.masks.soft_mask import GRANULARITIES, pack_mask, unpack_mask
+from ksm_hw.masks.mask_format import GRANULARITIES
+from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack, load_task_pack, save_task_pack
 
 

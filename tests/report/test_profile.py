@@ -20,7 +20,8 @@ from ksm_hw.errors import UserError
 from ksm_hw.measuring import session as measuring
 from ksm_hw.report import machine_peak as peaks
 from ksm_hw.report.machine_peak import MachinePeak, machine_peak, measure_bandwidth, measure_flops
-from ksm_hw.report.profile import ArtifactProfile, operator_name, profile_artifact, profile_as_json
+from ksm_hw.report.operator_names import operator_name
+from ksm_hw.report.profile import ArtifactProfile, profile_artifact, profile_as_json
 from ksm_hw.report.profile_terminal import print_profile
 from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.attach_operator_costs import operator_cost, operator_costs
@@ -118,7 +119,7 @@ def test_operators_have_readable_names(symbol: str, shapes: tuple[tuple[int, ...
 
 def test_multiply_adds_and_memory_are_measured() -> None:
     """The kernels do what they should (they check themselves) and are not left out: then the rate would be absurd."""
-    lanes = vector_unit(tvm.target.Target(dict(load_target("host").tvm))).lanes
+    lanes = vector_unit(tvm.target.Target(dict(load_target("host").tvm))).lanes("float32")
     pipelines, hertz = 4, 7e9  # More than any core has.
     assert 1e8 < measure_flops(1) < 2 * lanes * pipelines * hertz
     assert 1e8 < measure_bandwidth(1) < 2e12

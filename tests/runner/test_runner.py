@@ -1,6 +1,7 @@
 """The C++ runner: built for this machine and for arm64 (under qemu), in every fold mode, against the Python session."""
 
 import dataclasses
+import json
 import os
 import platform
 import re
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
+import tvm
 from PIL import Image
+from tvm import relax
 
 from ksm_hw.artifact.manifest import read_manifest
 from ksm_hw.artifact.parameter_file import ALIGNMENT, StoredArray, held_arrays, write_parameter_file
@@ -20,8 +24,9 @@ from ksm_hw.artifact.parameters import task_parameters
 from ksm_hw.compiler.compile import FoldMode, compile_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images, select_tasks
+from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.preprocessing import preprocess_batch, read_image
-from ksm_hw.masks.soft_mask import ScaleBits, pack_mask, unpack_mask
+from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module
 from ksm_hw.report.verify import TOLERANCE
@@ -312,6 +317,39 @@ def test_a_damaged_library_or_description(damaged: Path, photographs: Path) -> N
         assert_refuses(run(damaged, *arguments), f"{description} is damaged")
 
 
+@pytest.mark.parametrize(("change", "said"), [({"dtype": "nothing"}, "nothing"), ({"halves": True}, "halves of int32")])
+def test_types_that_the_runner_does_not_know(
+    change: dict[str, object], said: str, damaged: Path, photographs: Path
+) -> None:
+    description = damaged / "runner" / "runner.json"
+    content = json.loads(description.read_text())
+    arrays = (array for task in content["tasks"] for array in task["parameters"])
+    next(array for array in arrays if array["dtype"] == "int32").update(change)
+    description.write_text(json.dumps(content))
+    done = run(damaged, "--task", "kernel-task", photographs / "cat.png")
+    assert_refuses(done, f"{description} is damaged", said)
+
+
+def test_logits_of_another_type(damaged: Path, photographs: Path) -> None:
+    """As bytes they would be read for numbers of another type."""
+    library, description = damaged / "model.so", damaged / "runner" / "runner.json"
+    content = json.loads(description.read_text())
+    builder = relax.BlockBuilder()
+    images = relax.Var("images", relax.TensorType(content["input_shape"], "float32"))
+    with builder.function("halves", [images]):
+        flat = builder.emit(relax.op.reshape(images, (BATCH, -1)))
+        kept = builder.emit(relax.op.strided_slice(flat, [1], [0], [content["output_shape"][1]]))
+        builder.emit_func_output(builder.emit(relax.op.astype(kept, "float16")))
+    library.unlink()
+    tvm.compile(builder.get(), "llvm").export_library(str(library))
+    content["library_bytes"] = library.stat().st_size
+    for task in content["tasks"]:
+        task |= {"main": "halves", "rewrite": None, "parameters": []}
+    description.write_text(json.dumps(content))
+    done = run(damaged, "--task", "kernel-task", photographs / "cat.png")
+    assert_refuses(done, "logits of float16; ksm-runner reads float32")
+
+
 @pytest.mark.usefixtures("opencl")
 def test_the_runner_on_an_opencl_device(bundle: Bundle, tmp_path: Path) -> None:
     one = dataclasses.replace(bundle, packs={"kernel-task": bundle.packs["kernel-task"]})
@@ -364,6 +402,12 @@ def test_the_parameter_file_holds_what_tasks_pass(hold: bool, deployable: Path, 
         assert {place.halves for place in distinct} == {False, True}
         backbone = {place for place in distinct if place.file == "backbone.safetensors"}
         assert len(backbone) > 50 and size < (folder / "backbone.safetensors").stat().st_size / 10
+
+
+def test_a_dtype_that_no_parameter_has(tmp_path: Path) -> None:
+    safetensors.numpy.save_file({"weight": np.zeros(3, np.float64)}, tmp_path / "backbone.safetensors")
+    with pytest.raises(UserError, match=r"backbone\.safetensors has a tensor of dtype F64; .* one of F32, U8, I32"):
+        held_arrays(tmp_path, ["backbone.safetensors"])
 
 
 def hide_compilers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from tvm_passes.relax.kernels.mask_decoder import MASK_DECODER
-from tvm_passes.relax.kernels.weight_rewrite import DTYPES, WeightRewrite
+from tvm_passes.relax.kernels.mask_decoding import DTYPE
+from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite
 from tvm_passes.relax.weight_layouts import WEIGHT_TRANSFORM
 from tvm_passes.unknown_dtype import unknown_dtype
 
@@ -110,10 +111,10 @@ class _Reader:
         if _shape(weight) != shape:
             _log.info("%s stays ops: a factor makes it larger, from %s to %s", _name(weight), _shape(weight), shape)
             return None
-        if dtype not in DTYPES:
+        if dtype != DTYPE:
             if mask is not None or norm is not None:
-                raise unknown_dtype("FuseWeightRewrite", _name(weight), dtype, DTYPES)
-            _log.info("%s stays a permutation: it is %s, and there are kernels for %s", _name(weight), dtype, DTYPES)
+                raise unknown_dtype("FuseWeightRewrite", _name(weight), dtype, [DTYPE])
+            _log.info("%s stays a permutation: it is %s, and there are kernels for %s", _name(weight), dtype, DTYPE)
             return None
         packed, transformed = self._packed(permuted), self._transformed(permuted)
         end = next((variable for variable in (packed, transformed) if variable is not None), permuted)
@@ -126,7 +127,6 @@ class _Reader:
             packed=packed is not None,
             epsilon=None if norm is None else norm.epsilon,
             tile=self._mark(end, WEIGHT_TRANSFORM),
-            dtype=dtype,
         )
         _log.debug("%s: %s", _name(weight), rewrite)
         return end, Chain(rewrite, weight, () if mask is None else mask.parts, () if norm is None else norm.parts)

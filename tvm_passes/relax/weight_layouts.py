@@ -74,8 +74,8 @@ class _Rewriter(PyExprMutator):
         """Winograd's form; None where it does not pay."""
         data, weight = call.args
         _, rows, columns, outputs = map(int, call.ty.shape)
-        lanes = next((lanes for lanes in _channel_blocks(self.unit.lanes) if outputs % lanes == 0), None)
-        tile = best_tile(rows, columns, int(data.ty.shape[3]), outputs, self.unit.lanes)
+        lanes = next((lanes for lanes in _channel_blocks(self.unit.lanes(call.ty.dtype)) if outputs % lanes == 0), None)
+        tile = best_tile(rows, columns, int(data.ty.shape[3]), outputs, self.unit.lanes(call.ty.dtype))
         if lanes is None or tile is None or not _is_plain_3x3(call):
             return None
         mark = {WEIGHT_TRANSFORM: tile}
@@ -93,7 +93,7 @@ class _Rewriter(PyExprMutator):
         if inputs == 1 and groups > 1:
             return None
         depth = height * width * inputs
-        (_, lanes), _ = ranked_tiles(batch * rows * columns, outputs // groups, depth, self.unit)[0]
+        (_, lanes), _ = ranked_tiles(batch * rows * columns, outputs // groups, depth, self.unit, call.ty.dtype)[0]
         blocks = relax.op.reshape(weight, (height, width, inputs, outputs // lanes, lanes))
         packed = self.builder_.emit(relax.op.permute_dims(self.builder_.emit(blocks), [3, 0, 1, 2, 4]))
         strides, padding, dilation = (tuple(map(int, one)) for one in (attrs.strides, attrs.padding, attrs.dilation))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ksm_hw import __version__
-from ksm_hw.runtime.without_torch import hide_torch
+from ksm_hw.runtime.tvm_import import hide_torch
 from peers.serve import Run
 
 _SESSIONS = {

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ksm_hw.artifact.manifest import TaskEntry
 from ksm_hw.compiler.compiled import Compiled, FoldMode, OnStep
+from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.compiler.tuning.records_folder import check_header
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, save_bundle
-from ksm_hw.runtime.relay.process import relay_process
 from ksm_hw.toolchains.linker import architecture_of, linker_command
 from ksm_hw.toolchains.targets import CompileTarget
 
@@ -35,7 +35,7 @@ def compile_through_relay(
         UserError: as `compile_bundle`.
     """
     _check(target, runner)
-    with tempfile.TemporaryDirectory(prefix="ksm-hw-relay-") as temporary, relay_process(on_step=on_step) as process:
+    with tempfile.TemporaryDirectory(prefix="ksm-hw-relay-") as temporary, compiler_process(on_step=on_step) as process:
         given, made = Path(temporary, "bundle"), Path(temporary, "libraries")
         given.mkdir()
         save_bundle(bundle, given)

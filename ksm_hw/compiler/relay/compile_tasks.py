@@ -14,22 +14,19 @@ from tvm import relay
 from tvm.relay.backend import te_compiler
 
 from ksm_hw.artifact.manifest import TaskEntry
-from ksm_hw.artifact.parameters import HEAD_WEIGHT, task_parameters
+from ksm_hw.artifact.parameters import FEWEST_SOFT_VALUES, HEAD_WEIGHT, task_parameters
 from ksm_hw.compiler.compiled import FoldMode, OnStep, check_heads, common_image_size, group_tasks, most_classes
 from ksm_hw.compiler.relay.lower import lower_backbone
 from ksm_hw.compiler.relay.tuned_schedules import Schedules, tuned_schedules
 from ksm_hw.compiler.tuning.progress import TunerName
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.masks.soft_mask import GROUP_SIZE, binary_mask
+from ksm_hw.masks.mask_format import group_size
+from ksm_hw.masks.soft_mask import binary_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.runtime.relay.session import filled, weights_of
 from ksm_hw.toolchains.linker import architecture_of, link_shared_library
-from tvm_passes.parameters import FEWEST_SOFT_VALUES
 from tvm_passes.relay.fold_task_mask import MaskLayout
 from tvm_passes.relay.pipeline import Folded, ModuleContent, build_settings, fold_tasks, same
-
-# TVM asks its library for its build flags, a hundred strings, for every kernel that it lowers.
-te_compiler.libinfo = functools.cache(te_compiler.libinfo)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +63,7 @@ def compile_tasks(
         UserError: there is no such network, a task's head does not fit, the linker fails, or the records are damaged or
             have none of the network's operators.
     """
+    ask_for_build_flags_once()
     tvm_target = tvm_target_of(target)
     on_step("lower")
     network = lower_backbone(bundle.backbone, most_classes(bundle), batch, common_image_size(bundle))
@@ -90,6 +88,15 @@ def tvm_target_of(target: Mapping[str, Any]) -> tvm.target.Target:
     """The target for TVM 0.19, which does not see by the triple that it has schedules for ARM."""
     arm = target["kind"] == "llvm" and architecture_of(target) == "aarch64"
     return tvm.target.Target({**target, "device": "arm_cpu", "keys": ["arm_cpu", "cpu"]} if arm else dict(target))
+
+
+@functools.cache
+def ask_for_build_flags_once() -> None:
+    """Lets TVM's compiler in this process ask its library for its build flags, a hundred strings, once.
+
+    Left alone it asks for them for every kernel that it lowers.
+    """
+    te_compiler.libinfo = functools.cache(te_compiler.libinfo)
 
 
 _Part = tuple[dict[str, TaskEntry], dict[str, _Library]]
@@ -143,10 +150,8 @@ def _baked(
         for task in tasks:
             on_step(f"bake {task}")
             arrays = task_parameters(functions.parameters, bundle.packs[task], bundle.tensors, most_classes(bundle))
-            for parameter, array in zip(
-                functions.parameters, filled(executor, functions.parameters, arrays), strict=True
-            ):
-                executor.set_input(parameter, array)
+            for parameter, array in zip(functions.parameters, arrays, strict=True):
+                executor.set_input(parameter, filled(executor, parameter, array))
             executor.run()
             weights = {weight: tensor.numpy() for weight, tensor in weights_of(executor).items()}
             bound = relay.build_module.bind_params_by_name(functions.main["main"], weights)
@@ -196,8 +201,8 @@ def _workspace_bytes(graph: dict[str, Any]) -> int:
 
 def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
     """Without the number of soft values, by which tasks that share functions may differ."""
-    group_size = GROUP_SIZE if pack.granularity == "group" else 1
-    return {layer: MaskLayout(tuple(mask.shape), group_size, mask.coded, 0) for layer, mask in pack.masks.items()}
+    size = group_size(pack.granularity)
+    return {layer: MaskLayout(tuple(mask.shape), size, mask.coded, 0) for layer, mask in pack.masks.items()}
 
 
 def _common_layouts(bundle: Bundle, tasks: Sequence[str]) -> dict[str, MaskLayout]:

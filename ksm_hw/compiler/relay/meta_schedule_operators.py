@@ -5,8 +5,6 @@ Records are its database: `database_workload.json` and `database_tuning_record.j
 
 import contextlib
 import math
-import sys
-import types
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,15 @@ from tvm.meta_schedule.runner import RunnerResult
 from ksm_hw.compiler.relay.build_candidates import BuildFunction
 from ksm_hw.compiler.tuning.progress import FAILED
 from ksm_hw.compiler.tuning.records_folder import damage_explained
+from ksm_hw.compiler.tuning.tensor_intrinsics import leave_out_tensor_intrinsics
 from ksm_hw.runtime.operator_timing import Tensors
 from tvm_passes.relay.pipeline import build_settings, fold_tasks
 
 _ATTEMPTS = 3  # At candidates, of a search that proposes what the records know.
 _WITHOUT_END = 1 << 30
 
-# A search imports the intrinsics of all devices; those that no CPU has take most of a minute.
-for _device in ("cuda", "rocm", "hexagon"):
-    sys.modules.setdefault(f"tvm.tir.tensor_intrin.{_device}", types.ModuleType(_device))
+# Those that no CPU has; Relay is tuned for CPUs alone.
+_UNUSED_INTRINSICS = [f"tvm.tir.tensor_intrin.{device}" for device in ("cuda", "rocm", "hexagon")]
 
 
 class MetaScheduleOperator:
@@ -103,6 +101,7 @@ def find_operators(network: tvm.IRModule, target: tvm.target.Target, folder: Pat
     Raises:
         UserError: the records are damaged.
     """
+    leave_out_tensor_intrinsics(*_UNUSED_INTRINSICS)
     tasks = _extract(fold_tasks(network, {}, target).main, target)
     database = _open_database(folder, allow_missing=True)
     known = list(database.get_all_tuning_records())

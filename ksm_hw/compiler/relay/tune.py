@@ -8,12 +8,12 @@ from typing import Any
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.board import connected_board
+from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.compiler.tuning.progress import TuneProgress, TuneResult, TunerName
 from ksm_hw.compiler.tuning.records_folder import Origin, prepare_folder, write_header
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, save_bundle
 from ksm_hw.measuring.relay_library import LibraryTimer
-from ksm_hw.runtime.relay.process import relay_process
 from ksm_hw.toolchains.linker import architecture_of, linker_command
 from ksm_hw.toolchains.targets import CompileTarget
 
@@ -53,7 +53,7 @@ def tune_through_relay(
             return time_library(path, **library, threads=target.cpu.get("num-cores", 1), cores=list(target.cores))
 
         process = stack.enter_context(
-            relay_process(
+            compiler_process(
                 on_progress=lambda progress: on_progress(TuneProgress(**progress, boards=1, again=0)), measure=measure
             )
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from ksm_hw.compiler.compiled import common_image_size, most_classes
 from ksm_hw.compiler.relay.build_candidates import CandidateBuilder
-from ksm_hw.compiler.relay.compile_tasks import tvm_target_of
+from ksm_hw.compiler.relay.compile_tasks import ask_for_build_flags_once, tvm_target_of
 from ksm_hw.compiler.relay.lower import lower_backbone
 from ksm_hw.compiler.relay.tuned_operator import TunedOperator
 from ksm_hw.compiler.tuning.progress import FIRST_FAILURES, HOPELESS, TunerName, all_failed
@@ -44,6 +44,7 @@ def tune_operators(
     Raises:
         UserError: the first trials all failed; the records are damaged; and as `lower_backbone`.
     """
+    ask_for_build_flags_once()
     with CandidateBuilder(link) as builder:
         network = lower_backbone(bundle.backbone, most_classes(bundle), batch, common_image_size(bundle))
         operators: Sequence[TunedOperator]

@@ -3,7 +3,7 @@
 import importlib
 import os
 
-from ksm_hw.runtime.without_torch import hide_torch
+from ksm_hw.runtime.tvm_import import hide_torch
 
 # How often a thread of TVM's pool looks for work before it sleeps: a tenth of a second. Between two measured runs
 # caches are emptied, for milliseconds; in a network the next loop follows at once, and no thread has to be woken up.
@@ -20,4 +20,4 @@ def prepare_process() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
-    importlib.import_module("ksm_hw.compiler.tuning.measure_candidates")
+    importlib.import_module("ksm_hw.compiler.tuning.candidate_worker")

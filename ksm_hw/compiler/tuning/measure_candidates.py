@@ -5,36 +5,33 @@ schedule in a fraction of one. A schedule that crashes its process, or takes too
 """
 
 import concurrent.futures
-import gc
 import itertools
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tvm
 from pebble import CONSTS, ProcessExpired, ProcessPool
-from tvm import rpc
 from tvm.s_tir import Schedule
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.reaching import WAIT, known_boards
-from ksm_hw.compiler.build import Built, build_executable, export_library
 from ksm_hw.compiler.tuning.candidate_process import prepare_process
+from ksm_hw.compiler.tuning.candidate_worker import (
+    SECONDS,
+    CandidateLibrary,
+    build_candidate,
+    measure_candidate,
+)
 from ksm_hw.errors import UserError
-from ksm_hw.runtime.machine import available_cores
-from ksm_hw.runtime.operator_timing import before_each_run, steady_seconds
-from ksm_hw.runtime.session import prepare_device
-from ksm_hw.runtime.threads import use_threads
 from ksm_hw.toolchains.linker import architecture_of, linker_command
 from ksm_hw.toolchains.targets import CompileTarget
 
-SECONDS = 60.0  # That one schedule may take to build, and to measure.
 BUILDERS = 2
 
 
@@ -44,24 +41,6 @@ class Measurement:
 
     seconds: tuple[float, ...] = ()
     error: str = ""
-
-
-@dataclass(frozen=True)
-class _Library:
-    """A library with a function `main` to measure.
-
-    Attributes:
-        path: of the file.
-        device: as TVM names it.
-        tensors: dtype and shape of the function's arguments, which are filled with random numbers: the input, weights,
-            and others.
-        limit: seconds; if it takes longer in a first short measurement, that is all.
-    """
-
-    path: str
-    device: str
-    tensors: tuple[tuple[str, tuple[int, ...]], ...]
-    limit: float
 
 
 class CandidateMeasurer:
@@ -117,7 +96,7 @@ class CandidateMeasurer:
         target = self._target
         builds = [
             self._builders.schedule(
-                _build,
+                build_candidate,
                 (schedule.mod, dict(target.tvm), target.architectures, architecture_of(target.cpu), str(path)),
                 timeout=SECONDS,
             )
@@ -130,7 +109,7 @@ class CandidateMeasurer:
         futures: list[Future[list[float]] | None] = []
         for error, path, infos, limit in zip(errors, paths, arguments, limits, strict=True):
             tensors = tuple((str(info.dtype), tuple(map(int, info.shape))) for info in infos)
-            libraries.append(_Library(str(path), self._target.device, tensors, limit))
+            libraries.append(CandidateLibrary(str(path), self._target.device, tensors, limit))
             failures.append(error)
             futures.append(None if error else self._submit(libraries[-1]))
         for _ in range(turns - 1):
@@ -146,11 +125,11 @@ class CandidateMeasurer:
         for path in paths:
             path.unlink(missing_ok=True)
 
-    def _submit(self, library: _Library) -> "Future[list[float]]":
+    def _submit(self, library: CandidateLibrary) -> "Future[list[float]]":
         threads = self._target.cpu.get("num-cores", 1)
-        return self._measurers.schedule(_measure, (library, self._board, threads), timeout=SECONDS)
+        return self._measurers.schedule(measure_candidate, (library, self._board, threads), timeout=SECONDS)
 
-    def _measured(self, library: _Library, future: "Future[list[float]]") -> Measurement:
+    def _measured(self, library: CandidateLibrary, future: "Future[list[float]]") -> Measurement:
         seconds, error = _outcome(future)
         if error:
             # The board may have gone, which is not the schedule's fault.
@@ -200,57 +179,3 @@ def _outcome(future: "Future[Any]") -> tuple[Any, str]:
         return None, "its process crashed"
     except Exception as error:
         return None, (str(error).strip().splitlines() or [repr(error)])[-1]
-
-
-def _build(
-    module: tvm.IRModule, target: Mapping[str, Any], architectures: Sequence[str], architecture: str, path: str
-) -> None:
-    """Runs in a builder."""
-    tvm_target = tvm.target.Target(dict(target))
-    with tvm_target:
-        executable = build_executable(module, tvm_target, architectures)
-    # Linked here, not on the board, which has no linker.
-    export_library(Built(executable), Path(path), architecture)
-
-
-def _measure(library: _Library, board: BoardAddress | None, threads: int) -> list[float]:
-    """Measures a library on a board, or in this process with so many threads: `steady_seconds`."""
-    if board is None:
-        prepare_device(library.device)
-        use_threads(min(threads, available_cores()))
-        session = rpc.LocalSession()
-    elif board.tracker is not None:
-        session = rpc.connect_tracker(*board.tracker).request(board.key, session_timeout=SECONDS)
-    else:
-        assert board.host is not None
-        session = rpc.connect(*board.host, board.key, session_timeout=SECONDS)
-    try:
-        return _timed(session, library)
-    finally:
-        if board is not None:
-            # It is free again when nothing refers to the session. That takes a tenth of a second.
-            del session
-            gc.collect()
-
-
-def _timed(session: Any, library: _Library) -> list[float]:
-    name = Path(library.path).name
-    session.upload(library.path, name)
-    module = session.load_module(name)
-    device = session.device(library.device, 0)
-    fill = session.get_function("tvm.contrib.random.random_fill_for_measure")
-    arguments = []
-    for dtype, shape in library.tensors:
-        arguments.append(tvm.runtime.empty(shape, dtype, device))
-        fill(arguments[-1])
-
-    before = before_each_run(library.tensors) if library.device == "cpu" else ""
-
-    def seconds_of_runs(runs: int) -> Sequence[float]:
-        evaluator = module.time_evaluator("main", device, number=1, repeat=runs, f_preproc=before)
-        results: Sequence[float] = evaluator(*arguments).results
-        return results
-
-    measured = steady_seconds(seconds_of_runs, library.limit)
-    session.remove(name)
-    return [measured]

@@ -2,8 +2,6 @@
 
 import itertools
 import statistics
-import sys
-import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from tvm.s_tir.meta_schedule import TuneContext
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 from tvm.s_tir.meta_schedule.database import TuningRecord, Workload
 
+from ksm_hw.compiler.tuning.tensor_intrinsics import leave_out_tensor_intrinsics
 from ksm_hw.compiler.tuning.tuning_records import TuningRecords
 from tvm_passes.relax.pipeline import fuse_kernels
 from tvm_passes.relax.schedules import target_rules
@@ -72,7 +71,7 @@ class Operator:
 
 def find_operators(module: tvm.IRModule, records: TuningRecords) -> list[Operator]:
     """The operators that have a choice of schedules, with what the records hold of each."""
-    _leave_out_tensor_intrinsics()
+    leave_out_tensor_intrinsics("tvm.s_tir.tensor_intrin")  # Our schedules use no tensor instructions.
     tvm_target = tvm.target.Target(dict(records.target.tvm))
     fused = fuse_kernels(module, tvm_target)
     operators: dict[Workload, Operator] = {}
@@ -120,11 +119,6 @@ def _candidates(func: tirx.PrimFunc, target: tvm.target.Target) -> Iterator[Sche
         elif rule.apply(func, target, False) is not None:
             break
     return iter(())
-
-
-def _leave_out_tensor_intrinsics() -> None:
-    """Our schedules use no tensor instructions, and importing TVM's descriptions of them takes half a minute."""
-    sys.modules.setdefault("tvm.s_tir.tensor_intrin", types.ModuleType("tvm.s_tir.tensor_intrin"))
 
 
 def key_of(of: Schedule | TuningRecord) -> str:

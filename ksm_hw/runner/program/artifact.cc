@@ -2,6 +2,7 @@
 
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/map.h>
+#include <tvm/ffi/dtype.h>
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/string.h>
 
@@ -41,14 +42,21 @@ Preprocessing ReadPreprocessing(const Object& object) {
           Text(object, "interpolation") == "bicubic", Floats<3>(object, "mean"), Floats<3>(object, "std")};
 }
 
+StoredArray ReadArray(const Object& object) {
+  const std::string dtype = Text(object, "dtype");
+  const bool halves = Field(object, "halves").cast<bool>();
+  ffi::StringToDLDataType(dtype);  // Throws where there is no such type.
+  if (halves && dtype != "uint8") throw std::runtime_error("it says that a file holds halves of " + dtype);
+  return {Text(object, "file"), Field(object, "offset").cast<int64_t>(), dtype, Numbers<int64_t>(object, "shape"),
+          halves};
+}
+
 Task ReadTask(const std::string& name, const Object& object) {
   Task task{name, {}, ReadPreprocessing(Field(object, "preprocessing").cast<Object>()), Text(object, "main"), "", {}};
   for (const ffi::Any& label : Field(object, "classes").cast<List>()) task.classes.push_back(label.cast<ffi::String>());
   if (ffi::Any rewrite = Field(object, "rewrite"); rewrite != nullptr) task.rewrite = rewrite.cast<ffi::String>();
   for (const ffi::Any& parameter : Field(object, "parameters").cast<List>()) {
-    Object array = parameter.cast<Object>();
-    task.parameters.push_back({Text(array, "file"), Field(array, "offset").cast<int64_t>(), Text(array, "dtype"),
-                               Numbers<int64_t>(array, "shape"), Field(array, "halves").cast<bool>()});
+    task.parameters.push_back(ReadArray(parameter.cast<Object>()));
   }
   return task;
 }

@@ -5,6 +5,7 @@
 #include <tvm/ffi/any.h>
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/dtype.h>
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/optional.h>
 #include <tvm/ffi/string.h>
@@ -19,6 +20,8 @@ namespace ksm {
 namespace {
 
 namespace ffi = tvm::ffi;
+
+const char kFloat32[] = "float32";  // What the images are, and what the logits must be.
 
 // TVM is called through its registered functions alone: they cross libraries as plain C, so that the program may be
 // compiled with another C++ standard library than TVM was.
@@ -116,8 +119,8 @@ struct Session::Device {
     const std::vector<int> cores = UsableCores(artifact);
     UseThreads(threads > 0 ? threads : std::min(artifact.cores, static_cast<int>(cores.size())), cores);
     const DLDevice device = DeviceOf(artifact);
-    const ffi::Tensor images = EmptyTensor(artifact.input_shape, "float32", device);
-    const ffi::Tensor logits = EmptyTensor({artifact.input_shape[0], artifact.output_classes}, "float32", device);
+    const ffi::Tensor images = EmptyTensor(artifact.input_shape, kFloat32, device);
+    const ffi::Tensor logits = EmptyTensor({artifact.input_shape[0], artifact.output_classes}, kFloat32, device);
     return std::unique_ptr<Device>(new Device{
         device, LoadMachine(artifact, device), StoredArrays(artifact.folder, device), images, logits, {}, {}});
   }
@@ -149,10 +152,15 @@ std::vector<float> Session::Run(const std::vector<float>& images) {
 void Session::RunAgain() {
   std::vector<ffi::AnyView> arguments{device_->images};
   for (const ffi::Tensor& weight : device_->weights) arguments.emplace_back(weight);
-  ffi::Any logits;
-  device_->main.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &logits);
+  ffi::Any result;
+  device_->main.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
   device_->Synchronise();
-  device_->logits = logits.cast<ffi::Tensor>();
+  const ffi::Tensor logits = result.cast<ffi::Tensor>();
+  if (const std::string dtype = ffi::DLDataTypeToString(logits.dtype()); dtype != kFloat32) {
+    throw UserError("The artifact gives logits of " + dtype + "; ksm-runner reads " + kFloat32 +
+                    ". Its library and its runner are of different versions of ksm-hw; compile the bundle again.");
+  }
+  device_->logits = logits;
 }
 
 }  // namespace ksm

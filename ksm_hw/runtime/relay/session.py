@@ -1,8 +1,7 @@
 """An artifact of Relay, loaded: what `ksm_hw.runtime.session.Session` is for Relax. Runs in Relay's environment."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,36 @@ import numpy.typing as npt
 import tvm
 from tvm.contrib.graph_executor import GraphModule
 
-from ksm_hw.artifact.manifest import Manifest, read_manifest
-from ksm_hw.artifact.parameters import is_shared, task_parameters
-from ksm_hw.masks.bundle import Bundle, load_bundle, task_of
-from ksm_hw.runtime.device_failures import device_failures
+from ksm_hw.artifact.manifest import Manifest, TaskEntry, read_manifest
+from ksm_hw.masks.bundle import load_bundle, task_of
+from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.runtime.device_session import (
+    DeviceSession,
+    Tensors,
+    bytes_of,
+    device_failures,
+    start_threads,
+    upload_parameters,
+)
 from ksm_hw.runtime.machine import check_cpu_features
 from ksm_hw.runtime.relay.opencl.runtime import load_relay_opencl_runtime
-from ksm_hw.runtime.threads import pinned, usable_cores, use_threads
 from tvm_passes.relay.names import INPUT, weight_name
 
 
-class RelaySession:
-    """An artifact on a device of this machine, for one thread.
-
-    Attributes:
-        manifest: what the artifact is.
-        packs: its tasks, by name.
-        task: the current one.
-    """
+class RelaySession(DeviceSession):
+    """An artifact on a device of this machine, for one thread."""
 
     def __init__(
-        self, manifest: Manifest, bundle: Bundle, executors: dict[str, GraphModule], device: Any, threads: int
+        self,
+        manifest: Manifest,
+        packs: Mapping[str, TaskPack],
+        parameters: Mapping[str, Tensors],
+        device: Any,
+        threads: int,
+        executors: dict[str, GraphModule],
     ) -> None:
-        self.manifest, self.packs, self._device, self._threads = manifest, bundle.packs, device, threads
-        self.task = ""
+        super().__init__(manifest, packs, parameters, device, threads)
         self._executors = executors
-        self._parameters = self._upload(bundle)
         self._weights: dict[str, Any] = {}  # The current task's, by the names of the parameters of `main`.
 
     @classmethod
@@ -50,59 +53,39 @@ class RelaySession:
         check_cpu_features(manifest.cpu_features, manifest.cpu.get("mcpu", manifest.target))
         if manifest.device == "opencl":
             load_relay_opencl_runtime()
+        bundle = load_bundle(folder)
+        threads = start_threads(manifest, threads)
         device = tvm.runtime.device(manifest.device, 0)
-        threads = threads or min(manifest.cpu.get("num-cores", 1), len(usable_cores(manifest.cores)))
-        use_threads(threads, manifest.cores)
         with device_failures(manifest.device):
             executors = {}
             for name in manifest.libraries:
                 library = tvm.runtime.load_module(str((folder / name).absolute()))
                 executors[Path(name).stem] = GraphModule(library["default"](device))
-            session = cls(manifest, load_bundle(folder), executors, device, threads)
+
+            def upload(entry: TaskEntry, name: str, array: npt.NDArray[np.generic]) -> Any:
+                array = filled(executors[entry.rewrite or entry.main], name, array)
+                return _shareable(tvm.nd.array(array, device))
+
+            parameters = upload_parameters(manifest, bundle, upload)
+        session = cls(manifest, bundle.packs, parameters, device, threads, executors)
         session.switch(next(iter(session.packs)))
         return session
 
-    def _upload(self, bundle: Bundle) -> dict[str, list[Any]]:
-        """Each task's parameters on the device; what tasks share is there once."""
-        shared: dict[str, Any] = {}
-        uploaded: dict[str, list[Any]] = {}
-        for task, entry in self.manifest.tasks.items():
-            pack, function = bundle.packs[task], self._executors[entry.rewrite or entry.main]
-            arrays = task_parameters(entry.parameters, pack, bundle.tensors, self.manifest.output_shape[1])
-            uploaded[task] = []
-            for name, array in zip(entry.parameters, filled(function, entry.parameters, arrays), strict=True):
-                tensor = shared.get(name) if is_shared(name, pack) else None
-                if tensor is None:
-                    tensor = _shareable(tvm.nd.array(array, self._device))
-                    if is_shared(name, pack):
-                        shared[name] = tensor
-                uploaded[task].append(tensor)
-        return uploaded
-
     @property
     def weights_bytes(self) -> int:
-        """Bytes of the current task's live weights; those of `bake` are inside the library."""
-        return _bytes(self._weights.values())
-
-    @property
-    def parameters_bytes(self) -> int:
-        """Bytes of backbone and task packs on the device, each tensor counted once."""
-        return _bytes({id(tensor): tensor for tensors in self._parameters.values() for tensor in tensors}.values())
+        """See `DeviceSession`."""
+        return bytes_of(self._weights.values())
 
     def switch(self, task: str) -> float:
-        """Makes a task the current one and returns the seconds that it took, until the weights were there.
-
-        Raises:
-            UserError: there is no such task, or the device fails.
-        """
+        """See `AnySession`; after one that failed there is no current task."""
         task_of(self.packs, task)
         start = time.perf_counter()
-        if task == self.task:
+        if task == self._task:
             return 0.0
         entry = self.manifest.tasks[task]
         main = self._executors[entry.main]
         function = main if entry.rewrite is None else self._executors[entry.rewrite]
-        self.task = ""  # A switch that fails leaves weights of no task.
+        self._task = ""  # A switch that fails leaves weights of no task.
         with self._working():
             for name, tensor in zip(entry.parameters, self._parameters[task], strict=True):
                 function.set_input_zero_copy(name, tensor)
@@ -113,11 +96,11 @@ class RelaySession:
                 for name, weight in self._weights.items():
                     main.set_input_zero_copy(name, weight)
                 self._device.sync()
-        self.task = task
+        self._task = task
         return time.perf_counter() - start
 
     def run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The logits of a batch, float32 [N, classes of the task]; the images are of the manifest's `input_shape`.
+        """See `AnySession`.
 
         Raises:
             UserError: the device fails, or the last switch did.
@@ -131,37 +114,16 @@ class RelaySession:
         return logits[:, : len(pack.classes)]
 
     def measure_run(self, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` inferences of the current task, on images that stay where they are."""
+        """See `DeviceSession`.
+
+        TVM's evaluator adds up the times of the kernels where the device is a GPU, without the gaps between them.
+        """
         main = self._executors[self.manifest.tasks[self.task].main]
         with self._working():
             return [self._seconds(main.run) for _ in range(repeats)]
 
-    def measure_copies(self, repeats: int) -> list[float]:
-        """Seconds of each of `repeats` copies of as many bytes as the live weights, inside the device's memory."""
-        if not self.weights_bytes:
-            return []
-        # The source must be written to: memory that never was is one page of zeros, which stays in the cache.
-        source = tvm.nd.array(np.ones(self.weights_bytes, np.uint8), self._device)
-        destination = tvm.nd.empty(source.shape, source.dtype, self._device)
-        seconds = [self._seconds(lambda: source.copyto(destination)) for _ in range(repeats + 1)]
-        return seconds[1:]  # In the first the system finds pages for the destination.
-
-    def _seconds(self, function: Callable[[], object]) -> float:
-        """How long a call takes, until the device has done it.
-
-        TVM's evaluator adds up the times of the kernels where the device is a GPU, without the gaps between them.
-        """
-        start = time.perf_counter()
-        function()
-        self._device.sync()
-        return time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def _working(self) -> Iterator[None]:
-        """Around every call of the executors: whichever thread calls, it has the session's threads and cores."""
-        use_threads(self._threads, self.manifest.cores)
-        with pinned(self.manifest.cores), device_failures(self.manifest.device):
-            yield
+    def _uploaded(self, array: npt.NDArray[np.generic]) -> Any:
+        return tvm.nd.array(array, self._device)
 
 
 def _shareable(tensor: Any) -> Any:
@@ -178,15 +140,8 @@ def weights_of(rewrite: GraphModule) -> dict[str, Any]:
     return {weight_name(number): rewrite.get_output(number) for number in range(rewrite.get_num_outputs())}
 
 
-def filled(
-    function: GraphModule, names: Sequence[str], arrays: Sequence[npt.NDArray[np.generic]]
-) -> list[npt.NDArray[np.generic]]:
-    """A task's parameters, with zeros behind the soft values of a task that has fewer than others."""
-    return [
-        np.pad(array, (0, function.get_input(name).shape[0] - len(array))) if name.endswith("/scale") else array
-        for name, array in zip(names, arrays, strict=True)
-    ]
-
-
-def _bytes(tensors: Any) -> int:
-    return sum(int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
+def filled(function: GraphModule, name: str, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """A task's parameter, with zeros behind the soft values of a task that has fewer than others."""
+    if not name.endswith("/scale"):
+        return array
+    return np.pad(array, (0, function.get_input(name).shape[0] - len(array)))

@@ -21,9 +21,11 @@ from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import FOLD_MODES, FoldMode, compile_bundle
+from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
+from ksm_hw.measuring.process import measuring_process
 from ksm_hw.report.measure import measure_artifact
 from ksm_hw.report.profile import profile_artifact
 from ksm_hw.report.verify import verify
@@ -184,6 +186,13 @@ def test_what_relay_s_artifacts_are_not_for(relay_artifact: Path) -> None:
         profile_artifact(relay_artifact)
 
 
+def test_calls_are_not_told_apart(relay_artifact: Path) -> None:
+    with measuring_process(relay_artifact) as measured:
+        with pytest.raises(UserError, match=r"not told apart in an artifact of --ir relay\. Use --ir relax"):
+            measured.ask("calls", task="kernel-task", repeats=1)
+        assert len(measured.ask("run", task="kernel-task", repeats=2)) == 2
+
+
 def test_a_missing_library_is_found(relay_artifact: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -214,7 +223,7 @@ def test_a_process_that_dies_is_an_error_that_says_how(relay: None) -> None:
 
 
 def test_a_failure_inside_tvm_shows_its_last_words(relay: None, tmp_path: Path) -> None:
-    with relay_process() as process, pytest.raises(UserError, match=r"ended with status 1(.|\n)*such_kind"):
+    with compiler_process() as process, pytest.raises(UserError, match=r"ended with status 1(.|\n)*such_kind"):
         process.call("compile", str(shipped_bundle()), str(tmp_path), {"kind": "such_kind"}, ["cc"], "switch", 1, None)
 
 

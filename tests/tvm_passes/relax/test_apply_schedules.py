@@ -10,7 +10,7 @@ from tvm.s_tir import dlight
 
 from ksm_hw.compiler.build import build_executable
 from tvm_passes.relax.apply_schedules import SCHEDULE, ApplySchedules
-from tvm_passes.relax.pipeline import fuse_kernels
+from tvm_passes.relax.pipeline import fuse_kernels, plan_memory
 from tvm_passes.relax.schedules import cpu_rules
 
 
@@ -58,7 +58,8 @@ def test_the_schedules_are_those_of_dlight_s_pass_and_so_is_the_code():
     for name, one in kernels(theirs).items():
         tvm.ir.assert_structural_equal(plain[name], one)
     # LLVM's names of memory that does not alias are addresses.
-    codes = [build_executable(one, HOST).mod.imports[0].inspect_source("ll") for one in (ours, theirs)]
+    planned = [plan_memory(one, HOST) for one in (ours, theirs)]
+    codes = [build_executable(one, HOST).mod.imports[0].inspect_source("ll") for one in planned]
     assert re.sub(r"0x[0-9a-f]+", "", codes[0]) == re.sub(r"0x[0-9a-f]+", "", codes[1])
 
 

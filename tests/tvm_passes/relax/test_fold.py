@@ -24,14 +24,8 @@ from torch import nn
 from tvm import relax
 
 from ksm_hw.artifact.parameters import task_parameters
-from ksm_hw.masks.soft_mask import (
-    GRANULARITIES,
-    Granularity,
-    PackedMask,
-    broadcast_mask,
-    pack_mask,
-    unpack_mask,
-)
+from ksm_hw.masks.mask_format import GRANULARITIES, Granularity
+from ksm_hw.masks.soft_mask import PackedMask, broadcast_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from tvm_passes.relax.fold_task_mask import FoldTaskMask
 from tvm_passes.relax.kernels.mask_decoder import mask_decoder

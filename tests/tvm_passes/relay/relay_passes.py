@@ -9,19 +9,11 @@ import tvm
 from tvm import relay
 from tvm.contrib.graph_executor import GraphModule
 
-from ksm_hw.artifact.parameters import task_parameters
+from ksm_hw.artifact.parameters import FEWEST_SOFT_VALUES, MaskPart, task_parameters
+from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits, group_size, mask_shape
 from ksm_hw.masks.preprocessing import Preprocessing
-from ksm_hw.masks.soft_mask import (
-    GRANULARITIES,
-    GROUP_SIZE,
-    Granularity,
-    PackedMask,
-    ScaleBits,
-    mask_shape,
-    pack_mask,
-)
+from ksm_hw.masks.soft_mask import PackedMask, pack_mask
 from ksm_hw.masks.task_pack import TaskPack
-from tvm_passes.parameters import FEWEST_SOFT_VALUES, mask_parameters
 from tvm_passes.relay.fold_task_mask import FoldTaskMask, MaskLayout
 from tvm_passes.relay.lift_weights import lift_weights
 from tvm_passes.relay.pipeline import build_settings, fold_tasks, same
@@ -93,12 +85,11 @@ def mask_arguments(mask: np.ndarray, layout: MaskLayout) -> dict[str, np.ndarray
 
 
 def mask_arrays(mask: PackedMask) -> list[np.ndarray]:
-    """What the runtime makes of a task with this mask of the layer `conv`, in the order of `mask_parameters`."""
+    """What the runtime makes of a task with this mask of the layer `conv`, in the order of `MaskPart`."""
     head = np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
     preprocessing = Preprocessing(8, 8, "bilinear", (0, 0, 0), (1, 1, 1))
     pack = TaskPack("task", ("a",), "random", "kernel", "small", "", preprocessing, {"conv": mask}, {}, *head)
-    names = [parameter.name for parameter in mask_parameters("conv", mask.shape, mask.coded, None)]
-    return task_parameters(names, pack, {}, 1)
+    return task_parameters([f"mask/conv/{part}" for part in get_args(MaskPart)], pack, {}, 1)
 
 
 @pytest.mark.parametrize(("groups", "bias", "twice"), CASES)
@@ -131,19 +122,19 @@ def test_a_tasks_arrays_are_of_the_types_that_the_passes_made(granularity: Granu
     mask = pack_mask(soft, scale_bits)
     most = max(FEWEST_SOFT_VALUES, int((soft != 1).sum()))
     before = network()
-    layout = MaskLayout(mask.shape, GROUP_SIZE if granularity == "group" else 1, mask.coded, most)
+    layout = MaskLayout(mask.shape, group_size(granularity), mask.coded, most)
     folded = fold_tasks(before, {"conv": layout}, X86)
     assert folded.rewrite is not None
-    stated = mask_parameters("conv", mask.shape, mask.coded, most)
-    names = [parameter.name for parameter in stated]
+    names = [f"mask/conv/{part}" for part in get_args(MaskPart)]
     assert list(folded.parameters) == [variable.name_hint for variable in before["main"].params[1:]] + names
     made = [variable.checked_type for variable in folded.rewrite["main"].params][-len(names) :]
-    assert [(tuple(map(int, ty.shape)), ty.dtype) for ty in made] == [(one.shape, one.dtype) for one in stated]
-    assert [array.dtype.name for array in mask_arrays(mask)] == [one.dtype for one in stated]
-    for parameter, array in zip(stated, mask_arrays(mask), strict=True):
-        # A binary mask has no soft values: the session fills up, as for tasks with fewer than the most.
-        filled_up = parameter.name.endswith("/scale") and scale_bits == 0
-        assert array.shape == ((FEWEST_SOFT_VALUES,) if filled_up else parameter.shape)
+    for name, type_, array in zip(names, made, mask_arrays(mask), strict=True):
+        assert array.dtype == type_.dtype
+        if name.endswith("/scale"):
+            # The session fills up, as for every task with fewer than the most.
+            assert array.ndim == 1 and len(array) <= int(type_.shape[0]) == most
+        else:
+            assert array.shape == tuple(map(int, type_.shape))
 
 
 def test_main_has_no_op_on_weights() -> None:

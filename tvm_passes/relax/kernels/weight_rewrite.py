@@ -1,48 +1,92 @@
 """The kernel that makes one task's weights of one layer: masked, scaled, and in the layout that `main` wants.
 
 One pass over the weight, in parallel over blocks of output channels. A step reads 8 values of each of 8 rows (output
-channels), multiplies them by the rows' masks, turns the 8×8 block over in registers, and writes 8 vectors of output
-channels. So memory is read and written in whole vectors, and each value once.
+channels), multiplies them by the rows' masks (`mask_decoding`), turns the 8×8 block over in registers, and writes 8
+vectors of output channels (`weight_storing`). So memory is read and written in whole vectors, and each value once.
 
-A packed mask has a bit a value, and a soft value where the bit is 0. What to do with 8 bits stands in a table,
-`decoding_table`: how many soft values come before each of the 8 values.
+What becomes of a single row of 8 masked values, for a CPU without AVX2 (… stands for more of the same):
+
+    zeros = TypeVar("zeros")
+    @T.prim_func(private=True, s_tir=True)
+    def main(weight: T.Buffer((1, 8), "float32"), table: T.Buffer((2304,), "int8"), bits: T.Buffer((1,), "uint8"),
+        scale: T.Buffer((zeros,), "float32"), row_start: T.Buffer((1,), "int32"), scale_range: T.Buffer((2,),
+        "float32"), result: T.Buffer((8, 1), "float32")):
+        T.func_attr({"op_pattern": 8, "tirx.is_scheduled": True, "tirx.noalias": True})
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            buffer = weight.view(8)
+            v: T.let[T.int32] = T.Cast("int32", zeros - T.int64(1))
+            for v_1 in range(1):
+                v_2: T.let[T.int32] = v_1
+                v_3: T.let[T.int32] = 0
+                v_4: T.let[T.int32] = v_2 + v_3
+                buffer_1 = T.alloc_local((16,), "int32")
+                buffer_1[0] = row_start[v_4]
+                v_5: T.let[T.int32] = v_4 + 1
+                v_6: T.let[T.int32] = T.min(row_start[T.min(v_5, 0)], v + 1)
+                v_7: T.let[T.int32] = (T.Select(v_5 + 1 < 1, T.min(row_start[T.min(v_5 + 1, 0)], v + 1),
+                    v + 1) - v_6 + 16 - 1) // 16
+                v_8: T.let[T.int32] = v_7 + 1 - 1
+                for v_9 in range(1):
+                    T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[(v_4 + 1) * 8 +
+                        v_9 * 8 // 8 * 16]), 0, 2, 1)
+                    for v_10 in range(v_8):
+                        T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(scale[v_6 +
+                            (v_9 * 8 // 8 * v_8 + v_10) * 16]), 0, 2, 1)
+                    T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(result[v_9 * 8 + 32,
+                        v_3]), 1, 3, 1)
+                    …
+                    v_10: T.let[T.float32x8] = buffer[T.Ramp(v_4 * 8 + v_9 * 8, 1, 8)]
+                    v_11: T.let[T.int32] = (v_4 * 8 + v_9 * 8) // 8
+                    v_12: T.let[T.int32] = T.Cast("int32", bits[v_11])
+                    v_13: T.let[T.int32x8] = T.Cast("int32x8", table[T.Ramp(v_12 * 8, 1, 8)])
+                    v_14: T.let[T.float32x8] = T.Select(v_13 < T.Broadcast(0, 8),
+                        T.Broadcast(T.float32(1.0), 8), scale[T.max(T.min(T.Broadcast(buffer_1[0],
+                        8) + v_13, T.Broadcast(v, 8)), T.Broadcast(0, 8))])
+                    buffer_1[0] = buffer_1[0] + T.Cast("int32", table[v_12 + 2048])
+                    v_15: T.let[T.float32x8] = v_10 * v_14
+                    v_16: T.let[T.float32x8] = T.Shuffle([v_15, v_15], [0, 8, 1, 9, 4, 12, 5, 13])
+                    v_17: T.let[T.float32x8] = T.Shuffle([v_15, v_15], [2, 10, 3, 11, 6, 14, 7, 15])
+                    …
+                    v_40: T.let[T.float32x8] = v_32
+                    result[v_9 * 8, v_3] = T.Shuffle([v_40], [0])
+                    …
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from tvm.target.codegen import target_has_features
 
-from tvm_passes.relax.kernels.winograd import linear_combination, transforms
+from tvm_passes.relax.kernels.mask_decoding import (
+    DTYPE,
+    LANES,
+    LINE_BYTES,
+    MaskDecoder,
+    Number,
+    mask_arguments,
+    mask_decoder,
+    quotient,
+)
+from tvm_passes.relax.kernels.weight_storing import KERNEL, ChannelGroup, WeightStore, transposed
 from tvm_passes.relax.loops.prefetch import prefetch
 
-DTYPES = ("float32",)
-"""The types of weights that there is a kernel for."""
-LANES = 8
-"""Values in a vector: a byte of the mask. CPUs with shorter vectors take two."""
-_LINE_BYTES = 64  # Of the cache.
-_LINE = _LINE_BYTES // 4
+VALUE_BYTES = np.dtype(DTYPE).itemsize
+_LINE = LINE_BYTES // VALUE_BYTES
 """Values in a cache line: the output channels of a task."""
 _PARALLEL_VALUES = 32768
 """A smaller weight is done before a second thread has woken up."""
 _AHEAD = 4  # Steps between asking for a line of the result and writing it.
 _PAGE_BYTES = 4096
-_KERNEL = 9  # Values of a 3×3 kernel.
-_COUNTS = 2048  # Where the counts of zeros begin in `decoding_table`.
-
-# Three rounds turn 8 vectors over: vector k meets vector k + distance, twice value by value within halves of 128 bits,
-# and then the halves. On x86-64 each shuffle is one instruction.
-_LOW, _HIGH = (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)
-_ROUNDS = ((2, _LOW, _HIGH), (1, _LOW, _HIGH), (4, (0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15)))
 
 
 @dataclass(frozen=True)
@@ -58,7 +102,7 @@ class WeightRewrite:
         packed: whether the result is [O / lanes, kH, kW, I, lanes], and not [kH, kW, I, O] or [I, O].
         tile: m, where the result is G g Gᵀ of Winograd's F(m×m, 3×3), [m + 2, m + 2, O / lanes, I, lanes].
         epsilon: of the BatchNorm whose scale is folded into the weight; None if there is none.
-        dtype: of the weight and of the result.
+        any_channels: whether `shape` and `columns` are an example only (`shared`).
     """
 
     shape: tuple[int, ...]
@@ -69,10 +113,27 @@ class WeightRewrite:
     epsilon: float | None = None
     tile: int | None = None
     coded: bool = False
-    dtype: str = "float32"
+    any_channels: bool = False
+
+    @property
+    def shared(self) -> "WeightRewrite":
+        """What this one and others alike have a kernel for together: itself, or of 1×1 convolutions an example.
+
+        The code for a 1×1 kernel depends on the numbers of channels by what is true of them alone: whether rows fill
+        vectors, lie whole pages apart, and are worth a second thread. A network has such weights in many shapes.
+        """
+        outputs, inputs, *kernel = self.shape
+        every_value = self.columns in (0, inputs) and self.run == 1
+        if not (self.packed and math.prod(kernel) == 1 and inputs % LANES == 0 and every_value):
+            return self
+        row = _PAGE_BYTES // VALUE_BYTES if _rows_share_a_place(inputs) else LANES
+        least = 1 if outputs * inputs < _PARALLEL_VALUES else -(-_PARALLEL_VALUES // (self.lanes * row))
+        shape = (least * self.lanes, row, *kernel)
+        return dataclasses.replace(self, shape=shape, columns=min(self.columns, row), any_channels=True)
 
     @property
     def result_shape(self) -> tuple[int, ...]:
+        """Of what the kernel writes."""
         outputs, inputs, *kernel = self.shape
         if self.tile is not None:
             return (self.tile + 2, self.tile + 2, outputs // self.lanes, inputs, self.lanes)
@@ -81,15 +142,9 @@ class WeightRewrite:
         return (*kernel, inputs, outputs)
 
 
-def decoding_table() -> npt.NDArray[np.int8]:
-    """int8 [2304]: what to do with each byte b of a mask.
-
-    At 8·b stands for each of its 8 values how many zeros come before it, or a negative number where it is a one; at
-    2048 + b how many zeros the byte has.
-    """
-    ones = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int8)
-    zeros = np.cumsum(1 - ones, axis=1, dtype=np.int8)
-    return np.concatenate([np.where(ones, -1, zeros - 1).astype(np.int8).ravel(), zeros[:, -1]])
+def _rows_share_a_place(values: int) -> bool:
+    """Whether rows of so many values are a multiple of a page apart, and so share a place in the cache."""
+    return values * VALUE_BYTES % _PAGE_BYTES == 0
 
 
 def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.PrimFunc:
@@ -100,132 +155,45 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
     [O]; and writes the result, float32 of `result_shape`: (weight · mask) · (norm_weight / √(variance + ε))[o], of
     which with a `tile` G g Gᵀ is taken.
     """
-    outputs = rewrite.shape[0]
+    _, _, *kernel = rewrite.shape
+    outputs, inputs = _channels(rewrite)
+    columns = inputs if rewrite.any_channels and rewrite.columns else rewrite.columns
+    shape, result_shape = (outputs, inputs, *kernel), rewrite.result_shape
+    if rewrite.any_channels:
+        result_shape = (quotient(outputs, rewrite.lanes), *kernel, inputs, rewrite.lanes)
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name("rewrite_weight")
         T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True})
-        weight = T.arg("weight", T.buffer(rewrite.shape, "float32"))
-        mask = _mask_arguments(rewrite) if rewrite.columns else None
+        weight = T.arg("weight", T.buffer(shape, DTYPE))
+        mask = mask_arguments(outputs, columns, rewrite.coded) if rewrite.columns else None
         norms = () if rewrite.epsilon is None else ("norm_weight", "variance")
-        norm = tuple(T.arg(name, T.buffer((outputs,), "float32")) for name in norms)
-        result = T.arg("result", T.buffer(rewrite.result_shape, "float32"))
+        norm = tuple(T.arg(name, T.buffer((outputs,), DTYPE)) for name in norms)
+        result = T.arg("result", T.buffer(result_shape, DTYPE))
         with T.sblock("root"):
             # TVM looks for a block in every function.
             T.reads([])
             T.writes([])
-            rows = T.decl_buffer((math.prod(rewrite.shape),), "float32", data=weight.data)
-            decoder = _decoder(rewrite, mask, target_has_features("avx2", target)) if mask else None
-            _Kernel(rewrite, rows, decoder, norm, result).emit()
+            rows = T.decl_buffer((math.prod(shape),), DTYPE, data=weight.data)
+            if rewrite.any_channels:
+                # Indices inside a weight are 32 bits wide.
+                outputs, inputs = (T.bind(T.cast(number, "int32")) for number in (outputs, inputs))
+                columns = inputs
+            aligned, permutes = rewrite.columns % LANES == 0, target_has_features("avx2", target)
+            decoder = mask_decoder(mask, outputs, columns, aligned, permutes) if mask else None
+            store = WeightStore(result, tuple(kernel), rewrite.packed, rewrite.tile)
+            _Kernel(rewrite, outputs, inputs, columns, rows, decoder, norm, store).emit()
     return builder.get()
 
 
-def _mask_arguments(rewrite: WeightRewrite) -> tuple[tirx.Var, ...]:
-    outputs = rewrite.shape[0]
-    table = T.arg("table", T.buffer((_COUNTS + 256,), "int8"))
-    bits = T.arg("bits", T.buffer((-(-outputs * rewrite.columns // 8),), "uint8"))
-    scale = T.arg("scale", T.buffer((tirx.Var("zeros", "int64"),), "uint8" if rewrite.coded else "float32"))
-    row_start = T.arg("row_start", T.buffer((outputs,), "int32"))
-    return table, bits, scale, row_start, T.arg("scale_range", T.buffer((2,), "float32"))
+def _channels(rewrite: WeightRewrite) -> tuple[Number, Number]:
+    """Output and input channels of the weight."""
+    outputs, inputs, *_ = rewrite.shape
+    if rewrite.any_channels:
+        return tirx.Var("outputs", "int64"), tirx.Var("inputs", "int64")
+    return outputs, inputs
 
 
-@dataclass(frozen=True)
-class _Decoder:
-    """A packed mask, and how to decode it.
-
-    Attributes:
-        table: `decoding_table`.
-        bits, scale, row_start: the mask.
-        scale_range: (low, step) of coded soft values; nothing where they are numbers themselves.
-        last: index of the last soft value. What lies behind it is a binary mask's: any value is its 0.
-        size: how many values the mask has.
-        aligned: whether each row begins with a byte.
-        permutes: whether the CPU has AVX2.
-    """
-
-    table: tirx.Var
-    bits: tirx.Var
-    scale: tirx.Var
-    row_start: tirx.Var
-    scale_range: tuple[tirx.Expr, ...]
-    last: tirx.Expr
-    size: int
-    aligned: bool
-    permutes: bool
-
-    @property
-    def line(self) -> int:
-        """Soft values in a cache line."""
-        return _LINE_BYTES if self.scale_range else _LINE
-
-    def decode(self, bit: tirx.Expr, position: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
-        """8 values of the mask, and how far the position moves.
-
-        Args:
-            bit: place of the first one's bit. Bits behind the last one of the mask give any value.
-            position: of the next soft value.
-        """
-        byte = T.bind(self._byte(bit))
-        before = T.bind(T.cast(self.table[T.ramp(byte * 8, 1, LANES)], "int32x8"))
-        zeros = T.cast(self.table[byte + _COUNTS], "int32")
-        soft = self._permuted(position, before) if self.permutes else self._gathered(position, before)
-        is_one = before < T.broadcast(T.int32(0), LANES)
-        return T.bind(T.Select(is_one, T.broadcast(T.float32(1), LANES), soft)), zeros
-
-    def _gathered(self, position: tirx.Expr, before: tirx.Expr) -> tirx.Expr:
-        index = tirx.min(position + before, T.broadcast(self.last, LANES))
-        return self._soft(tirx.max(index, T.broadcast(T.int32(0), LANES)))
-
-    def _permuted(self, position: tirx.Expr, before: tirx.Expr) -> tirx.Expr:
-        """As `_gathered`, with one load and an instruction of AVX2, which takes an index's low bits, in place of 8."""
-        start = T.bind(tirx.min(position, self.last - (LANES - 1)))
-        values, index = self._soft(T.ramp(start, 1, LANES)), before + T.broadcast(position - start, LANES)
-        return T.call_llvm_pure_intrin("float32x8", "llvm.x86.avx2.permps", values, index)
-
-    def _soft(self, index: tirx.Expr) -> tirx.Expr:
-        """8 soft values."""
-        values = self.scale[index]
-        if not self.scale_range:
-            return values
-        low, step = (T.broadcast(number, LANES) for number in self.scale_range)
-        return low + T.cast(values, f"float32x{LANES}") * step
-
-    def _byte(self, bit: tirx.Expr) -> tirx.Expr:
-        """8 bits of the mask as int32, from any place on."""
-        index = T.bind(tirx.floordiv(bit, 8))
-        if self.aligned:
-            return T.cast(self.bits[index], "int32")
-        following = T.cast(self.bits[tirx.min(index + 1, (self.size - 1) // 8)], "int32")
-        both = T.bitwise_or(T.shift_left(T.cast(self.bits[index], "int32"), T.int32(8)), following)
-        return T.bitwise_and(T.shift_right(both, 8 - tirx.floormod(bit, 8)), T.int32(255))
-
-
-def _decoder(rewrite: WeightRewrite, arguments: tuple[tirx.Var, ...], permutes: bool) -> _Decoder:
-    table, bits, scale, row_start, scale_range = arguments
-    numbers = (T.bind(scale_range[0]), T.bind(scale_range[1])) if rewrite.coded else ()
-    last = T.bind(T.cast(scale.shape[0] - 1, "int32"))
-    size = rewrite.shape[0] * rewrite.columns
-    return _Decoder(table, bits, scale, row_start, numbers, last, size, rewrite.columns % 8 == 0, permutes)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Up to 8 neighbouring output channels.
-
-    Attributes:
-        channel: the first, in the weight.
-        block, lane: the first, in the result: the block of packed weights and the place in it.
-        count: how many.
-        place: the first, in the task's own buffers.
-    """
-
-    channel: tirx.Expr
-    block: tirx.Expr
-    lane: tirx.Expr
-    count: int
-    place: int
-
-
-_Store = Callable[[_Group, int, tirx.Expr], None]
+_Store = Callable[[ChannelGroup, int, tirx.Expr], None]
 """Stores a vector: of which channels, the how manieth value of a step, and the vector."""
 
 
@@ -235,30 +203,36 @@ class _Kernel:
 
     Attributes:
         rewrite: what to do.
+        outputs, inputs: channels of the weight.
+        columns: of the mask.
         weight: as one row behind the other.
         decoder: of the mask, if there is one.
         norm: the BatchNorm's weight and variance, or nothing.
-        result: the result.
+        store: of the result.
     """
 
     rewrite: WeightRewrite
+    outputs: Number
+    inputs: Number
+    columns: Number
     weight: tirx.Var
-    decoder: _Decoder | None
+    decoder: MaskDecoder | None
     norm: tuple[tirx.Var, ...]
-    result: tirx.Var
+    store: WeightStore
 
     @property
-    def values(self) -> int:
+    def values(self) -> Number:
         """How many a row of the weight has."""
-        return math.prod(self.rewrite.shape[1:])
+        return self.inputs * math.prod(self.store.kernel)
 
     def emit(self) -> None:
         """The loop over tasks: up to 16 output channels that lie together in the result."""
-        outputs, lanes = self.rewrite.shape[0], self.rewrite.lanes
+        lanes = self.rewrite.lanes
         tasks, rest = -(-lanes // _LINE), lanes % _LINE
-        count = outputs // lanes * tasks
+        count = quotient(self.outputs, lanes) * tasks
         small = math.prod(self.rewrite.shape) < _PARALLEL_VALUES
-        with (T.serial if small or count == 1 else T.parallel)(count) as task:
+        alone = isinstance(count, int) and count == 1
+        with (T.serial if small or alone else T.parallel)(count) as task:
             block = T.bind(tirx.floordiv(task, tasks))
             lane = T.bind(tirx.floormod(task, tasks) * _LINE)
             if rest == 0 or tasks == 1:
@@ -273,7 +247,7 @@ class _Kernel:
     def _task(self, block: tirx.Expr, lane: tirx.Expr, channels: int) -> None:
         channel = T.bind(block * self.rewrite.lanes + lane)
         groups = [
-            _Group(channel + place, block, lane + place, min(LANES, channels - place), place)
+            ChannelGroup(channel + place, block, lane + place, min(LANES, channels - place), place)
             for place in range(0, channels, LANES)
         ]
         factors = [self._factor(group) for group in groups]
@@ -287,49 +261,32 @@ class _Kernel:
             prefetch(start)
             for group, factor in zip(groups, factors, strict=True):
                 rows = [self._row(group, row, start, count, of_rows) for row in range(group.count)]
-                for value, vector in enumerate(_transposed(rows)[:count]):
+                for value, vector in enumerate(transposed(rows)[:count]):
                     if mask is not None:
                         column = tirx.floordiv(start + value, self.rewrite.run)
                         vector = vector * mask[T.ramp(column * _LINE + group.place, 1, LANES)]
                     store(group, value, vector if factor is None else vector * factor)
 
         if self.rewrite.tile is None:
-            _in_steps(self.values, LANES, lambda start, count: sweep(start, count, partial(self._store, start)))
+            _in_steps(self.values, LANES, lambda start, count: sweep(start, count, partial(self.store.store, start)))
         else:
             self._winograd(groups, sweep)
 
-    def _winograd(self, groups: list[_Group], sweep: Callable[[tirx.Expr, int, _Store], None]) -> None:
+    def _winograd(self, groups: list[ChannelGroup], sweep: Callable[[tirx.Expr, int, _Store], None]) -> None:
         """Keeps the values of some kernels of a task's channels near, and writes what becomes of them."""
-        near = T.alloc_buffer((_KERNEL * LANES, _LINE), "float32", scope="local")
+        near = T.alloc_buffer((KERNEL * LANES, _LINE), DTYPE, scope="local")
 
-        def keep(start: tirx.Expr, group: _Group, value: int, vector: tirx.Expr) -> None:
+        def keep(start: tirx.Expr, group: ChannelGroup, value: int, vector: tirx.Expr) -> None:
             T.buffer_store(near, vector, [start + value, T.ramp(group.place, 1, LANES)])
 
         def piece(first: tirx.Expr, length: int) -> None:
             _in_steps(length, LANES, lambda start, count: sweep(first + start, count, partial(keep, start)))
-            with T.serial(length // _KERNEL) as kernel:
-                self._transform(groups, near, kernel, tirx.floordiv(first, _KERNEL) + kernel)
+            with T.serial(length // KERNEL) as kernel:
+                self.store.transform(groups, near, kernel, tirx.floordiv(first, KERNEL) + kernel)
 
-        _in_steps(self.values, _KERNEL * LANES, piece)
+        _in_steps(self.values, KERNEL * LANES, piece)
 
-    def _transform(self, groups: list[_Group], near: tirx.Var, kernel: tirx.Expr, channel: tirx.Expr) -> None:
-        """G g Gᵀ of the kernels of one input channel; all channels of a cache line are written one behind the other."""
-        weight = transforms(self.rewrite.tile).weight
-
-        def value(group: _Group, kx: int, ky: int) -> tirx.Expr:
-            return near[kernel * _KERNEL + 3 * ky + kx, T.ramp(group.place, 1, LANES)]
-
-        def row(coefficients: tuple[Fraction, ...], group: _Group) -> list[tirx.Expr]:
-            """A row of G g."""
-            return [T.bind(linear_combination(coefficients, partial(value, group, kx))) for kx in range(3)]
-
-        for a, coefficients in enumerate(weight):
-            rows = [row(coefficients, group) for group in groups]
-            for b, others in enumerate(weight):
-                for group, columns in zip(groups, rows, strict=True):
-                    self._write(group, [a, b, group.block, channel], linear_combination(others, columns.__getitem__))
-
-    def _positions(self, groups: list[_Group]) -> tirx.Var | None:
+    def _positions(self, groups: list[ChannelGroup]) -> tirx.Var | None:
         """Where the soft values of each row of a task begin, int32 [16]; None where no rows are decoded."""
         if self.decoder is None or self.rewrite.columns == 1:
             return None
@@ -339,7 +296,7 @@ class _Kernel:
                 T.buffer_store(position, self.decoder.row_start[group.channel + row], [group.place + row])
         return position
 
-    def _factor(self, group: _Group) -> tirx.Expr | None:
+    def _factor(self, group: ChannelGroup) -> tirx.Expr | None:
         """The BatchNorm's factor of each channel of a group."""
         if not self.norm:
             return None
@@ -347,10 +304,10 @@ class _Kernel:
         weight, variance = (array[index] for array in self.norm)
         return T.bind(weight / T.sqrt(variance + T.broadcast(T.float32(self.rewrite.epsilon), LANES)))
 
-    def _mask(self, decoder: _Decoder, groups: list[_Group], position: tirx.Var | None) -> tirx.Var:
+    def _mask(self, decoder: MaskDecoder, groups: list[ChannelGroup], position: tirx.Var | None) -> tirx.Var:
         """The mask of a task's channels, float32 [columns · 16]: for each column the values of all channels."""
         steps = -(-self.rewrite.columns // LANES)
-        mask = T.alloc_buffer((steps * LANES * _LINE,), "float32", scope="local")
+        mask = T.alloc_buffer((steps * LANES * _LINE,), DTYPE, scope="local")
         if position is None:
             # The bits of a single column are neighbours, and its soft values too.
             for group in groups:
@@ -360,37 +317,40 @@ class _Kernel:
         with T.serial(steps) as step:
             for group in groups:
                 rows = [self._mask_row(decoder, group, row, step * LANES, position) for row in range(group.count)]
-                for value, vector in enumerate(_transposed(rows)):
+                for value, vector in enumerate(transposed(rows)):
                     place = (step * LANES + value) * _LINE + group.place
                     T.buffer_store(mask, vector, [T.ramp(place, 1, LANES)])
         return mask
 
-    def _mask_row(self, decoder: _Decoder, group: _Group, row: int, start: tirx.Expr, position: tirx.Var) -> tirx.Expr:
+    def _mask_row(
+        self, decoder: MaskDecoder, group: ChannelGroup, row: int, start: tirx.Expr, position: tirx.Var
+    ) -> tirx.Expr:
         """The mask of a row from the column `start` on; moves the row's position on."""
         place = group.place + row
-        vector, zeros = decoder.decode((group.channel + row) * self.rewrite.columns + start, position[place])
+        vector, zeros = decoder.decode((group.channel + row) * self.columns + start, position[place])
         T.buffer_store(position, position[place] + zeros, [place])
         return vector
 
-    def _row(self, group: _Group, row: int, start: tirx.Expr, count: int, position: tirx.Var | None) -> tirx.Expr:
+    def _row(self, group: ChannelGroup, row: int, start: tirx.Expr, count: int, position: tirx.Var | None) -> tirx.Expr:
         """Values of a row of the weight from `start` on, masked where a `position` is given."""
         vector = T.bind(self.weight[_neighbours((group.channel + row) * self.values + start, count)])
         if self.decoder is None or position is None:
             return vector
         return T.bind(vector * self._mask_row(self.decoder, group, row, start, position))
 
-    def _prefetch(self, group: _Group, channels: int) -> Callable[[tirx.Expr], None]:
+    def _prefetch(self, group: ChannelGroup, channels: int) -> Callable[[tirx.Expr], None]:
         """Asks for what the next task reads, a part in each step of this one, and for the lines that steps will write.
 
         A task reads so many rows of weights and soft values at once, of each so little in a step, that the CPU does not
         see by itself what comes next.
         """
-        steps = -(-self.values // LANES)
+        steps = quotient(self.values + LANES - 1, LANES)
         weights = (group.channel + channels) * self.values
-        # Rows a multiple of a page apart share a place in the cache, and would have left it again before they are read.
-        weight_lines = 0 if 4 * self.values % _PAGE_BYTES == 0 else -(-channels * self.values // (steps * _LINE))
+        row = math.prod(self.rewrite.shape[1:])
+        # Rows that share a place in the cache would have left it again before they are read.
+        weight_lines = 0 if _rows_share_a_place(row) else -(-channels * row // (-(-row // LANES) * _LINE))
         # Of 1×1 kernels in blocks of 8 output channels two values lie in one line of the result.
-        is_pointwise = self.rewrite.packed and self.values == self.rewrite.shape[1]
+        is_pointwise = self.rewrite.packed and math.prod(self.store.kernel) == 1
         values_of_line = max(1, _LINE // self.rewrite.lanes) if is_pointwise else 1
         soft, soft_lines = (None, None) if self.decoder is None else self._following(self.decoder, group, channels)
         if soft is not None:
@@ -406,13 +366,14 @@ class _Kernel:
                         prefetch(self.decoder.scale, [soft + (step * soft_lines + line) * self.decoder.line], cache=2)
                     )
             for value in range(0, LANES if self.rewrite.tile is None else 0, values_of_line):
-                T.evaluate(prefetch(self.result, self._place(group, start + _AHEAD * LANES + value), to_write=True))
+                place = self.store.place(group, start + _AHEAD * LANES + value)
+                T.evaluate(prefetch(self.store.result, place, to_write=True))
 
         return in_step
 
-    def _following(self, decoder: _Decoder, group: _Group, channels: int) -> tuple[tirx.Expr, tirx.Expr]:
+    def _following(self, decoder: MaskDecoder, group: ChannelGroup, channels: int) -> tuple[tirx.Expr, tirx.Expr]:
         """Where the next task's soft values begin, and how many cache lines they take."""
-        outputs = self.rewrite.shape[0]
+        outputs = self.outputs
         following = T.bind(group.channel + channels)
         end = decoder.last + 1
 
@@ -423,30 +384,6 @@ class _Kernel:
         behind = tirx.Select(following + channels < outputs, start(following + channels), end)
         return first, T.bind(tirx.ceildiv(behind - first, decoder.line))
 
-    def _store(self, start: tirx.Expr, group: _Group, value: int, vector: tirx.Expr) -> None:
-        """Writes one value of each channel of a group, the how manieth behind `start` in a row of the weight."""
-        *indices, _lane = self._place(group, start + value)
-        self._write(group, indices, vector)
-
-    def _write(self, group: _Group, indices: list[tirx.Expr | int], vector: tirx.Expr) -> None:
-        """Writes the values of the channels of a group to the result."""
-        if group.count == LANES:
-            T.buffer_store(self.result, vector, [*indices, T.ramp(group.lane, 1, LANES)])
-            return
-        vector = T.bind(vector)
-        for place in range(group.count):
-            T.buffer_store(self.result, T.Shuffle([vector], [T.int32(place)]), [*indices, group.lane + place])
-
-    def _place(self, group: _Group, value: tirx.Expr) -> list[tirx.Expr]:
-        """Where the result has a value of the first channel of a group."""
-        _, _, *kernel = self.rewrite.shape
-        inputs, value = tirx.floordiv(value, math.prod(kernel)), tirx.floormod(value, math.prod(kernel))
-        indices: list[tirx.Expr] = []
-        for extent in reversed(kernel):
-            indices.insert(0, tirx.floormod(value, extent))
-            value = tirx.floordiv(value, extent)
-        return [*([group.block] if self.rewrite.packed else []), *indices, inputs, group.lane]
-
 
 def _neighbours(first: tirx.Expr, count: int) -> tirx.Expr:
     """Indices of up to 8 neighbours; behind the last of them stands it again."""
@@ -454,24 +391,17 @@ def _neighbours(first: tirx.Expr, count: int) -> tirx.Expr:
     return index if count == LANES else tirx.min(index, T.broadcast(first + count - 1, LANES))
 
 
-def _in_steps(length: int, width: int, body: Callable[[tirx.Expr, int], None]) -> None:
-    """A loop in steps of a width and what is left behind it; `body` takes the start and how many."""
+def _in_steps(length: Number, width: int, body: Callable[[tirx.Expr, int], None]) -> None:
+    """A loop in steps of a width and what is left behind it; `body` takes the start and how many.
+
+    Nothing is left of a length that is known when the kernel runs.
+    """
+    if not isinstance(length, int):
+        with T.serial(quotient(length, width)) as step:
+            body(step * width, width)
+        return
     if length >= width:
         with T.serial(length // width) as step:
             body(step * width, width)
     if length % width:
         body(T.int32(length - length % width), length % width)
-
-
-def _transposed(rows: list[tirx.Expr]) -> list[tirx.Expr]:
-    """8 vectors, the n-th of the n-th value of each row. Rows that are missing, up to 8, give any value."""
-    vectors = [*rows, *[rows[0]] * (LANES - len(rows))]
-    for distance, low, high in _ROUNDS:
-        turned = list(vectors)
-        for first in range(LANES):
-            if first & distance == 0:
-                pair = [vectors[first], vectors[first + distance]]
-                for place, indices in ((first, low), (first + distance, high)):
-                    turned[place] = T.bind(T.Shuffle(pair, [T.int32(index) for index in indices]))
-        vectors = turned
-    return vectors

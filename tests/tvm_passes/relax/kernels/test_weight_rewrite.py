@@ -26,8 +26,11 @@ from torch import nn
 from tvm import relax
 
 from ksm_hw.artifact.parameters import task_parameters
-from ksm_hw.masks.soft_mask import GRANULARITIES, Granularity, ScaleBits, pack_mask, unpack_mask
-from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, decoding_table, weight_rewrite
+from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits
+from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
+from tvm_passes.relax import kernels
+from tvm_passes.relax.kernels.mask_decoding import decoding_table
+from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, weight_rewrite
 from tvm_passes.relax.kernels.winograd import transforms
 from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels, schedule_kernels
 
@@ -126,6 +129,60 @@ def test_the_kernel_computes_what_numpy_does(rewrite: WeightRewrite, target: tvm
             assert result.numpy().tobytes() == expected.tobytes()
         else:
             assert np.abs(result.numpy() - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
+SHARED = {
+    "rows of a vector": (WeightRewrite((32, 8, 1, 1), 8, 1, 32, True, 1e-3), [(64, 24), (96, 8), (32, 1016)]),
+    "with a second thread": (WeightRewrite((480, 80, 1, 1), 80, 1, 32, True, 1e-3), [(1152, 192), (320, 1152)]),
+    "rows of pages": (WeightRewrite((32, 1024, 1, 1), 1024, 1, 16, True, 1e-3), [(16, 2048), (48, 1024)]),
+    "codes": (WeightRewrite((24, 96, 1, 1), 96, 1, 24, True, 1e-3, coded=True), [(24, 8), (48, 640)]),
+    "no mask": (WeightRewrite((64, 16, 1, 1), 0, 1, 16, True), [(16, 40), (32, 8)]),
+}
+
+
+@pytest.mark.parametrize("target", [HOST, PLAIN], ids=["host", "plain"])
+@pytest.mark.parametrize(("rewrite", "others"), SHARED.values(), ids=SHARED)
+def test_one_kernel_serves_many_numbers_of_channels(
+    rewrite: WeightRewrite, others: list[tuple[int, int]], target: tvm.target.Target
+) -> None:
+    kernel = weight_rewrite(rewrite.shared, target).with_attr("global_symbol", "rewrite")
+    compiled = tvm.compile(tvm.IRModule({"rewrite": kernel}), target=target)
+    for outputs, inputs in [rewrite.shape[:2], *others]:
+        columns = inputs if rewrite.columns else 0
+        other = dataclasses.replace(rewrite, shape=(outputs, inputs, 1, 1), columns=columns)
+        if (outputs * inputs < 32768) == (math.prod(rewrite.shape) < 32768):
+            assert other.shared == rewrite.shared
+        arguments, expected = kernel_and_expected(other, 0.7, binary=False)
+        result = tvm.runtime.tensor(np.full(expected.shape, np.nan, np.float32))
+        compiled["rewrite"](*map(tvm.runtime.tensor, arguments), result)
+        np.testing.assert_array_max_ulp(result.numpy(), expected, 4 if rewrite.coded else 0)
+
+
+def test_kernels_that_differ_are_not_shared() -> None:
+    rewrite = WeightRewrite((64, 32, 1, 1), 32, 1, 16, True, 1e-3)
+    alone = [
+        dataclasses.replace(rewrite, shape=(64, 36, 1, 1), columns=36),  # Rows that fill no vectors.
+        dataclasses.replace(rewrite, columns=1, run=32),
+        dataclasses.replace(rewrite, packed=False, lanes=64),
+        WeightRewrite((64, 32, 3, 3), 288, 1, 16, True, 1e-3),
+    ]
+    assert all(other.shared == other for other in alone)
+    changes = [{"lanes": 32}, {"epsilon": None}, {"coded": True}, {"columns": 0}]
+    changes += [{"shape": (64, 1024, 1, 1), "columns": 1024}, {"shape": (1024, 32, 1, 1)}]
+    kinds = {dataclasses.replace(rewrite, **change).shared for change in changes}
+    assert len(kinds | {rewrite.shared}) == len(changes) + 1
+
+
+def test_the_code_in_the_docstring_is_what_is_emitted() -> None:
+    script = weight_rewrite(WeightRewrite((1, 8), 8, 1, 1), PLAIN).script()
+    emitted = "".join(line for line in "".join(script.split("# ")).split())
+    shown = "".join(kernels.weight_rewrite.__doc__.partition("more of the same):")[2].split()).split("…")
+    place = 0
+    for part in shown:
+        place = emitted.find(part, place)
+        assert place >= 0, part
+        place += len(part)
+    assert len(shown) > 3 and len("".join(shown)) > len(emitted) / 3
 
 
 def before_unreadable_page(array: np.ndarray) -> np.ndarray:

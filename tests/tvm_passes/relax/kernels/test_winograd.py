@@ -43,7 +43,7 @@ def test_the_matrices_filter_exactly(tile: int) -> None:
     assert times(matrices.output, products) == expected
 
 
-LANES = vector_unit(HOST).lanes
+LANES = vector_unit(HOST).lanes("float32")
 # batch, height, width, inputs, outputs, m, output channels in registers, padding
 SHAPES = {
     "whole tiles": (1, 8, 12, 16, 32, 4, 2 * LANES, (1, 1, 1, 1)),
@@ -146,7 +146,7 @@ def network():
 def test_a_network_keeps_its_results(network):
     module, parameters, images, expected = network
     module = tvm.transform.Sequential(
-        [ConvertToChannelsLast(), WeightLayouts(VectorUnit(lanes=8, registers=16, cores=2))]
+        [ConvertToChannelsLast(), WeightLayouts(VectorUnit(register_bytes=32, registers=16, cores=2))]
     )(module)
     names = [variable.name_hint for variable, _ in module.functions_items()]
     assert sum(name.startswith("winograd_conv2d") for name in names) == 3

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from operator_cases import CONVOLUTIONS, HOST, OTHER_OPERATORS, OTHERS, POOLING, Counting, function, nhwc, values
+from operator_cases import (
+    CONVOLUTIONS,
+    HOST,
+    OTHER_OPERATORS,
+    OTHERS,
+    POOLING,
+    Counting,
+    function,
+    nhwc,
+    values,
+    vectors_of,
+)
 from torch import nn
 from torch.nn import functional
 from tvm import relax
@@ -143,7 +154,7 @@ def test_unknown_shapes_still_compile():
 )
 def test_vector_unit_and_code_for_other_targets(name, lanes, registers, cores):
     target = OTHERS[name]
-    assert vector_unit(target) == VectorUnit(lanes, registers, cores)
+    assert vector_unit(target) == VectorUnit(4 * lanes, registers, cores)
     module = function(
         lambda _, x, w: relax.op.nn.conv2d(x, w, padding=1, data_layout="NHWC", kernel_layout="HWIO"),
         (1, 7, 7, 16),
@@ -158,7 +169,8 @@ def test_vector_unit_and_code_for_other_targets(name, lanes, registers, cores):
 @pytest.mark.parametrize("channels", [3, 10, 24, 58, 64, 1000])
 @pytest.mark.parametrize("pixels", [1, 49, 196, 3136])
 def test_tiles_fit_the_registers(pixels, channels, lanes, registers):
-    for (tile_pixels, tile_channels), _ in ranked_tiles(pixels, channels, 64, VectorUnit(lanes, registers, 2)):
+    unit = VectorUnit(4 * lanes, registers, 2)
+    for (tile_pixels, tile_channels), _ in ranked_tiles(pixels, channels, 64, unit, "float32"):
         assert channels % tile_channels == 0 and tile_pixels <= pixels
         assert tile_pixels * tile_channels <= lanes * registers
 
@@ -171,8 +183,74 @@ def test_a_cpu_that_halves_its_vectors_is_known(mcpu, products):
 def test_a_core_that_starts_one_product_a_cycle_gets_tiles_that_fit_the_map():
     """Ten pixels of 49 are right only where two start: measured on Zen 4, up to twice as slow as seven."""
     for products, pixels in ((1, 7), (2, 10)):
-        unit = VectorUnit(lanes=16, registers=32, cores=2, products=products)
-        assert ranked_tiles(49, 512, 4608, unit)[0][0] == (pixels, 32)
+        unit = VectorUnit(register_bytes=64, registers=32, cores=2, products=products)
+        assert ranked_tiles(49, 512, 4608, unit, "float32")[0][0] == (pixels, 32)
+
+
+def test_sizes_come_from_the_type_of_values():
+    unit = VectorUnit(register_bytes=32, registers=16, cores=2)
+    assert {dtype: unit.lanes(dtype) for dtype in ("float64", "float32", "float16", "int8", "bool")} == {
+        "float64": 4, "float32": 8, "float16": 16, "int8": 32, "bool": 32,
+    }  # fmt: skip
+    for (_, channels), _ in ranked_tiles(49, 64, 576, unit, "float64"):
+        assert channels <= 16
+    for dtype in ("int4", "float32x4"):
+        with pytest.raises(ValueError, match=f"whole bytes, such as float32 and int8, not {dtype}"):
+            unit.lanes(dtype)
+
+
+AVX2 = tvm.target.Target({"kind": "llvm", "mcpu": "znver3", "num-cores": 2})
+
+
+@pytest.mark.parametrize("groups, rule, lanes", [(1, "Convolution", {4, 8}), (32, "DepthwiseConvolution", {4})])
+def test_a_convolution_of_doubles_has_vectors_of_half_as_many(groups, rule, lanes):
+    arrays = [array.astype("float64") for array in values((1, 9, 9, 32), (3, 3, 32 // groups, 32))]
+
+    def compute(_, x, w):
+        return relax.op.nn.conv2d(x, w, 1, 1, 1, groups, "NHWC", "HWIO", out_dtype="float64")
+
+    module = function(compute, *(array.shape for array in arrays), dtypes=("float64", "float64"))
+    # Padding of its own takes two registers at once.
+    assert vectors_of(schedule(module, AVX2)[0]) == lanes
+    found, counts = run(module, *arrays)
+    assert counts == {rule: 1}
+    data, weight = (torch.from_numpy(array) for array in arrays)
+    expected = functional.conv2d(data.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1), None, 1, 1, 1, groups)
+    np.testing.assert_allclose(found, nhwc(expected.numpy()), rtol=1e-12, atol=1e-12)
+
+
+def test_products_whose_type_no_model_knows_go_to_the_fallback():
+    """8 bits are summed up in 32: no tile of float32 fits them, and the result is exact all the same."""
+    generator = np.random.default_rng(0)
+    arrays = [generator.integers(-128, 128, shape).astype("int8") for shape in ((1, 7, 7, 8), (3, 3, 8, 16))]
+
+    def compute(_, x, w):
+        return relax.op.nn.conv2d(x, w, 1, 1, 1, 1, "NHWC", "HWIO", out_dtype="int32")
+
+    found, counts = run(function(compute, *(a.shape for a in arrays), dtypes=("int8", "int8")), *arrays)
+    data, weight = (torch.from_numpy(array.astype("int64")) for array in arrays)
+    expected = functional.conv2d(data.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1), padding=1)
+    np.testing.assert_array_equal(found, nhwc(expected.numpy()))
+    assert counts == {"Fallback": 1} and found.dtype == np.int32
+    halves = [array.astype("float16") for array in values((3, 64), (64, 10))]
+    module = function(lambda _, x, w: relax.op.matmul(x, w), (3, 64), (64, 10), dtypes=("float16", "float16"))
+    found, counts = run(module, *halves)
+    np.testing.assert_allclose(found, halves[0].astype("float32") @ halves[1].astype("float32"), rtol=2e-2, atol=5e-2)
+    assert counts == {"Fallback": 1}
+
+
+@pytest.mark.parametrize("dtype, lanes", [("int8", 64), ("float16", 32), ("float64", 8)])
+def test_elementwise_operators_of_every_type_take_whole_vectors(dtype, lanes):
+    arrays = [np.arange(128 * 256).reshape(128, 256).astype(dtype), np.ones(256, dtype)]
+    module = function(lambda _, x, y: relax.op.add(x, y), (128, 256), (256,), dtypes=(dtype, dtype))
+    assert vectors_of(schedule(module, AVX2)[0]) == {lanes}
+    found, _ = run(module, *arrays)
+    np.testing.assert_array_equal(found, arrays[0] + arrays[1])
+
+
+def test_a_vector_is_as_long_as_its_widest_values_allow():
+    module = function(lambda _, x: relax.op.astype(x, "float32"), (128, 256), dtypes=("int8",))
+    assert vectors_of(schedule(module, AVX2)[0]) == {16}
 
 
 class Affine(nn.Module):

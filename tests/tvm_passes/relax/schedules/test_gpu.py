@@ -9,7 +9,7 @@ import pytest
 import torch
 import tvm
 import tvm_ffi
-from operator_cases import CONVOLUTIONS, OTHER_OPERATORS, POOLING, Counting, function, nhwc, values
+from operator_cases import CONVOLUTIONS, OTHER_OPERATORS, POOLING, Counting, function, nhwc, values, vectors_of
 from torch.nn import functional
 from tvm import relax
 from tvm.s_tir import dlight
@@ -177,6 +177,58 @@ def test_every_other_operator_equals_numpy(run, name):
     arrays = values(*shapes)
     found, _ = run(function(ours, *shapes), TARGETS["mali"], *arrays)
     np.testing.assert_allclose(found, numpys(*arrays), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, length", [("int8", 16), ("float64", 2)])
+def test_elementwise_operators_of_other_types_load_as_many_bytes(run, dtype, length):
+    target, shape = TARGETS["mali"], (256, 256)
+    arrays = [(np.arange(256 * 256).reshape(shape) % 2).astype(dtype), np.ones(shape, dtype)]
+    module = function(lambda _, x, y: relax.op.add(x, y), shape, shape, dtypes=(dtype, dtype))
+    with target:
+        scheduled = dlight.ApplyDefaultSchedule(*gpu_rules())(lowered(module, target))
+    assert vectors_of(scheduled) == {length}
+    found, _ = run(module, target, *arrays)
+    np.testing.assert_array_equal(found, arrays[0] + arrays[1])
+
+
+def test_truth_values_are_compared_one_by_one(run):
+    """TVM's code for OpenCL knows no vectors of them."""
+    arrays = values((256, 256), (256, 256))
+    found, _ = run(function(lambda _, x, y: relax.op.greater(x, y), (256, 256), (256, 256)), TARGETS["mali"], *arrays)
+    np.testing.assert_array_equal(found, arrays[0] > arrays[1])
+
+
+@pytest.mark.parametrize("groups, rule", [(1, "Convolution"), (16, "DepthwiseConvolution")])
+def test_a_convolution_of_doubles_loads_as_many_bytes(run, groups, rule):
+    arrays = [array.astype("float64") for array in values((1, 40, 40, 16), (3, 3, 16 // groups, 16))]
+
+    def compute(_, x, w):
+        return relax.op.nn.conv2d(x, w, 1, 1, 1, groups, "NHWC", "HWIO", out_dtype="float64")
+
+    module = function(compute, *(array.shape for array in arrays), dtypes=("float64", "float64"))
+    with TARGETS["mali"]:
+        scheduled = dlight.ApplyDefaultSchedule(*gpu_rules())(lowered(module, TARGETS["mali"]))
+    assert max(vectors_of(scheduled)) == 2
+    found, counts = run(module, TARGETS["mali"], *arrays)
+    data, weight = (torch.from_numpy(array) for array in arrays)
+    expected = functional.conv2d(data.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1), None, 1, 1, 1, groups)
+    np.testing.assert_allclose(found, nhwc(expected.numpy()), rtol=1e-12, atol=1e-12)
+    assert counts == {rule: 1}
+
+
+def test_products_whose_type_no_model_knows_go_to_a_rule_that_needs_none(run):
+    generator = np.random.default_rng(0)
+    arrays = [generator.integers(-128, 128, shape).astype("int8") for shape in ((1, 9, 9, 8), (3, 3, 8, 16))]
+
+    def compute(_, x, w):
+        return relax.op.nn.conv2d(x, w, 1, 1, 1, 1, "NHWC", "HWIO", out_dtype="int32")
+
+    module = function(compute, *(array.shape for array in arrays), dtypes=("int8", "int8"))
+    found, counts = run(module, TARGETS["mali"], *arrays)
+    data, weight = (torch.from_numpy(array.astype("int64")) for array in arrays)
+    expected = functional.conv2d(data.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1), padding=1)
+    np.testing.assert_array_equal(found, nhwc(expected.numpy()))
+    assert counts == {"Reduction": 1} and found.dtype == np.int32
 
 
 SPACES = {

@@ -8,6 +8,7 @@ from tvm.target import Target
 
 from tvm_passes.relax.kernels.packed_convolution import ANNOTATION
 from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, match_reduction
+from tvm_passes.relax.schedules.base.precision import is_modelled
 
 
 def match_convolution(
@@ -16,10 +17,14 @@ def match_convolution(
     """A schedule of a convolution, what follows it fused; None if the function is another, or for another device.
 
     Its axes are (n, y, x, o, ky, kx, i). It writes at [n, y, x, o] and reads weights at [ky, kx, i, o], or is marked as
-    one whose weights are packed.
+    one whose weights are packed. All is of one type for which the models of schedules hold (`is_modelled`).
     """
     matched = match_reduction(func, target, "SSSSRRR", device)
-    return matched if matched is not None and _is_convolution(matched[0], matched[1].reduction) else None
+    if matched is None:
+        return None
+    schedule, operator = matched
+    fits = _is_convolution(schedule, operator.reduction) and is_modelled(schedule, operator.reduction)
+    return matched if fits else None
 
 
 def _is_convolution(schedule: Schedule, block: SBlockRV) -> bool:

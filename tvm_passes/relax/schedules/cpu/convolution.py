@@ -17,6 +17,7 @@ from tvm_passes.relax.loops.prefetch import ask_ahead
 from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, widest_vector
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
 from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
 from tvm_passes.relax.schedules.cpu.tile_model import NEARBY, Shape, Tiling, asking_pays, tilings
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
@@ -34,7 +35,8 @@ class Convolution(DesignSpaceRule[FusedOperator, Tiling]):
         n, y, x, channels, *window, inputs = extents(schedule, operator.reduction)
         data = input_shape(schedule, operator)
         depth, pixels = math.prod(window) * inputs, n * y * x
-        shape = Shape(pixels, channels, depth, 4 * min(math.prod(data) // pixels, depth))
+        dtype = widest_type(schedule, operator.reduction)
+        shape = Shape(pixels, channels, depth, value_bytes(dtype) * min(math.prod(data) // pixels, depth), dtype)
         lanes = schedule.get(operator.reduction).annotations.get(ANNOTATION)
         return tilings(shape, data[3] // inputs, vector_unit(target), None if lanes is None else int(lanes))
 
@@ -52,14 +54,14 @@ def _schedule_surroundings(schedule: Schedule, operator: FusedOperator, unit: Ve
     Real padding becomes a loop of its own, so that the reduction has no branch; a mere copy disappears.
     """
     for block in operator.followers:
-        schedule_elementwise(schedule, block, unit.lanes)
+        schedule_elementwise(schedule, block, unit)
     for block in operator.producers:
         statement = schedule.get(block)
         source, padded = statement.reads[0].source.shape, statement.writes[0].source.shape
         if all(int(one) == int(other) for one, other in zip(source, padded, strict=True)):
             schedule.compute_inline(block)
         else:
-            schedule_elementwise(schedule, block, unit.lanes)
+            schedule_elementwise(schedule, block, unit)
 
 
 def _flatten_pixels(schedule: Schedule, operator: FusedOperator) -> None:
@@ -96,7 +98,7 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
     schedule.parallel(task)
     # Splits off the last tile, if the tiles run over the end, so that the others need no bounds check.
     schedule.annotate(tile, "pragma_loop_partition_hint", True)
-    lanes = widest_vector(tiling.channels, unit.lanes)
+    lanes = widest_vector(tiling.channels, unit.lanes(widest_type(schedule, operator.reduction)))
     for block in (operator.reduction, operator.output):
         *_, pixel_loop, channel_loop = schedule.get_loops(block)
         vectors, vector = schedule.split(channel_loop, [None, lanes])
@@ -113,6 +115,6 @@ def _weights_come_late(schedule: Schedule, reduction: SBlockRV, tiling: Tiling) 
     """Whether it pays to ask for the packed weights of the next tile of channels while this one is computed."""
     pixels, channels, *depth = extents(schedule, reduction)
     packed = ANNOTATION in schedule.get(reduction).annotations
-    weight_bytes = 4 * math.prod(depth) * channels
+    weight_bytes = value_bytes(widest_type(schedule, reduction)) * math.prod(depth) * channels
     block_bytes = weight_bytes // channels * tiling.channels
     return packed and weight_bytes > NEARBY and asking_pays(-(-pixels // tiling.pixels), block_bytes)

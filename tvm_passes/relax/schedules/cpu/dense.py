@@ -22,7 +22,12 @@ from tvm_passes.relax.schedules.base.blocks import (
     widest_vector,
 )
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.base.precision import is_modelled, value_bytes, widest_type
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
+
+# Bytes of a row of a band's sums, how many inputs are read at a time, and rows whose sums a task keeps: by default 32
+# KiB at most, a first-level cache. Tried on a Zen 4; no benchmark measures dense layers alone, `ksm-hw profile` does.
+_BAND_BYTES, _DEPTHS, _ROWS = (2048, 1024, 512, 256, 4096), (8, 4, 16, 2), 16
 
 
 @dataclass(frozen=True)
@@ -42,30 +47,31 @@ class Dense(DesignSpaceRule[FusedOperator, Band]):
         if matched is None:
             return None
         schedule, operator = matched
-        alone = not operator.producers and not operator.followers
-        return matched if alone and _is_matrix_product(schedule, operator.reduction) else None
+        if operator.producers or operator.followers or not is_modelled(schedule, operator.reduction):
+            return None
+        return matched if _is_matrix_product(schedule, operator.reduction) else None
 
     def ways(self, schedule: Schedule, operator: FusedOperator, _: Target) -> list[Band]:
         """The `bands` of the product's shape."""
         _batch, width, inputs = extents(schedule, operator.reduction)
-        return bands(width, inputs)
+        return bands(width, inputs, widest_type(schedule, operator.reduction))
 
     def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Band, target: Target) -> None:
         """Computes band by band."""
-        _compute_bands(schedule, operator, way, vector_unit(target).lanes)
+        _compute_bands(schedule, operator, way, vector_unit(target).lanes(widest_type(schedule, operator.reduction)))
 
 
-def bands(width: int, inputs: int) -> list[Band]:
+def bands(width: int, inputs: int, dtype: str) -> list[Band]:
     """The ways to compute a dense layer that are worth a measurement, the likely fastest first."""
-    outputs = [largest_divisor(width, limit) for limit in (512, 256, 128, 64, 1024)]
-    depths = [largest_divisor(inputs, limit) for limit in (8, 4, 16, 2)]
+    outputs = [largest_divisor(width, limit // value_bytes(dtype)) for limit in _BAND_BYTES]
+    depths = [largest_divisor(inputs, limit) for limit in _DEPTHS]
     return list(dict.fromkeys(Band(*band) for band in itertools.product(outputs, depths)))
 
 
 def _compute_bands(schedule: Schedule, operator: FusedOperator, size: Band, lanes: int) -> None:
     batch, *_ = extents(schedule, operator.reduction)
     rows, outputs, reduction = schedule.get_loops(operator.reduction)
-    row_tiles, row = schedule.split(rows, [None, largest_divisor(batch, 16)])
+    row_tiles, row = schedule.split(rows, [None, largest_divisor(batch, _ROWS)])
     bands, band = schedule.split(outputs, [None, size.outputs])
     vectors, vector = schedule.split(band, [None, widest_vector(size.outputs, lanes)])
     outer, inner = schedule.split(reduction, [None, size.inputs])

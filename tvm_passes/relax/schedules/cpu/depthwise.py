@@ -11,20 +11,16 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.target import Target
 
-from tvm_passes.relax.schedules.base.blocks import (
-    FusedOperator,
-    extents,
-    largest_divisor,
-    widest_vector,
-)
+from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, largest_divisor, widest_vector
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, is_depthwise, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
 from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
-from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
+from tvm_passes.relax.schedules.cpu.vector_unit import LINE_BYTES, VectorUnit, vector_unit
 
-# Bytes of the input of a task: less than the first-level cache of most cores, and than their second-level cache.
+# Bytes of the input of a task: less than the first-level cache of most cores, and than their second-level cache. Tried
+# on a Zen 4; `benchmarks/convolutions.py --network mobilenet_v2` measures convolutions whose first way these decide.
 _NEAR, _NEARBY = 32 << 10, 128 << 10
-_LINE = 16  # float32 values of a cache line
 
 
 @dataclass(frozen=True)
@@ -53,34 +49,36 @@ class DepthwiseConvolution(DesignSpaceRule[FusedOperator, Sharing]):
     def ways(self, schedule: Schedule, operator: FusedOperator, target: Target) -> list[Sharing]:
         """The `sharings` of the convolution's shape."""
         _, height, width, _ = input_shape(schedule, operator)
-        return sharings(extents(schedule, operator.reduction)[:4], (height, width), vector_unit(target))
+        output, dtype = extents(schedule, operator.reduction)[:4], widest_type(schedule, operator.reduction)
+        return sharings(output, (height, width), vector_unit(target), dtype)
 
     def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Sharing, target: Target) -> None:
         """Shares the work out."""
         _compute(schedule, operator, way, vector_unit(target))
 
 
-def sharings(output: list[int], padded: tuple[int, int], unit: VectorUnit) -> list[Sharing]:
+def sharings(output: list[int], padded: tuple[int, int], unit: VectorUnit, dtype: str) -> list[Sharing]:
     """The ways to compute a depthwise convolution that are worth a measurement, the one that is likely fastest first.
 
     Args:
         output: batch, height, width and channels.
         padded: height and width of the input with its padding.
         unit: of the CPU.
+        dtype: of inputs, weights and results.
     """
     batch, height, width, channels = output
-    lanes = widest_vector(channels, unit.lanes)
+    lanes = widest_vector(channels, unit.lanes(dtype))
     stride = padded[0] // height
 
     def input_bytes(rows: int, task_channels: int) -> int:
-        return 4 * (padded[0] - (height - rows) * stride) * padded[1] * task_channels
+        return value_bytes(dtype) * (padded[0] - (height - rows) * stride) * padded[1] * task_channels
 
     def most_rows(task_channels: int, limit: int, parts: int) -> int:
         parts = max(parts, 4 * unit.cores * task_channels // (batch * channels))
         fitting = [rows for rows in range(1, height // parts + 1) if input_bytes(rows, task_channels) <= limit]
         return largest_divisor(height, max(fitting, default=1))
 
-    line = lanes * largest_divisor(channels // lanes, max(1, _LINE // lanes))
+    line = lanes * largest_divisor(channels // lanes, max(1, LINE_BYTES // (value_bytes(dtype) * lanes)))
     wider = [lanes * largest_divisor(channels // lanes, count * line // lanes) for count in (3, 2, 6)]
     near = [width for width in wider if input_bytes(height, width) <= _NEAR]
     widths = list(dict.fromkeys([*near, line, *wider]))
@@ -106,7 +104,7 @@ def sharings(output: list[int], padded: tuple[int, int], unit: VectorUnit) -> li
 
 def _compute(schedule: Schedule, operator: FusedOperator, sharing: Sharing, unit: VectorUnit) -> None:
     for block in operator.followers:
-        schedule_elementwise(schedule, block, unit.lanes)
+        schedule_elementwise(schedule, block, unit)
     n, y, x, o, ky, kx, i = schedule.get_loops(operator.reduction)
     parts, row = schedule.split(y, [None, sharing.rows])
     outer_pixels, inner_pixels = schedule.split(x, [None, sharing.pixels])

@@ -7,9 +7,11 @@ from tvm.s_tir.schedule import SBlockRV
 from tvm.tirx.analysis import undefined_vars
 
 from tvm_passes.relax.schedules.base.blocks import extent, extents, largest_divisor
+from tvm_passes.relax.schedules.base.precision import widest_type
+from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
 
 
-def schedule_elementwise(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
+def schedule_elementwise(schedule: Schedule, block: SBlockRV, unit: VectorUnit) -> None:
     """Runs a block without reduction in parallel and in vectors: maps, padding, concatenation, transposes.
 
     A transpose writes short vectors and otherwise follows the order in which its input lies in memory, so that every
@@ -19,7 +21,7 @@ def schedule_elementwise(schedule: Schedule, block: SBlockRV, lanes: int) -> Non
     total = math.prod(extents(schedule, block))
     order = _reading_order(schedule, block)
     last = len(loops) - 1
-    width = largest_divisor(extent(schedule, loops[last]), 2 * lanes)
+    width = largest_divisor(extent(schedule, loops[last]), 2 * unit.lanes(widest_type(schedule, block)))
     rest, vector = schedule.split(loops[last], [None, width])
     if order and order[-1] != last and extent(schedule, loops[order[-1]]) > 1:
         others = [loops[axis] for axis in order if axis != last]

@@ -18,11 +18,11 @@ class Fallback(ScheduleRule):
         schedule = static_schedule(func, target)
         if schedule is None:
             return None
-        lanes = vector_unit(target).lanes
+        unit = vector_unit(target)
         for block in inline_maps(schedule):
             kinds = axis_kinds(schedule, block)
             if set(kinds) == {"S"}:
-                schedule_elementwise(schedule, block, lanes)
+                schedule_elementwise(schedule, block, unit)
             elif kinds.startswith("S"):
                 spatial = len(kinds) - len(kinds.lstrip("S"))
                 schedule.parallel(schedule.fuse(*schedule.get_loops(block)[:spatial]))

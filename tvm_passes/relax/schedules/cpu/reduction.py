@@ -5,12 +5,8 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.target import Target
 
-from tvm_passes.relax.schedules.base.blocks import (
-    axis_kinds,
-    extent,
-    largest_divisor,
-    match_reduction,
-)
+from tvm_passes.relax.schedules.base.blocks import axis_kinds, extent, largest_divisor, match_reduction
+from tvm_passes.relax.schedules.base.precision import widest_type
 from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 
@@ -29,12 +25,13 @@ class PixelReduction(ScheduleRule):
         channel = statement.iter_vars[kinds.count("S") - 1].var
         if len(statement.reads) != 1 or not statement.reads[0].region[-1].min.same_as(channel):
             return None
-        lanes = vector_unit(target).lanes
+        unit = vector_unit(target)
         for block in [*operator.producers, *operator.followers]:
-            schedule_elementwise(schedule, block, lanes)
+            schedule_elementwise(schedule, block, unit)
         loops = schedule.get_loops(operator.reduction)
         *pixels, channels = loops[: kinds.count("S")]
         window = loops[kinds.count("S") :]
+        lanes = unit.lanes(widest_type(schedule, operator.reduction))
         width = largest_divisor(extent(schedule, channels), 2 * lanes)
         vectors, vector = schedule.split(channels, [None, width])
         groups, member = schedule.split(vectors, [None, largest_divisor(extent(schedule, vectors), 4)])

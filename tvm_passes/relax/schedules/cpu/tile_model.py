@@ -1,16 +1,32 @@
-"""Which tiles of a convolution a CPU computes fastest: an analytical model, to rank the ways that a tuner measures."""
+"""Which tiles of a convolution a CPU computes fastest: an analytical model, to rank the ways that a tuner measures.
+
+Its constants were tried on an AMD Zen 4 while the rules were written. `.venv/bin/python benchmarks/convolutions.py`
+measures convolutions whose first way each of them decides: run it before and after a change (it compiles with its own
+checkout), and compare `ms a call`. Where another network shows more of a constant, it is named beside it.
+"""
 
 from dataclasses import dataclass
 
 from tvm_passes.relax.schedules.base.blocks import smallest_divisor, widest_vector
+from tvm_passes.relax.schedules.base.precision import value_bytes
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
 
-# Bytes that stay in a core's first-level cache, and in its second-level cache, beside what streams through.
-_NEAR, NEARBY = 16 << 10, 144 << 10
-# Tiles of one block of weights that are few, and bytes of such a block that fit beside the one in use, as measured.
-_FEW_TILES, _ASKED = 16, 80 << 10
-# The speed of a convolution that reads its map from far for every tile of channels, by one that need not.
+_NEAR = 16 << 10
+"""Bytes of weights that stay in a core's first-level cache beside what streams through (`--network mobilenet_v2`)."""
+NEARBY = 144 << 10
+"""Bytes that stay in its second-level cache beside what streams through."""
+_NEAR_RATE, _RATE = 21, 14.5
+"""Bytes of weights that arrive in a cycle from the first-level cache, and from behind it."""
 _FAR = 0.9
+"""The speed of a convolution that reads its map from far for every tile of channels, by one that need not."""
+_UNEVEN = 0.99
+"""The speed of tiles of which the last runs over the end of the map, which takes a second version of the code."""
+_FEW_TILES, _ASKED = 16, 80 << 10
+"""Tiles of one block of weights that are few, and bytes of such a block that fit beside the one in use."""
+_LATENCY, _LOADS = 4, 2
+"""Cycles until a multiply-add is done, and loads that start in a cycle: from manuals of x86-64 cores, not measured."""
+_MOST_PIXELS = 14
+"""Of a tile, to keep the ways few: more load fewer weights a product, but these are few by then."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +38,14 @@ class Shape:
         channels: of the output, of all groups.
         depth: products that are summed for each value of the output.
         pixel_bytes: of the input, for each pixel of the output.
+        dtype: of inputs, weights and results.
     """
 
     pixels: int
     channels: int
     depth: int
     pixel_bytes: int
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = Non
         even = cuts > 1 and shape.pixels % (tile_pixels * cuts) == 0
         return Tiling(tile_pixels, tile_channels, cuts, False, pixels_first=True) if even else None
 
-    ranked = ranked_tiles(shape.pixels, shape.channels // groups, shape.depth, unit)
+    ranked = ranked_tiles(shape.pixels, shape.channels // groups, shape.depth, unit, shape.dtype)
     tiles = [tile for tile, _ in ranked if lanes in (None, tile[1])][:16]
     if lanes is None:
         ways = [
@@ -94,7 +112,8 @@ def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = Non
         ]
         return list(dict.fromkeys(ways))
     # It pays where the weights stay near from part to part, and the map would not from tile to tile of channels.
-    pays = 4 * shape.depth * shape.channels <= 2 * NEARBY < shape.pixels * shape.pixel_bytes
+    weight_bytes = value_bytes(shape.dtype) * shape.depth * shape.channels
+    pays = weight_bytes <= 2 * NEARBY < shape.pixels * shape.pixel_bytes
     # TVM does not always manage to split off a tile that runs over the end of the last part: none such by default.
     whole = [tile for tile in tiles if pays and shape.pixels % tile[0] == 0]
     near = {tile: way for tile in whole if (way := by_pixels(*tile, NEARBY)) is not None}
@@ -108,37 +127,41 @@ def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = Non
     return list(dict.fromkeys(found))
 
 
-def ranked_tiles(pixels: int, channels: int, depth: int, unit: VectorUnit) -> list[tuple[tuple[int, int], float]]:
+def ranked_tiles(
+    pixels: int, channels: int, depth: int, unit: VectorUnit, dtype: str
+) -> list[tuple[tuple[int, int], float]]:
     """How many output pixels × output channels to hold in registers, best first, and what to think of each.
 
     The channels are a divisor of the axis, because a vector with a bounds check is slow. The best tile does most useful
-    multiply-adds a cycle on a core that starts two loads a cycle and takes four cycles to finish a multiply-add. A
-    quarter of the registers remains for weights and inputs; LLVM spills accumulators if more are taken.
+    multiply-adds a cycle. A quarter of the registers remains for weights and inputs; LLVM spills accumulators if more
+    are taken.
 
     Args:
         pixels, channels: of the output.
         depth: products that are summed for each value of it.
         unit: of the CPU.
+        dtype: of inputs, weights and results.
     """
+    most_lanes = unit.lanes(dtype)
 
     def speed(tile_pixels: int, tile_channels: int) -> float:
-        lanes = widest_vector(tile_channels, unit.lanes)
+        lanes = widest_vector(tile_channels, most_lanes)
         vectors = tile_channels // lanes
         products = tile_pixels * vectors
-        weight_bytes = 4 * tile_channels
-        # Weights of all steps that do not stay in the first-level cache arrive slower, as measured.
-        arriving = weight_bytes / (21 if weight_bytes * depth <= _NEAR else 14.5)
-        cycles = max(products / unit.products, (tile_pixels + vectors) / 2, 4, arriving)
+        weight_bytes = value_bytes(dtype) * tile_channels
+        # Weights of all steps that do not stay in the first-level cache arrive slower.
+        arriving = weight_bytes / (_NEAR_RATE if weight_bytes * depth <= _NEAR else _RATE)
+        cycles = max(products / unit.products, (tile_pixels + vectors) / _LOADS, _LATENCY, arriving)
         useful = pixels / (-(-pixels // tile_pixels) * tile_pixels)
-        # Tiles that fit need no second version of the code for the end of the map.
-        return lanes * products / cycles * useful * (1.0 if pixels % tile_pixels == 0 else 0.99) + products / 1000
+        even = 1.0 if pixels % tile_pixels == 0 else _UNEVEN
+        return lanes * products / cycles * useful * even + products / 1000
 
     candidates = [
         (tile_pixels, tile_channels)
-        for tile_channels in range(1, min(channels, 4 * unit.lanes) + 1)
+        for tile_channels in range(1, min(channels, 4 * most_lanes) + 1)
         if channels % tile_channels == 0
-        for vectors in [tile_channels // widest_vector(tile_channels, unit.lanes)]
-        for tile_pixels in range(1, min(pixels, 14) + 1)
+        for vectors in [tile_channels // widest_vector(tile_channels, most_lanes)]
+        for tile_pixels in range(1, min(pixels, _MOST_PIXELS) + 1)
         if tile_pixels == 1 or tile_pixels * vectors <= unit.registers * 3 // 4
     ]
     speeds = {tile: speed(*tile) for tile in candidates}

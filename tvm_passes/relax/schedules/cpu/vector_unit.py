@@ -6,19 +6,31 @@ from functools import cache
 from tvm.target import Target
 from tvm.target.codegen import target_has_features
 
+from tvm_passes.relax.schedules.base.precision import value_bytes
+
+LINE_BYTES = 64  # Of the caches of x86-64 and of nearly every 64-bit ARM core.
+
 
 @dataclass(frozen=True)
 class VectorUnit:
     """The vector registers of one CPU core."""
 
-    lanes: int
-    """float32 values in one register."""
+    register_bytes: int
+    """Of one register."""
     registers: int
     """How many registers the instruction set names."""
     cores: int
     """Cores that share the work; 1 where the target does not say."""
     products: int = 2
     """Multiply-adds of whole registers that a core starts in a cycle."""
+
+    def lanes(self, dtype: str) -> int:
+        """Values of a type in one register.
+
+        Raises:
+            ValueError: as `value_bytes`.
+        """
+        return self.register_bytes // value_bytes(dtype)
 
 
 @cache  # A target's features are asked for with every candidate, and each answer takes half a millisecond.
@@ -30,12 +42,12 @@ def vector_unit(target: Target) -> VectorUnit:
     """
     cores = int(target.attrs.get("num-cores", 1))
     if target_has_features("avx512f", target):
-        return VectorUnit(lanes=16, registers=32, cores=cores, products=1 if _halves_vectors(target) else 2)
+        return VectorUnit(register_bytes=64, registers=32, cores=cores, products=1 if _halves_vectors(target) else 2)
     if target_has_features("avx", target):
-        return VectorUnit(lanes=8, registers=16, cores=cores)
+        return VectorUnit(register_bytes=32, registers=16, cores=cores)
     if "aarch64" in str(target.attrs.get("mtriple", "")):
-        return VectorUnit(lanes=4, registers=32, cores=cores)
-    return VectorUnit(lanes=4, registers=16, cores=cores)
+        return VectorUnit(register_bytes=16, registers=32, cores=cores)
+    return VectorUnit(register_bytes=16, registers=16, cores=cores)
 
 
 def _halves_vectors(target: Target) -> bool:

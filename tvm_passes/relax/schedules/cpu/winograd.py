@@ -20,13 +20,14 @@ from tvm_passes.relax.kernels.winograd import ANNOTATION
 from tvm_passes.relax.loops.prefetch import ask_ahead
 from tvm_passes.relax.schedules.base.blocks import blocks_of, extent, extents, largest_divisor, static_schedule
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.base.precision import is_modelled, value_bytes, widest_type
 from tvm_passes.relax.schedules.cpu.tile_model import asking_pays, ranked_tiles
-from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
+from tvm_passes.relax.schedules.cpu.vector_unit import LINE_BYTES, VectorUnit, vector_unit
 
-# Transformed weights up to this size stay in a shared cache from task to task,
-CACHED_BYTES = 4 << 20
-# and what a task holds itself, up to this, in the caches of its core.
-TASK_BYTES = 2 << 20
+# Transformed weights up to the first size stay in a shared cache from task to task, and what a task holds itself, up to
+# the second, in the caches of its core. Tried on an AMD Zen 4; `benchmarks/convolutions.py --network vgg16_bn` (and
+# `resnet18`) measures convolutions whose first way they decide.
+CACHED_BYTES, TASK_BYTES = 4 << 20, 2 << 20
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class WinogradConvolution(DesignSpaceRule[Steps, Sharing]):
             return None
         padded, data_rows, data_transform, products, output_rows, *outputs = blocks
         shape = extents(schedule, outputs[0])
-        if any(extents(schedule, block) != shape for block in outputs):
+        if any(extents(schedule, block) != shape for block in outputs) or not is_modelled(schedule, products):
             return None
         for block in outputs[:-1]:
             schedule.compute_inline(block)
@@ -73,24 +74,24 @@ class WinogradConvolution(DesignSpaceRule[Steps, Sharing]):
 
     def ways(self, schedule: Schedule, operator: Steps, target: Target) -> list[Sharing]:
         """The `sharings` of the convolution's shape."""
-        return sharings(
-            extents(schedule, operator.data_transform), extents(schedule, operator.products), vector_unit(target)
-        )
+        transform, products = (extents(schedule, block) for block in (operator.data_transform, operator.products))
+        return sharings(transform, products, vector_unit(target), widest_type(schedule, operator.products))
 
     def apply_way(self, schedule: Schedule, operator: Steps, way: Sharing, target: Target) -> None:
         """Shares the work out."""
-        unit = vector_unit(target)
+        dtype = widest_type(schedule, operator.products)
+        lanes, line = vector_unit(target).lanes(dtype), LINE_BYTES // value_bytes(dtype)
         for block in (operator.data_transform, operator.products):
-            schedule.storage_align(block, 0, 1, 128, 16)
-        task = _share_output(schedule, operator, way.rows, unit)
+            schedule.storage_align(block, 0, 1, 8 * line, line)
+        task = _share_output(schedule, operator, way.rows, lanes)
         if way.rows:
             for block in (operator.products, operator.data_transform):
                 schedule.compute_at(block, task, preserve_unit_loops=True)
-        _transform_data(schedule, operator, None if way.rows == 0 else task, unit)
-        _multiply(schedule, operator.products, way, unit)
+        _transform_data(schedule, operator, None if way.rows == 0 else task, lanes)
+        _multiply(schedule, operator.products, way, lanes)
 
 
-def sharings(transform: list[int], products: list[int], unit: VectorUnit) -> list[Sharing]:
+def sharings(transform: list[int], products: list[int], unit: VectorUnit, dtype: str) -> list[Sharing]:
     """The ways to share a convolution out that are worth a measurement, the one that is likely fastest first.
 
     Args:
@@ -98,11 +99,14 @@ def sharings(transform: list[int], products: list[int], unit: VectorUnit) -> lis
         products: the extents of the matrix products: m + 2, m + 2, tiles, blocks of output channels, channels of one,
             input channels.
         unit: of the CPU.
+        dtype: of all values.
     """
     side, _, batch, rows, columns, inputs = transform
     *_, blocks, lanes, _ = products
-    weight_bytes = 4 * side * side * inputs * blocks * lanes
-    row_bytes = 4 * side * side * columns * (inputs + blocks * lanes)  # Of a row of tiles, and of its products.
+    size = value_bytes(dtype)
+    weight_bytes = size * side * side * inputs * blocks * lanes
+    # Of a row of tiles, and of its products.
+    row_bytes = size * side * side * columns * (inputs + blocks * lanes)
 
     def longest_task(number: int) -> int:
         """Rows that the busiest core computes if a task has so many."""
@@ -117,21 +121,21 @@ def sharings(transform: list[int], products: list[int], unit: VectorUnit) -> lis
     found = []
     for number in ways:
         pixels = (number or batch * rows) * columns
-        tiles = [tile for (tile, channels), _ in ranked_tiles(pixels, lanes, 1, unit) if channels == lanes]
+        tiles = [tile for (tile, channels), _ in ranked_tiles(pixels, lanes, 1, unit, dtype) if channels == lanes]
         # Tiles that run over the end check it in every step, which costs larger ones less.
         best = sorted(tiles[:3], key=lambda tile: -tile if pixels % tile else -pixels)
         found += [(place, Sharing(number, tile)) for place, tile in enumerate(best)]
     return [sharing for _, sharing in sorted(found, key=lambda one: one[0])]
 
 
-def _share_output(schedule: Schedule, step: Steps, rows: int, unit: VectorUnit) -> LoopRV:
+def _share_output(schedule: Schedule, step: Steps, rows: int, lanes: int) -> LoopRV:
     """Computes the output tile by tile; returns the loop of tasks."""
     tile = int(schedule.get(step.products).annotations[ANNOTATION])
-    lanes = extents(schedule, step.products)[4]
+    width = extents(schedule, step.products)[4]
     n, y, x, o = schedule.get_loops(step.output)
     row, inner_y = schedule.split(y, [None, tile])
     column, inner_x = schedule.split(x, [None, tile])
-    block, vectors, vector = schedule.split(o, [None, lanes // unit.lanes, unit.lanes])
+    block, vectors, vector = schedule.split(o, [None, width // lanes, lanes])
     chunk, row = schedule.split(row, [None, rows or 1])
     schedule.reorder(n, chunk, row, column, block, vectors, inner_y, inner_x, vector)
     task = schedule.fuse(n, chunk)
@@ -144,12 +148,12 @@ def _share_output(schedule: Schedule, step: Steps, rows: int, unit: VectorUnit) 
     return task
 
 
-def _transform_data(schedule: Schedule, step: Steps, task: LoopRV | None, unit: VectorUnit) -> None:
+def _transform_data(schedule: Schedule, step: Steps, task: LoopRV | None, lanes: int) -> None:
     """Schedules padding and the transform of the data, inside the loop of tasks, or before it as loops of their own."""
     element_y, element_x, n, row, column, channel = schedule.get_loops(step.data_transform)[-6:]
     # Whole cache lines of the channels, so that the rows of a line are done while it is near.
-    width = largest_divisor(extent(schedule, channel), 2 * unit.lanes)
-    lanes = largest_divisor(width, unit.lanes)
+    width = largest_divisor(extent(schedule, channel), 2 * lanes)
+    lanes = largest_divisor(width, lanes)
     lines, vectors, vector = schedule.split(channel, [None, width // lanes, lanes])
     schedule.reorder(n, row, lines, column, vectors, element_y, element_x, vector)
     if task is None:
@@ -171,10 +175,10 @@ def _transform_data(schedule: Schedule, step: Steps, task: LoopRV | None, unit: 
     schedule.vectorize(schedule.split(channel, [None, width])[1])
 
 
-def _multiply(schedule: Schedule, products: SBlockRV, sharing: Sharing, unit: VectorUnit) -> None:
+def _multiply(schedule: Schedule, products: SBlockRV, sharing: Sharing, lanes: int) -> None:
     copy = schedule.cache_write(products, 0, "local")
     element_y, element_x, tiles, block, lane, channel = schedule.get_loops(products)[-6:]
-    block_bytes = 4 * extent(schedule, channel) * extent(schedule, lane)
+    block_bytes = value_bytes(widest_type(schedule, products)) * extent(schedule, channel) * extent(schedule, lane)
     outer, inner = schedule.split(tiles, [None, sharing.tiles])
     schedule.reorder(element_y, element_x, block, outer, channel, inner, lane)
     schedule.reverse_compute_at(copy, outer, preserve_unit_loops=True)
@@ -183,7 +187,7 @@ def _multiply(schedule: Schedule, products: SBlockRV, sharing: Sharing, unit: Ve
     # The copy's loop over blocks of channels, one block, is inside the loop over tiles.
     for one, position in ((products, -2), (copy, -3)):
         loops = schedule.get_loops(one)
-        vectors, vector = schedule.split(loops[-1], [None, unit.lanes])
+        vectors, vector = schedule.split(loops[-1], [None, lanes])
         schedule.vectorize(vector)
         _unroll(schedule, vectors, loops[position])
     schedule.decompose_reduction(products, channel)

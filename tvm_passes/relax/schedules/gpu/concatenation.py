@@ -11,7 +11,7 @@ from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.target import Target
 
 from tvm_passes.relax.schedules.base.concatenation_match import match_concatenation
-from tvm_passes.relax.schedules.gpu.elementwise import VECTOR, bind_elementwise
+from tvm_passes.relax.schedules.gpu.elementwise import bind_elementwise
 from tvm_passes.relax.schedules.gpu.limits import gpu_limits
 
 
@@ -24,5 +24,5 @@ class Concatenation(ScheduleRule):
         if matched is None:
             return None
         schedule, block, starts = matched
-        bind_elementwise(schedule, block, gpu_limits(target), math.gcd(VECTOR, *starts))
+        bind_elementwise(schedule, block, gpu_limits(target), math.gcd(*starts))
         return schedule

@@ -16,17 +16,14 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.target import Target
 from tvm.tirx import IndexMap
 
-from tvm_passes.relax.schedules.base.blocks import (
-    FusedOperator,
-    extent,
-    extents,
-    largest_divisor,
-    widest_vector,
-)
+from tvm_passes.relax.schedules.base.blocks import FusedOperator, extent, extents, largest_divisor, widest_vector
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
-from tvm_passes.relax.schedules.gpu.elementwise import VECTOR, bind_elementwise
-from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits
+from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
+from tvm_passes.relax.schedules.gpu.elementwise import bind_elementwise
+from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits, vector_values
+
+_LINE_BYTES = 64  # What neighbours should load together.
 
 
 @dataclass(frozen=True)
@@ -50,8 +47,9 @@ class Convolution(DesignSpaceRule[FusedOperator, Tile]):
 
     def ways(self, schedule: Schedule, operator: FusedOperator, target: Target) -> list[Tile]:
         """The `tiles` of the convolution's shape."""
-        channels = extents(schedule, operator.reduction)[3]
-        return tiles(_pixels(schedule, operator), channels, _groups(schedule, operator), gpu_limits(target))
+        pixels, channels = _pixels(schedule, operator), extents(schedule, operator.reduction)[3]
+        dtype = widest_type(schedule, operator.reduction)
+        return tiles(pixels, channels, _groups(schedule, operator), gpu_limits(target), dtype)
 
     def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Tile, target: Target) -> None:
         """Computes a tile a thread."""
@@ -70,7 +68,7 @@ def _groups(schedule: Schedule, operator: FusedOperator) -> int:
     return input_shape(schedule, operator)[3] // extents(schedule, operator.reduction)[6]
 
 
-def tiles(pixels: int, channels: int, groups: int, limits: GpuLimits) -> list[Tile]:
+def tiles(pixels: int, channels: int, groups: int, limits: GpuLimits, dtype: str) -> list[Tile]:
     """The tiles that a GPU can run, those first that an analytical model thinks fastest; at most 24.
 
     Args:
@@ -78,6 +76,7 @@ def tiles(pixels: int, channels: int, groups: int, limits: GpuLimits) -> list[Ti
         channels: output channels. A tile's are a divisor of a group's, so that its pixels share their inputs.
         groups: of the convolution.
         limits: of the GPU.
+        dtype: of inputs, weights and results.
     """
     group = channels // groups
     candidates = {
@@ -85,30 +84,30 @@ def tiles(pixels: int, channels: int, groups: int, limits: GpuLimits) -> list[Ti
         for tile_channels in (1, 2, 4, 8)
         if group % tile_channels == 0
         for tile_pixels in (1, 2, 3, 4, 5, 6, 7, 8)
-        if tile_pixels <= pixels and tile_pixels * tile_channels <= limits.accumulators
+        if tile_pixels <= pixels and tile_pixels * tile_channels <= limits.accumulators(dtype)
         for channel_threads in {largest_divisor(channels // tile_channels, limit) for limit in (8, 16, 32)}
         for pixel_threads in {min(-(-pixels // tile_pixels), max(1, limits.block // channel_threads))}
         if pixel_threads * channel_threads <= limits.threads
     }
-    return sorted(candidates, key=lambda tile: (_cost(tile, pixels, channels, limits), str(tile)))[:24]
+    return sorted(candidates, key=lambda tile: (_cost(tile, pixels, channels, limits, dtype), str(tile)))[:24]
 
 
-def _cost(tile: Tile, pixels: int, channels: int, limits: GpuLimits) -> float:
+def _cost(tile: Tile, pixels: int, channels: int, limits: GpuLimits, dtype: str) -> float:
     """Cycles of a thread for each useful multiply-add, made longer where threads are too few to hide its latencies.
 
     A load of a vector takes as long as its multiply-adds. For one vector of input channels a tile loads one vector a
     pixel, and for each of these channels its output channels.
     """
-    vector = min(tile.channels, VECTOR)
+    vector = vector_values(dtype)
     products = tile.pixels * tile.channels
-    loads = tile.pixels + tile.channels / vector * VECTOR
+    loads = tile.pixels + tile.channels / min(tile.channels, vector) * vector
     block_pixels = tile.pixels * tile.pixel_threads
     computed = -(-pixels // block_pixels) * block_pixels
     threads = computed // tile.pixels * (channels // tile.channels)
     idle_lanes = max(1.0, limits.warp / (tile.pixel_threads * tile.channel_threads))
     # Neighbours that load less than a cache line together waste the rest of it.
-    uncoalesced = max(1.0, 16 / (tile.channels * tile.channel_threads))
-    cycles = (products * VECTOR + loads * VECTOR * uncoalesced) / (products * VECTOR)
+    uncoalesced = max(1.0, _LINE_BYTES / (value_bytes(dtype) * tile.channels * tile.channel_threads))
+    cycles = (products * vector + loads * vector * uncoalesced) / (products * vector)
     return cycles * computed / pixels * idle_lanes * max(1.0, limits.busy / threads)
 
 
@@ -165,7 +164,9 @@ def _tile(schedule: Schedule, operator: FusedOperator, inputs: SBlockRV | None, 
     pixel_blocks, pixel_threads, pixel = schedule.split(pixels, [None, tile.pixel_threads, tile.pixels])
     channel_blocks, channel_threads, channel = schedule.split(channels, [None, tile.channel_threads, tile.channels])
     # Without a common copy of the inputs there is nothing to load in vectors.
-    step = widest_vector(extent(schedule, depth), VECTOR) if inputs is not None else 1
+    vector = vector_values(widest_type(schedule, operator.reduction))
+    step = widest_vector(extent(schedule, depth), vector) if inputs is not None else 1
+    length = widest_vector(tile.channels, vector)
     steps, inner_depth = schedule.split(depth, [None, step])
     schedule.reorder(
         pixel_blocks, channel_blocks, pixel_threads, channel_threads, *window, steps, inner_depth, pixel, channel
@@ -175,14 +176,14 @@ def _tile(schedule: Schedule, operator: FusedOperator, inputs: SBlockRV | None, 
     schedule.bind(channel_threads, "threadIdx.x")
     weights = schedule.cache_read(operator.reduction, 1, "local")
     schedule.compute_at(weights, steps, preserve_unit_loops=True)
-    _in_registers(schedule, _own_loops(schedule, weights), tile.channels)
+    _in_registers(schedule, _own_loops(schedule, weights), length)
     if inputs is not None:
         schedule.set_scope(inputs, 0, "local")
         schedule.compute_at(inputs, steps, preserve_unit_loops=True)
         _in_registers(schedule, _own_loops(schedule, inputs), step)
     schedule.reverse_compute_at(operator.output, channel_threads, preserve_unit_loops=True)
-    _in_registers(schedule, _own_loops(schedule, operator.output), tile.channels)
-    _in_registers(schedule, [inner_depth, pixel, channel], tile.channels)
+    _in_registers(schedule, _own_loops(schedule, operator.output), length)
+    _in_registers(schedule, [inner_depth, pixel, channel], length)
     schedule.decompose_reduction(operator.reduction, window[0])
 
 
@@ -192,9 +193,9 @@ def _own_loops(schedule: Schedule, block: SBlockRV) -> list[LoopRV]:
 
 
 def _in_registers(schedule: Schedule, loops: list[LoopRV], length: int) -> None:
-    """Unrolls loops, the last of them in vectors: only then what they read and write is in registers."""
+    """Unrolls loops, the last of them in vectors of a length: only then what they read and write is in registers."""
     *unrolled, last = loops
-    outer, vector = schedule.split(last, [None, widest_vector(length, VECTOR)])
+    outer, vector = schedule.split(last, [None, length])
     schedule.vectorize(vector)
     for loop in (*unrolled, outer):
         schedule.unroll(loop)

@@ -14,8 +14,9 @@ from tvm.target import Target
 from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents
 from tvm_passes.relax.schedules.base.convolution_match import is_depthwise, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
-from tvm_passes.relax.schedules.gpu.elementwise import VECTOR, bind_elementwise, bind_flat
-from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits
+from tvm_passes.relax.schedules.base.precision import widest_type
+from tvm_passes.relax.schedules.gpu.elementwise import bind_elementwise, bind_flat
+from tvm_passes.relax.schedules.gpu.limits import GpuLimits, gpu_limits, vector_values
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class DepthwiseConvolution(DesignSpaceRule[FusedOperator, Tile]):
     def ways(self, schedule: Schedule, operator: FusedOperator, target: Target) -> list[Tile]:
         """The `tiles` of the convolution's shape."""
         n, y, x, channels, *_ = extents(schedule, operator.reduction)
-        return tiles(n * y, x, channels, gpu_limits(target))
+        return tiles(n * y, x, channels, gpu_limits(target), widest_type(schedule, operator.reduction))
 
     def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Tile, target: Target) -> None:
         """Computes a tile a thread."""
@@ -47,8 +48,8 @@ class DepthwiseConvolution(DesignSpaceRule[FusedOperator, Tile]):
             bind_elementwise(schedule, block, limits)
 
 
-def tiles(rows: int, width: int, channels: int, limits: GpuLimits) -> list[Tile]:
-    """The tiles of an output of [rows, width, channels], those first that an analytical model thinks fastest.
+def tiles(rows: int, width: int, channels: int, limits: GpuLimits, dtype: str) -> list[Tile]:
+    """The tiles of an output of [rows, width, channels] of a type, those first that an analytical model thinks fastest.
 
     A pixel of a tile costs the loads of its window; with more pixels the window's overlap is shared. Threads that are
     too few to hide the latency of loads make all of them slower.
@@ -59,11 +60,12 @@ def tiles(rows: int, width: int, channels: int, limits: GpuLimits) -> list[Tile]
         loads = (tile.pixels + 2) / tile.pixels / tile.channels
         return loads * max(1.0, limits.busy / threads)
 
+    vector = vector_values(dtype)
     candidates = [
         Tile(tile_pixels, tile_channels)
         for tile_channels in (1, 2, 4)
-        if channels % tile_channels == 0
-        for tile_pixels in range(1, min(width, limits.accumulators // VECTOR) + 1)
+        if tile_channels <= vector and channels % tile_channels == 0
+        for tile_pixels in range(1, min(width, limits.accumulators(dtype) // vector) + 1)
         if width % tile_pixels == 0
     ]
     return sorted(candidates, key=lambda tile: (cost(tile), tile.pixels))

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from tvm.target import Target
 
+from tvm_passes.relax.schedules.base.precision import value_bytes
+
 
 @dataclass(frozen=True)
 class GpuLimits:
@@ -17,21 +19,35 @@ class GpuLimits:
     """Threads that run in step; those that lie side by side should read side by side."""
     block: int
     """Threads that a block has where nothing else decides."""
-    accumulators: int
-    """float32 results that a thread can hold in registers beside its inputs."""
+    result_bytes: int
+    """Bytes of results that a thread can hold in registers beside its inputs."""
     busy: int
     """Threads from which on more of them make nothing faster."""
+
+    def accumulators(self, dtype: str) -> int:
+        """Results of a type that a thread can hold in registers beside its inputs."""
+        return self.result_bytes // value_bytes(dtype)
+
+
+def vector_values(dtype: str) -> int:
+    """Values of a type in the widest load or store of a thread: OpenCL's float4, CUDA's float4.
+
+    Raises:
+        ValueError: as `value_bytes`.
+    """
+    return 16 // value_bytes(dtype)
 
 
 def gpu_limits(target: Target) -> GpuLimits:
     """The limits of an opencl or cuda target, read from its attributes.
 
     A thread of a Mali has 64 registers (Arm Mali GPU OpenCL Developer Guide, "Register usage"), one of an NVIDIA GPU up
-    to 255 (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
+    to 255 (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"). `block` and `busy` are
+    estimates: nothing of this was measured on a GPU yet. `benchmarks/cuda_machine.py` measures on an NVIDIA GPU.
     """
     threads = int(target.attrs["max_threads_per_block"])
     shared = int(target.attrs["max_shared_memory_per_block"])
     warp = int(target.attrs["thread_warp_size"])
     if "mali" in target.keys:
-        return GpuLimits(threads, shared, warp, block=min(threads, 64), accumulators=32, busy=2048)
-    return GpuLimits(threads, shared, warp, block=min(threads, 128), accumulators=64, busy=32768)
+        return GpuLimits(threads, shared, warp, block=min(threads, 64), result_bytes=128, busy=2048)
+    return GpuLimits(threads, shared, warp, block=min(threads, 128), result_bytes=256, busy=32768)

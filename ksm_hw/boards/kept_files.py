@@ -1,0 +1,78 @@
+"""The files that a board keeps from one session to the next, each once, whichever artifacts it belongs to."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from ksm_hw.artifact.manifest import checked_files
+from ksm_hw.boards.protocol import kept_name
+from ksm_hw.errors import UserError
+from ksm_hw.files import sha256_of_file
+
+LIMIT = 4 << 30  # Bytes of kept files; the ones that were not used for longest go first.
+
+_log = logging.getLogger(__name__)
+
+
+class KeptFiles:
+    """Files by their names (`kept_name`), below a folder of the board."""
+
+    def __init__(self, cache: Path) -> None:
+        self._files, self._artifacts = cache / "files", cache / "artifacts"
+        for folder in (self._files, self._artifacts):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def missing(self, names: list[str]) -> list[str]:
+        """Those of some files that are not kept."""
+        missing = [name for name in names if not (self._files / name).exists()]
+        _log.info("%d of %d files are kept from before", len(names) - len(missing), len(names))
+        return missing
+
+    def keep(self, uploaded: Path) -> None:
+        """Takes a file that is named as it will be kept.
+
+        Raises:
+            UserError: its content is not what its name says, or it cannot be kept.
+        """
+        name = uploaded.name
+        found = kept_name(name, sha256_of_file(uploaded))
+        if found != name:
+            raise UserError(f"A file arrived as {found} where {name} was sent. Try again.")
+        self._make_room(uploaded.stat().st_size)
+        incomplete = self._files / f"{name}.incomplete"
+        try:
+            shutil.move(uploaded, incomplete)
+            incomplete.replace(self._files / name)
+        except OSError as error:
+            incomplete.unlink(missing_ok=True)
+            raise UserError(f"The board cannot keep the artifact: {error.strerror}. Free space on it.") from error
+
+    def artifact(self, manifest: str) -> Path:
+        """A folder with the files that a manifest lists: links to the kept ones.
+
+        Args:
+            manifest: its text.
+        """
+        folder = self._artifacts / hashlib.sha256(manifest.encode()).hexdigest()
+        for name, entry in checked_files(json.loads(manifest)).items():
+            link, kept = folder / name, self._files / kept_name(name, entry["sha256"])
+            os.utime(kept)
+            if not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.unlink(missing_ok=True)
+                link.symlink_to(kept)
+        (folder / "manifest.json").write_text(manifest)
+        return folder
+
+    def _make_room(self, size: int) -> None:
+        oldest_first = sorted(self._files.iterdir(), key=lambda path: path.stat().st_mtime)
+        total = sum(path.stat().st_size for path in oldest_first) + size
+        for path in oldest_first:
+            if total <= LIMIT:
+                break
+            _log.info("%s was not used for longest, and goes", path.name)
+            total -= path.stat().st_size
+            path.unlink()

@@ -1,0 +1,66 @@
+"""What every session can do, wherever its artifact runs."""
+
+import abc
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from ksm_hw.artifact.manifest import Manifest
+    from ksm_hw.masks.task_pack import TaskPack
+
+
+class AnySession(abc.ABC):
+    """An artifact's session: in this process, in another one, or on a board.
+
+    Attributes:
+        manifest: what the artifact is.
+        packs: its tasks, by name.
+    """
+
+    def __init__(self, manifest: "Manifest", packs: "Mapping[str, TaskPack]", task: str = "") -> None:
+        self.manifest = manifest
+        self.packs = packs
+        self._task = task
+
+    @property
+    def task(self) -> str:
+        """Name of the current task."""
+        return self._task
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of all tasks."""
+        return list(self.packs)
+
+    @abc.abstractmethod
+    def switch(self, task: str) -> float:
+        """Makes a task the current one and returns the seconds that it took, until the weights were there.
+
+        Raises:
+            UserError: there is no such task, or the device fails.
+        """
+
+    @abc.abstractmethod
+    def run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Runs a batch and returns the logits, float32 [N, classes of the task].
+
+        Args:
+            images: float32 [N, 3, H, W], preprocessed, of the manifest's `input_shape`.
+
+        Raises:
+            UserError: the device fails.
+        """
+
+    def run_all(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The current task's logits of any number of images, float32 [M, classes]; a last batch is filled with zeros.
+
+        Raises:
+            UserError: an image has another shape or dtype than the artifact's input, or the device fails.
+        """
+        batch = self.manifest.input_shape[0]
+        filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), np.float32)])
+        logits = [self.run(filled[start : start + batch]) for start in range(0, len(filled), batch)]
+        return np.concatenate(logits)[: len(images)]
