@@ -30,6 +30,7 @@ from ksm_hw.cli.app import (
         "ksm-hw compile --target rpi5 --task all --tuned tuned/rpi5",
         "ksm-hw compile --target cuda --arch sm_80 --task all",
         "ksm-hw compile --target host --task all --ir relay",
+        "ksm-hw compile --target rpi5 --task cars --dump look --dump-assembly",
     ),
 )
 def compile_command(
@@ -52,6 +53,12 @@ def compile_command(
         IntermediateRepresentation,
         typer.Option(help="The compiler to go through. relay is that of TVM 0.19: `ksm-hw relay install`."),
     ] = "relax",
+    dump: Annotated[
+        Path | None, typer.Option(help="Folder for the module behind each phase: 01-lowered.py and on, as TVMScript.")
+    ] = None,
+    dump_assembly: Annotated[
+        bool, typer.Option("--dump-assembly", help="Beside them, in assembly/, the assembler of each kernel.")
+    ] = False,
     target_file: TargetFile = None,
     host: HostTarget = None,
     arch: CudaArch = None,
@@ -78,6 +85,8 @@ def compile_command(
             runner=runner,
             tuned=tuned,
             ir=ir,
+            dump=dump,
+            assembly=dump_assembly,
             on_step=lambda step: status.update(step),
         )
     sizes = {str(path): sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in artifacts}

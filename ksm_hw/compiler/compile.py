@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ksm_hw.artifact.manifest import IntermediateRepresentation, Manifest, write_artifact
-from ksm_hw.compiler.compiled import FOLD_MODES, Compiled, FoldMode, common_image_size, most_classes
+from ksm_hw.compiler.compiled import FOLD_MODES, Compiled, FoldMode
+from ksm_hw.errors import UserError
 from ksm_hw.files import refuse_foreign_folder
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.runner.build import add_runner, check_runner
@@ -24,6 +25,8 @@ def compile_bundle(
     runner: bool = False,
     tuned: Path | None = None,
     ir: IntermediateRepresentation = "relax",
+    dump: Path | None = None,
+    assembly: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[Path]:
     """Compiles the tasks of a bundle and writes the artifact; with `bake` one artifact a task, in folders inside.
@@ -37,6 +40,8 @@ def compile_bundle(
         runner: whether the program that runs the artifact without Python is put into it.
         tuned: folder of `ksm-hw tune`, whose schedules are taken for the operators that it has.
         ir: the compiler to go through; `relay` is that of TVM 0.19, which `ksm-hw relay install` brings.
+        dump: folder for the module behind each phase of the compiler.
+        assembly: whether the assembler of each kernel is written there too.
         on_step: called with the name of each step as it begins, and with how many operators got a tuned schedule.
 
     Returns:
@@ -45,10 +50,12 @@ def compile_bundle(
     Raises:
         UserError: no tasks, tasks that need different inputs, a missing linker or compiler for CUDA, a compute
             capability that it does not know, what the runner needs is missing, a folder that cannot be written, a
-            folder of `tuned` that is of another target or version of TVM, or has no record of any operator, or
-            something that Relay cannot do, or it is not installed.
+            folder of `tuned` that is of another target or version of TVM, or has no record of any operator, a folder of
+            `dump` that holds something else, `assembly` without one, a network with tensors of a type that a pass does
+            not know, or something that Relay cannot do, or it is not installed.
     """
-    image_size = common_image_size(bundle)
+    if assembly and dump is None:
+        raise UserError("The assembler is written beside the modules of each phase. Say where: --dump FOLDER.")
     if runner:
         check_runner(target.device, architecture_of(target.cpu))
     folders = [output / task for task in bundle.packs] if fold == "bake" and len(bundle.packs) > 1 else [output]
@@ -57,11 +64,12 @@ def compile_bundle(
     if ir == "relay":
         from ksm_hw.compiler.relay.compile import compile_through_relay
 
-        parts = compile_through_relay(bundle, target, fold, batch, runner, tuned, on_step)
+        parts = compile_through_relay(bundle, target, fold, batch, runner, tuned, dump, on_step)
     else:
+        from ksm_hw.compiler.dump import Dump
         from ksm_hw.compiler.relax import compile_through_relax
 
-        parts = compile_through_relax(bundle, target, fold, batch, tuned, on_step)
+        parts = compile_through_relax(bundle, target, fold, batch, tuned, Dump(dump, assembly), on_step)
     for folder, compiled in zip(folders, parts, strict=True):
         manifest = Manifest(
             backbone=bundle.backbone,
@@ -72,11 +80,11 @@ def compile_bundle(
             cpu_features=tuple(required_cpu_features(target)),
             cores=target.cores,
             fold=fold,
-            precision="float32",
+            precision=compiled.precision,
             ir=ir,
             tvm_version=compiled.tvm_version,
-            input_shape=(batch, 3, image_size, image_size),
-            output_shape=(batch, most_classes(bundle)),
+            input_shape=compiled.input_shape,
+            output_shape=compiled.output_shape,
             workspace_bytes=compiled.workspace_bytes,
             operators=compiled.operators,
             tasks=compiled.tasks,

@@ -24,13 +24,16 @@ class Compiled:
         bundle: the backbone and these tasks.
         tasks: what each task uses.
         tvm_version: of the compiler.
-        workspace_bytes, operators: as in the artifact's manifest.
+        precision, input_shape, output_shape, workspace_bytes, operators: as in the artifact's manifest.
         export: writes the libraries into a folder; it may raise UserError, as where there is no linker.
     """
 
     bundle: Bundle
     tasks: Mapping[str, TaskEntry]
     tvm_version: str
+    precision: str
+    input_shape: tuple[int, int, int, int]
+    output_shape: tuple[int, int]
     workspace_bytes: int
     operators: Mapping[str, OperatorEntry]
     export: Callable[[Path], None]

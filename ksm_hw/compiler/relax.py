@@ -1,7 +1,6 @@
 """The compiler through Relax: lower, fold, schedule, build."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from ksm_hw.compiler.compiled import (
     group_tasks,
     most_classes,
 )
+from ksm_hw.compiler.dump import Dump
 from ksm_hw.compiler.lower import lower_backbone
 from ksm_hw.compiler.tuning.tuning_records import open_records
 from ksm_hw.errors import UserError
@@ -41,19 +41,21 @@ from tvm_passes.relax.schedules.base.tuned import TunedSchedule
 
 @dataclass(frozen=True)
 class _Folded:
-    """A bundle's module before scheduling, and which functions each task uses."""
+    """Tasks before scheduling: the module, and the functions that each task uses."""
 
+    bundle: Bundle
     module: tvm.IRModule
     functions: dict[str, TaskFunctions]
 
 
 def compile_through_relax(
-    bundle: Bundle, target: CompileTarget, fold: FoldMode, batch: int, tuned: Path | None, on_step: OnStep
+    bundle: Bundle, target: CompileTarget, fold: FoldMode, batch: int, tuned: Path | None, dump: Dump, on_step: OnStep
 ) -> Iterator[Compiled]:
     """Compiles the tasks of a bundle: all in one, with `bake` each for itself.
 
     Args:
         bundle, target, fold, batch, tuned, on_step: as `compile_bundle`.
+        dump: where to write what is to be looked at.
 
     Raises:
         UserError: as `compile_bundle`.
@@ -62,37 +64,26 @@ def compile_through_relax(
         # What is missing is found now, not after minutes.
         find_cuda_compiler().check(target.architectures)
     records = open_records(tuned, target).database if tuned is not None else None
+    dump.begin()
     on_step("lower")
-    folded = _fold(bundle, batch, tvm.target.Target(dict(target.tvm)), fused=fold == "fused")
     builder = Builder(tvm.target.Target(dict(target.tvm)), target.architectures)
-    parts = _baked(folded, bundle, on_step) if fold == "bake" else iter([(bundle, folded)])
-    for part, module in parts:
-        planned = _plan(module.module, target, records, on_step)
-        on_step("build")
-        built = builder.build(planned)
-        yield Compiled(
-            bundle=part,
-            tasks={
-                task: TaskEntry(functions.main, functions.rewrite, functions.parameters)
-                for task, functions in module.functions.items()
-            },
-            tvm_version=tvm.__version__,
-            workspace_bytes=max(workspace_bytes(planned[functions.main]) for functions in module.functions.values()),
-            operators=_operators(planned),
-            export=functools.partial(_export, built, architecture_of(target.cpu)),
-        )
+    with dump.phases():
+        folded = _fold(bundle, batch, builder.target, fused=fold == "fused")
+    for part in _baked(folded, dump, on_step) if fold == "bake" else [folded]:
+        task = next(iter(part.functions)) if fold == "bake" else ""
+        with dump.phases(task):
+            planned = _plan(part.module, builder.target, records, on_step)
+            on_step("build")
+            built = builder.build(planned)
+        dump.write_assembly(built.executable, task)
+        yield _compiled(part, planned, built, architecture_of(target.cpu))
 
 
-def _export(built: Built, architecture: str, folder: Path) -> None:
-    export_library(built, folder / LIBRARY, architecture)
-
-
-def _plan(module: tvm.IRModule, target: CompileTarget, records: Database | None, on_step: OnStep) -> tvm.IRModule:
+def _plan(module: tvm.IRModule, target: tvm.target.Target, records: Database | None, on_step: OnStep) -> tvm.IRModule:
     """Schedules a module and plans its memory."""
     on_step("schedule")
-    tvm_target = tvm.target.Target(dict(target.tvm))
     rules = [TunedSchedule(records)] if records is not None else []
-    module = schedule_kernels(module, tvm_target, rules)
+    module = schedule_kernels(module, target, rules)
     for rule in rules:
         if rule.applied == 0:
             raise UserError(
@@ -100,7 +91,29 @@ def _plan(module: tvm.IRModule, target: CompileTarget, records: Database | None,
                 "bundle of the same backbone: ksm-hw tune."
             )
         on_step(f"{rule.applied} operators with tuned schedules")
-    return plan_memory(module, tvm_target)
+    return plan_memory(module, target)
+
+
+def _compiled(part: _Folded, planned: tvm.IRModule, built: Built, architecture: str) -> Compiled:
+    """What the passes found out about a module, beside its machine code."""
+    mains = [functions.main for functions in part.functions.values()]
+    main = part.module[mains[0]]
+    batch, channels, height, width = map(int, main.params[0].ty.shape)
+    _, classes = map(int, main.ret_ty.shape)
+    return Compiled(
+        bundle=part.bundle,
+        tasks={
+            task: TaskEntry(functions.main, functions.rewrite, functions.parameters)
+            for task, functions in part.functions.items()
+        },
+        tvm_version=tvm.__version__,
+        precision=str(main.params[0].ty.dtype),
+        input_shape=(batch, channels, height, width),
+        output_shape=(batch, classes),
+        workspace_bytes=max(workspace_bytes(planned[name]) for name in mains),
+        operators=_operators(planned),
+        export=lambda folder: export_library(built, folder / LIBRARY, architecture),
+    )
 
 
 def _operators(planned: tvm.IRModule) -> dict[str, OperatorEntry]:
@@ -136,35 +149,34 @@ def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
 
 
 def _fold(bundle: Bundle, batch: int, target: tvm.target.Target, fused: bool = False) -> _Folded:
-    image_size = common_image_size(bundle)
-    network = lower_backbone(bundle.backbone, most_classes(bundle), batch, image_size)
+    network = lower_backbone(bundle.backbone, most_classes(bundle), batch, common_image_size(bundle))
     (features,) = (int(weight.ty.shape[1]) for weight in network["main"].params if weight.name == HEAD_WEIGHT)
     check_heads(bundle, features)
     groups = group_tasks(bundle, _mask_layouts)
     layouts = {name: _mask_layouts(bundle.packs[tasks[0]]) for name, tasks in groups.items()}
     module, functions = fold_tasks(network, layouts, target, fused)
     of_task = {task: name for name, tasks in groups.items() for task in tasks}
-    return _Folded(module, {task: functions[of_task[task]] for task in bundle.packs})
+    return _Folded(bundle, module, {task: functions[of_task[task]] for task in bundle.packs})
 
 
-def _baked(folded: _Folded, bundle: Bundle, on_step: OnStep) -> Iterator[tuple[Bundle, _Folded]]:
-    """For each task the bundle with it alone, and its `main` with what `rewrite` gives, run here, as constants."""
+def _baked(folded: _Folded, dump: Dump, on_step: OnStep) -> Iterator[_Folded]:
+    """Each task alone, its `main` with what `rewrite` gives, run here, as constants."""
     on_step("build the rewriting of weights")
     here = tvm.target.Target("llvm")
     mains = {functions.main for functions in folded.functions.values()}
     rewrites = {
         variable: function for variable, function in folded.module.functions.items() if variable.name_hint not in mains
     }
-    planned = plan_memory(schedule_kernels(tvm.IRModule(rewrites), here), here)
-    machine = tvm.relax.VirtualMachine(build_executable(planned, here), tvm.cpu())
+    with dump.phases():
+        planned = plan_memory(schedule_kernels(tvm.IRModule(rewrites), here), here)
+        machine = tvm.relax.VirtualMachine(build_executable(planned, here), tvm.cpu())
     kernels = {variable: function for variable, function in rewrites.items() if isinstance(function, tvm.tirx.PrimFunc)}
+    bundle = folded.bundle
     for task, functions in folded.functions.items():
         on_step(f"bake the weights of {task}")
         arrays = task_parameters(functions.parameters, bundle.packs[task], bundle.tensors, most_classes(bundle))
         weights = machine[functions.rewrite]([tvm.runtime.tensor(array) for array in arrays])
         main = folded.module[functions.main]
         baked = main.bind_params(dict(zip(main.params[1:], weights, strict=True))).with_attr("global_symbol", "main")
-        yield (
-            dataclasses.replace(bundle, packs={task: bundle.packs[task]}),
-            _Folded(tvm.IRModule({**kernels, "main": baked}), {task: TaskFunctions("main", None, ())}),
-        )
+        own = dataclasses.replace(bundle, packs={task: bundle.packs[task]})
+        yield _Folded(own, tvm.IRModule({**kernels, "main": baked}), {task: TaskFunctions("main", None, ())})

@@ -189,6 +189,21 @@ def test_bundle_whose_tasks_are_not_there(fails: Fails, copied_bundle: Path, tas
     compile_fails(fails, copied_bundle)
 
 
+def test_assembler_without_a_folder_for_it(fails: Fails, bundle_folder: Path) -> None:
+    message = fails("compile", "--target", "host", "--task", "all", "--bundle", bundle_folder, "--dump-assembly")
+    assert "--dump FOLDER" in message
+
+
+def test_dump_into_a_folder_of_something_else(fails: Fails, bundle_folder: Path) -> None:
+    options = ["--target", "host", "--task", "all", "-o", "artifact", "--dump", bundle_folder]
+    assert "holds no older dump" in fails("compile", *options, "--bundle", bundle_folder)
+
+
+def test_dump_of_relay(fails: Fails, bundle_folder: Path) -> None:
+    options = ["--target", "host", "--task", "all", "--ir", "relay", "--dump", "dump", "-o", "artifact"]
+    assert "--dump shows the phases of --ir relax" in fails("compile", *options, "--bundle", bundle_folder)
+
+
 def compile_fails(fails: Fails, bundle: Path, task: str = "kernel-task") -> str:
     return fails("compile", "--target", "host", "--task", task, "--bundle", bundle, "-o", "artifact")
 

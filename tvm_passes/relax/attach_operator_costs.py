@@ -66,16 +66,15 @@ def operator_cost(function: tirx.PrimFunc) -> Cost:
 
 
 def _called_by_main(module: tvm.IRModule) -> list[tvm.ir.GlobalVar]:
-    called: dict[tvm.ir.GlobalVar, None] = {}
-
-    def visit(expression: relax.Expr) -> None:
-        if isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.call_tir"):
-            called[expression.args[0]] = None
-
-    for variable, function in module.functions.items():
-        if isinstance(function, relax.Function) and variable.name_hint.startswith(MAIN):
-            relax.analysis.post_order_visit(function, visit)
-    return list(called)
+    mains = [
+        function
+        for variable, function in module.functions.items()
+        if isinstance(function, relax.Function) and variable.name_hint.startswith(MAIN)
+    ]
+    values = [binding.value for main in mains for block in main.body.blocks for binding in block.bindings]
+    call_tir = tvm.ir.Op.get("relax.call_tir")
+    calls = [value for value in values if isinstance(value, relax.Call) and value.op == call_tir]
+    return list(dict.fromkeys(call.args[0] for call in calls))
 
 
 def _is_static(function: tirx.PrimFunc) -> bool:

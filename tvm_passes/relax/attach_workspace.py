@@ -27,12 +27,8 @@ def workspace_bytes(function: relax.Function) -> int:
 
 
 def _storage_bytes(function: relax.Function) -> int:
-    total = 0
-
-    def visit(expression: relax.Expr) -> None:
-        nonlocal total
-        if isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.memory.alloc_storage"):
-            total += int(expression.args[0].values[0])
-
-    relax.analysis.post_order_visit(function, visit)
-    return total
+    allocation = tvm.ir.Op.get("relax.memory.alloc_storage")
+    bound = [binding.value for block in function.body.blocks for binding in block.bindings]
+    return sum(
+        int(value.args[0].values[0]) for value in bound if isinstance(value, relax.Call) and value.op == allocation
+    )

@@ -1,5 +1,6 @@
 """The compiler as one list of passes in phases, from a network to what machine code is generated from.
 
+    lowered     as it comes
     folded      mask and BatchNorm become ops on weights; padding joins its convolution
     layouts     activations channels-last; for CPUs weights packed, or transformed for Winograd's form
     lifted      everything that depends on parameters alone leaves `main`        (not with `fused`)
@@ -9,8 +10,9 @@
     planned     calls become instructions of Relax's virtual machine, over memory that is planned ahead
     loops       loops become what LLVM, or a GPU's code generator, takes
 
-The first three run once for each layout of masks (`MaskLayout` of every layer), the others on the joined module; the
-last inside `tvm.compile`. Each phase is a `Sequential` of that name: where it ends, a `PassInstrument` sees its module.
+Folded, layouts and lifted run once for each layout of masks (`MaskLayout` of every layer), what follows on the joined
+module; the last inside `tvm.compile`. Each phase is a `Sequential` of that name, so that a `PassInstrument` sees the
+module where it ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +39,7 @@ from tvm_passes.relax.schedules import target_rules
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 from tvm_passes.relax.weight_layouts import WeightLayouts
 
-PHASES = ("folded", "layouts", "lifted", "joined", "kernels", "scheduled", "planned", "loops")
+PHASES = ("lowered", "folded", "layouts", "lifted", "joined", "kernels", "scheduled", "planned", "loops")
 
 MaskLayouts = Mapping[str, MaskLayout]
 
@@ -58,6 +60,7 @@ def fold_tasks(
     """
     # Worth it only if weights are rewritten once a task. One pass for all layouts, so that they share its kernels.
     weight_layouts = [] if fused or "cpu" not in target.keys else [WeightLayouts(vector_unit(target))]
+    network = _phase("lowered", [])(network)
     folded = {}
     for name, masks in layouts.items():
         part = name if len(layouts) > 1 else ""

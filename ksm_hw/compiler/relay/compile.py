@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ksm_hw.artifact.manifest import TaskEntry
-from ksm_hw.compiler.compiled import Compiled, FoldMode, OnStep
+from ksm_hw.compiler.compiled import Compiled, FoldMode, OnStep, common_image_size, most_classes
 from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.compiler.tuning.records_folder import check_header
 from ksm_hw.errors import UserError
@@ -24,17 +24,19 @@ def compile_through_relay(
     batch: int,
     runner: bool,
     tuned: Path | None,
+    dump: Path | None,
     on_step: OnStep,
 ) -> Iterator[Compiled]:
     """Compiles the tasks of a bundle in Relay's environment: all in one, with `bake` each for itself.
 
     Args:
-        bundle, target, fold, batch, runner, tuned, on_step: as `compile_bundle`.
+        bundle, target, fold, batch, runner, tuned, dump, on_step: as `compile_bundle`.
 
     Raises:
         UserError: as `compile_bundle`.
     """
-    _check(target, runner)
+    _check(target, runner, dump)
+    image_size = common_image_size(bundle)
     with tempfile.TemporaryDirectory(prefix="ksm-hw-relay-") as temporary, compiler_process(on_step=on_step) as process:
         given, made = Path(temporary, "bundle"), Path(temporary, "libraries")
         given.mkdir()
@@ -49,16 +51,26 @@ def compile_through_relay(
                 task: TaskEntry(entry["main"], entry["rewrite"], tuple(entry["parameters"]))
                 for task, entry in part["tasks"].items()
             }
-            own = dataclasses.replace(bundle, packs={task: bundle.packs[task] for task in tasks})
-            export = functools.partial(_copy_files, made / part["folder"])
-            yield Compiled(own, tasks, part["tvm_version"], part["workspace_bytes"], {}, export)
+            yield Compiled(
+                bundle=dataclasses.replace(bundle, packs={task: bundle.packs[task] for task in tasks}),
+                tasks=tasks,
+                tvm_version=part["tvm_version"],
+                precision="float32",
+                input_shape=(batch, 3, image_size, image_size),
+                output_shape=(batch, most_classes(bundle)),
+                workspace_bytes=part["workspace_bytes"],
+                operators={},
+                export=functools.partial(_copy_files, made / part["folder"]),
+            )
 
 
-def _check(target: CompileTarget, runner: bool) -> None:
+def _check(target: CompileTarget, runner: bool, dump: Path | None) -> None:
     if target.device == "cuda":
         raise UserError("TVM 0.19, which has Relay, comes without CUDA. Compile for CUDA with --ir relax.")
     if runner:
         raise UserError("--runner is for artifacts of --ir relax: the program reads their libraries alone.")
+    if dump is not None:
+        raise UserError("--dump shows the phases of --ir relax. Relay's are in another process, and are not written.")
 
 
 def _copy_files(source: Path, destination: Path) -> None:
