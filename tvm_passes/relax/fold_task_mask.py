@@ -25,7 +25,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvm_passes.parameters import mask_parameters
 from tvm_passes.relax.dtypes import check_dtype
-from tvm_passes.relax.kernels.mask_decoder import mask_decoder
+from tvm_passes.relax.kernels.mask_decoder import MASK_DTYPE, mask_decoder
 
 Shape = tuple[int, ...]
 
@@ -76,6 +76,7 @@ class _Folder(PyExprMutator):
         self.masks = masks
         self.name = name
         self.mask_parameters: dict[str, list[relax.Var]] = {}
+        self.decoders: dict[tuple[int, int, bool], tvm.ir.GlobalVar] = {}
         self.uses = _count_uses(module["main"])
 
     def fold(self) -> tvm.IRModule:
@@ -99,11 +100,13 @@ class _Folder(PyExprMutator):
 
     def _masked(self, layer: str, layout: MaskLayout, weight: relax.Var) -> relax.Var:
         rows, columns = layout.shape[0], math.prod(layout.shape[1:])
-        unpack = mask_decoder(rows, columns, layout.coded)
-        dtype = str(unpack.params[-1].ty.dtype)
-        check_dtype("FoldTaskMask", weight.name, weight.ty.dtype, dtype)
-        decoder = self.builder_.add_func(unpack, f"unpack_mask{self.name}_{rows}x{columns}")
-        flat = relax.call_tir(decoder, self.mask_parameters[layer], out_ty=relax.TensorType((rows, columns), dtype))
+        check_dtype("FoldTaskMask", weight.name, weight.ty.dtype, MASK_DTYPE)
+        key = (rows, columns, layout.coded)
+        if key not in self.decoders:
+            self.decoders[key] = self.builder_.add_func(mask_decoder(*key), f"unpack_mask{self.name}_{rows}x{columns}")
+        flat = relax.call_tir(
+            self.decoders[key], self.mask_parameters[layer], out_ty=relax.TensorType((rows, columns), MASK_DTYPE)
+        )
         mask = relax.op.reshape(flat, layout.shape)
         if layout.group_size > 1:
             inputs = int(weight.ty.shape[1])
