@@ -13,6 +13,22 @@ class UnknownDtype(TypeError):
     """
 
 
+def check_dtype(place: str, variable: str, dtype: object, *known: str) -> None:
+    """Checks the type of values.
+
+    Args:
+        place: the pass or kernel.
+        variable: whose values these are: a parameter's path in the network.
+        dtype: their type.
+        known: the types that are known there.
+
+    Raises:
+        UnknownDtype: it is another.
+    """
+    if str(dtype) not in known:
+        raise unknown_dtype(place, f"'{variable}'", str(dtype), known)
+
+
 def unknown_dtype(place: str, variable: str, dtype: str, known: Collection[str]) -> UnknownDtype:
     """The error.
 

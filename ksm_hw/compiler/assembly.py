@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import tvm
 from tvm import relax
 
+from ksm_hw.toolchains.disassembly import CHECKS, loops_function
+
 # The suffixes of files of what the compilers of GPUs are given, by the kind of the module.
 _SOURCES = {"opencl": ".cl", "cuda": ".cu"}
 # A function's text ends so, in files for ELF.
@@ -13,8 +15,6 @@ _FUNCTION_END = re.compile(r"(?<=\.cfi_endproc\n)")
 _FUNCTION_NAME = re.compile(r"^\s*\.type\s+(\S+),[@%]function$", re.MULTILINE)
 # Notes for debuggers and for unwinding the stack: every second line.
 _NOTE = re.compile(r"^\s*(?:\.loc\s|\.cfi_|\.Ltmp\d+:|[#/]+DEBUG_VALUE).*\n", re.MULTILINE)
-# TVM calls kernel K through `__tvm_ffi_K`, which checks its arguments; the loops are in `K_compute_`.
-_CALLED, _COMPUTE = "__tvm_ffi_", "_compute_"
 _GPU_KERNEL = re.compile(
     r"^[^\n]*__(?:kernel|global__) void [^\n]*?(\w+_kernel\w*)\([^\n]*\{\n.*?^\}\n", re.MULTILINE | re.DOTALL
 )
@@ -47,12 +47,8 @@ def cut_assembly(text: str) -> dict[str, str]:
     for function in _FUNCTION_END.split(text):
         if (name := _FUNCTION_NAME.search(function)) is not None:
             functions[name[1]] = _NOTE.sub("", function)
-    kernels = [name.removeprefix(_CALLED) for name in functions if name.startswith(_CALLED)]
-    texts = {}
-    for kernel in kernels:
-        first = f"{kernel}{_COMPUTE}"
-        texts[kernel] = "".join(_reached(first if first in functions else f"{_CALLED}{kernel}", functions))
-    return texts
+    kernels = [name.removeprefix(CHECKS) for name in functions if name.startswith(CHECKS)]
+    return {kernel: "".join(_reached(loops_function(kernel, functions), functions)) for kernel in kernels}
 
 
 def _reached(name: str, functions: dict[str, str]) -> list[str]:

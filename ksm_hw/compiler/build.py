@@ -45,7 +45,8 @@ class Builder:
 
     target: tvm.target.Target
     architectures: Sequence[str] = ()
-    _known: dict[int, bytes] = field(default_factory=dict)  # Object files by what was compiled: its structural hash.
+    # Object files and what was compiled, by its structural hash.
+    _known: dict[int, tuple[tvm.IRModule, bytes]] = field(default_factory=dict)
 
     def build(self, module: tvm.IRModule) -> Built:
         """Compiles a module as `plan_memory` leaves it; for a CPU in parts, which all of this machine's cores share.
@@ -57,19 +58,25 @@ class Builder:
         if "cpu" not in self.target.keys or PassContext.current().instruments:
             return Built(build_executable(module, self.target, self.architectures))
         first, *others = _parts(module)
-        with ThreadPoolExecutor(available_cores()) as pool:
+        pool = ThreadPoolExecutor(available_cores())
+        try:
             objects = pool.map(self._object, others)
             return Built(build_executable(first, self.target), tuple(objects))
+        finally:
+            # After Ctrl-C the parts that have not begun are given up.
+            pool.shutdown(cancel_futures=True)
 
     def _object(self, loops: tvm.IRModule) -> bytes:
         """An object file. TVM and LLVM hold no lock of Python's, so threads make them at once."""
         key = tvm_ffi.structural_hash(loops)
-        if key not in self._known:
+        known, content = self._known.get(key, (None, b""))
+        if known is None or not tvm_ffi.structural_equal(known, loops):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "loops.o"
                 tvm.tirx.build(loops, target=self.target, pipeline=loop_pipeline()).write_to_file(str(path))
-                self._known[key] = path.read_bytes()
-        return self._known[key]
+                content = path.read_bytes()
+                self._known[key] = loops, content
+        return content
 
 
 def _parts(module: tvm.IRModule) -> list[tvm.IRModule]:

@@ -56,6 +56,8 @@ def compile_bundle(
     """
     if assembly and dump is None:
         raise UserError("The assembler is written beside the modules of each phase. Say where: --dump FOLDER.")
+    if dump is not None:
+        _check_apart(output.resolve(), dump.resolve())
     if runner:
         check_runner(target.device, architecture_of(target.cpu))
     folders = [output / task for task in bundle.packs] if fold == "bake" and len(bundle.packs) > 1 else [output]
@@ -92,6 +94,12 @@ def compile_bundle(
         on_step("write")
         write_artifact(folder, manifest, _exporter(compiled, manifest, runner), compiled.bundle)
     return folders
+
+
+def _check_apart(output: Path, dump: Path) -> None:
+    """An artifact's folder is replaced whole, with all that lies in it."""
+    if output == dump or output in dump.parents or dump in output.parents:
+        raise UserError(f"The artifact {output} and the dump {dump} would lie in each other. Give another --dump.")
 
 
 def _exporter(compiled: Compiled, manifest: Manifest, runner: bool) -> Callable[[Path], None]:

@@ -6,7 +6,8 @@
     assembly/KERNEL.s              the assembler of a kernel, or of a GPU's its source (.cl, .cu); with `bake` in
                                    assembly/TASK/
 
-They are written as they come, so a compile that fails leaves those of the phases before.
+They are written as they come, so a compile that fails leaves those of the phases before. `.ksm-hw-dump` lists them, a
+name a line: the next dump into the folder replaces these and nothing else.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from ksm_hw.files import written_file
 from tvm_passes.relax.pipeline import PHASES
 
 _ASSEMBLY = "assembly"
+LIST = ".ksm-hw-dump"
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,25 @@ class Dump:
     assembly: bool = False
 
     def begin(self) -> None:
-        """Removes the files of an older dump.
+        """Makes the folder, or removes the files of an older dump from it.
 
         Raises:
-            UserError: the folder holds something else.
+            UserError: the folder holds something else, or cannot be written.
         """
-        if self.folder is None or not self.folder.exists():
+        if self.folder is None:
             return
-        if not self.folder.is_dir() or (any(self.folder.iterdir()) and not _files(self.folder)):
+        older = self.folder / LIST
+        if self.folder.exists() and not older.is_file() and (self.folder.is_file() or any(self.folder.iterdir())):
             raise UserError(
                 f"{self.folder} exists and holds no older dump, so nothing is written into it. Give another path, or "
                 "remove it."
             )
-        for file in _files(self.folder):
-            file.unlink()
+        names = older.read_text().splitlines() if older.is_file() else []
+        for name in names:
+            if not Path(name).is_absolute() and ".." not in Path(name).parts:
+                (self.folder / name).unlink(missing_ok=True)
+        with written_file(older) as temporary:
+            temporary.write_text("")
 
     @contextlib.contextmanager
     def phases(self, task: str = "") -> Iterator[None]:
@@ -68,7 +75,7 @@ class Dump:
         """Writes the assembler of each kernel, if it was asked for."""
         if self.folder is not None and self.assembly:
             for name, text in kernel_texts(executable).items():
-                _write(self.folder / _ASSEMBLY / task / name, text)
+                _write(self.folder, str(Path(_ASSEMBLY) / task / name), text)
 
 
 @pass_instrument
@@ -80,15 +87,10 @@ class _PhaseWriter:
         phase, _, layout = info.name.partition(" ")
         if phase in PHASES:
             parts = [f"{PHASES.index(phase) + 1:02}", phase, *filter(None, (layout, self.task))]
-            _write(self.folder / f"{'-'.join(parts)}.py", module.script(show_meta=False))
+            _write(self.folder, f"{'-'.join(parts)}.py", module.script(show_meta=False))
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files of an older dump."""
-    phases = [file for number, phase in enumerate(PHASES, 1) for file in folder.glob(f"{number:02}-{phase}*.py")]
-    return phases + [file for file in (folder / _ASSEMBLY).rglob("*") if file.suffix in (".s", ".cl", ".cu")]
-
-
-def _write(path: Path, text: str) -> None:
-    with written_file(path) as temporary:
+def _write(folder: Path, name: str, text: str) -> None:
+    with written_file(folder / name) as temporary, (folder / LIST).open("a") as names:
+        names.write(f"{name}\n")
         temporary.write_text(text)

@@ -1,5 +1,6 @@
 """The compiler through Relax: lower, fold, schedule, build."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,11 +34,11 @@ from ksm_hw.toolchains.targets import CompileTarget
 from tvm_passes.relax.apply_schedules import SCHEDULE
 from tvm_passes.relax.attach_operator_costs import operator_costs
 from tvm_passes.relax.attach_workspace import workspace_bytes
-from tvm_passes.relax.dtypes import UnknownDtypeError
 from tvm_passes.relax.fold_task_mask import MaskLayout
 from tvm_passes.relax.join_tasks import TaskFunctions
 from tvm_passes.relax.pipeline import fold_tasks, plan_memory, schedule_kernels
 from tvm_passes.relax.schedules.base.tuned import TunedSchedule
+from tvm_passes.unknown_dtype import UnknownDtype
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,25 @@ def compile_through_relax(
     dump.begin()
     on_step("lower")
     builder = Builder(tvm.target.Target(dict(target.tvm)), target.architectures)
-    with dump.phases():
+    with dump.phases(), _known_dtypes(bundle.backbone):
         folded = _fold(bundle, batch, builder.target, fused=fold == "fused")
     for part in _baked(folded, dump, on_step) if fold == "bake" else [folded]:
         task = next(iter(part.functions)) if fold == "bake" else ""
-        with dump.phases(task):
+        with dump.phases(task), _known_dtypes(bundle.backbone):
             planned = _plan(part.module, builder.target, records, on_step)
             on_step("build")
             built = builder.build(planned)
         dump.write_assembly(built.executable, task)
         yield _compiled(part, planned, built, architecture_of(target.cpu))
+
+
+@contextlib.contextmanager
+def _known_dtypes(backbone: str) -> Iterator[None]:
+    """Around passes: a type of values that one does not know is bad input."""
+    try:
+        yield
+    except UnknownDtype as error:
+        raise UserError(f"{error} So {backbone} cannot be compiled in this precision. Use float32.") from error
 
 
 def _plan(module: tvm.IRModule, target: tvm.target.Target, records: Database | None, on_step: OnStep) -> tvm.IRModule:
@@ -155,10 +165,7 @@ def _fold(bundle: Bundle, batch: int, target: tvm.target.Target, fused: bool = F
     check_heads(bundle, features)
     groups = group_tasks(bundle, _mask_layouts)
     layouts = {name: _mask_layouts(bundle.packs[tasks[0]]) for name, tasks in groups.items()}
-    try:
-        module, functions = fold_tasks(network, layouts, target, fused)
-    except UnknownDtypeError as error:
-        raise UserError(f"{error} So {bundle.backbone} cannot be compiled in this precision. Use float32.") from error
+    module, functions = fold_tasks(network, layouts, target, fused)
     of_task = {task: name for name, tasks in groups.items() for task in tasks}
     return _Folded(bundle, module, {task: functions[of_task[task]] for task in bundle.packs})
 

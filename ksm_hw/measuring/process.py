@@ -44,7 +44,7 @@ def measuring_process(artifact: Path, threads: int | None = None) -> Iterator[Me
     with child_process(
         "ksm_hw.measuring.worker",
         name=f"The process that measured {artifact}",
-        advice="perhaps the memory ran out. Check the artifact with `ksm-hw verify`.",
+        advice="Check the artifact with `ksm-hw verify`.",
         variables=variables,
     ) as process:
         yield Measured(process.call("load", str(artifact), threads), functools.partial(process.call, "measure"))

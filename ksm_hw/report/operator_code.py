@@ -10,12 +10,10 @@ from ksm_hw.artifact.manifest import LIBRARY, Manifest, OperatorEntry, read_mani
 from ksm_hw.errors import UserError
 from ksm_hw.report.innermost_loops import Loop, innermost_loops
 from ksm_hw.report.operator_names import extents, operator_name
-from ksm_hw.toolchains.disassembly import Instruction, disassemble
+from ksm_hw.toolchains.disassembly import CHECKS, Instruction, disassemble, loops_function
 from ksm_hw.toolchains.linker import architecture_of
 
 _NEAR = 3  # Names in a message.
-# As TVM names the two functions of an operator: one checks the arguments and calls the other, which has the loops.
-_CHECKS, _LOOPS = "__tvm_ffi_", "_compute_"
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,8 @@ def operator_code(artifact: Path, name: str) -> OperatorCode:
     functions: dict[str, tuple[Instruction, ...]] = {}
     if manifest.device == "cpu":
         functions = disassemble(artifact / LIBRARY, architecture)
-    symbol = _symbol(name, manifest, [found.removesuffix(_LOOPS) for found in functions if found.endswith(_LOOPS)])
-    # Where LLVM drew the two together there is one.
-    function = functions.get(symbol + _LOOPS, functions.get(_CHECKS + symbol, ()))
+    symbol = _symbol(name, manifest, [found.removeprefix(CHECKS) for found in functions if found.startswith(CHECKS)])
+    function = functions.get(loops_function(symbol, functions), ())
     entry = manifest.operators.get(symbol)
     return OperatorCode(
         symbol=symbol,

@@ -34,7 +34,8 @@ def operator_name(symbol: str, shapes: tuple[Shape, ...]) -> str:
     names = [match[1].replace("_", " ") for match in _NAME.finditer(symbol.removeprefix("fused_"))]
     if not names:
         return symbol
-    if names[0] == "conv2d" and [len(shape) for shape in (*shapes[:2], shapes[-1])] in ([4, 4, 4], [4, 5, 4]):
+    ranks = [len(shape) for shape in (*shapes[:2], *shapes[-1:])]
+    if names[0] == "conv2d" and ranks in ([4, 4, 4], [4, 5, 4]):
         names[0] += _convolution(shapes[0], shapes[1], shapes[-1])
     return " + ".join(names)
 

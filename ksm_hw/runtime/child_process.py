@@ -91,6 +91,8 @@ class ChildProcess:
     def _death(self) -> UserError:
         status = self._process.wait()
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        if status == -signal.SIGKILL:
+            how += " (perhaps the memory ran out)"
         self._errors.seek(0)
         last_words = self._errors.read()[-_LAST_WORDS:].strip() or "It wrote nothing."
         return UserError(f"{self._name} {how}: {self._advice} Its last words:\n{last_words}")

@@ -94,7 +94,7 @@ class Session(DeviceSession):
         if manifest.ir != "relax":
             raise UserError(
                 f"{folder} was compiled through Relay, which runs in a process of its own. Open it with "
-                "ksm_hw.boards.open_session, or compile it with --ir relax."
+                "ksm_hw.boards.open_session.open_session, or compile it with --ir relax."
             )
         check_cpu_features(manifest.cpu_features, manifest.cpu.get("mcpu", manifest.target))
         prepare_device(manifest.device)

@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from ksm_hw.errors import UserError
 
 _log = logging.getLogger(__name__)
 
+CHECKS = "__tvm_ffi_"
+"""TVM calls operator K by the function `__tvm_ffi_K`, which checks the arguments; the loops are in `K_compute_`."""
+_LOOPS = "_compute_"
 _FUNCTION = re.compile(r"[0-9a-f]+ <(?P<name>.+)>:$")
 _INSTRUCTION = re.compile(r"\s*(?P<address>[0-9a-f]+):\s+(?P<mnemonic>\S+)\s*(?P<operands>.*)$")
 _COMMENT = re.compile(r"\s+(//|#|;)\s.*$")  # An immediate of arm64, such as #16, has no space in it.
@@ -40,6 +44,12 @@ class Instruction:
 
     def __str__(self) -> str:
         return f"{self.mnemonic} {self.operands}".rstrip()
+
+
+def loops_function(operator: str, functions: Container[str]) -> str:
+    """Which of a library's functions has the loops of an operator: where LLVM drew the two together, that one."""
+    loops = f"{operator}{_LOOPS}"
+    return loops if loops in functions else f"{CHECKS}{operator}"
 
 
 def disassemble(library: Path, architecture: str) -> dict[str, tuple[Instruction, ...]]:

@@ -1,5 +1,7 @@
 """Building in parts: each loop nest lies in one part, what was built before is not built again, and results stay."""
 
+import platform
+
 import numpy as np
 import tvm
 from operator_cases import HOST, function, values
@@ -41,7 +43,7 @@ def test_parts_compute_what_one_module_does(tmp_path) -> None:
     module, (data,) = planned(), values((1, 8))
     built = Builder(HOST).build(module)
     assert len(built.objects) > 1
-    export_library(built, tmp_path / "model.so", "x86_64")
+    export_library(built, tmp_path / "model.so", platform.machine())
     loaded = relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "model.so")), tvm.cpu())
     whole = relax.VirtualMachine(build_executable(module, HOST), tvm.cpu())
     results = [machine["main"](tvm.runtime.tensor(data)).numpy() for machine in (loaded, whole)]

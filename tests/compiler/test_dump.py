@@ -10,6 +10,7 @@ import tvm
 from ksm_hw.compiler import relax
 from ksm_hw.compiler.assembly import cut_assembly
 from ksm_hw.compiler.compile import FoldMode, compile_bundle
+from ksm_hw.compiler.dump import LIST
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, select_tasks
 from ksm_hw.toolchains.targets import load_target
@@ -27,7 +28,11 @@ def dumped(bundle: Bundle, target: str, folder: Path, fold: FoldMode = "switch")
     compile_bundle(bundle, load_target(target), folder / "artifact", fold=fold, dump=folder / "dump", assembly=True)
     for file in (folder / "dump").glob("*.py"):
         ast.parse(file.read_text())
-    return {file.name for file in (folder / "dump").iterdir()}
+    return names_in(folder / "dump")
+
+
+def names_in(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()} - {LIST}
 
 
 def test_each_phase_and_each_kernel_s_assembler_are_written(bundle: Bundle, tmp_path: Path) -> None:
@@ -68,7 +73,7 @@ def test_a_compile_that_fails_leaves_the_phases_before(
     one = select_tasks(bundle, "kernel-task")
     with pytest.raises(RuntimeError, match="no memory"):
         compile_bundle(one, load_target("host"), tmp_path / "artifact", dump=tmp_path / "dump")
-    assert {file.name for file in (tmp_path / "dump").iterdir()} == {numbered(phase) for phase in PHASES[:7]}
+    assert names_in(tmp_path / "dump") == {numbered(phase) for phase in PHASES[:7]}
 
 
 def test_an_older_dump_is_replaced_and_nothing_else(
@@ -78,13 +83,16 @@ def test_an_older_dump_is_replaced_and_nothing_else(
     folder = tmp_path / "dump"
     (folder / "assembly").mkdir(parents=True)
     older = [folder / numbered("lowered"), folder / numbered("folded", "kernel"), folder / "assembly" / "mean.s"]
-    for file in (*older, folder / "notes.txt"):
+    others = [folder / "notes.txt", folder / "assembly" / "start.s", tmp_path / "outside.py"]
+    for file in (*older, *others):
         file.write_text("older")
-    with pytest.raises(pytest.fail.Exception, match="looked at first"):
-        compile_bundle(bundle, load_target("host"), tmp_path / "artifact", dump=folder)
-    assert not any(file.exists() for file in older) and (folder / "notes.txt").read_text() == "older"
     with pytest.raises(UserError, match="holds no older dump"):
         compile_bundle(bundle, load_target("host"), tmp_path / "artifact", dump=folder)
+    assert all(file.exists() for file in older)
+    (folder / LIST).write_text("\n".join([*(str(file.relative_to(folder)) for file in older), "../outside.py"]))
+    with pytest.raises(pytest.fail.Exception, match="looked at first"):
+        compile_bundle(bundle, load_target("host"), tmp_path / "artifact", dump=folder)
+    assert not any(file.exists() for file in older) and all(file.read_text() == "older" for file in others)
     with pytest.raises(UserError, match="holds no older dump"):
         compile_bundle(bundle, load_target("host"), tmp_path / "artifact", dump=folder / "notes.txt")
 
@@ -93,6 +101,15 @@ def test_a_dump_that_cannot_be_written_is_bad_input(bundle: Bundle, tmp_path: Pa
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="Cannot write"):
         compile_bundle(bundle, load_target("host"), tmp_path / "artifact", dump=tmp_path / "file" / "dump")
+
+
+@pytest.mark.parametrize(("output", "dump"), [("a", "a"), ("a", "a/dump"), ("a/artifact", "a")])
+def test_a_dump_and_an_artifact_do_not_lie_in_each_other(
+    bundle: Bundle, tmp_path: Path, output: str, dump: str
+) -> None:
+    with pytest.raises(UserError, match="lie in each other"):
+        compile_bundle(bundle, load_target("host"), tmp_path / output, dump=tmp_path / dump)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_kernel_s_assembler_is_what_computes_it_and_what_it_starts_in_threads() -> None:

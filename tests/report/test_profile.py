@@ -108,6 +108,7 @@ def test_the_manifest_knows_the_operators_of_an_inference_alone(artifact: Path) 
         ("fused_matmul_add24", ((1, 8), (8, 4), (4,), (1, 4)), "matmul + add"),
         ("unpack_mask_kernel_1024x192", ((1024,), (1024, 192)), "unpack mask"),
         ("__", (), "__"),
+        ("conv2d13", (), "conv2d"),
     ],
 )  # fmt: skip
 def test_operators_have_readable_names(symbol: str, shapes: tuple[tuple[int, ...], ...], name: str) -> None:

@@ -24,8 +24,8 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvm_passes.parameters import mask_parameters
-from tvm_passes.relax.dtypes import check_dtype
 from tvm_passes.relax.kernels.mask_decoder import MASK_DTYPE, mask_decoder
+from tvm_passes.unknown_dtype import check_dtype
 
 Shape = tuple[int, ...]
 

@@ -1,7 +1,7 @@
 """Gives every convolution the form, and its weights the layout, in which a CPU is fastest.
 
 In:  a Relax module of NHWC convolutions with HWIO weights (`ConvertToChannelsLast`).
-Out: the same module; 3×3 convolutions for which it pays are calls of Winograd's kernel (`winograd_kernels`), and all
+Out: the same module; 3×3 convolutions for which it pays are calls of Winograd's kernel (`kernels/winograd.py`), and all
      others but depthwise ones calls of the direct kernel with packed weights (`packed_convolution`). What is done to a
      weight sits directly on the parameter (or on what is computed from parameters), so that `LiftTransformParams` moves
      it out of `main`.
@@ -16,12 +16,12 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tvm_passes.relax.dtypes import check_dtype
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
 from tvm_passes.relax.kernels.winograd import POINTS, convolution, transform_weight
 from tvm_passes.relax.schedules.base.precision import value_bytes
 from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
+from tvm_passes.unknown_dtype import check_dtype
 
 # Marks the transform of a weight and says its tile, for the passes behind.
 WEIGHT_TRANSFORM = "winograd_weight"

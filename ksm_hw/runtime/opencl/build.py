@@ -1,7 +1,7 @@
 """Builds OpenCL runtimes against the headers of a TVM, for this machine or for a board.
 
 The C++ of this folder becomes `libtvm_runtime_opencl.so`, the name by which TVM knows the runtime; that of Relay's TVM
-is in `ksm_hw/compiler/relay/opencl`. Nothing of OpenCL or TVM is linked, only named: stubs take the place of the
+is in `ksm_hw/runtime/relay/opencl`. Nothing of OpenCL or TVM is linked, only named: stubs take the place of the
 libraries, so that a desk without any of them can build for a board that has them.
 """
 

@@ -15,9 +15,9 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.models.backbones import build_backbone
 from ksm_hw.toolchains.targets import load_target
-from tvm_passes.relax.dtypes import UnknownDtypeError
 from tvm_passes.relax.fold_task_mask import MaskLayout
 from tvm_passes.relax.pipeline import fold_tasks
+from tvm_passes.unknown_dtype import UnknownDtype
 
 HOST = tvm.target.Target("llvm")
 
@@ -35,12 +35,12 @@ def network_of(layer: str, dtype: str, features: int = 8) -> tvm.IRModule:
 
 
 def test_a_masked_weight_in_half_precision() -> None:
-    with pytest.raises(UnknownDtypeError, match=r"^FoldTaskMask knows float32, and 'stem.weight' is float16\.$"):
+    with pytest.raises(UnknownDtype, match=r"^FoldTaskMask knows float32, and 'stem.weight' is float16\.$"):
         fold_tasks(network_of("stem", "float16"), {"masked": {"stem": MaskLayout((8, 3))}}, HOST)
 
 
 def test_a_convolution_in_half_precision() -> None:
-    with pytest.raises(UnknownDtypeError, match=r"^WeightLayouts knows float32, and 'stem.weight' is float16\.$"):
+    with pytest.raises(UnknownDtype, match=r"^WeightLayouts knows float32, and 'stem.weight' is float16\.$"):
         fold_tasks(network_of("stem", "float16"), {"unmasked": {}}, HOST)
 
 

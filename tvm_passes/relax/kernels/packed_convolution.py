@@ -11,12 +11,6 @@ from tvm import te, tirx
 ANNOTATION = "packed"
 
 
-def packed_shape(shape: tuple[int, int, int, int], lanes: int) -> tuple[int, int, int, int, int]:
-    """From HWIO [kH, kW, I, O] to the packed [O / lanes, kH, kW, I, lanes]; `lanes` divides O."""
-    height, width, inputs, outputs = shape
-    return outputs // lanes, height, width, inputs, lanes
-
-
 def packed_convolution(
     data: te.Tensor,
     weight: te.Tensor,
