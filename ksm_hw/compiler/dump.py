@@ -31,44 +31,42 @@ class Dump:
     """What is written of one compile.
 
     Attributes:
-        folder: where to; None for nothing at all.
+        folder: where to.
         assembly: whether the kernels' assembler too.
     """
 
-    folder: Path | None
-    assembly: bool = False
-
-    def begin(self) -> None:
-        """Removes the files of an older dump.
-
-        Raises:
-            UserError: the folder holds something else.
-        """
-        if self.folder is None or not self.folder.exists():
-            return
-        if not self.folder.is_dir() or (any(self.folder.iterdir()) and not _files(self.folder)):
-            raise UserError(
-                f"{self.folder} exists and holds no older dump, so nothing is written into it. Give another path, or "
-                "remove it."
-            )
-        for file in _files(self.folder):
-            file.unlink()
+    folder: Path
+    assembly: bool
 
     @contextlib.contextmanager
     def phases(self, task: str = "") -> Iterator[None]:
         """Writes the module behind each phase that ends inside the block; `task` is the one that is compiled there."""
-        if self.folder is None:
-            yield
-            return
         tvm_ffi.register_error("UserError", UserError)  # Or a full disk would come out of a pass as a RuntimeError.
         with tvm.transform.PassContext(instruments=[_PhaseWriter(self.folder, task)]):
             yield
 
     def write_assembly(self, executable: tvm.relax.VMExecutable, task: str = "") -> None:
         """Writes the assembler of each kernel, if it was asked for."""
-        if self.folder is not None and self.assembly:
+        if self.assembly:
             for name, text in kernel_texts(executable).items():
                 _write(self.folder / _ASSEMBLY / task / name, text)
+
+
+def begin_dump(folder: Path, assembly: bool) -> Dump:
+    """Removes the files of an older dump from a folder, for a new one.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    if folder.exists():
+        if not folder.is_dir() or (any(folder.iterdir()) and not _files(folder)):
+            raise UserError(
+                f"{folder} exists and holds no older dump, so nothing is written into it. Give another path, or remove "
+                "it."
+            )
+        for file in _files(folder):
+            file.unlink()
+    return Dump(folder, assembly)
 
 
 @pass_instrument
