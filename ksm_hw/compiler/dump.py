@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
+import tvm_ffi
 from tvm.ir.instrument import pass_instrument
 
 from ksm_hw.compiler.assembly import kernel_texts
@@ -59,6 +60,7 @@ class Dump:
         if self.folder is None:
             yield
             return
+        tvm_ffi.register_error("UserError", UserError)  # Or a full disk would come out of a pass as a RuntimeError.
         with tvm.transform.PassContext(instruments=[_PhaseWriter(self.folder, task)]):
             yield
 

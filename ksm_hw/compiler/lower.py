@@ -9,6 +9,7 @@ from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
 from ksm_hw.artifact.parameters import HEAD_BIAS, HEAD_WEIGHT
+from ksm_hw.errors import UserError
 from ksm_hw.models.backbones import build_backbone, head_path
 
 
@@ -37,9 +38,13 @@ def lower_backbone(backbone: str, classes: int, batch: int, image_size: int) -> 
     parameter's name is its path in the network's state dict; those of the head are `head/weight` and `head/bias`.
 
     Raises:
-        UserError: there is no such network.
+        UserError: there is no such network, or it is not in float32.
     """
     model = build_backbone(backbone, classes).eval()
+    for path, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            # TVM's importer writes float32 for what convolutions and matrix products of any type give.
+            raise UserError(f"'{path}' of {backbone} is {parameter.dtype}. Networks are lowered from float32 alone.")
     head = head_path(model)
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.BatchNorm2d):

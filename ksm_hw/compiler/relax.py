@@ -33,6 +33,7 @@ from ksm_hw.toolchains.targets import CompileTarget
 from tvm_passes.relax.apply_schedules import SCHEDULE
 from tvm_passes.relax.attach_operator_costs import operator_costs
 from tvm_passes.relax.attach_workspace import workspace_bytes
+from tvm_passes.relax.dtypes import UnknownDtypeError
 from tvm_passes.relax.fold_task_mask import MaskLayout
 from tvm_passes.relax.join_tasks import TaskFunctions
 from tvm_passes.relax.pipeline import fold_tasks, plan_memory, schedule_kernels
@@ -154,7 +155,10 @@ def _fold(bundle: Bundle, batch: int, target: tvm.target.Target, fused: bool = F
     check_heads(bundle, features)
     groups = group_tasks(bundle, _mask_layouts)
     layouts = {name: _mask_layouts(bundle.packs[tasks[0]]) for name, tasks in groups.items()}
-    module, functions = fold_tasks(network, layouts, target, fused)
+    try:
+        module, functions = fold_tasks(network, layouts, target, fused)
+    except UnknownDtypeError as error:
+        raise UserError(f"{error} So {bundle.backbone} cannot be compiled in this precision. Use float32.") from error
     of_task = {task: name for name, tasks in groups.items() for task in tasks}
     return _Folded(bundle, module, {task: functions[of_task[task]] for task in bundle.packs})
 

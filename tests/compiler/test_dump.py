@@ -89,6 +89,12 @@ def test_an_older_dump_is_replaced_and_nothing_else(
         compile_bundle(bundle, load_target("host"), tmp_path / "artifact", dump=folder / "notes.txt")
 
 
+def test_a_dump_that_cannot_be_written_is_bad_input(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="Cannot write"):
+        compile_bundle(bundle, load_target("host"), tmp_path / "artifact", dump=tmp_path / "file" / "dump")
+
+
 def test_a_kernel_s_assembler_is_what_computes_it_and_what_it_starts_in_threads() -> None:
     def function(name: str, *lines: str) -> str:
         return f"\t.type\t{name},@function\n{name}:\n\t.cfi_startproc\n" + "\n".join(lines) + "\n\t.cfi_endproc\n"

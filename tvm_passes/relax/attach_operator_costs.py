@@ -9,7 +9,6 @@ Out: the same; of each loop nest that an inference calls and whose shapes are kn
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import tvm
 from tvm import relax, tirx
 from tvm.ir.transform import PassContext
@@ -17,6 +16,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.analysis import estimate_tir_flops
 
 from tvm_passes.relax.join_tasks import MAIN
+from tvm_passes.relax.schedules.base.precision import value_bytes
 
 _FLOPS, _BYTES = "flops", "bytes"
 
@@ -84,4 +84,4 @@ def _is_static(function: tirx.PrimFunc) -> bool:
 
 def _bytes(parameter: tirx.Var) -> int:
     shape = [int(extent) for extent in parameter.ty.shape]
-    return math.prod(shape) * np.dtype(str(parameter.ty.dtype)).itemsize
+    return math.prod(shape) * value_bytes(str(parameter.ty.dtype))

@@ -13,6 +13,7 @@ Everything new but that affine depends on parameters alone, so `relax.transform.
 `main`: inference then never pays for a mask.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +24,12 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvm_passes.parameters import mask_parameters
-from tvm_passes.relax.kernels.mask_decoder import mask_decoder
+from tvm_passes.relax.dtypes import check_dtype
+from tvm_passes.relax.kernels.mask_decoder import MASK_DTYPE, mask_decoder
 
 Shape = tuple[int, ...]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,12 @@ class _Folder(PyExprMutator):
 
     def _masked(self, layer: str, layout: MaskLayout, weight: relax.Var) -> relax.Var:
         rows, columns = layout.shape[0], math.prod(layout.shape[1:])
+        check_dtype("FoldTaskMask", weight.name, weight.ty.dtype, MASK_DTYPE)
         key = (rows, columns, layout.coded)
         if key not in self.decoders:
             self.decoders[key] = self.builder_.add_func(mask_decoder(*key), f"unpack_mask{self.name}_{rows}x{columns}")
         flat = relax.call_tir(
-            self.decoders[key], self.mask_parameters[layer], out_ty=relax.TensorType((rows, columns), "float32")
+            self.decoders[key], self.mask_parameters[layer], out_ty=relax.TensorType((rows, columns), MASK_DTYPE)
         )
         mask = relax.op.reshape(flat, layout.shape)
         if layout.group_size > 1:
@@ -115,21 +120,27 @@ class _Folder(PyExprMutator):
         if call.op != tvm.ir.Op.get("relax.nn.batch_norm"):
             return call
         data, gamma, beta, mean, variance = call.args
-        scale = self.builder_.emit(gamma / relax.op.sqrt(variance + relax.const(call.attrs.epsilon, "float32")))
-        folded = self._fold_into_convolution(original, data, scale, beta, mean)
+        epsilon = relax.const(call.attrs.epsilon, str(variance.ty.dtype))
+        scale = self.builder_.emit(gamma / relax.op.sqrt(variance + epsilon))
+        layer = gamma.name.removesuffix(".weight")
+        folded = self._fold_into_convolution(layer, original, data, scale, beta, mean)
         if folded is None:
             shift = self.builder_.emit(beta - mean * scale)
             folded = self.builder_.emit(data * _channels(scale)) + _channels(shift)
         return relax.Tuple([self.builder_.emit(folded), mean, variance])
 
     def _fold_into_convolution(
-        self, original: relax.Expr, data: relax.Expr, scale: relax.Expr, beta: relax.Expr, mean: relax.Expr
+        self, layer: str, original: relax.Expr, data: relax.Expr, scale: relax.Expr, beta: relax.Expr, mean: relax.Expr
     ) -> relax.Expr | None:
-        if self.uses.get(original, 0) != 1:
-            return None
+        """The convolution with BatchNorm `layer` in its weight; None where that is not possible."""
         convolution, bias = self._split_bias(data)
         if convolution is None:
+            _log.info("BatchNorm %s becomes an affine: it stands behind no convolution", layer)
             return None
+        if self.uses.get(original, 0) != 1:
+            _log.info("BatchNorm %s becomes an affine: something else reads the convolution before it", layer)
+            return None
+        _log.debug("BatchNorm %s is folded into the weight of its convolution", layer)
         weight = self.builder_.emit(convolution.args[1] * relax.op.reshape(scale, (-1, 1, 1, 1)))
         shift = beta - mean * scale if bias is None else beta + (bias - mean) * scale
         scaled = relax.Call(convolution.op, [convolution.args[0], weight], convolution.attrs)

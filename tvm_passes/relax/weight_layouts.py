@@ -7,6 +7,7 @@ Out: the same module; 3×3 convolutions for which it pays are calls of Winograd'
      it out of `main`.
 """
 
+import logging
 from collections.abc import Callable, Hashable
 
 import tvm
@@ -15,8 +16,10 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from tvm_passes.relax.dtypes import check_dtype
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
 from tvm_passes.relax.kernels.winograd import POINTS, convolution, transform_weight
+from tvm_passes.relax.schedules.base.precision import value_bytes
 from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
 
@@ -24,8 +27,11 @@ from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
 WEIGHT_TRANSFORM = "winograd_weight"
 # TVM's op patterns: what elementwise operators may be fused behind, and what nothing may be fused to.
 _REDUCTION, _OPAQUE = 4, 8
+_DTYPE = "float32"  # What the kernels are written for.
 # By what is computed of which tensors.
 _Kernels = dict[Hashable, tuple[tvm.ir.GlobalVar, tvm.tirx.PrimFunc]]
+
+_log = logging.getLogger(__name__)
 
 
 @tvm.transform.module_pass(opt_level=0, name="WeightLayouts")
@@ -65,19 +71,29 @@ class _Rewriter(PyExprMutator):
         call = super().visit_call_(call)
         if call.op != tvm.ir.Op.get("relax.nn.conv2d") or not _is_channels_last(call):
             return call
+        check_dtype("WeightLayouts", self._parameter(call.args[1]), call.args[1].ty.dtype, _DTYPE)
         for form in (self._winograd, self._packed):
             if (replaced := form(call)) is not None:
                 return replaced
+        _log.info("%s stays as it is: its convolution is depthwise", self._parameter(call.args[1]))
         return call
+
+    def _parameter(self, weight: relax.Expr) -> str:
+        """The name of the parameter that a weight is computed from: the first operand of each step on the way."""
+        while isinstance(weight, relax.Var) and (bound := self.lookup_binding(weight)) is not None:
+            weight = bound.args[0]
+        return str(weight.name) if isinstance(weight, relax.Var) else "a constant"
 
     def _winograd(self, call: relax.Call) -> relax.Call | None:
         """Winograd's form; None where it does not pay."""
         data, weight = call.args
         _, rows, columns, outputs = map(int, call.ty.shape)
-        lanes = next((lanes for lanes in _channel_blocks(self.unit.lanes(call.ty.dtype)) if outputs % lanes == 0), None)
-        tile = best_tile(rows, columns, int(data.ty.shape[3]), outputs, self.unit.lanes(call.ty.dtype))
+        dtype = str(weight.ty.dtype)
+        lanes = next((lanes for lanes in _channel_blocks(self.unit.lanes(dtype)) if outputs % lanes == 0), None)
+        tile = best_tile(rows, columns, int(data.ty.shape[3]), outputs, self.unit.lanes(dtype), value_bytes(dtype))
         if lanes is None or tile is None or not _is_plain_3x3(call):
             return None
+        _log.info("%s is transformed for Winograd's form, F(%d×%d, 3×3)", self._parameter(weight), tile, tile)
         mark = {WEIGHT_TRANSFORM: tile}
         transform = self._call("winograd_weight", transform_weight, [weight], (tile, lanes), _OPAQUE, **mark)
         transformed = self.builder_.emit(transform)
@@ -94,6 +110,7 @@ class _Rewriter(PyExprMutator):
             return None
         depth = height * width * inputs
         (_, lanes), _ = ranked_tiles(batch * rows * columns, outputs // groups, depth, self.unit, call.ty.dtype)[0]
+        _log.info("%s is packed in blocks of %d output channels", self._parameter(weight), lanes)
         blocks = relax.op.reshape(weight, (height, width, inputs, outputs // lanes, lanes))
         packed = self.builder_.emit(relax.op.permute_dims(self.builder_.emit(blocks), [3, 0, 1, 2, 4]))
         strides, padding, dilation = (tuple(map(int, one)) for one in (attrs.strides, attrs.padding, attrs.dilation))
@@ -138,7 +155,7 @@ class _Rewriter(PyExprMutator):
 
 
 def _is_channels_last(call: relax.Call) -> bool:
-    return (call.attrs.data_layout, call.attrs.kernel_layout, call.ty.dtype) == ("NHWC", "HWIO", "float32")
+    return (call.attrs.data_layout, call.attrs.kernel_layout) == ("NHWC", "HWIO")
 
 
 def _is_plain_3x3(call: relax.Call) -> bool:
@@ -154,15 +171,21 @@ def _channel_blocks(lanes: int) -> tuple[int, ...]:
     return tuple(width for width in (widest, widest // 2, widest // 4) if width >= lanes)
 
 
-def best_tile(rows: int, columns: int, inputs: int, outputs: int, lanes: int) -> int | None:
+def best_tile(rows: int, columns: int, inputs: int, outputs: int, lanes: int, weight_bytes: int) -> int | None:
     """The m of F(m×m, 3×3) with which a convolution of one image is fastest; None if that is the direct form.
 
     Counts the cycles of a core that starts two multiply-adds a cycle and reaches 80 % of that, and gets 6 bytes of
     weights a cycle from memory. A gain below an eighth is not worth the larger weights.
+
+    Args:
+        rows, columns: of the result.
+        inputs, outputs: channels.
+        lanes: values in a vector.
+        weight_bytes: of one weight.
     """
 
     def cycles(products: int, weights: int) -> float:
-        return products * inputs * outputs / (2 * lanes * 0.8) + weights * inputs * outputs * 4 / 6
+        return products * inputs * outputs / (2 * lanes * 0.8) + weights * inputs * outputs * weight_bytes / 6
 
     found: dict[int | None, float] = {None: cycles(9 * rows * columns, 9) * 7 / 8}
     for tile in POINTS:

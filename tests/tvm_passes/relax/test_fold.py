@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 from collections import Counter
 
 import numpy as np
@@ -131,6 +132,27 @@ def test_a_convolution_that_is_read_twice_runs_once_and_keeps_its_value(bias: bo
     network = network_with_statistics(ReadTwice(bias))
     found, _ = lifted_ops(network, random_masks(network, "kernel"))
     assert found["nn.conv2d"] == 1 and found["multiply"] == 1
+
+
+def test_the_log_says_why_a_batch_norm_was_not_folded(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "tvm_passes"):
+        for network in (PreActivation(), ReadTwice(bias=False), PostActivation()):
+            FoldTaskMask({}, "_test")(lower(network_with_statistics(network)))
+    assert [record.message for record in caplog.records] == [
+        "BatchNorm norm becomes an affine: something else reads the convolution before it",
+        "BatchNorm last_norm becomes an affine: it stands behind no convolution",
+        "BatchNorm norm becomes an affine: something else reads the convolution before it",
+    ]
+
+
+def test_the_log_says_how_weights_lie(caplog: pytest.LogCaptureFixture) -> None:
+    network = network_with_statistics(PostActivation())
+    with caplog.at_level(logging.INFO, "tvm_passes"):
+        fold_tasks(lower(network), {"kernel": layouts_of(random_masks(network, "kernel"), "kernel")}, HOST)
+    first, depthwise, biased = (record.message for record in caplog.records)
+    assert first.startswith("first.weight is packed in blocks of")
+    assert depthwise == "depthwise.weight stays as it is: its convolution is depthwise"
+    assert biased.startswith("biased.weight is packed in blocks of")
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

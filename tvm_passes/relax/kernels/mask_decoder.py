@@ -10,6 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 # Marks the decoders of masks, for the passes behind.
 MASK_DECODER = "mask_decoder"
+MASK_DTYPE = "float32"
 
 
 def mask_decoder(rows: int, columns: int, coded: bool) -> tirx.PrimFunc:
@@ -36,7 +37,7 @@ def mask_decoder(rows: int, columns: int, coded: bool) -> tirx.PrimFunc:
         scale = T.arg("scale", T.buffer((zeros,), "uint8" if coded else "float32"))
         row_start = T.arg("row_start", T.buffer((rows,), "int32"))
         scale_range = T.arg("scale_range", T.buffer((2,), "float32"))
-        mask = T.arg("mask", T.buffer((rows, columns), "float32"))
+        mask = T.arg("mask", T.buffer((rows, columns), MASK_DTYPE))
         with T.serial(rows) as i, T.sblock("row"):
             row = IRBuilder.name("row", T.axis.spatial(rows, IRBuilder.name("i", i)))
             # Named, because what TVM finds by itself depends on `position`, which is not there outside the block.
@@ -47,7 +48,7 @@ def mask_decoder(rows: int, columns: int, coded: bool) -> tirx.PrimFunc:
             with T.serial(columns) as column:
                 index = row * columns + IRBuilder.name("column", column)
                 bit = T.bitwise_and(T.shift_right(T.Cast("int32", bits[index // 8]), 7 - index % 8), 1)
-                number = T.Cast("float32", scale[tirx.min(T.Cast("int64", position[0]), zeros - 1)])
+                number = T.Cast(MASK_DTYPE, scale[tirx.min(T.Cast("int64", position[0]), zeros - 1)])
                 soft = scale_range[0] + number * scale_range[1]
                 T.buffer_store(mask, T.if_then_else(bit == 1, T.float32(1), soft), [row, column])
                 T.buffer_store(position, position[0] + 1 - bit, [0])

@@ -18,7 +18,7 @@ from tvm.tirx.transform import prim_func_pass
 from tvm_ffi import structural_map
 
 _ANNOTATION = "ask_ahead"
-_LINE = 16  # float32 values in a cache line of x86-64 and of nearly every 64-bit ARM core.
+_LINE_BYTES = 64  # Of a cache line of x86-64 and of nearly every 64-bit ARM core.
 
 
 def ask_ahead(schedule: Schedule, loop: LoopRV, axis: int, distance: int) -> None:
@@ -65,7 +65,8 @@ def _asking(body: tirx.Stmt, axis: int, distance: int) -> tirx.Stmt:
     last = _read_first(innermost, {loop.loop_var: loop.min + loop.extent - 1 for loop in loops})
     width = int(Analyzer().simplify(last[-1] - indices[-1])) + 1
     indices[axis] += distance
-    lines = [[*indices[:-1], indices[-1] + start] for start in _line_starts(width)]
+    starts = _line_starts(width, _LINE_BYTES // weights.source.dtype.itemsize)
+    lines = [[*indices[:-1], indices[-1] + start] for start in starts]
     return tirx.SeqStmt([*(tirx.Evaluate(prefetch(weights.source, line)) for line in lines), body])
 
 
@@ -79,9 +80,9 @@ def _read_first(realize: SBlockRealize, loops: Mapping[tirx.Var, tirx.Expr]) -> 
     return [analyzer.simplify(one.min) for one in realize.block.reads[-1].region]
 
 
-def _line_starts(values: int) -> list[int]:
-    """Of so many neighbouring values, one in each cache line that they touch wherever they begin."""
-    return [max(0, min(start, values - _LINE)) for start in range(0, values, _LINE)]
+def _line_starts(values: int, line: int) -> list[int]:
+    """Of so many neighbouring values, one in each cache line of `line` values that they touch wherever they begin."""
+    return [max(0, min(start, values - line)) for start in range(0, values, line)]
 
 
 def prefetch(buffer: tirx.Var, indices: list[tirx.Expr], to_write: bool = False, cache: int = 3) -> tirx.Expr:

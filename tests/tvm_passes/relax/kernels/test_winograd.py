@@ -186,7 +186,7 @@ def test_schedules_for_other_cpus_compile(target):
 
 
 def test_the_direct_form_stays_where_it_is_faster() -> None:
-    assert best_tile(56, 56, 64, 64, lanes=8) == 4
-    assert best_tile(7, 7, 512, 512, lanes=8) == 2
-    assert best_tile(224, 224, 3, 64, lanes=8) is None  # Transforms cost more than the products save.
-    assert best_tile(1, 1, 512, 512, lanes=8) is None
+    assert best_tile(56, 56, 64, 64, lanes=8, weight_bytes=4) == 4
+    assert best_tile(7, 7, 512, 512, lanes=8, weight_bytes=4) == 2
+    assert best_tile(224, 224, 3, 64, lanes=8, weight_bytes=4) is None  # Transforms cost more than the products save.
+    assert best_tile(1, 1, 512, 512, lanes=8, weight_bytes=4) is None
