@@ -51,8 +51,8 @@ def compile_bundle(
         UserError: no tasks, tasks that need different inputs, a missing linker or compiler for CUDA, a compute
             capability that it does not know, what the runner needs is missing, a folder that cannot be written, a
             folder of `tuned` that is of another target or version of TVM, or has no record of any operator, a folder of
-            `dump` that holds something else, `assembly` without one, a network with tensors of a type that a pass does
-            not know, or something that Relay cannot do, or it is not installed.
+            `dump` that holds something else or lies in `output`, `assembly` without one, a network with tensors of a
+            type that a pass does not know, or something that Relay cannot do, or it is not installed.
     """
     if assembly and dump is None:
         raise UserError("The assembler is written beside the modules of each phase. Say where: --dump FOLDER.")
@@ -68,10 +68,9 @@ def compile_bundle(
 
         parts = compile_through_relay(bundle, target, fold, batch, runner, tuned, dump, on_step)
     else:
-        from ksm_hw.compiler.dump import Dump
         from ksm_hw.compiler.relax import compile_through_relax
 
-        parts = compile_through_relax(bundle, target, fold, batch, tuned, Dump(dump, assembly), on_step)
+        parts = compile_through_relax(bundle, target, fold, batch, tuned, dump, assembly, on_step)
     for folder, compiled in zip(folders, parts, strict=True):
         manifest = Manifest(
             backbone=bundle.backbone,

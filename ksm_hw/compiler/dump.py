@@ -33,49 +33,44 @@ class Dump:
     """What is written of one compile.
 
     Attributes:
-        folder: where to; None for nothing at all.
+        folder: where to.
         assembly: whether the kernels' assembler too.
     """
 
-    folder: Path | None
-    assembly: bool = False
-
-    def begin(self) -> None:
-        """Makes the folder, or removes the files of an older dump from it.
-
-        Raises:
-            UserError: the folder holds something else, or cannot be written.
-        """
-        if self.folder is None:
-            return
-        older = self.folder / LIST
-        if self.folder.exists() and not older.is_file() and (self.folder.is_file() or any(self.folder.iterdir())):
-            raise UserError(
-                f"{self.folder} exists and holds no older dump, so nothing is written into it. Give another path, or "
-                "remove it."
-            )
-        names = older.read_text().splitlines() if older.is_file() else []
-        for name in names:
-            if not Path(name).is_absolute() and ".." not in Path(name).parts:
-                (self.folder / name).unlink(missing_ok=True)
-        with written_file(older) as temporary:
-            temporary.write_text("")
+    folder: Path
+    assembly: bool
 
     @contextlib.contextmanager
     def phases(self, task: str = "") -> Iterator[None]:
         """Writes the module behind each phase that ends inside the block; `task` is the one that is compiled there."""
-        if self.folder is None:
-            yield
-            return
         tvm_ffi.register_error("UserError", UserError)  # Or a full disk would come out of a pass as a RuntimeError.
         with tvm.transform.PassContext(instruments=[_PhaseWriter(self.folder, task)]):
             yield
 
     def write_assembly(self, executable: tvm.relax.VMExecutable, task: str = "") -> None:
         """Writes the assembler of each kernel, if it was asked for."""
-        if self.folder is not None and self.assembly:
+        if self.assembly:
             for name, text in kernel_texts(executable).items():
                 _write(self.folder, str(Path(_ASSEMBLY) / task / name), text)
+
+
+def begin_dump(folder: Path, assembly: bool) -> Dump:
+    """Makes a folder for a dump, or removes the files of an older one from it.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written.
+    """
+    older = folder / LIST
+    if folder.exists() and not older.is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder} exists and holds no older dump, so nothing is written into it. Give another path, or remove it."
+        )
+    for name in older.read_text().splitlines() if older.is_file() else []:
+        if not Path(name).is_absolute() and ".." not in Path(name).parts:
+            (folder / name).unlink(missing_ok=True)
+    with written_file(older) as temporary:
+        temporary.write_text("")
+    return Dump(folder, assembly)
 
 
 @pass_instrument

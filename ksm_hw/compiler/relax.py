@@ -21,7 +21,7 @@ from ksm_hw.compiler.compiled import (
     group_tasks,
     most_classes,
 )
-from ksm_hw.compiler.dump import Dump
+from ksm_hw.compiler.dump import Dump, begin_dump
 from ksm_hw.compiler.lower import lower_backbone
 from ksm_hw.compiler.tuning.tuning_records import open_records
 from ksm_hw.errors import UserError
@@ -51,13 +51,19 @@ class _Folded:
 
 
 def compile_through_relax(
-    bundle: Bundle, target: CompileTarget, fold: FoldMode, batch: int, tuned: Path | None, dump: Dump, on_step: OnStep
+    bundle: Bundle,
+    target: CompileTarget,
+    fold: FoldMode,
+    batch: int,
+    tuned: Path | None,
+    dump: Path | None,
+    assembly: bool,
+    on_step: OnStep,
 ) -> Iterator[Compiled]:
     """Compiles the tasks of a bundle: all in one, with `bake` each for itself.
 
     Args:
-        bundle, target, fold, batch, tuned, on_step: as `compile_bundle`.
-        dump: where to write what is to be looked at.
+        bundle, target, fold, batch, tuned, dump, assembly, on_step: as `compile_bundle`.
 
     Raises:
         UserError: as `compile_bundle`.
@@ -66,18 +72,19 @@ def compile_through_relax(
         # What is missing is found now, not after minutes.
         find_cuda_compiler().check(target.architectures)
     records = open_records(tuned, target).database if tuned is not None else None
-    dump.begin()
+    written = None if dump is None else begin_dump(dump, assembly)
     on_step("lower")
     builder = Builder(tvm.target.Target(dict(target.tvm)), target.architectures)
-    with dump.phases(), _known_dtypes(bundle.backbone):
+    with _phases(written), _known_dtypes(bundle.backbone):
         folded = _fold(bundle, batch, builder.target, fused=fold == "fused")
-    for part in _baked(folded, dump, on_step) if fold == "bake" else [folded]:
+    for part in _baked(folded, written, on_step) if fold == "bake" else [folded]:
         task = next(iter(part.functions)) if fold == "bake" else ""
-        with dump.phases(task), _known_dtypes(bundle.backbone):
+        with _phases(written, task), _known_dtypes(bundle.backbone):
             planned = _plan(part.module, builder.target, records, on_step)
             on_step("build")
             built = builder.build(planned)
-        dump.write_assembly(built.executable, task)
+        if written is not None:
+            written.write_assembly(built.executable, task)
         yield _compiled(part, planned, built, architecture_of(target.cpu))
 
 
@@ -88,6 +95,10 @@ def _known_dtypes(backbone: str) -> Iterator[None]:
         yield
     except UnknownDtype as error:
         raise UserError(f"{error} So {backbone} cannot be compiled in this precision. Use float32.") from error
+
+
+def _phases(dump: Dump | None, task: str = "") -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if dump is None else dump.phases(task)
 
 
 def _plan(module: tvm.IRModule, target: tvm.target.Target, records: Database | None, on_step: OnStep) -> tvm.IRModule:
@@ -170,7 +181,7 @@ def _fold(bundle: Bundle, batch: int, target: tvm.target.Target, fused: bool = F
     return _Folded(bundle, module, {task: functions[of_task[task]] for task in bundle.packs})
 
 
-def _baked(folded: _Folded, dump: Dump, on_step: OnStep) -> Iterator[_Folded]:
+def _baked(folded: _Folded, dump: Dump | None, on_step: OnStep) -> Iterator[_Folded]:
     """Each task alone, its `main` with what `rewrite` gives, run here, as constants."""
     on_step("build the rewriting of weights")
     here = tvm.target.Target("llvm")
@@ -178,7 +189,7 @@ def _baked(folded: _Folded, dump: Dump, on_step: OnStep) -> Iterator[_Folded]:
     rewrites = {
         variable: function for variable, function in folded.module.functions.items() if variable.name_hint not in mains
     }
-    with dump.phases():
+    with _phases(dump):
         planned = plan_memory(schedule_kernels(tvm.IRModule(rewrites), here), here)
         machine = tvm.relax.VirtualMachine(build_executable(planned, here), tvm.cpu())
     kernels = {variable: function for variable, function in rewrites.items() if isinstance(function, tvm.tirx.PrimFunc)}

@@ -199,6 +199,12 @@ def test_dump_into_a_folder_of_something_else(fails: Fails, bundle_folder: Path)
     assert "holds no older dump" in fails("compile", *options, "--bundle", bundle_folder)
 
 
+def test_dump_into_the_artifact(fails: Fails, bundle_folder: Path) -> None:
+    options = ["--target", "host", "--task", "all", "-o", "artifact", "--bundle", bundle_folder]
+    for folder in ("artifact", "artifact/dump"):
+        assert "Dump into another folder" in fails("compile", *options, "--dump", folder)
+
+
 def test_dump_of_relay(fails: Fails, bundle_folder: Path) -> None:
     options = ["--target", "host", "--task", "all", "--ir", "relay", "--dump", "dump", "-o", "artifact"]
     assert "--dump shows the phases of --ir relax" in fails("compile", *options, "--bundle", bundle_folder)

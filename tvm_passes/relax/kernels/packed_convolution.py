@@ -22,14 +22,14 @@ def packed_convolution(
     """The convolution.
 
     Args:
-        data: float32 [N, H, W, groups·I].
-        weight: float32 [O / lanes, kH, kW, I, lanes]; the channels of a block are of one group.
+        data: [N, H, W, groups·I], of any type.
+        weight: [O / lanes, kH, kW, I, lanes], of the same type; the channels of a block are of one group.
         strides, dilation: of y and x.
         padding: top, left, bottom and right.
         groups: of the channels.
 
     Returns:
-        float32 [N, H', W', O].
+        [N, H', W', O], of the type of data and weight.
     """
     batch, height, width, _ = map(int, data.shape)
     blocks, kernel_height, kernel_width, inputs, lanes = map(int, weight.shape)
@@ -57,6 +57,6 @@ def _padded(data: te.Tensor, padding: tuple[int, int, int, int]) -> te.Tensor:
 
     def value(n: tirx.Var, y: tirx.Var, x: tirx.Var, i: tirx.Var) -> tirx.Expr:
         inside = tirx.all(y >= top, y < height + top, x >= left, x < width + left)
-        return tirx.if_then_else(inside, data[n, y - top, x - left, i], tirx.const(0.0, "float32"))
+        return tirx.if_then_else(inside, data[n, y - top, x - left, i], tirx.const(0, data.dtype))
 
     return te.compute((batch, height + top + bottom, width + left + right, channels), value, name="padded")

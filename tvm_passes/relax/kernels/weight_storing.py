@@ -81,20 +81,21 @@ class WeightStore:
     def transform(self, groups: list[ChannelGroup], near: tirx.Var, kernel: tirx.Expr, channel: tirx.Expr) -> None:
         """G g Gᵀ of the kernels of one input channel; all channels of a cache line are written one behind the other."""
         assert self.tile is not None
-        weight = transforms(self.tile).weight
+        weight, dtype = transforms(self.tile).weight, str(self.result.dtype)
 
         def value(group: ChannelGroup, kx: int, ky: int) -> tirx.Expr:
             return near[kernel * KERNEL + 3 * ky + kx, T.ramp(group.place, 1, LANES)]
 
         def row(coefficients: tuple[Fraction, ...], group: ChannelGroup) -> list[tirx.Expr]:
             """A row of G g."""
-            return [T.bind(linear_combination(coefficients, partial(value, group, kx))) for kx in range(3)]
+            return [T.bind(linear_combination(coefficients, partial(value, group, kx), dtype)) for kx in range(3)]
 
         for a, coefficients in enumerate(weight):
             rows = [row(coefficients, group) for group in groups]
             for b, others in enumerate(weight):
                 for group, columns in zip(groups, rows, strict=True):
-                    self._write(group, [a, b, group.block, channel], linear_combination(others, columns.__getitem__))
+                    combined = linear_combination(others, columns.__getitem__, dtype)
+                    self._write(group, [a, b, group.block, channel], combined)
 
 
 def transposed(rows: list[tirx.Expr]) -> list[tirx.Expr]:

@@ -62,16 +62,16 @@ def _with_roots(roots: list[Fraction]) -> tuple[Fraction, ...]:
     return tuple(coefficients)
 
 
-def _row(matrix: Matrix, row: tirx.Expr, column: Callable[[int], tirx.Expr]) -> tirx.Expr:
+def _row(matrix: Matrix, row: tirx.Expr, column: Callable[[int], tirx.Expr], dtype: str) -> tirx.Expr:
     """Row `row`, a loop variable that is unrolled, of a matrix times a vector, given by its elements."""
-    result = linear_combination(matrix[-1], column)
+    result = linear_combination(matrix[-1], column, dtype)
     for number in range(len(matrix) - 2, -1, -1):
-        result = tirx.Select(row == number, linear_combination(matrix[number], column), result)
+        result = tirx.Select(row == number, linear_combination(matrix[number], column, dtype), result)
     return result
 
 
-def linear_combination(coefficients: tuple[Fraction, ...], column: Callable[[int], tirx.Expr]) -> tirx.Expr:
-    """A row of a matrix times a vector, given by its elements.
+def linear_combination(coefficients: tuple[Fraction, ...], column: Callable[[int], tirx.Expr], dtype: str) -> tirx.Expr:
+    """A row of a matrix times a vector, given by its elements, which are of a type or vectors of it.
 
     Even and odd elements are summed apart, for the rows of p and -p differ in the sign of one of the two sums.
     """
@@ -84,11 +84,11 @@ def linear_combination(coefficients: tuple[Fraction, ...], column: Callable[[int
         total: tirx.Expr | None = None
         for index, coefficient in terms:
             value = -coefficient if negative else coefficient
-            term = column(index) if value == 1 else column(index) * tirx.const(float(value), "float32")
+            term = column(index) if value == 1 else column(index) * tirx.const(float(value), dtype)
             total = term if total is None else total + term
         sums.append((negative, total))
     (negative, total), *others = sorted(sums, key=lambda one: one[0])
-    result = tirx.const(0.0, "float32") - total if negative else total
+    result = tirx.const(0.0, dtype) - total if negative else total
     for negative, other in others:
         result = result - other if negative else result + other
     return result
@@ -98,21 +98,21 @@ def transform_weight(weight: te.Tensor, tile: int, lanes: int) -> te.Tensor:
     """G g Gᵀ of every kernel, packed for the matrix products.
 
     Args:
-        weight: float32 [3, 3, I, O].
+        weight: [3, 3, I, O], of any type of real numbers.
         tile: m.
         lanes: output channels that lie together; divides O.
 
     Returns:
-        float32 [m+2, m+2, O / lanes, I, lanes].
+        [m+2, m+2, O / lanes, I, lanes], of the type of the weight.
     """
     _, _, inputs, outputs = map(int, weight.shape)
-    matrix = transforms(tile).weight
+    matrix, dtype = transforms(tile).weight, str(weight.dtype)
 
     def transformed(a: tirx.Var, b: tirx.Var, block: tirx.Var, i: tirx.Var, lane: tirx.Var) -> tirx.Expr:
         def column(kx: int) -> tirx.Expr:
-            return _row(matrix, a, lambda ky: weight[ky, kx, i, block * lanes + lane])
+            return _row(matrix, a, lambda ky: weight[ky, kx, i, block * lanes + lane], dtype)
 
-        return _row(matrix, b, column)
+        return _row(matrix, b, column, dtype)
 
     side = tile + 2
     shape = (side, side, outputs // lanes, inputs, lanes)
@@ -123,34 +123,34 @@ def convolution(data: te.Tensor, weight: te.Tensor, tile: int, padding: tuple[in
     """The convolution with transformed weights.
 
     Args:
-        data: float32 [N, H, W, I].
-        weight: as `transform_weight` gives it.
+        data: [N, H, W, I], of any type of real numbers.
+        weight: as `transform_weight` gives it, of the same type.
         tile: m.
         padding: top, left, bottom and right.
 
     Returns:
-        float32 [N, H', W', O].
+        [N, H', W', O], of the type of data and weight.
     """
     batch, height, width, inputs = map(int, data.shape)
     side, _, blocks, _, lanes = map(int, weight.shape)
     top, left, bottom, right = padding
     rows, columns = height + top + bottom - 2, width + left + right - 2
     tile_rows, tile_columns = -(-rows // tile), -(-columns // tile)
-    matrices = transforms(tile)
+    matrices, dtype = transforms(tile), str(data.dtype)
 
     def padded_value(n: tirx.Var, y: tirx.Var, x: tirx.Var, i: tirx.Var) -> tirx.Expr:
         inside = tirx.all(y >= top, y < height + top, x >= left, x < width + left)
-        return tirx.if_then_else(inside, data[n, y - top, x - left, i], tirx.const(0.0, "float32"))
+        return tirx.if_then_else(inside, data[n, y - top, x - left, i], tirx.const(0.0, dtype))
 
     padded = te.compute((batch, tile_rows * tile + 2, tile_columns * tile + 2, inputs), padded_value, name="padded")
     rows_done = te.compute(
         (side, batch, tile_rows, tile_columns * tile + 2, inputs),
-        lambda a, n, ty, x, i: _row(matrices.data, a, lambda k: padded[n, ty * tile + k, x, i]),
+        lambda a, n, ty, x, i: _row(matrices.data, a, lambda k: padded[n, ty * tile + k, x, i], dtype),
         name="data_rows",
     )
     transformed = te.compute(
         (side, side, batch, tile_rows, tile_columns, inputs),
-        lambda a, b, n, ty, tx, i: _row(matrices.data, b, lambda k: rows_done[a, n, ty, tx * tile + k, i]),
+        lambda a, b, n, ty, tx, i: _row(matrices.data, b, lambda k: rows_done[a, n, ty, tx * tile + k, i], dtype),
         name="data_transform",
     )
     channel = te.reduce_axis((0, inputs), name="channel")
@@ -168,7 +168,7 @@ def convolution(data: te.Tensor, weight: te.Tensor, tile: int, padding: tuple[in
     half = te.compute(
         (tile, side, batch, tile_rows, tile_columns, blocks, lanes),
         lambda dy, b, n, ty, tx, block, lane: _row(
-            matrices.output, dy, lambda a: products[a, b, (n * tile_rows + ty) * tile_columns + tx, block, lane]
+            matrices.output, dy, lambda a: products[a, b, (n * tile_rows + ty) * tile_columns + tx, block, lane], dtype
         ),
         name="output_rows",
     )
@@ -177,6 +177,6 @@ def convolution(data: te.Tensor, weight: te.Tensor, tile: int, padding: tuple[in
         def column(b: int) -> tirx.Expr:
             return half[y % tile, b, n, y // tile, x // tile, o // lanes, o % lanes]
 
-        return _row(matrices.output, x % tile, column)
+        return _row(matrices.output, x % tile, column, dtype)
 
     return te.compute((batch, rows, columns, blocks * lanes), output, name="output")
