@@ -98,7 +98,7 @@ def compile_bundle(
 def _check_apart(output: Path, dump: Path) -> None:
     """An artifact's folder is replaced whole, with all that lies in it."""
     if output == dump or output in dump.parents or dump in output.parents:
-        raise UserError(f"The artifact {output} and the dump {dump} would lie in each other. Give another --dump.")
+        raise UserError(f"The artifact {output} and the dump {dump} would lie in each other. Dump into another folder.")
 
 
 def _exporter(compiled: Compiled, manifest: Manifest, runner: bool) -> Callable[[Path], None]:
