@@ -48,9 +48,9 @@ def seconds(checkout: Path, arguments: list[str]) -> float:
     """Seconds of a command of a checkout."""
     variables = {**os.environ, "PYTHONPATH": str(checkout)}
     start = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "ksm_hw.cli", *arguments], env=variables, check=True, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "ksm_hw.cli", *arguments]
+    # Python looks for the module in the working folder first.
+    subprocess.run(command, cwd=checkout, env=variables, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
