@@ -35,7 +35,7 @@ def scheduled(module, rules):
 
 
 def test_every_function_says_its_rule_and_its_way_and_so_does_the_log(caplog):
-    with caplog.at_level(logging.INFO, "tvm_passes"):
+    with caplog.at_level(logging.INFO, "tvm_passes.relax.apply_schedules"):
         found = scheduled(network(), cpu_rules())
     choices = {name: one.attrs[SCHEDULE] for name, one in found.items()}
     assert re.fullmatch(
@@ -65,7 +65,7 @@ def test_the_schedules_are_those_of_dlight_s_pass_and_so_is_the_code():
 
 def test_what_is_scheduled_stays_and_what_no_rule_knows_is_told(caplog):
     rows = tvm.tirx.Var("rows", "int64")
-    with caplog.at_level(logging.INFO, "tvm_passes"):
+    with caplog.at_level(logging.INFO, "tvm_passes.relax.apply_schedules"):
         found = scheduled(network(rows), cpu_rules())
     assert found and not any(SCHEDULE in one.attrs or "tirx.is_scheduled" in one.attrs for one in found.values())
     assert {record.message for record in caplog.records} == {f"{name}: no rule matches" for name in found}
