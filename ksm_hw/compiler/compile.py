@@ -72,27 +72,34 @@ def compile_bundle(
 
         parts = compile_through_relax(bundle, target, fold, batch, tuned, dump, assembly, on_step)
     for folder, compiled in zip(folders, parts, strict=True):
-        manifest = Manifest(
-            backbone=bundle.backbone,
-            backbone_sha256=bundle.backbone_sha256,
-            target=target.name,
-            tvm_target=target.tvm,
-            device=target.device,
-            cpu_features=tuple(required_cpu_features(target)),
-            cores=target.cores,
-            fold=fold,
-            precision=compiled.precision,
-            ir=ir,
-            tvm_version=compiled.tvm_version,
-            input_shape=compiled.input_shape,
-            output_shape=compiled.output_shape,
-            workspace_bytes=compiled.workspace_bytes,
-            operators=compiled.operators,
-            tasks=compiled.tasks,
-        )
+        manifest = _manifest(compiled, bundle, target, fold, ir)
         on_step("write")
         write_artifact(folder, manifest, _exporter(compiled, manifest, runner), compiled.bundle)
     return folders
+
+
+def _manifest(
+    compiled: Compiled, bundle: Bundle, target: CompileTarget, fold: FoldMode, ir: IntermediateRepresentation
+) -> Manifest:
+    """What was asked for, and what the compiler made of it."""
+    return Manifest(
+        backbone=bundle.backbone,
+        backbone_sha256=bundle.backbone_sha256,
+        target=target.name,
+        tvm_target=target.tvm,
+        device=target.device,
+        cpu_features=tuple(required_cpu_features(target)),
+        cores=target.cores,
+        fold=fold,
+        precision=compiled.precision,
+        ir=ir,
+        tvm_version=compiled.tvm_version,
+        input_shape=compiled.input_shape,
+        output_shape=compiled.output_shape,
+        workspace_bytes=compiled.workspace_bytes,
+        operators=compiled.operators,
+        tasks=compiled.tasks,
+    )
 
 
 def _check_apart(output: Path, dump: Path) -> None:

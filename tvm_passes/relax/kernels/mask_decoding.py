@@ -121,7 +121,7 @@ class MaskDecoder:
         return T.bitwise_and(T.shift_right(both, 8 - tirx.floormod(bit, 8)), T.int32(255))
 
 
-def mask_decoder(
+def decoder_of(
     arguments: tuple[tirx.Var, ...], rows: Number, columns: Number, aligned: bool, permutes: bool
 ) -> MaskDecoder:
     """What decodes a mask of so many rows and columns, of the `mask_arguments`."""

@@ -73,8 +73,8 @@ from tvm_passes.relax.kernels.mask_decoding import (
     LINE_BYTES,
     MaskDecoder,
     Number,
+    decoder_of,
     mask_arguments,
-    mask_decoder,
     quotient,
 )
 from tvm_passes.relax.kernels.weight_storing import KERNEL, ChannelGroup, WeightStore, transposed
@@ -179,7 +179,7 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
                 outputs, inputs = (T.bind(T.cast(number, "int32")) for number in (outputs, inputs))
                 columns = inputs
             aligned, permutes = rewrite.columns % LANES == 0, target_has_features("avx2", target)
-            decoder = mask_decoder(mask, outputs, columns, aligned, permutes) if mask else None
+            decoder = decoder_of(mask, outputs, columns, aligned, permutes) if mask else None
             store = WeightStore(result, tuple(kernel), rewrite.packed, rewrite.tile)
             _Kernel(rewrite, outputs, inputs, columns, rows, decoder, norm, store).emit()
     return builder.get()
