@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -52,15 +53,21 @@ def _taking_verbosity(function: Command) -> Command:
 
 
 def _show_log(level: int) -> None:
-    """Prints what the modules of this toolkit log, and no others', on stderr.
+    """Prints what the modules of this toolkit log, and no others', on stderr: for a file or a pipe a line each.
 
     Processes that this one starts (those that measure, and Relay's) show nothing: their stderr is kept for the message
     when one dies.
     """
-    from rich.logging import RichHandler
+    if sys.stderr.isatty():
+        from rich.logging import RichHandler
 
-    handler = RichHandler(console=messages, show_level=False, show_path=False, log_time_format="%X")
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        handler: logging.Handler = RichHandler(
+            console=messages, show_level=False, show_path=False, log_time_format="%X"
+        )
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", datefmt="%X"))
     for package in ("ksm_hw", "tvm_passes"):
         logger = logging.getLogger(package)
         logger.setLevel(level)

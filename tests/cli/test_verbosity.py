@@ -17,9 +17,8 @@ PACKAGES = ("ksm_hw", "tvm_passes")
 
 
 @pytest.fixture(autouse=True)
-def wide_and_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Lines that are not broken; and after the test the loggers are as quiet as before."""
-    monkeypatch.setenv("COLUMNS", "300")
+def quiet_afterwards() -> Iterator[None]:
+    """After the test the loggers are as quiet as before."""
     yield
     for package in PACKAGES:
         logging.getLogger(package).handlers.clear()

@@ -260,8 +260,11 @@ class _Kernel:
         def sweep(start: tirx.Expr, count: int, store: _Store) -> None:
             prefetch(start)
             for group, factor in zip(groups, factors, strict=True):
-                rows = [self._row(group, row, start, count, of_rows) for row in range(group.count)]
-                for value, vector in enumerate(transposed(rows)[:count]):
+                ends = of_rows is None and self._ends_with_a_vector(count)
+                first = start + count - LANES if ends else start
+                rows = [self._row(group, row, first, LANES if ends else count, of_rows) for row in range(group.count)]
+                vectors = transposed(rows)
+                for value, vector in enumerate(vectors[-count:] if ends else vectors[:count]):
                     if mask is not None:
                         column = tirx.floordiv(start + value, self.rewrite.run)
                         vector = vector * mask[T.ramp(column * _LINE + group.place, 1, LANES)]
@@ -271,6 +274,13 @@ class _Kernel:
             _in_steps(self.values, LANES, lambda start, count: sweep(start, count, partial(self.store.store, start)))
         else:
             self._winograd(groups, sweep)
+
+    def _ends_with_a_vector(self, count: int) -> bool:
+        """Whether a step of so many values, the last of a row, can read a whole vector that ends where the row does.
+
+        LLVM takes one load and one value for an index, many times as long for 8 indices that are no neighbours.
+        """
+        return count < LANES and isinstance(self.values, int) and self.values >= LANES
 
     def _winograd(self, groups: list[ChannelGroup], sweep: Callable[[tirx.Expr, int, _Store], None]) -> None:
         """Keeps the values of some kernels of a task's channels near, and writes what becomes of them."""
