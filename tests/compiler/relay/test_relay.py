@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from board_processes import needs_emulated_board
 from compare_with_relax import assert_same_as_relax
+from pytest_of_relay import assert_passes_in_relay
 from random_tasks import random_bundle
 from typer.testing import CliRunner
 from verifications import ARCHITECTURES, assert_all_passed
@@ -35,7 +36,6 @@ from ksm_hw.runtime.relay.process import relay_process
 from ksm_hw.runtime.session import Session
 from ksm_hw.toolchains.targets import load_target
 
-TESTS = Path(__file__).resolve().parents[2]
 # Two minutes each where the machine is slow.
 SWITCH_AND_SLOW_OTHERS = [
     fold if fold == "switch" else pytest.param(fold, marks=pytest.mark.slow) for fold in FOLD_MODES
@@ -62,18 +62,7 @@ def test_an_installation_that_fails_leaves_nothing(
 
 
 def test_the_passes(relay: None) -> None:
-    """`relay_passes.py`, in Relay's environment: pytest is the main one's."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(TESTS / "tvm_passes/relay/relay_passes.py"),
-    ]
-    done = subprocess.run(command, env=environment.process_variables(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_passes_in_relay("tvm_passes/relay/relay_passes.py")
 
 
 @pytest.mark.parametrize("fold", SWITCH_AND_SLOW_OTHERS)

@@ -16,6 +16,7 @@ from typing import get_args
 import board_processes
 import pytest
 from board_processes import needs_emulated_board
+from pytest_of_relay import assert_passes_in_relay
 from typer.testing import CliRunner
 
 from ksm_hw.boards.address import BoardAddress
@@ -31,7 +32,6 @@ from ksm_hw.report.verify import verify
 from ksm_hw.runtime.relay import environment
 from ksm_hw.toolchains.targets import load_target
 
-TESTS = Path(__file__).resolve().parents[2]
 RECORDS: dict[TunerName, str] = {"autotvm": "autotvm.log", "metaschedule": "database_tuning_record.json"}
 
 
@@ -270,15 +270,4 @@ def test_what_cannot_be_tuned(options: list[str], message: str, tmp_path: Path) 
 
 
 def test_the_traps(relay: None) -> None:
-    """`relay_tuning.py`, in Relay's environment."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(TESTS / "compiler/relay/relay_tuning.py"),
-    ]
-    done = subprocess.run(command, env=environment.process_variables(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_passes_in_relay("compiler/relay/relay_tuning.py")
