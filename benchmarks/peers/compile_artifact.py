@@ -18,7 +18,7 @@ def compile_for_threads(
     through Relay.
     """
     # Here: the tuner's processes read this file too, and need none of these.
-    from ksm_hw.artifact.manifest import IntermediateRepresentation
+    from ksm_hw.artifact.modes import IntermediateRepresentation
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.compiler.tuning.tune import tune
     from ksm_hw.masks.bundle import load_bundle

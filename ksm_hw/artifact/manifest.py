@@ -13,16 +13,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
 from ksm_hw.errors import UserError
 from ksm_hw.files import sha256_of_file, written_folder
 from ksm_hw.masks.bundle import Bundle, save_bundle
 
 FORMAT_VERSION = 4
 LIBRARY = "model.so"
-
-IntermediateRepresentation = Literal["relax", "relay"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Manifest:
     device: str
     cpu_features: tuple[str, ...]
     cores: tuple[int, ...]
-    fold: str
+    fold: FoldMode
     precision: str
     ir: IntermediateRepresentation
     tvm_version: str

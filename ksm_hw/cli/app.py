@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 from rich.console import Console
@@ -82,9 +82,6 @@ app = CommandLine(
     rich_markup_mode="rich",
 )
 
-# The choices of options are written out, because the modules that own them import NumPy or torch.
-Fold = Literal["switch", "bake", "fused"]
-IntermediateRepresentation = Literal["relax", "relay"]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ArtifactPath = Annotated[Path, typer.Argument(help="Folder that `ksm-hw compile` wrote.", show_default=False)]
 ArtifactPaths = Annotated[list[Path], typer.Argument(help="Folders that `ksm-hw compile` wrote.", show_default=False)]

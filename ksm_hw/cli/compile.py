@@ -5,12 +5,11 @@ from typing import Annotated
 
 import typer
 
+from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
 from ksm_hw.cli.app import (
     BundlePath,
     CudaArch,
-    Fold,
     HostTarget,
-    IntermediateRepresentation,
     Json,
     TargetFile,
     TargetName,
@@ -41,7 +40,7 @@ def compile_command(
         Path | None, typer.Option("-o", "--output", help="Folder to write. [default: artifacts/TARGET-TASK]")
     ] = None,
     fold: Annotated[
-        Fold,
+        FoldMode,
         typer.Option(help="switch: rewrite weights; bake: constants, one artifact a task; fused: mask at run."),
     ] = "switch",
     batch: Annotated[int, typer.Option(min=1, help="Images an inference.")] = 1,

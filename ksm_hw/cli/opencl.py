@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from ksm_hw.cli.app import CommandLine, IntermediateRepresentation, Json, app, console, examples, messages, print_json
+from ksm_hw.artifact.modes import IntermediateRepresentation
+from ksm_hw.cli.app import CommandLine, Json, app, console, examples, messages, print_json
 
 opencl_app = CommandLine(
     help="The runtime that runs OpenCL artifacts (Mali), which TVM's wheel lacks.",

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from ksm_hw.artifact.modes import IntermediateRepresentation
 from ksm_hw.cli.app import (
     Board,
     BundlePath,
     CudaArch,
     HostTarget,
-    IntermediateRepresentation,
     Json,
     Key,
     TargetFile,

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ksm_hw.artifact.manifest import OperatorEntry, TaskEntry
+from ksm_hw.artifact.modes import FOLD_MODES as FOLD_MODES
+from ksm_hw.artifact.modes import FoldMode as FoldMode
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.task_pack import TaskPack
-
-FoldMode = Literal["switch", "bake", "fused"]
-FOLD_MODES: tuple[FoldMode, ...] = get_args(FoldMode)
 
 OnStep = Callable[[str], None]
 

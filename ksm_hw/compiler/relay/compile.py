@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ksm_hw.artifact.manifest import TaskEntry
-from ksm_hw.compiler.compiled import Compiled, FoldMode, OnStep, common_image_size, most_classes
+from ksm_hw.artifact.modes import FoldMode
+from ksm_hw.compiler.compiled import Compiled, OnStep, common_image_size, most_classes
 from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.compiler.tuning.records_folder import check_header
 from ksm_hw.errors import UserError

@@ -14,8 +14,9 @@ from tvm import relay
 from tvm.relay.backend import te_compiler
 
 from ksm_hw.artifact.manifest import TaskEntry
+from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.artifact.parameters import FEWEST_SOFT_VALUES, HEAD_WEIGHT, task_parameters
-from ksm_hw.compiler.compiled import FoldMode, OnStep, check_heads, common_image_size, group_tasks, most_classes
+from ksm_hw.compiler.compiled import OnStep, check_heads, common_image_size, group_tasks, most_classes
 from ksm_hw.compiler.relay.lower import lower_backbone
 from ksm_hw.compiler.relay.tuned_schedules import Schedules, tuned_schedules
 from ksm_hw.compiler.tuning.progress import TunerName

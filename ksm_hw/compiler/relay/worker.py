@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ksm_hw.compiler.compiled import FoldMode
+from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.compiler.tuning.progress import TunerName
 from ksm_hw.masks.bundle import load_bundle
 from ksm_hw.runtime.child_process import ParentProcess

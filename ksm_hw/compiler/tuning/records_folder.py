@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ksm_hw.artifact.manifest import IntermediateRepresentation
+from ksm_hw.artifact.modes import IntermediateRepresentation
 from ksm_hw.errors import UserError
 from ksm_hw.files import written_file
 from ksm_hw.toolchains.targets import CompileTarget

@@ -1,0 +1,9 @@
+"""In which ways a bundle becomes an artifact. Needs no NumPy: the command line has its choices from here at once."""
+
+from typing import Literal, get_args
+
+# Where masks meet weights: at a switch of the task, in the compiler, or in every inference.
+FoldMode = Literal["switch", "bake", "fused"]
+FOLD_MODES: tuple[FoldMode, ...] = get_args(FoldMode)
+
+IntermediateRepresentation = Literal["relax", "relay"]
