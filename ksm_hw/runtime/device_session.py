@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,29 +25,32 @@ Tensors = Sequence[Any]  # TVM's, on the device.
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Uploaded:
+    """An artifact's tasks on a device of this process.
+
+    Attributes:
+        manifest, packs: see `AnySession`.
+        parameters: each task's, in the manifest's order (`upload_parameters`).
+        device: TVM's.
+        threads: of the CPU, on which a session works.
+    """
+
+    manifest: Manifest
+    packs: Mapping[str, TaskPack]
+    parameters: Mapping[str, Tensors]
+    device: Any
+    threads: int
+
+
 class DeviceSession(AnySession):
     """A session in this process, which can be measured."""
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        packs: Mapping[str, TaskPack],
-        parameters: Mapping[str, Tensors],
-        device: Any,
-        threads: int,
-    ) -> None:
-        """Takes over what is on the device.
-
-        Args:
-            manifest, packs: see `AnySession`.
-            parameters: each task's, in the manifest's order (`upload_parameters`).
-            device: TVM's.
-            threads: of the CPU, on which the session works.
-        """
-        super().__init__(manifest, packs)
-        self._parameters = parameters
-        self._device = device
-        self._threads = threads
+    def __init__(self, uploaded: Uploaded) -> None:
+        super().__init__(uploaded.manifest, uploaded.packs)
+        self._parameters = uploaded.parameters
+        self._device = uploaded.device
+        self._threads = uploaded.threads
 
     @property
     @abc.abstractmethod

@@ -8,7 +8,7 @@ logits = session.run(images)
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from tvm.runtime.vm import VirtualMachine
 from ksm_hw.artifact.manifest import LIBRARY, Manifest, read_manifest
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import load_bundle, task_of
-from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.runtime.device_session import (
     DeviceSession,
     Tensors,
+    Uploaded,
     bytes_of,
     device_failures,
     start_threads,
@@ -42,18 +42,8 @@ class Session(DeviceSession):
         switch_seconds: how long the last switch took; 0 when the weights were kept.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        packs: Mapping[str, TaskPack],
-        parameters: Mapping[str, Tensors],
-        device: Any,
-        threads: int,
-        machine: VirtualMachine,
-        keep: int,
-        budget: int | None,
-    ) -> None:
-        super().__init__(manifest, packs, parameters, device, threads)
+    def __init__(self, uploaded: Uploaded, machine: VirtualMachine, keep: int, budget: int | None) -> None:
+        super().__init__(uploaded)
         self.switch_seconds = 0.0
         self._machine = machine
         self._keep = keep
@@ -63,7 +53,7 @@ class Session(DeviceSession):
         self._weights: Tensors = []  # In the order that `main` takes them.
         self._kept: OrderedDict[str, Tensors] = OrderedDict()
         # As the virtual machine takes them: to make that of a list at each switch takes as long as some layers.
-        self._rewrite_arguments = {task: tvm_ffi.convert(tensors) for task, tensors in parameters.items()}
+        self._rewrite_arguments = {task: tvm_ffi.convert(tensors) for task, tensors in uploaded.parameters.items()}
 
     @classmethod
     def load(
@@ -107,7 +97,7 @@ class Session(DeviceSession):
             parameters = upload_parameters(
                 manifest, bundle, lambda _entry, _name, array: tvm.runtime.tensor(array, device)
             )
-        session = cls(manifest, bundle.packs, parameters, device, threads, machine, keep, budget)
+        session = cls(Uploaded(manifest, bundle.packs, parameters, device, threads), machine, keep, budget)
         session.switch(next(iter(session.packs)))
         return session
 

@@ -1,7 +1,6 @@
 """An artifact of Relay, loaded: what `ksm_hw.runtime.session.Session` is for Relax. Runs in Relay's environment."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ import numpy.typing as npt
 import tvm
 from tvm.contrib.graph_executor import GraphModule
 
-from ksm_hw.artifact.manifest import Manifest, TaskEntry, read_manifest
+from ksm_hw.artifact.manifest import TaskEntry, read_manifest
 from ksm_hw.masks.bundle import load_bundle, task_of
-from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.runtime.device_session import (
     DeviceSession,
-    Tensors,
+    Uploaded,
     bytes_of,
     device_failures,
     start_threads,
@@ -29,16 +27,8 @@ from tvm_passes.relay.names import INPUT, weight_name
 class RelaySession(DeviceSession):
     """An artifact on a device of this machine, for one thread."""
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        packs: Mapping[str, TaskPack],
-        parameters: Mapping[str, Tensors],
-        device: Any,
-        threads: int,
-        executors: dict[str, GraphModule],
-    ) -> None:
-        super().__init__(manifest, packs, parameters, device, threads)
+    def __init__(self, uploaded: Uploaded, executors: dict[str, GraphModule]) -> None:
+        super().__init__(uploaded)
         self._executors = executors
         self._weights: dict[str, Any] = {}  # The current task's, by the names of the parameters of `main`.
 
@@ -67,7 +57,7 @@ class RelaySession(DeviceSession):
                 return _shareable(tvm.nd.array(array, device))
 
             parameters = upload_parameters(manifest, bundle, upload)
-        session = cls(manifest, bundle.packs, parameters, device, threads, executors)
+        session = cls(Uploaded(manifest, bundle.packs, parameters, device, threads), executors)
         session.switch(next(iter(session.packs)))
         return session
 
