@@ -56,7 +56,7 @@ def compile_through_relay(
                 bundle=dataclasses.replace(bundle, packs={task: bundle.packs[task] for task in tasks}),
                 tasks=tasks,
                 tvm_version=part["tvm_version"],
-                precision="float32",
+                precision=part["precision"],
                 input_shape=(batch, 3, image_size, image_size),
                 output_shape=(batch, most_classes(bundle)),
                 workspace_bytes=part["workspace_bytes"],

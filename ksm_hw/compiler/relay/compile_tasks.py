@@ -58,7 +58,7 @@ def compile_tasks(
         tuned: the tuner and the folder of records whose schedules are taken.
 
     Returns:
-        For each part its `folder`, `tasks` (as `TaskEntry`), `workspace_bytes` and `tvm_version`.
+        For each part its `folder`, `tasks` (as `TaskEntry`), `workspace_bytes`, `precision` and `tvm_version`.
 
     Raises:
         UserError: there is no such network, a task's head does not fit, the linker fails, or the records are damaged or
@@ -70,6 +70,7 @@ def compile_tasks(
     network = lower_backbone(bundle.backbone, most_classes(bundle), batch, common_image_size(bundle))
     (features,) = (int(p.checked_type.shape[1]) for p in network["main"].params if p.name_hint == HEAD_WEIGHT)
     check_heads(bundle, features)
+    precision = str(network["main"].params[0].checked_type.dtype)
     groups = group_tasks(bundle, _mask_layouts)
     with tuned_schedules(tuned) as schedules:
         folded = {
@@ -82,7 +83,10 @@ def compile_tasks(
             parts = [_together(bundle, groups, folded, tvm_target, schedules, on_step)]
         # Any task's will do: they differ in what rewrites their weights.
         schedules.check(next(iter(folded.values())).main, tvm_target, on_step)
-    return [_write(output, f"{number}", tasks, libraries, link) for number, (tasks, libraries) in enumerate(parts)]
+    return [
+        {**_write(output, f"{number}", tasks, libraries, link), "precision": precision}
+        for number, (tasks, libraries) in enumerate(parts)
+    ]
 
 
 def tvm_target_of(target: Mapping[str, Any]) -> tvm.target.Target:

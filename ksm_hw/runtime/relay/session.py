@@ -10,6 +10,7 @@ import tvm
 from tvm.contrib.graph_executor import GraphModule
 
 from ksm_hw.artifact.manifest import TaskEntry, read_manifest
+from ksm_hw.artifact.parameters import mask_part_of
 from ksm_hw.masks.bundle import load_bundle, task_of
 from ksm_hw.runtime.device_session import (
     DeviceSession,
@@ -132,6 +133,7 @@ def weights_of(rewrite: GraphModule) -> dict[str, Any]:
 
 def filled(function: GraphModule, name: str, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     """A task's parameter, with zeros behind the soft values of a task that has fewer than others."""
-    if not name.endswith("/scale"):
+    masked = mask_part_of(name)
+    if masked is None or masked[1] != "scale":
         return array
     return np.pad(array, (0, function.get_input(name).shape[0] - len(array)))
