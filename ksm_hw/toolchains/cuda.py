@@ -95,11 +95,14 @@ def cuda_compiler(architectures: Sequence[str]) -> Iterator[CudaCompiler]:
 
     Raises:
         UserError: there is no compiler, it does not know an architecture, or, where no driver is, there is no linker.
+            One that the compiler raises inside the block comes out of TVM's build as what it is.
     """
     compiler = find_cuda_compiler()
     compiler.check(architectures)
     _log.info("%s compiles kernels for %s", compiler, ", ".join(architectures))
     _load_runtime_without_gpu()
+    # TVM's C++ passes on an exception by its name, and makes a RuntimeError of one whose name nobody gave it.
+    tvm_ffi.register_error(UserError)
     before = tvm_ffi.get_global_func(_CALLBACK)
     tvm_ffi.register_global_func(_CALLBACK, lambda source: compiler.compile(str(source), architectures), override=True)
     try:

@@ -6,13 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import tvm
 import tvm_ffi
 from random_tasks import random_bundle
+from tvm.script import tirx as T
 
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.device_code import DeviceCode, read_device_code
@@ -21,6 +22,7 @@ from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.resources import shipped_bundle
 from ksm_hw.runtime.cuda import toolkit_file
 from ksm_hw.runtime.session import Session
+from ksm_hw.toolchains import cuda
 from ksm_hw.toolchains.cuda import CudaCompiler, cuda_compiler, find_cuda_compiler
 from ksm_hw.toolchains.linker import linker_command
 from ksm_hw.toolchains.targets import load_target
@@ -187,6 +189,23 @@ def test_a_target_file_for_cuda_needs_an_architecture(tmp_path: Path) -> None:
 def callback() -> Iterator[tvm_ffi.Function]:
     """TVM's callback that compiles CUDA source."""
     yield tvm_ffi.get_global_func("tvm_callback_cuda_compile")
+
+
+@T.prim_func
+def increment(a: T.Buffer((32,), "float32")) -> None:
+    for thread in T.thread_binding(32, thread="threadIdx.x"):
+        a[thread] = a[thread] + T.float32(1)
+
+
+def test_what_the_user_can_mend_comes_through_tvm_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str, architectures: Sequence[str]) -> bytes:
+        assert "__global__" in source
+        raise UserError(f"no room for code of {', '.join(architectures)}")
+
+    monkeypatch.setattr(cuda, "find_cuda_compiler", lambda: CudaCompiler("refusing", ("sm_80",), refuse))
+    module = tvm.IRModule({"main": increment.with_attr("global_symbol", "main")})
+    with cuda_compiler(["sm_80"]), pytest.raises(UserError, match=r"^no room for code of sm_80$"):
+        tvm.compile(module, target=tvm.target.Target(dict(load_target("cuda-sm_80").tvm)))
 
 
 @pytest.mark.parametrize("fails", [False, True])
