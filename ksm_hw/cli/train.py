@@ -14,6 +14,8 @@ from ksm_hw.masks.mask_format import Granularity, ScaleBits
 
 # typer takes the choices of an option from a Literal; a type checker wants one that is written out.
 if TYPE_CHECKING:
+    from ksm_hw.learning.train import Trained
+
     MethodName = str
     BitsOfSoftValue = str
 else:
@@ -77,38 +79,49 @@ def train(
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),
     )
     messages.print(f"{len(images.train)} training and {len(images.test)} test images in {len(images.classes)} classes")
+    with _told_when_stopped(), _epoch_progress(epochs) as (on_batch, on_epoch):
+        trained = train_task(
+            images if flip is None else replace(images, flip=flip),
+            task,
+            bundle,
+            backbone,
+            options,
+            weights=weights,
+            image_size=image_size,
+            scale_bits=int(scale_bits),  # type: ignore[arg-type]
+            restart=restart,
+            command=" ".join(["ksm-hw", *sys.argv[1:]]),
+            on_batch=on_batch,
+            on_epoch=on_epoch,
+        )
+    if as_json:
+        print_json({**trained.pack.facts, "scale_error": trained.scale_error, "pack_bytes": trained.pack.nbytes})
+    else:
+        _print_trained(trained, bundle, scale_bits)
+
+
+@contextmanager
+def _told_when_stopped() -> Iterator[None]:
+    """Around the learning: Ctrl-C ends the command with a word of what is kept."""
     try:
-        with _epoch_progress(epochs) as (on_batch, on_epoch):
-            trained = train_task(
-                images if flip is None else replace(images, flip=flip),
-                task,
-                bundle,
-                backbone,
-                options,
-                weights=weights,
-                image_size=image_size,
-                scale_bits=int(scale_bits),  # type: ignore[arg-type]
-                restart=restart,
-                command=" ".join(["ksm-hw", *sys.argv[1:]]),
-                on_batch=on_batch,
-                on_epoch=on_epoch,
-            )
+        yield
     except KeyboardInterrupt:
         messages.print("Stopped. Whole epochs are kept: give the same command to go on, or add --restart.")
         raise typer.Exit(130) from None
-    if as_json:
-        print_json({**trained.pack.facts, "scale_error": trained.scale_error, "pack_bytes": trained.pack.nbytes})
-        return
+
+
+def _print_trained(trained: "Trained", bundle: Path, scale_bits: str) -> None:
+    """What became of the task, for a person."""
+    pack = trained.pack
     console.print(
-        f"Task '{task}' is in {bundle}: {trained.pack.nbytes / 1e6:.2f} MB, "
-        f"accuracy {trained.pack.facts['accuracy']:.1%}"
+        f"Task '{pack.task}' is in {bundle}: {pack.nbytes / 1e6:.2f} MB, accuracy {pack.facts['accuracy']:.1%}"
     )
-    if scale_bits != "32" and PACK_METHODS[method].soft:
+    if scale_bits != "32" and PACK_METHODS[pack.method].soft:
         console.print(
             f"Soft values in {scale_bits} bits are off by at most {trained.scale_error:.2g}; accuracy as learned "
-            f"was {trained.pack.facts['learned_accuracy']:.1%}."
+            f"was {pack.facts['learned_accuracy']:.1%}."
         )
-    console.print(f"Compile it: ksm-hw compile --target host --task {task} --bundle {bundle}", highlight=False)
+    console.print(f"Compile it: ksm-hw compile --target host --task {pack.task} --bundle {bundle}", highlight=False)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -76,27 +77,31 @@ def train_task(
     check_same_backbone(bundle, *identity)
     preprocessing = default_preprocessing(backbone, image_size)
     network, history = learn(network, data, preprocessing, options, checkpoint, on_batch, on_epoch)
-    facts = {
-        "learned_accuracy": history[-1].accuracy,
-        "seconds": round(history[-1].seconds, 1),
-        "epochs": options.epochs,
-        "training_images": len(data.train),
-        "test_images": len(data.test),
-        "source": data.source,
-        "licence": data.licence,
-        "command": command,
-    }
     exact = task_pack_of(network, data, task, options, identity, preprocessing)
     pack = task_pack_of(network, data, task, options, identity, preprocessing, scale_bits)
     reference = task_module(Bundle(*identity, tensors, {task: pack}), pack)
     # Of the pack as it is stored, which with 8 or 4 bits is not quite the network that was learned.
-    pack = dataclasses.replace(pack, facts=facts | {"accuracy": measure_accuracy(reference, data.test, preprocessing)})
+    accuracy = measure_accuracy(reference, data.test, preprocessing)
+    pack = dataclasses.replace(pack, facts={**_facts(data, history), "command": command, "accuracy": accuracy})
     with tempfile.TemporaryDirectory() as folder:
         samples = Path(folder) / "samples"
         write_samples(data.test, data.classes, samples)
         add_task(bundle, pack, tensors, samples)
     checkpoint.unlink(missing_ok=True)
     return Trained(pack, _scale_error(exact, pack))
+
+
+def _facts(data: TaskData, history: list[Epoch]) -> dict[str, Any]:
+    """What a pack keeps of how it was learned; the accuracy is the network's, whose soft values are not rounded."""
+    return {
+        "learned_accuracy": history[-1].accuracy,
+        "seconds": round(history[-1].seconds, 1),
+        "epochs": len(history),
+        "training_images": len(data.train),
+        "test_images": len(data.test),
+        "source": data.source,
+        "licence": data.licence,
+    }
 
 
 def _scale_error(exact: TaskPack, pack: TaskPack) -> float:

@@ -136,23 +136,7 @@ def convolution(data: te.Tensor, weight: te.Tensor, tile: int, padding: tuple[in
     top, left, bottom, right = padding
     rows, columns = height + top + bottom - 2, width + left + right - 2
     tile_rows, tile_columns = -(-rows // tile), -(-columns // tile)
-    matrices, dtype = transforms(tile), str(data.dtype)
-
-    def padded_value(n: tirx.Var, y: tirx.Var, x: tirx.Var, i: tirx.Var) -> tirx.Expr:
-        inside = tirx.all(y >= top, y < height + top, x >= left, x < width + left)
-        return tirx.if_then_else(inside, data[n, y - top, x - left, i], tirx.const(0.0, dtype))
-
-    padded = te.compute((batch, tile_rows * tile + 2, tile_columns * tile + 2, inputs), padded_value, name="padded")
-    rows_done = te.compute(
-        (side, batch, tile_rows, tile_columns * tile + 2, inputs),
-        lambda a, n, ty, x, i: _row(matrices.data, a, lambda k: padded[n, ty * tile + k, x, i], dtype),
-        name="data_rows",
-    )
-    transformed = te.compute(
-        (side, side, batch, tile_rows, tile_columns, inputs),
-        lambda a, b, n, ty, tx, i: _row(matrices.data, b, lambda k: rows_done[a, n, ty, tx * tile + k, i], dtype),
-        name="data_transform",
-    )
+    transformed = _transform_data(data, tile, (tile_rows, tile_columns), (top, left))
     channel = te.reduce_axis((0, inputs), name="channel")
     # The tiles of all images on one axis: those that are held in registers at once may run over the end of a row.
     products = te.compute(
@@ -165,10 +149,58 @@ def convolution(data: te.Tensor, weight: te.Tensor, tile: int, padding: tuple[in
         name="products",
         attrs={ANNOTATION: tile},
     )
+    return _transform_products(products, tile, (tile_rows, tile_columns), (batch, rows, columns, blocks * lanes))
+
+
+def _transform_data(data: te.Tensor, tile: int, tiles: tuple[int, int], before: tuple[int, int]) -> te.Tensor:
+    """Bᵀ d B of every tile of data [N, H, W, I], padded with zeros.
+
+    Args:
+        data, tile: as `convolution`.
+        tiles: rows and columns of tiles.
+        before: padding at the top and at the left; at the bottom and at the right as much as the tiles reach.
+
+    Returns:
+        [m+2, m+2, N, rows of tiles, columns of tiles, I].
+    """
+    batch, height, width, inputs = map(int, data.shape)
+    (tile_rows, tile_columns), (top, left) = tiles, before
+    side, matrix, dtype = tile + 2, transforms(tile).data, str(data.dtype)
+
+    def padded_value(n: tirx.Var, y: tirx.Var, x: tirx.Var, i: tirx.Var) -> tirx.Expr:
+        inside = tirx.all(y >= top, y < height + top, x >= left, x < width + left)
+        return tirx.if_then_else(inside, data[n, y - top, x - left, i], tirx.const(0.0, dtype))
+
+    padded = te.compute((batch, tile_rows * tile + 2, tile_columns * tile + 2, inputs), padded_value, name="padded")
+    rows_done = te.compute(
+        (side, batch, tile_rows, tile_columns * tile + 2, inputs),
+        lambda a, n, ty, x, i: _row(matrix, a, lambda k: padded[n, ty * tile + k, x, i], dtype),
+        name="data_rows",
+    )
+    return te.compute(
+        (side, side, batch, tile_rows, tile_columns, inputs),
+        lambda a, b, n, ty, tx, i: _row(matrix, b, lambda k: rows_done[a, n, ty, tx * tile + k, i], dtype),
+        name="data_transform",
+    )
+
+
+def _transform_products(
+    products: te.Tensor, tile: int, tiles: tuple[int, int], shape: tuple[int, int, int, int]
+) -> te.Tensor:
+    """Aᵀ p A of every tile's products.
+
+    Args:
+        products: [m+2, m+2, tiles of all images, O / lanes, lanes].
+        tile, tiles: as `_transform_data`.
+        shape: of the result, [N, H', W', O].
+    """
+    side, _, _, blocks, lanes = map(int, products.shape)
+    tile_rows, tile_columns = tiles
+    matrix, dtype = transforms(tile).output, str(products.dtype)
     half = te.compute(
-        (tile, side, batch, tile_rows, tile_columns, blocks, lanes),
+        (tile, side, shape[0], tile_rows, tile_columns, blocks, lanes),
         lambda dy, b, n, ty, tx, block, lane: _row(
-            matrices.output, dy, lambda a: products[a, b, (n * tile_rows + ty) * tile_columns + tx, block, lane], dtype
+            matrix, dy, lambda a: products[a, b, (n * tile_rows + ty) * tile_columns + tx, block, lane], dtype
         ),
         name="output_rows",
     )
@@ -177,6 +209,6 @@ def convolution(data: te.Tensor, weight: te.Tensor, tile: int, padding: tuple[in
         def column(b: int) -> tirx.Expr:
             return half[y % tile, b, n, y // tile, x // tile, o // lanes, o % lanes]
 
-        return _row(matrices.output, x % tile, column, dtype)
+        return _row(matrix, x % tile, column, dtype)
 
-    return te.compute((batch, rows, columns, blocks * lanes), output, name="output")
+    return te.compute(shape, output, name="output")
