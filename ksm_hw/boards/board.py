@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ksm_hw import __version__
 from ksm_hw.artifact.manifest import checked_files, read_manifest
 from ksm_hw.boards.address import BoardAddress
-from ksm_hw.boards.protocol import function_name, kept_name, result_of
+from ksm_hw.boards.protocol import VERSION, function_name, kept_name, result_of
 from ksm_hw.boards.reaching import WAIT, reach, within
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import load_bundle
@@ -48,7 +49,7 @@ def connected_board(address: BoardAddress, wait: float = WAIT, patience: float =
         patience: seconds that it may take for one answer.
 
     Raises:
-        UserError: there is no such board, it stays busy, or it is no server of `ksm-hw board serve`.
+        UserError: there is no such board, it stays busy, or it is no server of this `ksm-hw board serve`.
     """
     board = Board(address, reach(address, wait), patience)
     try:
@@ -68,17 +69,25 @@ class Board:
         self._waiting = False
 
     def check(self) -> None:
-        """Asks whether the board's server has our functions.
+        """Asks whether the board's server has our functions, and they are those that we know.
 
         Raises:
-            UserError: it has not.
+            UserError: it has not, or ksm-hw there is too old or too new for that here.
         """
         try:
-            self.call("last_crash")
+            version, release = self.call("version")
         except AttributeError as error:
             raise UserError(
-                f"Board {self.address} runs a TVM server without ksm-hw's part. Start it with `ksm-hw board serve`."
+                f"Board {self.address} runs a TVM server without ksm-hw's part, or an older ksm-hw than the "
+                f"{__version__} here. Install this one there, and start it with `ksm-hw board serve`."
             ) from error
+        if version != VERSION:
+            raise UserError(
+                f"Board {self.address} runs ksm-hw {release}, which speaks version {version} of the boards' protocol; "
+                f"ksm-hw {__version__} here speaks version {VERSION}. Install the same ksm-hw on the board, and start "
+                "`ksm-hw board serve` again."
+            )
+        self.call("last_crash")  # Forgets that of an earlier session.
 
     def close(self) -> None:
         """Frees the board."""

@@ -3,6 +3,7 @@
 The functions that a board serves take and give texts of JSON and tensors, and a failure that a user can mend comes as
 {"error": message}, a result as {"result": value}:
 
+    ksm_hw.board.version()                      `VERSION` there, and the version of ksm-hw
     ksm_hw.board.missing(names)                 those of the files that the board does not hold; see `kept_name`
     ksm_hw.board.keep(name)                     takes the uploaded file of that name into the board's cache
     ksm_hw.board.load(manifest, threads)        loads an artifact of kept files into a session: its first task's name
@@ -22,7 +23,12 @@ from typing import Any
 
 from ksm_hw.errors import UserError
 
-FUNCTIONS = ("missing", "keep", "load", "switch", "run", "measure_load", "measure", "time_library", "last_crash")
+# Counts up when a function comes, goes, or takes or gives something else.
+VERSION = 1
+FUNCTIONS = (
+    *("version", "missing", "keep", "load", "switch", "run"),
+    *("measure_load", "measure", "time_library", "last_crash"),
+)
 
 
 def function_name(function: str) -> str:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ksm_hw import __version__
 from ksm_hw.boards.kept_files import KeptFiles
-from ksm_hw.boards.protocol import FUNCTIONS, answered, function_name
+from ksm_hw.boards.protocol import FUNCTIONS, VERSION, answered, function_name
 from ksm_hw.errors import UserError
 from ksm_hw.measuring.process import Measured, measuring_process
 from ksm_hw.measuring.relay_library import LibraryTimer
@@ -139,6 +140,10 @@ class _Served:
         self.open_processes = contextlib.ExitStack()
         self.measured: list[Measured] = []
         self.timer = self.open_processes.enter_context(LibraryTimer())
+
+    @answered
+    def version(self) -> tuple[int, str]:
+        return VERSION, __version__
 
     @answered
     def missing(self, names: str) -> list[str]:

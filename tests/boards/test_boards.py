@@ -16,8 +16,11 @@ import pytest
 from board_processes import needs_emulated_board
 from typer.testing import CliRunner
 
+import ksm_hw.boards.board
+from ksm_hw import __version__
 from ksm_hw.boards.address import BoardAddress, board_address, parse_address
 from ksm_hw.boards.board import connected_board
+from ksm_hw.boards.protocol import VERSION
 from ksm_hw.boards.reaching import known_boards
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import FoldMode, compile_bundle
@@ -184,6 +187,19 @@ def test_a_server_that_is_not_ours(tracker: tuple[str, int], tmp_path: Path) -> 
             connected_board(BoardAddress(tracker, key="plain")),
         ):
             pass
+
+
+def test_a_board_of_another_version(here: BoardAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a desk sees it whose ksm-hw is newer than the board's."""
+    monkeypatch.setattr(ksm_hw.boards.board, "VERSION", VERSION + 1)
+    monkeypatch.setattr(ksm_hw.boards.board, "__version__", "99.0")
+    message = (
+        rf"'here' .* runs ksm-hw {__version__}, which speaks version {VERSION} .*; "
+        rf"ksm-hw 99\.0 here speaks version {VERSION + 1}\. Install the same ksm-hw on the board"
+    )
+    with pytest.raises(UserError, match=message), connected_board(here):
+        pass
+    assert_free(here)
 
 
 def test_code_for_another_cpu_is_refused(bundle: Bundle, emulated: BoardAddress, tmp_path: Path) -> None:
