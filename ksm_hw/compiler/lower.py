@@ -9,6 +9,7 @@ from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
 from ksm_hw.artifact.parameters import HEAD_BIAS, HEAD_WEIGHT
+from ksm_hw.compiler.exported_operators import CONVERTERS, needs_decomposition
 from ksm_hw.errors import UserError
 from ksm_hw.models.backbones import build_backbone, head_path
 
@@ -53,7 +54,14 @@ def lower_backbone(backbone: str, classes: int, batch: int, image_size: int) -> 
         # torch.export and TVM's importer warn of each other's deprecated parts; a user can do nothing about it.
         warnings.simplefilter("ignore")
         exported = torch.export.export(model, (torch.zeros(batch, 3, image_size, image_size),))
-        module = from_exported_program(exported, keep_params_as_input=True, unwrap_unit_return_tuple=True)
+        decompose = needs_decomposition(exported.graph)
+        module = from_exported_program(
+            exported,
+            keep_params_as_input=True,
+            unwrap_unit_return_tuple=True,
+            custom_convert_map=None if decompose else CONVERTERS,
+            run_ep_decomposition=decompose,
+        )
     module, _ = relax.frontend.detach_params(module)
     names = {
         argument: {f"{head}.weight": HEAD_WEIGHT, f"{head}.bias": HEAD_BIAS}.get(path, path)

@@ -18,6 +18,21 @@ def hide_torch() -> None:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
+def import_tvm_before_torch() -> None:
+    """Imports TVM with its compiler, for a process that imports torch later; does nothing if it imported either.
+
+    TVM's Python asks its library for things that it lacks. For the first that is missing the library makes an error
+    with a stack, for which it reads the symbols of all that is loaded: torch's take half a second.
+    """
+    if "tvm" in sys.modules or "torch" in sys.modules:
+        return
+    hide_torch()
+    try:
+        import tvm  # noqa: F401
+    finally:
+        del sys.modules["torch"]
+
+
 def import_tvm_runtime() -> None:
     """Imports TVM for a process that only runs artifacts; does nothing where TVM is imported already.
 

@@ -11,7 +11,7 @@ What becomes of a single row of 8 masked values, for a CPU without AVX2 (… sta
     def main(weight: T.Buffer((1, 8), "float32"), table: T.Buffer((2304,), "int8"), bits: T.Buffer((1,), "uint8"),
         scale: T.Buffer((zeros,), "float32"), row_start: T.Buffer((1,), "int32"), scale_range: T.Buffer((2,),
         "float32"), result: T.Buffer((8, 1), "float32")):
-        T.func_attr({"op_pattern": 8, "tirx.is_scheduled": True, "tirx.noalias": True})
+        T.func_attr({"op_pattern": 8, "tirx.is_scheduled": True, "tirx.noalias": True, "written_as_loops": True})
         with T.sblock("root"):
             T.reads()
             T.writes()
@@ -78,6 +78,7 @@ from tvm_passes.relax.kernels.mask_decoding import (
     quotient,
 )
 from tvm_passes.relax.kernels.weight_storing import KERNEL, ChannelGroup, WeightStore, transposed
+from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
 from tvm_passes.relax.loops.prefetch import prefetch
 
 VALUE_BYTES = np.dtype(DTYPE).itemsize
@@ -163,7 +164,7 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
         result_shape = (quotient(outputs, rewrite.lanes), *kernel, inputs, rewrite.lanes)
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name("rewrite_weight")
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True})
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True})
         weight = T.arg("weight", T.buffer(shape, DTYPE))
         mask = mask_arguments(outputs, columns, rewrite.coded) if rewrite.columns else None
         norms = () if rewrite.epsilon is None else ("norm_weight", "variance")
