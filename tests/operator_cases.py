@@ -45,6 +45,19 @@ def function(compute, *shapes, dtypes=None):
     return builder.get()
 
 
+def lowered(module, target):
+    """The module with its operators as fused loops, which no rule has scheduled."""
+    passes = [
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    with target:
+        return tvm.transform.Sequential(passes)(module)
+
+
 def vectors_of(module):
     """The lengths of the vectorized loops of a module's functions."""
     found = set()
@@ -86,6 +99,42 @@ CONVOLUTIONS = {
     "depthwise, dilated": (1, 9, 9, 58, 58, 3, 1, (2, 2, 2, 2), 2, 58, "DepthwiseConvolution"),
     "two outputs an input": (1, 7, 7, 8, 16, 3, 1, (1, 1, 1, 1), 1, 8, "Convolution"),
 }
+
+
+def convolution_case(case, epilogue):
+    """One of `CONVOLUTIONS`, with bias, residual and relu behind it or not: module, arrays, and PyTorch's result."""
+    batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups, _ = case
+    kernel_height, kernel_width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    data, weight, bias = values(
+        (batch, inputs, height, width), (outputs, inputs // groups, kernel_height, kernel_width), (outputs,)
+    )
+    top, left, bottom, right = padding
+    padded = functional.pad(torch.from_numpy(data), (left, right, top, bottom))
+    expected = functional.conv2d(padded, torch.from_numpy(weight), None, stride, 0, dilation, groups).numpy()
+    residual = values(expected.shape)[0]
+
+    def compute(emit, x, w, b, r):
+        result = emit(
+            relax.op.nn.conv2d(x, w, stride, padding, dilation, groups, data_layout="NHWC", kernel_layout="HWIO")
+        )
+        return relax.op.nn.relu(emit(relax.op.add(emit(relax.op.add(result, b)), r))) if epilogue else result
+
+    if epilogue:
+        expected = np.maximum(expected + bias[:, None, None] + residual, 0)
+    arrays = nhwc(data), weight.transpose(2, 3, 1, 0), bias.reshape(1, 1, 1, -1), nhwc(residual)
+    return function(compute, *(array.shape for array in arrays)), arrays, nhwc(expected)
+
+
+def convolution_of(data, weight, groups, out_dtype):
+    """A 3×3 convolution, of arrays [N, H, W, I] and [3, 3, I/g, O], and the result that PyTorch has in float64."""
+
+    def compute(_, x, w):
+        return relax.op.nn.conv2d(x, w, 1, 1, 1, groups, "NHWC", "HWIO", out_dtype=out_dtype)
+
+    module = function(compute, data.shape, weight.shape, dtypes=(str(data.dtype), str(weight.dtype)))
+    x, w = torch.from_numpy(data.astype("float64")), torch.from_numpy(weight.astype("float64"))
+    expected = functional.conv2d(x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), padding=1, groups=groups)
+    return module, nhwc(expected.numpy())
 
 
 POOLING = {

@@ -14,13 +14,15 @@ from operator_cases import (
     OTHERS,
     POOLING,
     Counting,
+    convolution_case,
+    convolution_of,
     function,
+    lowered,
     nhwc,
     values,
     vectors_of,
 )
 from torch import nn
-from torch.nn import functional
 from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 from tvm.s_tir import dlight
@@ -38,16 +40,9 @@ from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 def schedule(module, target=HOST):
     """The module with its kernels scheduled, and how many functions each rule scheduled."""
     counts = collections.Counter()
-    passes = [
-        relax.transform.LegalizeOps(),
-        relax.transform.AnnotateTIROpPattern(),
-        relax.transform.FuseOps(),
-        relax.transform.FuseTIR(),
-        relax.transform.DeadCodeElimination(),
-        dlight.ApplyDefaultSchedule(*(Counting(rule, counts) for rule in cpu_rules())),
-    ]
     with target:
-        return tvm.transform.Sequential(passes)(module), counts
+        rules = dlight.ApplyDefaultSchedule(*(Counting(rule, counts) for rule in cpu_rules()))
+        return rules(lowered(module, target)), counts
 
 
 def run(module, *arrays):
@@ -62,36 +57,14 @@ def run(module, *arrays):
 @pytest.mark.parametrize("weights", ["HWIO", "packed"])
 @pytest.mark.parametrize("epilogue", ["none", "bias, residual and relu"])
 def test_convolution_equals_torch(case, epilogue, weights, monkeypatch):
-    batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups, rule = case
-    kernel_height, kernel_width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-    data, weight, bias = values(
-        (batch, inputs, height, width), (outputs, inputs // groups, kernel_height, kernel_width), (outputs,)
-    )
-    top, left, bottom, right = padding
-    padded = functional.pad(torch.from_numpy(data), (left, right, top, bottom))
-    expected = functional.conv2d(padded, torch.from_numpy(weight), None, stride, 0, dilation, groups).numpy()
-    residual = values(expected.shape)[0]
-
-    def compute(emit, x, w, b, r):
-        result = emit(
-            relax.op.nn.conv2d(
-                x, w, stride, padding, dilation, groups, data_layout="NHWC", kernel_layout="HWIO", out_dtype="float32"
-            )
-        )
-        if epilogue == "none":
-            return result
-        return relax.op.nn.relu(emit(relax.op.add(emit(relax.op.add(result, b)), r)))
-
-    if epilogue != "none":
-        expected = np.maximum(expected + bias[:, None, None] + residual, 0)
-    arrays = nhwc(data), weight.transpose(2, 3, 1, 0), bias.reshape(1, 1, 1, -1), nhwc(residual)
-    module = function(compute, *(array.shape for array in arrays))
+    _, _, _, inputs, *_, groups, rule = case
+    module, arrays, expected = convolution_case(case, epilogue != "none")
     if weights == "packed":
         # Winograd's form is test_winograd's.
         monkeypatch.setattr(weight_layouts, "best_tile", lambda *_: None)
         module = weight_layouts.WeightLayouts(vector_unit(HOST))(module)
     found, counts = run(module, *arrays)
-    np.testing.assert_allclose(found, nhwc(expected), rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
     assert counts[rule] == 1 and set(counts) <= {rule, "Fallback"}
     assert (counts["Fallback"] > 0) == (weights == "packed" and inputs // groups > 1)
 
@@ -205,32 +178,21 @@ AVX2 = tvm.target.Target({"kind": "llvm", "mcpu": "znver3", "num-cores": 2})
 @pytest.mark.parametrize("groups, rule, lanes", [(1, "Convolution", {4, 8}), (32, "DepthwiseConvolution", {4})])
 def test_a_convolution_of_doubles_has_vectors_of_half_as_many(groups, rule, lanes):
     arrays = [array.astype("float64") for array in values((1, 9, 9, 32), (3, 3, 32 // groups, 32))]
-
-    def compute(_, x, w):
-        return relax.op.nn.conv2d(x, w, 1, 1, 1, groups, "NHWC", "HWIO", out_dtype="float64")
-
-    module = function(compute, *(array.shape for array in arrays), dtypes=("float64", "float64"))
+    module, expected = convolution_of(*arrays, groups, "float64")
     # Padding of its own takes two registers at once.
     assert vectors_of(schedule(module, AVX2)[0]) == lanes
     found, counts = run(module, *arrays)
     assert counts == {rule: 1}
-    data, weight = (torch.from_numpy(array) for array in arrays)
-    expected = functional.conv2d(data.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1), None, 1, 1, 1, groups)
-    np.testing.assert_allclose(found, nhwc(expected.numpy()), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_products_whose_type_no_model_knows_go_to_the_fallback():
     """8 bits are summed up in 32: no tile of float32 fits them, and the result is exact all the same."""
     generator = np.random.default_rng(0)
     arrays = [generator.integers(-128, 128, shape).astype("int8") for shape in ((1, 7, 7, 8), (3, 3, 8, 16))]
-
-    def compute(_, x, w):
-        return relax.op.nn.conv2d(x, w, 1, 1, 1, 1, "NHWC", "HWIO", out_dtype="int32")
-
-    found, counts = run(function(compute, *(a.shape for a in arrays), dtypes=("int8", "int8")), *arrays)
-    data, weight = (torch.from_numpy(array.astype("int64")) for array in arrays)
-    expected = functional.conv2d(data.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1), padding=1)
-    np.testing.assert_array_equal(found, nhwc(expected.numpy()))
+    module, expected = convolution_of(*arrays, 1, "int32")
+    found, counts = run(module, *arrays)
+    np.testing.assert_array_equal(found, expected)
     assert counts == {"Fallback": 1} and found.dtype == np.int32
     halves = [array.astype("float16") for array in values((3, 64), (64, 10))]
     module = function(lambda _, x, w: relax.op.matmul(x, w), (3, 64), (64, 10), dtypes=("float16", "float16"))

@@ -9,8 +9,19 @@ import pytest
 import torch
 import tvm
 import tvm_ffi
-from operator_cases import CONVOLUTIONS, OTHER_OPERATORS, POOLING, Counting, function, nhwc, values, vectors_of
-from torch.nn import functional
+from operator_cases import (
+    CONVOLUTIONS,
+    OTHER_OPERATORS,
+    POOLING,
+    Counting,
+    convolution_case,
+    convolution_of,
+    function,
+    lowered,
+    nhwc,
+    values,
+    vectors_of,
+)
 from tvm import relax
 from tvm.s_tir import dlight
 from tvm.target import Target
@@ -34,7 +45,7 @@ TARGETS = {
     "cuda's limits": Target(dict(LIKE_CUDA.tvm)),
 }
 MORE_CONVOLUTIONS = {
-    # As in test_schedules: batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups, rule
+    # As in operator_cases: batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups, rule
     "whole tiles": (1, 56, 56, 8, 64, 3, 1, (1, 1, 1, 1), 1, 1, "Convolution"),
     "tiles past the end": (1, 45, 45, 12, 40, 3, 1, (1, 1, 1, 1), 1, 1, "Convolution"),
     "batch 2": (2, 13, 11, 8, 20, 3, 2, (1, 1, 1, 1), 1, 1, "Convolution"),
@@ -46,18 +57,6 @@ MORE_CONVOLUTIONS = {
 
 
 pytestmark = pytest.mark.usefixtures("opencl")
-
-
-def lowered(module, target):
-    passes = [
-        relax.transform.LegalizeOps(),
-        relax.transform.AnnotateTIROpPattern(),
-        relax.transform.FuseOps(),
-        relax.transform.FuseTIR(),
-        relax.transform.DeadCodeElimination(),
-    ]
-    with target:
-        return tvm.transform.Sequential(passes)(module)
 
 
 @pytest.fixture
@@ -104,35 +103,11 @@ def bound_threads(nest):
     return bound
 
 
-def convolution(case, epilogue):
-    """A convolution, the arrays that it takes, and the result that PyTorch has."""
-    batch, height, width, inputs, outputs, kernel, stride, padding, dilation, groups, _ = case
-    kernel_height, kernel_width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-    data, weight, bias = values(
-        (batch, inputs, height, width), (outputs, inputs // groups, kernel_height, kernel_width), (outputs,)
-    )
-    top, left, bottom, right = padding
-    padded = functional.pad(torch.from_numpy(data), (left, right, top, bottom))
-    expected = functional.conv2d(padded, torch.from_numpy(weight), None, stride, 0, dilation, groups).numpy()
-    residual = values(expected.shape)[0]
-
-    def compute(emit, x, w, b, r):
-        result = emit(
-            relax.op.nn.conv2d(x, w, stride, padding, dilation, groups, data_layout="NHWC", kernel_layout="HWIO")
-        )
-        return relax.op.nn.relu(emit(relax.op.add(emit(relax.op.add(result, b)), r))) if epilogue else result
-
-    if epilogue:
-        expected = np.maximum(expected + bias[:, None, None] + residual, 0)
-    arrays = nhwc(data), weight.transpose(2, 3, 1, 0), bias.reshape(1, 1, 1, -1), nhwc(residual)
-    return function(compute, *(array.shape for array in arrays)), arrays, nhwc(expected)
-
-
 @pytest.mark.parametrize("target, epilogue", [("mali", True), ("cuda's limits", False)])
 @pytest.mark.parametrize("name", [*CONVOLUTIONS, *MORE_CONVOLUTIONS])
 def test_convolution_equals_torch(run, name, target, epilogue):
     case = {**CONVOLUTIONS, **MORE_CONVOLUTIONS}[name]
-    module, arrays, expected = convolution(case, epilogue)
+    module, arrays, expected = convolution_case(case, epilogue)
     found, counts = run(module, TARGETS[target], *arrays)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=4e-5)
     assert counts == {case[-1]: 1}
@@ -201,33 +176,21 @@ def test_truth_values_are_compared_one_by_one(run):
 @pytest.mark.parametrize("groups, rule", [(1, "Convolution"), (16, "DepthwiseConvolution")])
 def test_a_convolution_of_doubles_loads_as_many_bytes(run, groups, rule):
     arrays = [array.astype("float64") for array in values((1, 40, 40, 16), (3, 3, 16 // groups, 16))]
-
-    def compute(_, x, w):
-        return relax.op.nn.conv2d(x, w, 1, 1, 1, groups, "NHWC", "HWIO", out_dtype="float64")
-
-    module = function(compute, *(array.shape for array in arrays), dtypes=("float64", "float64"))
+    module, expected = convolution_of(*arrays, groups, "float64")
     with TARGETS["mali"]:
         scheduled = dlight.ApplyDefaultSchedule(*gpu_rules())(lowered(module, TARGETS["mali"]))
     assert max(vectors_of(scheduled)) == 2
     found, counts = run(module, TARGETS["mali"], *arrays)
-    data, weight = (torch.from_numpy(array) for array in arrays)
-    expected = functional.conv2d(data.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1), None, 1, 1, 1, groups)
-    np.testing.assert_allclose(found, nhwc(expected.numpy()), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
     assert counts == {rule: 1}
 
 
 def test_products_whose_type_no_model_knows_go_to_a_rule_that_needs_none(run):
     generator = np.random.default_rng(0)
     arrays = [generator.integers(-128, 128, shape).astype("int8") for shape in ((1, 9, 9, 8), (3, 3, 8, 16))]
-
-    def compute(_, x, w):
-        return relax.op.nn.conv2d(x, w, 1, 1, 1, 1, "NHWC", "HWIO", out_dtype="int32")
-
-    module = function(compute, *(array.shape for array in arrays), dtypes=("int8", "int8"))
+    module, expected = convolution_of(*arrays, 1, "int32")
     found, counts = run(module, TARGETS["mali"], *arrays)
-    data, weight = (torch.from_numpy(array.astype("int64")) for array in arrays)
-    expected = functional.conv2d(data.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1), padding=1)
-    np.testing.assert_array_equal(found, nhwc(expected.numpy()))
+    np.testing.assert_array_equal(found, expected)
     assert counts == {"Reduction": 1} and found.dtype == np.int32
 
 
@@ -242,7 +205,7 @@ SPACES = {
 @pytest.mark.parametrize("name", SPACES)
 def test_every_schedule_of_a_design_space_computes_the_same(tmp_path, name, target):
     rule, case = SPACES[name]
-    module, arrays, expected = convolution(case, epilogue=True)
+    module, arrays, expected = convolution_case(case, epilogue=True)
     target = TARGETS[target]
     (kernel,) = (one for one in lowered(module, target).functions.values() if isinstance(one, tvm.tirx.PrimFunc))
     schedules = rule.design_space(kernel, target)
