@@ -93,7 +93,12 @@ def compile_command(
     sizes = {str(path): sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in artifacts}
     if as_json:
         print_json({"artifacts": [{"path": path, "bytes": size} for path, size in sizes.items()]})
-        return
+    else:
+        _print_written(sizes, runner)
+
+
+def _print_written(sizes: dict[str, int], runner: bool) -> None:
+    """The artifacts and the bytes of their files, for a person."""
     for path, size in sizes.items():
         console.print(f"Wrote {path}: {size / 1e6:.1f} MB", highlight=False)
         if runner:

@@ -94,7 +94,12 @@ def tune(
         raise typer.Exit(130) from None
     if as_json:
         print_json(asdict(result))
-        return
+    else:
+        _print_tuned(result, target, ir, output)
+
+
+def _print_tuned(result: TuneResult, target: str, ir: IntermediateRepresentation, output: Path) -> None:
+    """What a tune found, for a person."""
     console.print(
         f"{result.operators} operators, {result.trials} trials ({result.failed} failed) in {output}", highlight=False
     )
