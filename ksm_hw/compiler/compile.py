@@ -3,16 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ksm_hw.artifact.manifest import IntermediateRepresentation, Manifest, write_artifact
-from ksm_hw.compiler.compiled import FOLD_MODES, Compiled, FoldMode
+from ksm_hw.artifact.manifest import Manifest, write_artifact
+from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
+from ksm_hw.compiler.compiled import Compiled
 from ksm_hw.errors import UserError
 from ksm_hw.files import refuse_foreign_folder
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.runner.build import add_runner, check_runner
 from ksm_hw.toolchains.linker import architecture_of
 from ksm_hw.toolchains.targets import CompileTarget, required_cpu_features
-
-__all__ = ["FOLD_MODES", "FoldMode", "compile_bundle"]
 
 
 def compile_bundle(

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ksm_hw.artifact.manifest import OperatorEntry, TaskEntry
-from ksm_hw.artifact.modes import FOLD_MODES as FOLD_MODES
-from ksm_hw.artifact.modes import FoldMode as FoldMode
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.task_pack import TaskPack

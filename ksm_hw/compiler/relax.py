@@ -10,11 +10,11 @@ import tvm
 from tvm.s_tir.meta_schedule.database import Database
 
 from ksm_hw.artifact.manifest import LIBRARY, OperatorEntry, TaskEntry
+from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.artifact.parameters import HEAD_WEIGHT, task_parameters
 from ksm_hw.compiler.build import Builder, Built, build_executable, export_library
 from ksm_hw.compiler.compiled import (
     Compiled,
-    FoldMode,
     OnStep,
     check_heads,
     common_image_size,

@@ -18,7 +18,8 @@ import pytest
 import torch
 import tvm
 
-from ksm_hw.compiler.compile import FoldMode, compile_bundle
+from ksm_hw.artifact.modes import FoldMode
+from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.preprocessing import preprocess_batch, read_image

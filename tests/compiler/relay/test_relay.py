@@ -18,10 +18,11 @@ from random_tasks import random_bundle
 from typer.testing import CliRunner
 from verifications import ARCHITECTURES, assert_all_passed
 
+from ksm_hw.artifact.modes import FOLD_MODES, FoldMode
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.cli import app
-from ksm_hw.compiler.compile import FOLD_MODES, FoldMode, compile_bundle
+from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle

@@ -11,9 +11,10 @@ from compare_with_relax import assert_same_as_relax
 from random_tasks import random_bundle
 from verifications import assert_all_passed
 
+from ksm_hw.artifact.modes import FOLD_MODES, FoldMode
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.cli import main
-from ksm_hw.compiler.compile import FOLD_MODES, FoldMode, compile_bundle
+from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.files import sha256_of_file
 from ksm_hw.masks.bundle import Bundle, load_bundle

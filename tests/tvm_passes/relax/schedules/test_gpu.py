@@ -26,7 +26,8 @@ from tvm import relax
 from tvm.s_tir import dlight
 from tvm.target import Target
 
-from ksm_hw.compiler.compile import FOLD_MODES, compile_bundle
+from ksm_hw.artifact.modes import FOLD_MODES
+from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.lower import lower_backbone
 from ksm_hw.report.verify import verify
 from ksm_hw.toolchains.targets import CompileTarget, load_target
