@@ -10,7 +10,7 @@ import tvm
 
 from ksm_hw.artifact.manifest import read_manifest
 from ksm_hw.artifact.parameters import is_shared, task_parameters
-from ksm_hw.runtime.any_session import DeviceSession
+from ksm_hw.runtime.device_session import DeviceSession
 from ksm_hw.runtime.machine import process_peak_bytes, this_machine
 
 WARM_UP_RUNS = 3  # Of each task in each round, not counted.

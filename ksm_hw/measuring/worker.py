@@ -11,7 +11,7 @@ from ksm_hw.runtime.child_process import ParentProcess
 from ksm_hw.runtime.tvm_import import hide_torch
 
 if TYPE_CHECKING:
-    from ksm_hw.runtime.any_session import DeviceSession
+    from ksm_hw.runtime.device_session import DeviceSession
 
 
 class _Worker:

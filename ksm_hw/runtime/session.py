@@ -21,7 +21,7 @@ from tvm.runtime.vm import VirtualMachine
 from ksm_hw.artifact.manifest import LIBRARY, Manifest, read_manifest
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import load_bundle, task_of
-from ksm_hw.runtime.any_session import (
+from ksm_hw.runtime.device_session import (
     DeviceSession,
     Tensors,
     Uploaded,

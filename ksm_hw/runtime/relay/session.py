@@ -12,7 +12,7 @@ from tvm.contrib.graph_executor import GraphModule
 from ksm_hw.artifact.manifest import TaskEntry, read_manifest
 from ksm_hw.artifact.parameters import mask_part_of
 from ksm_hw.masks.bundle import load_bundle, task_of
-from ksm_hw.runtime.any_session import (
+from ksm_hw.runtime.device_session import (
     DeviceSession,
     Uploaded,
     bytes_of,

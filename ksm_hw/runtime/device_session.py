@@ -1,0 +1,163 @@
+"""Sessions on a device of this process: what is the same whichever TVM runs them."""
+
+import abc
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ksm_hw.artifact.manifest import Manifest, TaskEntry
+from ksm_hw.artifact.parameters import is_shared, task_parameters
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.runtime.any_session import AnySession
+from ksm_hw.runtime.threads import pinned, usable_cores, use_threads
+
+Tensors = Sequence[Any]  # TVM's, on the device.
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """An artifact's tasks on a device of this process.
+
+    Attributes:
+        manifest, packs: see `AnySession`.
+        parameters: each task's, in the manifest's order (`upload_parameters`).
+        device: TVM's.
+        threads: of the CPU, on which a session works.
+    """
+
+    manifest: Manifest
+    packs: Mapping[str, TaskPack]
+    parameters: Mapping[str, Tensors]
+    device: Any
+    threads: int
+
+
+class DeviceSession(AnySession):
+    """A session in this process, which can be measured."""
+
+    def __init__(self, uploaded: Uploaded) -> None:
+        super().__init__(uploaded.manifest, uploaded.packs)
+        self._parameters = uploaded.parameters
+        self._device = uploaded.device
+        self._threads = uploaded.threads
+
+    @property
+    @abc.abstractmethod
+    def weights_bytes(self) -> int:
+        """Bytes of the current task's live weights on the device; those of `bake` are inside the library."""
+
+    @property
+    def parameters_bytes(self) -> int:
+        """Bytes of backbone and task packs on the device, each tensor counted once."""
+        return bytes_of({id(tensor): tensor for tensors in self._parameters.values() for tensor in tensors}.values())
+
+    @abc.abstractmethod
+    def measure_run(self, repeats: int) -> list[float]:
+        """Seconds of each of `repeats` inferences of the current task, on images that stay on the device."""
+
+    def measure_copies(self, repeats: int) -> list[float]:
+        """Seconds of each of `repeats` copies of as many bytes as the live weights, inside the device's memory."""
+        if not self.weights_bytes:
+            return []
+        # The source must be written to: memory that never was is one page of zeros, which stays in the cache.
+        source = self._uploaded(np.ones(self.weights_bytes, np.uint8))
+        destination = self._uploaded(np.zeros(self.weights_bytes, np.uint8))
+        seconds = [self._seconds(lambda: source.copyto(destination)) for _ in range(repeats + 1)]
+        return seconds[1:]  # The first may find pages that are not there yet.
+
+    def trace_run(self, instrument: Callable[..., None]) -> None:
+        """Runs one inference of the current task; every call that it makes is told to a function before and after.
+
+        Args:
+            instrument: takes the function that is called, its symbol, whether this is before the call, the result, and
+                the call's arguments.
+
+        Raises:
+            UserError: what runs the artifact tells of no calls, or the device fails.
+        """
+        raise UserError(f"Calls are not told apart in an artifact of --ir {self.manifest.ir}. Use --ir relax.")
+
+    @abc.abstractmethod
+    def _uploaded(self, array: npt.NDArray[np.generic]) -> Any:
+        """A copy of an array on the device; TVM's versions call it differently."""
+
+    def _seconds(self, function: Callable[[], object]) -> float:
+        """How long a call takes, until the device has done it."""
+        start = time.perf_counter()
+        function()
+        self._device.sync()
+        return time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        """Around every call into the artifact: whichever thread calls, it has the session's threads and cores."""
+        use_threads(self._threads, self.manifest.cores)
+        with pinned(self.manifest.cores), device_failures(self.manifest.device):
+            yield
+
+
+@contextlib.contextmanager
+def device_failures(device: str) -> Iterator[None]:
+    """Around calls of TVM: what it raises, such as for a kernel that a driver does not compile, becomes a UserError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # TVM 0.19 writes the stack of its C++ before the message.
+        message = re.split(r"^\w+Error: ", str(error), flags=re.MULTILINE)[-1]
+        raise UserError(f"The device '{device}' failed: {message}") from error
+
+
+def start_threads(manifest: Manifest, threads: int | None) -> int:
+    """Lets TVM's loops in this thread run on some threads, and returns how many.
+
+    Args:
+        manifest: of the artifact, whose target has so many cores, and may name them.
+        threads: how many, at most one a core; without it as many as the target has cores, if this machine has as many.
+    """
+    threads = threads or min(manifest.cpu.get("num-cores", 1), len(usable_cores(manifest.cores)))
+    use_threads(threads, manifest.cores)
+    cores = sorted(usable_cores(manifest.cores))
+    _log.info("%d threads on the cores %s: the target has %s", threads, cores, manifest.cpu.get("num-cores", 1))
+    return threads
+
+
+def upload_parameters(
+    manifest: Manifest, bundle: Bundle, upload: Callable[[TaskEntry, str, npt.NDArray[np.generic]], Any]
+) -> dict[str, list[Any]]:
+    """Each task's parameters on the device; what tasks share is there once.
+
+    Args:
+        manifest: which parameters each task takes.
+        bundle: the tasks.
+        upload: makes a tensor of a task's array, given its name.
+    """
+    shared: dict[str, Any] = {}
+    uploaded: dict[str, list[Any]] = {}
+    for task, entry in manifest.tasks.items():
+        pack = bundle.packs[task]
+        arrays = task_parameters(entry.parameters, pack, bundle.tensors, manifest.output_shape[1])
+        uploaded[task] = []
+        for name, array in zip(entry.parameters, arrays, strict=True):
+            tensor = shared.get(name) if is_shared(name, pack) else None
+            if tensor is None:
+                tensor = upload(entry, name, array)
+                if is_shared(name, pack):
+                    shared[name] = tensor
+            uploaded[task].append(tensor)
+    return uploaded
+
+
+def bytes_of(tensors: Iterable[Any]) -> int:
+    """Bytes that tensors hold."""
+    return sum(int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
