@@ -1,6 +1,5 @@
 """The command line. Each command parses, calls one function and prints; what is slow to import is imported in it."""
 
-import gc
 import sys
 
 from rich.markup import escape
@@ -17,9 +16,6 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Runs the command line; bad input becomes one message and exit code 2."""
-    # Imports and passes make a million objects that stay, through which Python looked for garbage every 700: for one
-    # second of a compile's 13.
-    gc.set_threshold(50_000)
     try:
         app()
     except UserError as error:

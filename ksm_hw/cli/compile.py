@@ -64,7 +64,7 @@ def compile_command(
     as_json: Json = False,
 ) -> None:
     """Compile one task, or all, into an artifact that runs on a target."""
-    from ksm_hw.runtime.tvm_import import import_tvm_before_torch
+    from ksm_hw.runtime.tvm_import import prepare_to_compile
     from ksm_hw.toolchains.targets import load_target
 
     compile_target = load_target(target, file=target_file, arch=arch, host=host)
@@ -73,7 +73,7 @@ def compile_command(
 
     selected = select_tasks(load_bundle(bundle or shipped_bundle()), task)
     with messages.status("import the compiler") as status:
-        import_tvm_before_torch()
+        prepare_to_compile()
         from ksm_hw.compiler.compile import compile_bundle
 
         folder = output or Path("artifacts") / f"{target}-{task}"

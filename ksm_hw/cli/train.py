@@ -79,7 +79,7 @@ def train(
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),
     )
     messages.print(f"{len(images.train)} training and {len(images.test)} test images in {len(images.classes)} classes")
-    with _told_when_stopped(), _epoch_progress(epochs) as (on_batch, on_epoch):
+    with _saying_what_is_kept(), _epoch_progress(epochs) as (on_batch, on_epoch):
         trained = train_task(
             images if flip is None else replace(images, flip=flip),
             task,
@@ -101,7 +101,7 @@ def train(
 
 
 @contextmanager
-def _told_when_stopped() -> Iterator[None]:
+def _saying_what_is_kept() -> Iterator[None]:
     """Around the learning: Ctrl-C ends the command with a word of what is kept."""
     try:
         yield

@@ -61,7 +61,7 @@ def tune(
     from ksm_hw.boards.address import board_address
     from ksm_hw.masks.bundle import load_bundle
     from ksm_hw.resources import shipped_bundle
-    from ksm_hw.runtime.tvm_import import import_tvm_before_torch
+    from ksm_hw.runtime.tvm_import import prepare_to_compile
     from ksm_hw.toolchains.targets import load_target
 
     if tuner is not None and ir != "relay":
@@ -75,7 +75,7 @@ def tune(
 
             tune_bundle: Callable[..., TuneResult] = partial(tune_through_relay, tuner=tuner or "autotvm")
         else:
-            import_tvm_before_torch()
+            prepare_to_compile()
             from ksm_hw.compiler.tuning.tune import tune as tune_bundle
     try:
         with _trial_progress() as on_progress:

@@ -50,8 +50,11 @@ def needs_decomposition(graph: fx.Graph) -> bool:
 def _is_known(node: fx.Node) -> bool:
     match node.target:
         case _aten.batch_norm.default:
-            training = node.args[5]
-            return not training
+            *tensors, training = node.args[:6]
+            return not training and all(isinstance(tensor, fx.Node) for tensor in tensors)
+        case _aten.chunk.default:
+            # Where there are too few values for so many parts, torch makes fewer.
+            return len(node.meta["val"]) == node.args[1]
         case _aten.linear.default:
             # Of more dimensions it is decomposed into a product of matrices and changes of shape.
             data, _weight, *bias = node.args

@@ -1,6 +1,7 @@
 """How a process imports TVM that needs less than all of it."""
 
 import functools
+import gc
 import logging
 import os
 import sys
@@ -18,12 +19,15 @@ def hide_torch() -> None:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
-def import_tvm_before_torch() -> None:
-    """Imports TVM with its compiler, for a process that imports torch later; does nothing if it imported either.
+def prepare_to_compile() -> None:
+    """Makes this process, which will import TVM with its compiler and torch, do so and compile in less time.
 
-    TVM's Python asks its library for things that it lacks. For the first that is missing the library makes an error
-    with a stack, for which it reads the symbols of all that is loaded: torch's take half a second.
+    Imports and passes make a million objects that stay; Python looks for garbage among them less often. And TVM comes
+    first, if neither is there yet: its Python asks its library for things that it lacks, and for the first that is
+    missing the library makes an error with a stack, for which it reads the symbols of all that is loaded. Torch has
+    many.
     """
+    gc.set_threshold(50_000)
     if "tvm" in sys.modules or "torch" in sys.modules:
         return
     hide_torch()

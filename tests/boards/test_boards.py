@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 
 import ksm_hw.boards.board
 from ksm_hw import __version__
+from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.boards.address import BoardAddress, board_address, parse_address
 from ksm_hw.boards.board import connected_board
 from ksm_hw.boards.protocol import VERSION
 from ksm_hw.boards.reaching import known_boards
 from ksm_hw.cli import app
-from ksm_hw.compiler.compile import FoldMode, compile_bundle
+from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.report.verify import verify

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ksm_hw.compiler.compile import FoldMode, compile_bundle
+from ksm_hw.artifact.modes import FoldMode
+from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.tuning.tune import tune
 from ksm_hw.errors import UserError
 from ksm_hw.files import sha256_of_file

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import tvm
 
+from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.compiler import relax
 from ksm_hw.compiler.assembly import cut_assembly
-from ksm_hw.compiler.compile import FoldMode, compile_bundle
+from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.dump import LIST
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, select_tasks

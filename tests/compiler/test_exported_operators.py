@@ -64,6 +64,10 @@ def test_what_a_network_is_decomposed_for() -> None:
     assert needs_decomposition(graph_of(nn.Linear(4, 2), 1, 3, 4))
     assert needs_decomposition(graph_of(nn.Linear(4, 2, bias=False), 3, 4))
     assert not needs_decomposition(graph_of(nn.Linear(4, 2), 3, 4))
+    assert needs_decomposition(graph_of(nn.BatchNorm2d(4, affine=False), 2, 4, 8, 8))
+    # Torch makes three parts of five channels, TVM four.
+    assert needs_decomposition(graph_of(Function(lambda data: data.chunk(4, 1)[0]), 1, 5, 8, 8))
+    assert not needs_decomposition(graph_of(Function(lambda data: data.chunk(2, 1)[0]), 1, 4, 8, 8))
     # And what is not known here.
     assert needs_decomposition(graph_of(nn.Hardswish(), 1, 3))
     # Statistics of the batch, which no network has that is lowered.

@@ -11,8 +11,9 @@ from random_tasks import SMALL_NETWORK, random_bundle
 from typer.testing import CliRunner
 from verifications import ARCHITECTURES, assert_all_passed
 
+from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.cli import app
-from ksm_hw.compiler.compile import FoldMode, compile_bundle
+from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.files import sha256_of_file
 from ksm_hw.masks.bundle import Bundle

@@ -19,9 +19,10 @@ from PIL import Image
 from tvm import relax
 
 from ksm_hw.artifact.manifest import read_manifest
+from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.artifact.parameter_file import ALIGNMENT, StoredArray, held_arrays, write_parameter_file
 from ksm_hw.artifact.parameters import task_parameters
-from ksm_hw.compiler.compile import FoldMode, compile_bundle
+from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images, select_tasks
 from ksm_hw.masks.mask_format import ScaleBits

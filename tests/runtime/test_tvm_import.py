@@ -64,12 +64,12 @@ def test_a_process_that_has_tvm_keeps_it() -> None:
 def test_torch_works_behind_tvm() -> None:
     code = (
         "import sys\n"
-        "from ksm_hw.runtime.tvm_import import import_tvm_before_torch\n"
-        "import_tvm_before_torch()\n"
+        "from ksm_hw.runtime.tvm_import import prepare_to_compile\n"
+        "prepare_to_compile()\n"
         "print('torch' in sys.modules, 'tvm' in sys.modules)\n"
         "import torch, tvm\n"
         "print(tvm.runtime.from_dlpack(torch.arange(3)).numpy().tolist())\n"
-        "import_tvm_before_torch()\n"
+        "prepare_to_compile()\n"
         "print(sys.modules['torch'] is torch)\n"
     )
     assert output_of(code) == ["False True", "[0, 1, 2]", "True"]

@@ -148,8 +148,8 @@ def _lower_loops() -> tuple[Pass, object, object]:
     lower, finalize_host, finalize_device = default_s_tir_pipeline()
 
     def finish_host() -> Pass:
-        # Relax's functions check what they are given, by its shapes; to check it again for each loop nest was a quarter
-        # of the machine code.
+        # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check
+        # it again before each loop nest, strides and devices too, was more code than many of the loops.
         return Sequential([SkipAssert(), AllocateOnStack(), finalize_host()])
 
     return _phase("loops", [InsertPrefetch(), LowerLoops(lower)]), finish_host, finalize_device

@@ -1,7 +1,7 @@
 """LowerLoops: TVM's passes, from loops to what its code generators take, each only where it finds something.
 
-Kernels that are written as loops have none of what a schedule leaves, and are many statements long: half of the time
-that TVM's passes take for them goes into looking for it. The code is the same to the byte.
+Kernels that are written as loops have none of what a schedule leaves, and are many statements long. TVM's passes took
+half of their time for these kernels to look for it.
 """
 
 from collections.abc import Callable
@@ -43,6 +43,12 @@ class LowerLoops:
         }
         scheduled = {variable: function for variable, function in module.functions.items() if variable not in written}
         lowered = self.lower(tvm.IRModule(scheduled, attrs=module.attrs))
-        with PassContext(opt_level=context.opt_level, config=dict(context.config), disabled_pass=_OF_SCHEDULES):
+        with PassContext(
+            opt_level=context.opt_level,
+            required_pass=context.required_pass,
+            disabled_pass=[*context.disabled_pass, *_OF_SCHEDULES],
+            instruments=context.instruments,
+            config=dict(context.config),
+        ):
             lowered.update(self.lower(tvm.IRModule(written)))
         return lowered
