@@ -25,7 +25,18 @@ from ksm_hw.errors import UserError
 
 # Counts up when a function comes, goes, or takes or gives something else.
 VERSION = 1
-FUNCTIONS = "version missing keep load switch run measure_load measure time_library last_crash".split()
+FUNCTIONS = (
+    "version",
+    "missing",
+    "keep",
+    "load",
+    "switch",
+    "run",
+    "measure_load",
+    "measure",
+    "time_library",
+    "last_crash",
+)
 
 
 def function_name(function: str) -> str:

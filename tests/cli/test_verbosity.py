@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +58,14 @@ def test_what_detect_found_is_named() -> None:
     shown = CliRunner().invoke(app, ["targets", "show", "host", "-v", "--json"])
     tvm_target = json.loads(shown.stdout)["tvm"]
     assert f"target host: mcpu of this machine is {tvm_target['mcpu']}" in shown.stderr
+
+
+def test_a_terminal_shows_it_too() -> None:
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "ksm_hw.cli", "doctor", "host", "-v"]
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=end, check=True, env={**os.environ, "COLUMNS": "200"})
+    os.close(end)
+    assert b"ksm_hw.toolchains.linker: " in os.read(terminal, 1 << 16)
 
 
 def test_it_is_quiet_without() -> None:

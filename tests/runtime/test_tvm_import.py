@@ -31,6 +31,15 @@ def test_neither_the_compiler_nor_torch_is_loaded() -> None:
     assert output_of(code) == ["False False", "register_object register_object", "True IRModule"]
 
 
+def test_what_boards_and_relay_import_brings_no_tvm_with_its_compiler() -> None:
+    code = (
+        "import sys\n"
+        "import ksm_hw.boards.server, ksm_hw.boards.open_session, ksm_hw.runtime.remote_session\n"
+        "print('tvm' in sys.modules, 'torch' in sys.modules)\n"
+    )
+    assert output_of(code) == ["False False"]
+
+
 def test_a_session_gives_the_same_logits(artifact: Path, tmp_path: Path) -> None:
     session = Session.load(artifact)
     images = np.random.default_rng(0).standard_normal(session.manifest.input_shape).astype(np.float32)
