@@ -110,7 +110,7 @@ def small() -> Bundle:
 def launched_kernels(library: Path) -> set[str]:
     """The kernels that the CPU's code of a library asks for, by their names."""
     content = library.read_bytes()
-    found = re.findall(rb"[\x00]([A-Za-z_]\w*_kernel(?:_\d+)?)\x00", content)
+    found = re.findall(rb"(?<=\x00)[A-Za-z_]\w*_kernel(?:_\d+)?(?=\x00)", content)
     # What runs tasks with kernel-wise masks is a function of the virtual machine, and has such a name too.
     return {name.decode() for name in found} - {"main_kernel"}
 
