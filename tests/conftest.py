@@ -99,13 +99,13 @@ def opencl() -> None:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     with board_processes.tracker(tmp_path_factory.mktemp("tracker")) as address:
         yield address
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def emulated(tracker: tuple[str, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[BoardAddress]:
     """A Cortex-A72, as a Raspberry Pi 4 has."""
     folder = tmp_path_factory.mktemp("emulated")

@@ -124,16 +124,18 @@ def test_records_of_one_task_serve_every_task(bundle: Bundle, tuned: Tuned, tmp_
 
 
 def test_records_that_do_not_fit_are_refused(bundle: Bundle, tuned: Tuned, tmp_path: Path) -> None:
+    one = only(bundle, "kernel-task")
+
     def refused(folder: Path, message: str, target: str = "host", ir: str = "relay") -> None:
         with pytest.raises(UserError, match=message):
-            compile_bundle(bundle, load_target(target), tmp_path / "artifact", ir=ir, tuned=folder)
+            compile_bundle(one, load_target(target), tmp_path / "artifact", ir=ir, tuned=folder)
         assert not (tmp_path / "artifact").exists()
 
     refused(tmp_path / "nothing", "No tuning records at")
     refused(tuned.folder, "was tuned for target 'host'.*'rpi4' is", target="rpi4")
     refused(tuned.folder, "was tuned with --ir relay", ir="relax")
     with pytest.raises(UserError, match="was tuned with --tuner autotvm"):
-        tune_through_relay(bundle, load_target("host"), tuned.folder, tuner="metaschedule", trials=1)
+        tune_through_relay(one, load_target("host"), tuned.folder, tuner="metaschedule", trials=1)
     folder = shutil.copytree(tuned.folder, tmp_path / "tuned")
     header, log = read_header(folder), folder / RECORDS["autotvm"]
 

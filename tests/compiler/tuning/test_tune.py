@@ -208,7 +208,7 @@ def test_a_board_that_goes_costs_nothing_measured(bundle: Bundle, tmp_path: Path
     with board_processes.tracker(tmp_path) as tracker:
         address = BoardAddress(tracker=tracker, key="here")
         with pytest.raises(UserError, match=r"No board 'here' at tracker .* is there"):
-            tune(small, load_target("host"), folder, trials=18, board=address)
+            tune(small, load_target("host"), folder, trials=18, board=address, wait=2)
         with board_processes.board(tracker, "here", tmp_path, emulated=False) as process:
 
             def kill(progress: TuneProgress) -> None:
