@@ -1,11 +1,12 @@
 """The application that the commands belong to, and what they share: consoles, options, how they print, `-v`."""
 
+import contextlib
 import functools
 import inspect
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -109,6 +110,16 @@ def _options(
     if version:
         console.print(f"ksm-hw {__version__}", highlight=False)
         raise typer.Exit
+
+
+@contextlib.contextmanager
+def stopped_by_ctrl_c(what_is_left: str) -> Iterator[None]:
+    """Around work: Ctrl-C ends the command with a word of what is left of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        messages.print(f"Stopped. {what_is_left}", soft_wrap=True, highlight=False)
+        raise typer.Exit(130) from None
 
 
 def examples(*lines: str) -> str:

@@ -1,7 +1,9 @@
 """`ksm-hw compile`."""
 
+import logging
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +20,13 @@ from ksm_hw.cli.app import (
     examples,
     messages,
     print_json,
+    stopped_by_ctrl_c,
 )
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+_log = logging.getLogger(__name__)
 
 
 @app.command(
@@ -72,7 +80,8 @@ def compile_command(
     from ksm_hw.resources import shipped_bundle
 
     selected = select_tasks(load_bundle(bundle or shipped_bundle()), task)
-    with messages.status("import the compiler") as status:
+    left = "What was not finished is not written."
+    with stopped_by_ctrl_c(left), messages.status("import the compiler") as status:
         prepare_to_compile()
         from ksm_hw.compiler.compile import compile_bundle
 
@@ -88,13 +97,18 @@ def compile_command(
             ir=ir,
             dump=dump,
             assembly=dump_assembly,
-            on_step=lambda step: status.update(step),
+            on_step=partial(_begin, status),
         )
     sizes = {str(path): sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in artifacts}
     if as_json:
         print_json({"artifacts": [{"path": path, "bytes": size} for path, size in sizes.items()]})
     else:
         _print_written(sizes, runner)
+
+
+def _begin(status: "Status", step: str) -> None:
+    status.update(step)
+    _log.info(step)
 
 
 def _print_written(sizes: dict[str, int], runner: bool) -> None:

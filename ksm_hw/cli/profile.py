@@ -18,6 +18,7 @@ from ksm_hw.cli.app import (
     messages,
     print_json,
 )
+from ksm_hw.errors import UserError
 
 
 @app.command(
@@ -54,6 +55,8 @@ def profile(
     for it, and the machine code of its innermost loops, of whichever CPU.
     """
     if operator is not None:
+        if (tracker, key, host) != (None, None, None):
+            raise UserError("With --operator nothing runs, so no board is asked. Leave the board out, or --operator.")
         _look_inside(artifact, operator, loops, as_json)
         return
     from ksm_hw.runtime.tvm_import import hide_torch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from ksm_hw.cli.app import Json, app, console, examples, messages, print_json
+from ksm_hw.cli.app import Json, app, console, examples, messages, print_json, stopped_by_ctrl_c
 from ksm_hw.learning.methods import PACK_METHODS
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
 
@@ -79,7 +79,8 @@ def train(
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),
     )
     messages.print(f"{len(images.train)} training and {len(images.test)} test images in {len(images.classes)} classes")
-    with _saying_what_is_kept(), _epoch_progress(epochs) as (on_batch, on_epoch):
+    kept = "Whole epochs are kept: give the same command to go on, or add --restart."
+    with stopped_by_ctrl_c(kept), _epoch_progress(epochs) as (on_batch, on_epoch):
         trained = train_task(
             images if flip is None else replace(images, flip=flip),
             task,
@@ -98,16 +99,6 @@ def train(
         print_json({**trained.pack.facts, "scale_error": trained.scale_error, "pack_bytes": trained.pack.nbytes})
     else:
         _print_trained(trained, bundle, scale_bits)
-
-
-@contextmanager
-def _saying_what_is_kept() -> Iterator[None]:
-    """Around the learning: Ctrl-C ends the command with a word of what is kept."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        messages.print("Stopped. Whole epochs are kept: give the same command to go on, or add --restart.")
-        raise typer.Exit(130) from None
 
 
 def _print_trained(trained: "Trained", bundle: Path, scale_bits: str) -> None:

@@ -26,6 +26,7 @@ from ksm_hw.cli.app import (
     examples,
     messages,
     print_json,
+    stopped_by_ctrl_c,
 )
 from ksm_hw.compiler.tuning.progress import TuneResult, TunerName
 from ksm_hw.errors import UserError
@@ -77,21 +78,17 @@ def tune(
         else:
             prepare_to_compile()
             from ksm_hw.compiler.tuning.tune import tune as tune_bundle
-    try:
-        with _trial_progress() as on_progress:
-            result = tune_bundle(
-                loaded,
-                compile_target,
-                output,
-                trials=trials,
-                batch=batch,
-                board=address,
-                on_progress=on_progress,
-            )
-    except KeyboardInterrupt:
-        kept = f"Stopped. What was measured is in {escape(str(output))}: give the same command to go on."
-        messages.print(kept, soft_wrap=True, highlight=False)
-        raise typer.Exit(130) from None
+    kept = f"What was measured is in {escape(str(output))}: give the same command to go on."
+    with stopped_by_ctrl_c(kept), _trial_progress() as on_progress:
+        result = tune_bundle(
+            loaded,
+            compile_target,
+            output,
+            trials=trials,
+            batch=batch,
+            board=address,
+            on_progress=on_progress,
+        )
     if as_json:
         print_json(asdict(result))
     else:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
-import tvm_ffi
 from tvm.ir.instrument import pass_instrument
 
 from ksm_hw.compiler.assembly import kernel_texts
@@ -43,7 +42,6 @@ class Dump:
     @contextlib.contextmanager
     def phases(self, task: str = "") -> Iterator[None]:
         """Writes the module behind each phase that ends inside the block; `task` is the one that is compiled there."""
-        tvm_ffi.register_error("UserError", UserError)  # Or a full disk would come out of a pass as a RuntimeError.
         with tvm.transform.PassContext(instruments=[_PhaseWriter(self.folder, task)]):
             yield
 
@@ -68,6 +66,8 @@ def begin_dump(folder: Path, assembly: bool) -> Dump:
     for name in older.read_text().splitlines() if older.is_file() else []:
         if not Path(name).is_absolute() and ".." not in Path(name).parts:
             (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # One that is not empty, or the dump's own.
+                (folder / name).parent.rmdir()
     with written_file(older) as temporary:
         temporary.write_text("")
     return Dump(folder, assembly)

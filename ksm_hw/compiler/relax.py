@@ -28,6 +28,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.mask_format import group_size
 from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.runtime.tvm_import import carry_errors
 from ksm_hw.toolchains.cuda import find_cuda_compiler
 from ksm_hw.toolchains.linker import architecture_of
 from ksm_hw.toolchains.targets import CompileTarget
@@ -68,6 +69,7 @@ def compile_through_relax(
     Raises:
         UserError: as `compile_bundle`.
     """
+    carry_errors()
     if target.device == "cuda":
         # What is missing is found now, not after minutes.
         find_cuda_compiler().check(target.architectures)

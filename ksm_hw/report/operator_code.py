@@ -99,7 +99,7 @@ def _symbol(name: str, manifest: Manifest, others: Collection[str]) -> str:
     for symbol, entry in manifest.operators.items():
         named.setdefault(operator_name(symbol, entry.shapes), []).append(symbol)
     if name not in named:
-        known = [*named, *sorted(symbols)]
+        known = [*named, *sorted(symbols - named.keys())]
         near = difflib.get_close_matches(name, known, n=_NEAR) or [other for other in known if name in other][:_NEAR]
         hint = f"Near it: {', '.join(near)}." if near else "`ksm-hw profile` lists those of an inference."
         raise UserError(f"No operator named '{name}'. {hint}")

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from ksm_hw.errors import UserError
+
 _log = logging.getLogger(__name__)
 
 
@@ -35,6 +37,17 @@ def prepare_to_compile() -> None:
         import tvm  # noqa: F401
     finally:
         del sys.modules["torch"]
+
+
+def carry_errors() -> None:
+    """Lets a `UserError` and Ctrl-C, raised in Python that TVM's C++ calls, come out of it as what they are.
+
+    TVM's C++ passes on an exception by its name, and makes a RuntimeError of one whose name nobody gave it.
+    """
+    import tvm_ffi
+
+    for error in (UserError, KeyboardInterrupt):
+        tvm_ffi.register_error(error.__name__, error)
 
 
 def import_tvm_runtime() -> None:

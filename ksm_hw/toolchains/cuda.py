@@ -25,6 +25,7 @@ import tvm_ffi
 
 from ksm_hw.errors import UserError
 from ksm_hw.runtime.cuda import CUDART, load_tvm_cuda, toolkit_file
+from ksm_hw.runtime.tvm_import import carry_errors
 from ksm_hw.toolchains.linker import link_shared_library, linker_command
 
 _log = logging.getLogger(__name__)
@@ -101,8 +102,7 @@ def cuda_compiler(architectures: Sequence[str]) -> Iterator[CudaCompiler]:
     compiler.check(architectures)
     _log.info("%s compiles kernels for %s", compiler, ", ".join(architectures))
     _load_runtime_without_gpu()
-    # TVM's C++ passes on an exception by its name, and makes a RuntimeError of one whose name nobody gave it.
-    tvm_ffi.register_error(UserError)
+    carry_errors()
     before = tvm_ffi.get_global_func(_CALLBACK)
     tvm_ffi.register_global_func(_CALLBACK, lambda source: compiler.compile(str(source), architectures), override=True)
     try:

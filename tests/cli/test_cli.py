@@ -191,3 +191,17 @@ def test_train_then_compile(tmp_path: Path, photographs: Path, as_json: bool) ->
     files = [path for path in artifact.rglob("*") if path.is_file()]
     assert written == {"path": str(artifact), "bytes": sum(path.stat().st_size for path in files)}
     assert json.loads(run_in_process("verify", artifact, "--json"))["passed"]
+
+
+def test_ctrl_c_in_a_compile_leaves_nothing(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ksm_hw.compiler.relax.plan_memory", interrupted)
+    command = ["compile", "--bundle", str(bundle_folder), "--target", "host", "--task", "kernel-task"]
+    result = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "artifact")])
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "Stopped. What was not finished is not written." in result.stderr
+    assert not (tmp_path / "artifact").exists()

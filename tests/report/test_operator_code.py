@@ -155,3 +155,8 @@ def test_json_has_every_loop(arm64_artifact: Path) -> None:
     assert content["shapes"][-1] == [1, 16, 16, 24]
     assert [loop["multiply_adds"] for loop in content["loops"]] == [loop.multiply_adds for loop in found.loops]
     assert content["loops"][0]["instructions"][0] == str(found.loops[0].instructions[0])
+
+
+def test_a_board_is_not_asked_for_code(artifact: Path) -> None:
+    result = CliRunner().invoke(app, ["profile", str(artifact), "--operator", "mean", "--host", "127.0.0.1:1"])
+    assert isinstance(result.exception, UserError) and "no board is asked" in str(result.exception)

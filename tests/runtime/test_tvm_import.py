@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import tvm
 
+from ksm_hw.errors import UserError
 from ksm_hw.runtime.session import Session
+from ksm_hw.runtime.tvm_import import carry_errors
 
 
 def output_of(code: str, *arguments: str) -> list[str]:
@@ -68,6 +72,18 @@ def test_a_process_that_has_tvm_keeps_it() -> None:
         "print('TVM_USE_RUNTIME_LIB' in os.environ)\n"
     )
     assert output_of(code) == ["False", "False"]
+
+
+@pytest.mark.parametrize("error", [UserError("the disk is full"), KeyboardInterrupt()], ids=["UserError", "Ctrl-C"])
+def test_errors_come_out_of_passes_as_what_they_are(error: BaseException) -> None:
+    @tvm.ir.transform.module_pass(opt_level=0, name="Fails")
+    class Fails:
+        def transform_module(self, _module: tvm.IRModule, _context: tvm.ir.transform.PassContext) -> tvm.IRModule:
+            raise error
+
+    carry_errors()
+    with pytest.raises(type(error), match=f"^{error}$"):
+        tvm.ir.transform.Sequential([Fails()])(tvm.IRModule({}))
 
 
 def test_torch_works_behind_tvm() -> None:

@@ -48,7 +48,7 @@ class FuseWeightRewrite:
                 chains = read_chains(module, function)
                 if chains:
                     fuser.builder_.update_func(name, fuser.fuse(function, chains))
-                _log.info("%s: %d weights are rewritten in one pass each", name.name_hint, len(chains))
+                    _log.info("%s: %d weights are rewritten in one pass each", name.name_hint, len(chains))
         _log.info("%d kernels rewrite weights", len(fuser.kernels))
         return fuser.builder_.get()
 

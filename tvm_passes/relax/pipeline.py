@@ -148,11 +148,12 @@ def _lower_loops() -> tuple[Pass, object, object]:
     lower, finalize_host, finalize_device = default_s_tir_pipeline()
 
     def finish_host() -> Pass:
-        # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check
-        # it again before each loop nest, strides and devices too, was more code than many of the loops.
-        return Sequential([SkipAssert(), AllocateOnStack(), finalize_host()])
+        return Sequential([AllocateOnStack(), finalize_host()])
 
-    return _phase("loops", [InsertPrefetch(), LowerLoops(lower)]), finish_host, finalize_device
+    # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check it
+    # again before each loop nest, strides and devices too, was more code than many of the loops.
+    passes = [InsertPrefetch(), LowerLoops(lower), SkipAssert()]
+    return _phase("loops", passes), finish_host, finalize_device
 
 
 def _phase(name: str, passes: Sequence[Pass], part: str = "") -> Pass:

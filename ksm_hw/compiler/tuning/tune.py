@@ -30,6 +30,7 @@ from ksm_hw.compiler.tuning.progress import FAILED, FIRST_FAILURES, HOPELESS, Tu
 from ksm_hw.compiler.tuning.tuning_records import TuningRecords, create_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
+from ksm_hw.runtime.tvm_import import carry_errors
 from ksm_hw.toolchains.targets import CompileTarget
 from tvm_passes.relax.schedules.base.tuned import LONGEST_RUN
 
@@ -68,6 +69,7 @@ def tune(
         UserError: the first trials all failed, with what the last of them said; all boards are gone; `output` holds
             something else, or records of another target or version of TVM; and as `compile_bundle`.
     """
+    carry_errors()
     records = create_records(output, target)
     with CandidateMeasurer(target, board, wait) as measurer:
         functions = main_functions(bundle, tvm.target.Target(dict(target.tvm)), batch)
