@@ -58,7 +58,8 @@ def _is_known(node: fx.Node) -> bool:
         case _aten.linear.default:
             # Of more dimensions it is decomposed into a product of matrices and changes of shape.
             data, _weight, *bias = node.args
-            return bool(bias) and isinstance(data, fx.Node) and data.meta["val"].dim() == 2
+            is_matrix = isinstance(data, fx.Node) and data.meta["val"].dim() == 2
+            return is_matrix and any(isinstance(one, fx.Node) for one in bias)
         case _aten.add.Tensor | _aten.add_.Tensor if not all(isinstance(term, fx.Node) for term in node.args[:2]):
             return False
     if node.target in _IN_PLACE:
