@@ -45,9 +45,9 @@ def verify(
 ) -> None:
     """Compare compiled tasks with PyTorch on real images; exit code 1 past the tolerance."""
     from ksm_hw.boards.address import board_address
-    from ksm_hw.runtime.tvm_import import prepare_to_compile
+    from ksm_hw.runtime.tvm_import import import_tvm_before_torch
 
-    prepare_to_compile()
+    import_tvm_before_torch()
     from ksm_hw.report.verify import verify as verify_artifact
 
     board = board_address(tracker, key, host)
@@ -107,9 +107,6 @@ def report(
 ) -> None:
     """Measure what each task costs: latency, switch time, memory, bytes, and what the mask adds."""
     from ksm_hw.boards.address import board_address
-    from ksm_hw.runtime.tvm_import import prepare_to_compile
-
-    prepare_to_compile()
     from ksm_hw.report.measure import measure_artifact, reports_as_json
 
     board = board_address(tracker, key, host)

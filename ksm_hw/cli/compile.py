@@ -16,6 +16,7 @@ from ksm_hw.cli.app import (
     TargetFile,
     TargetName,
     app,
+    collect_garbage_less_often,
     console,
     examples,
     messages,
@@ -72,7 +73,6 @@ def compile_command(
     as_json: Json = False,
 ) -> None:
     """Compile one task, or all, into an artifact that runs on a target."""
-    from ksm_hw.runtime.tvm_import import prepare_to_compile
     from ksm_hw.toolchains.targets import load_target
 
     compile_target = load_target(target, file=target_file, arch=arch, host=host)
@@ -82,7 +82,7 @@ def compile_command(
     selected = select_tasks(load_bundle(bundle or shipped_bundle()), task)
     left = "What was not finished is not written."
     with stopped_by_ctrl_c(left), messages.status("import the compiler") as status:
-        prepare_to_compile()
+        collect_garbage_less_often()
         from ksm_hw.compiler.compile import compile_bundle
 
         folder = output or Path("artifacts") / f"{target}-{task}"

@@ -22,6 +22,7 @@ from ksm_hw.cli.app import (
     TargetName,
     Tracker,
     app,
+    collect_garbage_less_often,
     console,
     examples,
     messages,
@@ -62,7 +63,6 @@ def tune(
     from ksm_hw.boards.address import board_address
     from ksm_hw.masks.bundle import load_bundle
     from ksm_hw.resources import shipped_bundle
-    from ksm_hw.runtime.tvm_import import prepare_to_compile
     from ksm_hw.toolchains.targets import load_target
 
     if tuner is not None and ir != "relay":
@@ -76,7 +76,7 @@ def tune(
 
             tune_bundle: Callable[..., TuneResult] = partial(tune_through_relay, tuner=tuner or "autotvm")
         else:
-            prepare_to_compile()
+            collect_garbage_less_often()
             from ksm_hw.compiler.tuning.tune import tune as tune_bundle
     kept = f"What was measured is in {escape(str(output))}: give the same command to go on."
     with stopped_by_ctrl_c(kept), _trial_progress() as on_progress:

@@ -1,7 +1,6 @@
 """How a process imports TVM that needs less than all of it."""
 
 import functools
-import gc
 import logging
 import os
 import sys
@@ -21,15 +20,13 @@ def hide_torch() -> None:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
-def prepare_to_compile() -> None:
-    """Makes this process, which will import TVM with its compiler and torch, do so and compile in less time.
+def import_tvm_before_torch() -> None:
+    """Imports TVM with its compiler, for a process that may need torch later; does nothing where either is imported.
 
-    Imports and passes make a million objects that stay; Python looks for garbage among them less often. And TVM comes
-    first, if neither is there yet: its Python asks its library for things that it lacks, and for the first that is
-    missing the library makes an error with a stack, for which it reads the symbols of all that is loaded. Torch has
-    many.
+    TVM's Python asks its library for things that it lacks. For the first that is missing the library makes an error
+    with a stack, for which it reads the symbols of all that is loaded, and torch has many. TVM's bindings would import
+    torch first.
     """
-    gc.set_threshold(50_000)
     if "tvm" in sys.modules or "torch" in sys.modules:
         return
     hide_torch()

@@ -14,6 +14,7 @@ from typing import Any
 
 from ksm_hw.errors import UserError
 from ksm_hw.resources import targets_folder
+from ksm_hw.runtime.tvm_import import import_tvm_before_torch
 from ksm_hw.toolchains.linker import architecture_of
 
 if sys.version_info >= (3, 11):
@@ -106,6 +107,7 @@ def load_target(
             raise UserError(f"--host-cpu takes a CPU target; '{host}' is for {other.device}.")
         tvm_target["host"] = other.tvm
         target = dataclasses.replace(target, cores=other.cores)
+    import_tvm_before_torch()
     tvm_target = _detected(tvm_target, name)
     architectures = (tvm_target["arch"], *others) if target.device == "cuda" else ()
     target = dataclasses.replace(target, tvm=tvm_target, architectures=architectures)

@@ -89,12 +89,22 @@ def test_errors_come_out_of_passes_as_what_they_are(error: BaseException) -> Non
 def test_torch_works_behind_tvm() -> None:
     code = (
         "import sys\n"
-        "from ksm_hw.runtime.tvm_import import prepare_to_compile\n"
-        "prepare_to_compile()\n"
+        "from ksm_hw.runtime.tvm_import import import_tvm_before_torch\n"
+        "import_tvm_before_torch()\n"
         "print('torch' in sys.modules, 'tvm' in sys.modules)\n"
         "import torch, tvm\n"
         "print(tvm.runtime.from_dlpack(torch.arange(3)).numpy().tolist())\n"
-        "prepare_to_compile()\n"
+        "import_tvm_before_torch()\n"
         "print(sys.modules['torch'] is torch)\n"
     )
     assert output_of(code) == ["False True", "[0, 1, 2]", "True"]
+
+
+def test_a_target_brings_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from ksm_hw.toolchains.targets import load_target\n"
+        "load_target('host')\n"
+        "print('torch' in sys.modules, 'tvm' in sys.modules)\n"
+    )
+    assert output_of(code) == ["False True"]
