@@ -260,12 +260,11 @@ class _Kernel:
 
         def sweep(start: tirx.Expr, count: int, store: _Store) -> None:
             prefetch(start)
+            ends = of_rows is None and self._ends_with_a_vector(count)
+            first, read, before = (start + count - LANES, LANES, LANES - count) if ends else (start, count, 0)
             for group, factor in zip(groups, factors, strict=True):
-                ends = of_rows is None and self._ends_with_a_vector(count)
-                first = start + count - LANES if ends else start
-                rows = [self._row(group, row, first, LANES if ends else count, of_rows) for row in range(group.count)]
-                vectors = transposed(rows)
-                for value, vector in enumerate(vectors[-count:] if ends else vectors[:count]):
+                rows = [self._row(group, row, first, read, of_rows) for row in range(group.count)]
+                for value, vector in enumerate(transposed(rows)[before : before + count]):
                     if mask is not None:
                         column = tirx.floordiv(start + value, self.rewrite.run)
                         vector = vector * mask[T.ramp(column * _LINE + group.place, 1, LANES)]
