@@ -20,7 +20,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.files import sha256_of_file, written_folder
 from ksm_hw.masks.bundle import Bundle, save_bundle
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 LIBRARY = "model.so"
 
 
@@ -67,6 +67,7 @@ class Manifest:
         tvm_version: of the compiler.
         input_shape, output_shape: [N, 3, H, W], and [N, classes] with as many classes as the largest task.
         workspace_bytes: activations that the memory plan holds at once.
+        tuning_sha256: of the tuning records whose schedules were taken (`records_sha256`); None without any.
         operators: those of an inference whose shapes are known, by their symbols in the library.
         tasks: what each task uses.
     """
@@ -85,6 +86,7 @@ class Manifest:
     input_shape: tuple[int, int, int, int]
     output_shape: tuple[int, int]
     workspace_bytes: int
+    tuning_sha256: str | None
     operators: Mapping[str, OperatorEntry]
     tasks: Mapping[str, TaskEntry]
 
@@ -135,8 +137,11 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     try:
         content = json.loads(path.read_text())
-        if content.pop("format_version") != FORMAT_VERSION:
-            raise UserError(f"{path} is of another version of ksm-hw. Compile the bundle again.")
+        if (version := content.pop("format_version")) != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {version!r}; this ksm-hw reads {FORMAT_VERSION}. Compile the bundle again, "
+                "or run it with the ksm-hw that wrote it."
+            )
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in checked_files(content).items()}
         del content["files"]
         tasks = {

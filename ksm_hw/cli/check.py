@@ -105,6 +105,7 @@ def _conditioning(result: Any) -> str:
     epilog=examples(
         "ksm-hw report artifact --html report.html",
         "ksm-hw report artifact --runs 200 --json",
+        "ksm-hw report artifact --tuned tuned/host",
     )
 )
 def report(
@@ -113,6 +114,9 @@ def report(
     unmasked: Annotated[
         bool, typer.Option(help="Compile the network without masks as well, and compare with it.")
     ] = True,
+    tuned: Annotated[
+        Path | None, typer.Option(help="Folder of `ksm-hw tune` that it was compiled with, to compile that with too.")
+    ] = None,
     threads: Threads = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots, too.")] = None,
     tracker: Tracker = None,
@@ -134,6 +138,7 @@ def report(
                     runs,
                     on_step=lambda step: status.update(step),
                     compare_unmasked=unmasked,
+                    tuned=tuned,
                     threads=threads,
                     board=board,
                 )
