@@ -14,6 +14,7 @@ FLOORS = [
     "ksm_hw ksm_hw.errors tvm_passes.relay.names tvm_passes.mask_lanes",
     "ksm_hw.resources ksm_hw.files",
     "ksm_hw.state_dicts",
+    "ksm_hw.images",
     "ksm_hw.masks",
     "ksm_hw.models",
     "ksm_hw.learning ksm_hw.artifact",
@@ -32,8 +33,8 @@ FLOORS = [
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 # What a board that only runs artifacts has, where torch is not installed.
 WITHOUT_TORCH = [
-    *("ksm_hw.errors", "ksm_hw.resources", "ksm_hw.files", "ksm_hw.state_dicts", "ksm_hw.masks", "ksm_hw.artifact"),
-    *("ksm_hw.runtime", "ksm_hw.measuring", "ksm_hw.boards"),
+    *("ksm_hw.errors", "ksm_hw.resources", "ksm_hw.files", "ksm_hw.state_dicts", "ksm_hw.images", "ksm_hw.masks"),
+    *("ksm_hw.artifact", "ksm_hw.runtime", "ksm_hw.measuring", "ksm_hw.boards"),
 ]
 
 
