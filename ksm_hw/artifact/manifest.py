@@ -23,7 +23,7 @@ from ksm_hw.files import sha256_of_file, written_folder
 from ksm_hw.json_document import Count, OtherVersion, Positive, read_json, read_versioned_json
 from ksm_hw.masks.bundle import Bundle, save_bundle
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 LIBRARY = "model.so"
 
 
@@ -70,6 +70,7 @@ class Manifest:
         tvm_version: of the compiler.
         input_shape, output_shape: [N, 3, H, W], and [N, classes] with as many classes as the largest task.
         workspace_bytes: activations that the memory plan holds at once.
+        tuning_sha256: of the tuning records whose schedules were taken (`records_sha256`); None without any.
         operators: those of an inference whose shapes are known, by their symbols in the library.
         tasks: what each task uses.
     """
@@ -88,6 +89,7 @@ class Manifest:
     input_shape: tuple[Positive, Positive, Positive, Positive]
     output_shape: tuple[Positive, Positive]
     workspace_bytes: Count
+    tuning_sha256: str | None
     operators: Mapping[str, OperatorEntry]
     tasks: Mapping[str, TaskEntry]
 
@@ -166,8 +168,8 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     except OtherVersion as error:
         raise UserError(
-            f"{path} has {error}; this ksm-hw reads {FORMAT_VERSION}. Compile the bundle again, or use the ksm-hw that "
-            "wrote it."
+            f"{path} has {error}; this ksm-hw reads {FORMAT_VERSION}. Compile the bundle again, or run it with the "
+            "ksm-hw that wrote it."
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Copy the artifact again.") from error

@@ -133,7 +133,7 @@ def check_packed(packed: PackedMask, where: str) -> None:
         packed.scale_bits in get_args(ScaleBits)
         and all(isinstance(extent, int) and extent > 0 for extent in packed.shape)
         # What float64 holds may be more than float32 does; not a number fails as well.
-        and abs(low) + 255 * abs(step) <= np.finfo(np.float32).max
+        and abs(low) + 255 * abs(step) <= float(np.finfo(np.float32).max)
         and packed.bits.dtype == np.uint8
         and packed.scale.dtype == (np.float32 if packed.scale_bits == 32 else np.uint8)
     )
