@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 # What Pillow calls a PNG's pixels before they are decoded, and by what it then scales or cuts them to a byte.
 _PNG_SCALES = {"L;2": (85, 0), "L;4": (17, 0), "RGB;16B": (1, 8)}
@@ -31,8 +31,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def scale_transparent_colour(image: Image.Image) -> None:
-    """Before an image is loaded: a PNG's transparent colour, as the file has it, becomes one of those that Pillow gives."""
+def scale_transparent_colour(image: ImageFile.ImageFile) -> None:
+    """Before a PNG is loaded: its transparent colour, as the file has it, becomes one of those that Pillow gives."""
     colour = image.info.get("transparency")
     arguments = image.tile[0][3] if image.format == "PNG" and len(image.tile) == 1 else None
     if colour is not None and isinstance(arguments, str) and arguments in _PNG_SCALES:

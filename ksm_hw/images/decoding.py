@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, ImageOps, JpegImagePlugin
+from PIL import Image, ImageFile, ImageOps, JpegImagePlugin
 
 from ksm_hw.errors import UserError
 from ksm_hw.images.colours import as_rgb, scale_transparent_colour
@@ -48,7 +48,7 @@ def check_image(path: Path) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """An image whose header was read; whatever fails in here is the file's fault."""
     try:
         try:
@@ -77,14 +77,14 @@ def _limit_in_words() -> str:
     return "" if Image.MAX_IMAGE_PIXELS is None else f" of at most {Image.MAX_IMAGE_PIXELS} pixels (--max-pixels)"
 
 
-def _as_jpeg(path: Path) -> Image.Image | None:
+def _as_jpeg(path: Path) -> ImageFile.ImageFile | None:
     try:
         return JpegImagePlugin.JpegImageFile(path)
     except SyntaxError:
         return None
 
 
-def _fit_into_limit(image: Image.Image, path: Path, say: bool = True) -> None:
+def _fit_into_limit(image: ImageFile.ImageFile, path: Path, say: bool = True) -> None:
     """Has a JPEG that is too large decoded at a smaller scale."""
     pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if pixels == 0:
@@ -106,7 +106,7 @@ def _fit_into_limit(image: Image.Image, path: Path, say: bool = True) -> None:
     raise ValueError(f"it has {image.width} × {image.height} pixels, which are too many")
 
 
-def _decoded(image: Image.Image) -> Image.Image:
+def _decoded(image: ImageFile.ImageFile) -> Image.Image:
     scale_transparent_colour(image)
     image.load()
     try:

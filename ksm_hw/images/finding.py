@@ -29,7 +29,7 @@ HIDDEN, SYSTEM_FOLDER, NO_IMAGE = "hidden", "folders of file managers", "no imag
 
 @dataclass(frozen=True)
 class FoundImages:
-    """The images of a folder and of those below it, by folder and name, and how many entries were passed over and why."""
+    """The images of a folder and of those below it, by folder and name; how many entries were passed over, and why."""
 
     images: tuple[Path, ...]
     passed_over: Mapping[str, int]
@@ -64,7 +64,7 @@ def find_images(folder: Path) -> FoundImages:
         UserError: a folder is missing or cannot be listed.
     """
     images, passed_over = [], Counter[str]()
-    # Each folder with the real paths of those that it was reached through: a link to one of them leads round in a circle.
+    # Each folder with the real paths of those that it was reached through: a link to one of them leads in a circle.
     waiting = [(folder, frozenset([os.path.realpath(folder)]))]
     while waiting:
         below, through = waiting.pop()

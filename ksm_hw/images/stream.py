@@ -23,7 +23,7 @@ def raise_failure(path: Path, error: UserError) -> None:
 def map_images(
     function: Callable[[Path], Result], paths: Iterable[Path], on_failure: OnFailure = raise_failure
 ) -> Iterator[tuple[Path, Result]]:
-    """What a function gives for each file, in order. A few are worked on ahead in threads; Pillow lets them run at once.
+    """What a function gives for each file, in order. A few are worked on ahead in threads.
 
     Args:
         function: from a file to what is wanted of it, which should be small; it raises UserError where that fails.

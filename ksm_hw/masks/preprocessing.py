@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 Interpolation = Literal["bilinear", "bicubic"]
+# Of a network's input in pixels: a damaged file must not ask for more memory than any machine has.
+Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
+Share = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+Spread = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 
 # Of an image that is longer than so many times its width, only the middle is scaled: the rest of a line of 1 × 60000
 # pixels would become gigabytes, to be cropped away.
@@ -26,11 +31,11 @@ class Preprocessing:
         mean, std: red, green, blue of the normalisation (x - mean) / std, where x lies in 0…1.
     """
 
-    image_size: int
-    resize_to: int
+    image_size: Side
+    resize_to: Side
     interpolation: Interpolation
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Share, Share, Share]
+    std: tuple[Spread, Spread, Spread]
 
 
 def resize(image: Image.Image, shorter_side: int, interpolation: Interpolation) -> Image.Image:
@@ -44,7 +49,7 @@ def resize(image: Image.Image, shorter_side: int, interpolation: Interpolation) 
 
 
 def _middle(image: Image.Image) -> Image.Image:
-    """The image without what lies beyond _LONGEST times its shorter side; equally much, to the pixel, is cut at both ends."""
+    """The image without what lies beyond _LONGEST times its shorter side; equally much is cut at both ends."""
     longest = _LONGEST * min(image.size)
     left, top = (max(side - longest, 0) // 2 for side in image.size)
     if left == top == 0:

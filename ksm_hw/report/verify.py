@@ -91,20 +91,21 @@ def verify(
     results = []
     with open_session(artifact, board, threads) as session:
         bundle = load_bundle(artifact)
+        given = None if images is None else image_files([images])
         for task in tasks or session.tasks:
-            paths = sample_images(bundle, task) if images is None else image_files([images])
+            session.switch(task)
+            paths = sample_images(bundle, task) if given is None else given
             _log.info("task %s is compared on %d images, %s and on", task, len(paths), paths[0])
-            results.append(_verify_task(session, bundle, task, paths, tolerance, on_failure))
+            results.append(_verify_task(session, bundle, paths, tolerance, on_failure))
             on_task(results[-1])
     return results
 
 
 def _verify_task(
-    session: AnySession, bundle: Bundle, task: str, files: list[Path], tolerance: float, on_failure: OnFailure
+    session: AnySession, bundle: Bundle, files: list[Path], tolerance: float, on_failure: OnFailure
 ) -> Verification:
-    """Batch by batch: of all images only the logits are kept."""
-    session.switch(task)
-    pack = session.packs[task]
+    """The session's current task, batch by batch: of all images only the logits are kept."""
+    pack = session.packs[session.task]
     network = task_module(bundle, pack)
     all_compiled, all_exact, float32_errors = [], [], []
     for _, batch in read_batches(files, pack.preprocessing, _BATCH, on_failure):
@@ -116,7 +117,7 @@ def _verify_task(
     if not all_exact:
         raise UserError(f"Of {len(files)} images none can be read. Give others with --images.")
     return _compare(
-        task, np.concatenate(all_compiled), np.concatenate(all_exact), tolerance, np.concatenate(float32_errors)
+        pack.task, np.concatenate(all_compiled), np.concatenate(all_exact), tolerance, np.concatenate(float32_errors)
     )
 
 
