@@ -91,7 +91,7 @@ def verify(
     results = []
     with open_session(artifact, board, threads) as session:
         bundle = load_bundle(artifact)
-        given = None if images is None else image_files([images])
+        given = None if images is None else _given(images)
         for task in tasks or session.tasks:
             session.switch(task)
             paths = sample_images(bundle, task) if given is None else given
@@ -99,6 +99,12 @@ def verify(
             results.append(_verify_task(session, bundle, paths, tolerance, on_failure))
             on_task(results[-1])
     return results
+
+
+def _given(images: Path) -> list[Path]:
+    if not images.exists():
+        raise UserError(f"No images in {images}: there is no such file or folder. Check the path.")
+    return image_files([images])
 
 
 def _verify_task(
