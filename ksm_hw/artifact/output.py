@@ -89,7 +89,7 @@ def _replaceable_files(folder: Path) -> list[str]:
         found = sorted(set(os.listdir(folder)) - OWN_NAMES)
         if listed is None and found:
             raise UserError(
-                f"{folder} holds {found[0]} and is no older artifact, so nothing is written into it. Give another "
+                f"{folder} holds {found[0]} and is no older artifact, so it is not replaced. Give another "
                 "--output, or remove it."
             )
         ours = {MANIFEST, *(listed or {})}
