@@ -4,19 +4,31 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ksm_hw.artifact.manifest import FORMAT_VERSION, MANIFEST, Manifest, checked_files
+from ksm_hw.artifact.manifest import FORMAT_VERSION, MANIFEST, FileEntry, Manifest, listed_files
 from ksm_hw.errors import UserError
 from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.files.places import overlap
 from ksm_hw.files.staging import OWN_NAMES, changed_folder, staged_files
 from ksm_hw.files.written import check_folder, explained
+from ksm_hw.json_document import read_json
 from ksm_hw.masks.bundle import Bundle, is_bundle, save_bundle
 
-# By these a manifest is known as that of an artifact, of whichever version of ksm-hw.
-_KEYS = {"format_version", "backbone", "backbone_sha256", "target", "tvm_target", "fold", "tasks", "files"}
+
+@dataclass(frozen=True)
+class _AnyManifest:
+    """By these a manifest is known as that of an artifact, of whichever version of ksm-hw."""
+
+    format_version: int
+    backbone: str
+    backbone_sha256: str
+    target: str
+    tvm_target: dict[str, Any]
+    fold: str
+    tasks: dict[str, Any]
 
 
 def check_output(folder: Path, inputs: Iterable[Path]) -> None:
@@ -68,7 +80,7 @@ def write_artifact(folder: Path, manifest: Manifest, export: Callable[[Path], No
         save_bundle(bundle, staging)
         export(staging)
         files = {
-            str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+            str(path.relative_to(staging)): dataclasses.asdict(FileEntry(path.stat().st_size, sha256_of_file(path)))
             for path in sorted(staging.rglob("*"))
             if path.is_file()
         }
@@ -118,10 +130,11 @@ def _first_foreign(folder: Path, ours: set[str]) -> str | None:
     return None
 
 
-def _file_list(folder: Path) -> dict[str, Any] | None:
+def _file_list(folder: Path) -> Iterable[str] | None:
     """The files that the manifest of an artifact lists; None where there is no manifest, or it is no artifact's."""
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
-        return checked_files(content) if content.keys() >= _KEYS and type(content["format_version"]) is int else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        text = (folder / MANIFEST).read_bytes()
+        read_json(text, _AnyManifest)
+        return listed_files(text)
+    except (OSError, ValueError):
         return None

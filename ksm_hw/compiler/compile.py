@@ -9,6 +9,7 @@ from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
 from ksm_hw.artifact.output import check_apart, check_output, write_artifact
 from ksm_hw.compiler.compiled import Compiled
 from ksm_hw.compiler.dump_folder import check_dump_folder
+from ksm_hw.compiler.tuning.records_folder import records_sha256
 from ksm_hw.errors import UserError
 from ksm_hw.files.locks import locked_folder
 from ksm_hw.masks.bundle import Bundle
@@ -111,6 +112,7 @@ def _compile(
 
     if runner:
         check_runner(target.device, architecture_of(target.cpu))
+    tuning_sha256 = None if tuned is None else records_sha256(tuned)
     if ir == "relay":
         from ksm_hw.compiler.relay.compile import compile_through_relay
 
@@ -120,14 +122,19 @@ def _compile(
 
         parts = compile_through_relax(bundle, target, fold, batch, tuned, dump, assembly, on_step)
     for folder, compiled in zip(folders, parts, strict=True):
-        manifest = _manifest(compiled, bundle, target, fold, ir)
+        manifest = _manifest(compiled, bundle, target, fold, ir, tuning_sha256)
         on_step("write")
         write_artifact(folder, manifest, _exporter(compiled, manifest, runner), compiled.bundle)
     return folders
 
 
 def _manifest(
-    compiled: Compiled, bundle: Bundle, target: CompileTarget, fold: FoldMode, ir: IntermediateRepresentation
+    compiled: Compiled,
+    bundle: Bundle,
+    target: CompileTarget,
+    fold: FoldMode,
+    ir: IntermediateRepresentation,
+    tuning_sha256: str | None,
 ) -> Manifest:
     """What was asked for, and what the compiler made of it."""
     return Manifest(
@@ -145,6 +152,7 @@ def _manifest(
         input_shape=compiled.input_shape,
         output_shape=compiled.output_shape,
         workspace_bytes=compiled.workspace_bytes,
+        tuning_sha256=tuning_sha256,
         operators=compiled.operators,
         tasks=compiled.tasks,
     )

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-LANES = 8
-"""Values in a vector: a byte of the mask. CPUs with shorter vectors take two."""
+from tvm_passes.mask_lanes import LANES
+
 LINE_BYTES = 64
 """Of the cache."""
 DTYPE = "float32"
