@@ -16,7 +16,7 @@ from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file
+from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.images.decoding import read_image
 from ksm_hw.images.finding import images_of_folder
 from ksm_hw.masks.bundle import Bundle
