@@ -123,7 +123,10 @@ def _readable(images: "TaskData", skip_bad: bool) -> "TaskData":
         messages.print(str(error), markup=False, soft_wrap=True, highlight=False)
     count = f"{len(unreadable)} of {len(images.train) + len(images.test)} images cannot be read"
     if not skip_bad:
-        raise UserError(f"{count}; they are named above. Mend or remove them, or give --skip-bad to leave them out.")
+        first = next(iter(unreadable))
+        raise UserError(
+            f"{count}, {first} among them; all are named above. Remove them, or leave them out: --skip-bad."
+        )
     messages.print(f"{count} and are left out.", highlight=False)
     return without_images(images, unreadable)
 
