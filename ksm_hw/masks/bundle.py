@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ksm_hw.errors import UserError
 from ksm_hw.files import written_file
+from ksm_hw.json_document import OtherVersion, read_versioned_json
 from ksm_hw.masks.mask_format import mask_shape
 from ksm_hw.masks.preprocessing import image_files
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
@@ -136,23 +137,22 @@ class _Description:
     backbone: str
     backbone_sha256: str
     tasks: list[str]
+    format_version: int = FORMAT_VERSION
 
 
 def _read_description(folder: Path) -> _Description:
     path = folder / "bundle.json"
     try:
-        content = json.loads(path.read_text())
-        version = content.pop("format_version")
-        if version != FORMAT_VERSION:
-            raise UserError(f"{path} has format version {version}; this ksm-hw reads {FORMAT_VERSION}.")
-        description = _Description(**content)
-        for task in description.tasks:
-            check_task_name(task)
-        return description
+        description = read_versioned_json(path.read_bytes(), _Description, FORMAT_VERSION)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"No bundle at {folder}: bundle.json is missing. Make one with `ksm-hw train`.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OtherVersion as error:
+        raise UserError(f"{path} has {error}; this ksm-hw reads {FORMAT_VERSION}.") from error
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Copy the bundle again.") from error
+    for task in description.tasks:
+        check_task_name(task)
+    return description
 
 
 def _backbone_tensors(name: str, file: Path) -> dict[str, npt.NDArray[np.float32]]:
@@ -261,8 +261,7 @@ def add_task(
 def _write_description(folder: Path, backbone: str, sha256: str, tasks: list[str]) -> None:
     description = _Description(backbone, sha256, sorted(set(tasks)))
     with written_file(folder / "bundle.json") as temporary:
-        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(description)}
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(dataclasses.asdict(description), indent=2) + "\n")
 
 
 def _is_packaged(backbone: str, sha256: str) -> bool:
