@@ -3,6 +3,7 @@
 import argparse
 import logging
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,8 +52,10 @@ def _read_container(path: Path) -> Any:
         if _is_safetensors(path):
             return load_file(path)
         # Training scripts keep their command line beside the weights; this class is a bag of names without code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        safe = torch.serialization.safe_globals([argparse.Namespace])
+        with path.open("rb") as stream, safe, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of pickle's protocols: nothing that a user could change.
+            return torch.load(stream, map_location="cpu", weights_only=True)  # By a path it would look at the name.
     except FileNotFoundError as error:
         raise UserError(f"No weights at {path}. Check the path.") from error
     except Exception as error:  # torch and safetensors raise many types for damaged files; each means the same here.

@@ -11,6 +11,7 @@ the input belongs to the preprocessing.
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,8 @@ from ksm_hw.state_dicts import (
     shared_tensors,
 )
 
-# Networks whose published weights take (x - 0.5) / 0.5. torchvision gives them what all its networks get, and transforms
-# that inside them (`transform_input`), where the weights come from it.
+# Networks whose published weights take (x - 0.5) / 0.5. torchvision normalises for them as for all its networks, and
+# turns that into theirs inside the network (`transform_input`), where it built the network with these weights.
 _TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 # Heads that only training needs, of networks whose constructor builds them in by default.
 _AUXILIARY_HEADS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
@@ -86,7 +87,7 @@ def replace_head(model: nn.Module, classes: int) -> nn.Linear | nn.Conv2d:
     if isinstance(old, nn.Linear):
         head: nn.Linear | nn.Conv2d = nn.Linear(old.in_features, classes)
     else:
-        head = nn.Conv2d(old.in_channels, classes, 1)
+        head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)  # type: ignore[arg-type]
     model.set_submodule(path, head)
     return head
 
@@ -109,6 +110,32 @@ def maskable_layers(model: nn.Module) -> dict[str, tuple[int, ...]]:
         for path, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear)) and path != head
     }
+
+
+@torch.no_grad()
+def check_image_size(model: nn.Module, name: str, image_size: int) -> None:
+    """Checks that a network takes images of a size in pixels, and that its head's outputs are its own: computes shapes.
+
+    Raises:
+        UserError: it does not.
+    """
+    state = {path: tensor.to("meta") for path, tensor in model.state_dict().items()}
+    images = torch.zeros(2, 3, image_size, image_size, device="meta")
+    training = model.training
+    try:
+        logits = torch.func.functional_call(model.eval(), state, images)
+    except Exception as error:  # Each network has its own way to fail, down to assertions.
+        usual = 224 if name == EFFICIENTNET_LITE0 else _published(name).transforms().crop_size[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name} does not take images of {image_size} pixels ({reason.rstrip('.!')}). Give another --image-size; "
+            f"its published weights take {usual}."
+        ) from error
+    finally:
+        model.train(training)
+    classes = len(model.get_submodule(head_path(model)).weight)  # type: ignore[arg-type]
+    if tuple(logits.shape) != (2, classes):
+        raise UserError(f"{name} does not end in its head: its last layer gives {classes} classes, it {logits.shape}.")
 
 
 def backbone_tensors(model: nn.Module) -> dict[str, npt.NDArray[np.float32]]:
@@ -162,9 +189,14 @@ def pretrained_backbone(name: str, weights: Path | None = None) -> nn.Module:
     return model
 
 
+def _published(name: str) -> Any:
+    """What torchvision knows of its own weights of a network."""
+    return import_torchvision().models.get_model_weights(name).DEFAULT
+
+
 def _downloaded_weights(name: str) -> tuple[str, dict[str, torch.Tensor]]:
     """Where torchvision's own weights of a network come from, and what they are."""
-    weights = import_torchvision().models.get_model_weights(name).DEFAULT
+    weights = _published(name)
     try:
         state: dict[str, torch.Tensor] = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: the file is damaged, or not the one that was published.
@@ -179,7 +211,7 @@ def default_preprocessing(backbone: str, image_size: int) -> Preprocessing:
     if backbone == EFFICIENTNET_LITE0:
         # As its TensorFlow original: (x - 127) / 128 on bytes.
         return Preprocessing(image_size, image_size, "bicubic", (127 / 255,) * 3, (128 / 255,) * 3)
-    wanted = import_torchvision().models.get_model_weights(backbone).DEFAULT.transforms()
+    wanted = _published(backbone).transforms()
     interpolation: Interpolation = "bicubic" if wanted.interpolation.value == "bicubic" else "bilinear"
     mean, std = tuple(wanted.mean), tuple(wanted.std)
     if backbone in _TRANSFORMS_INPUT:

@@ -12,8 +12,8 @@ from ksm_hw.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-# Parts of a module's path that wrappers put in (DataParallel and SWA, torch.compile, checkpointing, FSDP), and old names
-# of torchvision's own files (DenseNet, vision transformers).
+# Parts of a module's path that wrappers put in (DataParallel and SWA, torch.compile, checkpointing, FSDP), and names
+# that torchvision's own files of DenseNet and of vision transformers still have.
 _WRAPPED = re.compile(r"(?<![^.])(?:module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _OLD_NAMES = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
@@ -87,10 +87,10 @@ def _as_float32(tensor: torch.Tensor, own: torch.Tensor | None, name: str, where
             "floating-point numbers. Convert quantised or sparse weights before they are saved."
         )
     numbers = tensor.cpu().float()
-    if not torch.isfinite(numbers).all():
+    if not torch.isfinite(numbers).all() or (name.endswith("running_var") and (numbers < 0).any()):
         raise UserError(
-            f"{where} has numbers in '{name}' that are not finite in float32 (NaN or infinite). The training that "
-            "made the file diverged, or the file is damaged; give another."
+            f"{where} has numbers in '{name}' that are not finite in float32 (NaN or infinite), or variances below 0. "
+            "The training that made the file diverged, or the file is damaged; give another."
         )
     return numbers
 
@@ -100,7 +100,9 @@ def _name_of(constant: torch.dtype | torch.layout) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    """Names for a message: by the first two parts of their paths, so that a head is one word."""
-    groups = Counter(".".join(name.split(".")[:-1]) or name for name in names)
-    shown = [f"{group} ({count} tensors)" if count > 1 else group for group, count in groups.items()]
+    """Names for a message, those of one module as one."""
+    modules: dict[str, list[str]] = {}
+    for name in names:
+        modules.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    shown = [f"{module} ({len(own)} tensors)" if len(own) > 1 else own[0] for module, own in modules.items()]
     return ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
