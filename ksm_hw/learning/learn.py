@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.files.written import written_file
 from ksm_hw.learning.datasets import ImageSplit, TaskData
 from ksm_hw.learning.images import test_batches, training_batches
 from ksm_hw.learning.mask_equations import PAPER, MaskConstants
