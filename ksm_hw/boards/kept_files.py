@@ -9,7 +9,7 @@ from pathlib import Path
 from ksm_hw.artifact.manifest import listed_files
 from ksm_hw.boards.protocol import kept_name
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file
+from ksm_hw.files.hashes import sha256_of_file
 
 LIMIT = 4 << 30  # Bytes of kept files; the ones that were not used for longest go first.
 

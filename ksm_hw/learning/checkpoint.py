@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.files.written import written_file
 
 
 @dataclass(frozen=True)

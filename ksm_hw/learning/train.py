@@ -12,7 +12,7 @@ from PIL import Image
 
 from ksm_hw.learning.datasets import ImageSplit, TaskData
 from ksm_hw.learning.learn import Epoch, LearningOptions, learn, measure_accuracy, task_pack_of
-from ksm_hw.masks.bundle import Bundle, add_task, check_same_backbone, check_task_name, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, add_task, check_bundle_folder, check_task_name, sha256_of_tensors
 from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.soft_mask import soft_values, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
@@ -89,7 +89,7 @@ def train_task(
     # A copy: the arrays share memory with a network that is about to change its BatchNorms.
     tensors = {name: array.copy() for name, array in tensors.items()}
     identity = (backbone, sha256_of_tensors(tensors))
-    check_same_backbone(bundle, *identity)
+    check_bundle_folder(bundle, *identity)
     if restart:
         checkpoint.unlink(missing_ok=True)
     preprocessing = default_preprocessing(backbone, image_size)

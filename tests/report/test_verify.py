@@ -16,7 +16,7 @@ from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file
+from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.preprocessing import image_files, preprocess_batch, read_image
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, pack_mask, unpack_mask

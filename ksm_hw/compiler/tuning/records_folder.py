@@ -15,7 +15,8 @@ from typing import Any
 
 from ksm_hw.artifact.modes import IntermediateRepresentation
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file, written_file
+from ksm_hw.files.hashes import sha256_of_file
+from ksm_hw.files.written import written_file
 from ksm_hw.toolchains.targets import CompileTarget
 
 FORMAT_VERSION = 1
