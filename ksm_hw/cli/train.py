@@ -65,8 +65,10 @@ def train(
     from ksm_hw.learning.datasets import load_task_data
     from ksm_hw.learning.learn import LearningOptions
     from ksm_hw.learning.mask_equations import MaskConstants
-    from ksm_hw.learning.train import train_task
+    from ksm_hw.learning.train import checkpoint_of, train_task
+    from ksm_hw.masks.bundle import check_bundle_folder
 
+    check_bundle_folder(bundle)  # Before the images are read, which may take minutes.
     images = load_task_data(data)
     options = LearningOptions(
         method=method,
@@ -79,7 +81,12 @@ def train(
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),
     )
     messages.print(f"{len(images.train)} training and {len(images.test)} test images in {len(images.classes)} classes")
-    kept = "Whole epochs are kept: give the same command to go on, or add --restart."
+
+    def kept() -> str:
+        if checkpoint_of(bundle, task).exists():
+            return "Whole epochs are kept: give the same command to go on, or add --restart."
+        return "No epoch was done, so nothing is kept."
+
     with stopped_by_ctrl_c(kept), _epoch_progress(epochs) as (on_batch, on_epoch):
         trained = train_task(
             images if flip is None else replace(images, flip=flip),
@@ -96,7 +103,14 @@ def train(
             on_epoch=on_epoch,
         )
     if as_json:
-        print_json({**trained.pack.facts, "scale_error": trained.scale_error, "pack_bytes": trained.pack.nbytes})
+        print_json(
+            {
+                **trained.pack.facts,
+                "scale_error": trained.scale_error,
+                "pack_bytes": trained.pack.nbytes,
+                "replaced_accuracy": trained.replaced_accuracy,
+            }
+        )
     else:
         _print_trained(trained, bundle, scale_bits)
 
@@ -107,6 +121,8 @@ def _print_trained(trained: "Trained", bundle: Path, scale_bits: str) -> None:
     console.print(
         f"Task '{pack.task}' is in {bundle}: {pack.nbytes / 1e6:.2f} MB, accuracy {pack.facts['accuracy']:.1%}"
     )
+    if trained.replaced_accuracy is not None:
+        console.print(f"It replaces one of accuracy {trained.replaced_accuracy:.1%}.")
     if scale_bits != "32" and PACK_METHODS[pack.method].soft:
         console.print(
             f"Soft values in {scale_bits} bits are off by at most {trained.scale_error:.2g}; accuracy as learned "
