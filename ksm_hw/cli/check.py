@@ -32,11 +32,11 @@ from ksm_hw.cli.app import (
 )
 def verify(
     artifacts: ArtifactPaths,
-    task: Annotated[str | None, typer.Option(help="Name of a task. [default: all]")] = None,
+    task: Annotated[str | None, typer.Option(help=r"Name of a task. \[default: all]")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Image, or folder of images. [default: the artifact's samples]")
+        Path | None, typer.Option(help=r"Image, or folder of images. \[default: the artifact's samples]")
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest relative error of the logits.")] = 1e-4,
+    tolerance: Annotated[float, typer.Option(min=0, max=1, help="Largest relative error of the logits.")] = 1e-4,
     threads: Threads = None,
     tracker: Tracker = None,
     key: Key = None,
@@ -110,7 +110,7 @@ def _conditioning(result: Any) -> str:
 )
 def report(
     artifacts: ArtifactPaths,
-    runs: Annotated[int, typer.Option(min=10, help="Inferences measured for each task.")] = 100,
+    runs: Annotated[int, typer.Option(min=10, max=1_000_000, help="Inferences measured for each task.")] = 100,
     unmasked: Annotated[
         bool, typer.Option(help="Compile the network without masks as well, and compare with it.")
     ] = True,

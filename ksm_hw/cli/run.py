@@ -21,8 +21,8 @@ from ksm_hw.cli.app import ArtifactPath, Board, Json, Key, Threads, Tracker, app
 def run(
     artifact: ArtifactPath,
     images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
-    task: Annotated[str | None, typer.Option(help="Name of a task. [default: the artifact's only one]")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,
+    task: Annotated[str | None, typer.Option(help=r"Name of a task. \[default: the artifact's only one]")] = None,
+    top: Annotated[int, typer.Option(min=1, max=1_000_000, help="Classes to print.")] = 5,
     threads: Threads = None,
     tracker: Tracker = None,
     key: Key = None,

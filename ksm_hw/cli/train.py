@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from ksm_hw.cli.app import Json, app, console, examples, messages, print_json, stopped_by_ctrl_c
+from ksm_hw.errors import UserError
 from ksm_hw.learning.methods import PACK_METHODS
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
 
@@ -23,6 +24,9 @@ else:
     BitsOfSoftValue = Literal[tuple(str(bits) for bits in get_args(ScaleBits) if bits)]
 
 
+_MASKS = "Masks"  # A part of the help of its own: in one table the names of options would be cut.
+
+
 @app.command(
     epilog=examples(
         "ksm-hw train --backbone efficientnet-lite0 --task cars --data photos/cars --bundle my-tasks",
@@ -35,27 +39,41 @@ def train(
     bundle: Annotated[Path, typer.Option(help="Folder to add the task to; made if it is not there.")] = Path("bundle"),
     backbone: Annotated[str, typer.Option(help="efficientnet-lite0, or a torchvision network.")] = "efficientnet-lite0",
     weights: Annotated[
-        Path | None, typer.Option(help="State dict of the backbone. [default: ImageNet weights]")
+        Path | None, typer.Option(help=r"State dict of the backbone. \[default: ImageNet weights]")
     ] = None,
     method: Annotated[
         MethodName, typer.Option(help=", ".join(method.title for method in PACK_METHODS.values()) + ".")
     ] = "ksm",
-    granularity: Annotated[Granularity, typer.Option(help="What shares a mask value.")] = "kernel",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images a step.")] = 32,
-    image_size: Annotated[int, typer.Option(min=32, help="Height and width of the input, in pixels.")] = 224,
-    mask_rate: Annotated[float, typer.Option(help="Adam's rate for masks and BatchNorms.")] = 2e-4,
-    head_rate: Annotated[float, typer.Option(help="Adam's rate for the head.")] = 2e-4,
-    mask_initial: Annotated[float, typer.Option(help="First value of every real-valued mask.")] = 1e-2,
-    mask_threshold: Annotated[float, typer.Option(help="A real-valued mask from here on is 1.")] = 5e-3,
-    mask_slope: Annotated[float, typer.Option(help="Slope of the mask's sigmoid.")] = 1200.0,
-    mask_temperature: Annotated[float, typer.Option(help="Temperature of the mask's sigmoid.")] = 100.0,
-    mask_scale_weight: Annotated[float, typer.Option(help="Weight of the soft values.")] = 0.5,
-    scale_bits: Annotated[BitsOfSoftValue, typer.Option(help="Bits of a stored soft value; 8 and 4 round.")] = "32",
+    epochs: Annotated[int, typer.Option(min=1, max=100_000, help="Passes over the training images.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=2, max=4096, help="Images a step.")] = 32,
+    image_size: Annotated[int, typer.Option(min=32, max=2048, help="Height and width of the input, in pixels.")] = 224,
+    mask_rate: Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for masks and BatchNorms.")] = 2e-4,
+    head_rate: Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for the head.")] = 2e-4,
+    granularity: Annotated[
+        Granularity, typer.Option(help="What shares a mask value.", rich_help_panel=_MASKS)
+    ] = "kernel",
+    mask_initial: Annotated[
+        float, typer.Option(min=-10, max=10, help="First value of every real-valued mask.", rich_help_panel=_MASKS)
+    ] = 1e-2,
+    mask_threshold: Annotated[
+        float, typer.Option(min=-10, max=10, help="A real-valued mask from here on is 1.", rich_help_panel=_MASKS)
+    ] = 5e-3,
+    mask_slope: Annotated[
+        float, typer.Option(min=1e-6, max=1e6, help="Slope of the mask's sigmoid.", rich_help_panel=_MASKS)
+    ] = 1200.0,
+    mask_temperature: Annotated[
+        float, typer.Option(min=1e-6, max=1e6, help="Temperature of the mask's sigmoid.", rich_help_panel=_MASKS)
+    ] = 100.0,
+    mask_scale_weight: Annotated[
+        float, typer.Option(min=0, max=10, help="Weight of the soft values.", rich_help_panel=_MASKS)
+    ] = 0.5,
+    scale_bits: Annotated[
+        BitsOfSoftValue, typer.Option(help="Bits of a stored soft value; 8 and 4 round.", rich_help_panel=_MASKS)
+    ] = "32",
     flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror training images. [default: as the data says]")
+        bool | None, typer.Option("--flip/--no-flip", help=r"Mirror training images. \[default: as the data says]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run learned.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -65,8 +83,15 @@ def train(
     from ksm_hw.learning.datasets import load_task_data
     from ksm_hw.learning.learn import LearningOptions
     from ksm_hw.learning.mask_equations import MaskConstants
-    from ksm_hw.learning.train import train_task
+    from ksm_hw.learning.train import check_request, train_task
 
+    if PACK_METHODS[method].masks and mask_initial < mask_threshold:
+        raise UserError(
+            f"With --mask-initial {mask_initial:g} below --mask-threshold {mask_threshold:g} every weight begins at 0. "
+            "Give a first value at or above the threshold."
+        )
+    with messages.status("build the network"):
+        check_request(task, backbone, weights, image_size)
     images = load_task_data(data)
     options = LearningOptions(
         method=method,
