@@ -13,6 +13,7 @@ from PIL import Image
 from ksm_hw.errors import UserError
 from ksm_hw.learning.datasets import ImageSplit, TaskData
 from ksm_hw.learning.learn import Epoch, LearningOptions, learn, measure_accuracy, task_pack_of
+from ksm_hw.learning.methods import method_named
 from ksm_hw.masks.bundle import Bundle, add_task, check_bundle_folder, check_task_name, sha256_of_tensors
 from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.soft_mask import soft_values, unpack_mask
@@ -38,14 +39,20 @@ class Trained:
     scale_error: float
 
 
-def check_request(task: str, backbone: str, weights: Path | None, image_size: int) -> None:
+def check_request(task: str, backbone: str, weights: Path | None, image_size: int, options: LearningOptions) -> None:
     """Checks what needs neither images nor weights, so that it is told before minutes of reading those.
 
     Raises:
-        UserError: a name that no task can have, weights that are not there, no such network, or one that does not take
-            images of this size.
+        UserError: a name that no task can have, masks that begin at 0, weights that are not there, no such network, or
+            one that does not take images of this size.
     """
     check_task_name(task)
+    first, threshold = options.constants.initial, options.constants.threshold
+    if method_named(options.method).masks and first < threshold:
+        raise UserError(
+            f"With --mask-initial {first:g} below --mask-threshold {threshold:g} every weight begins at 0. Give a first "
+            "value at or above the threshold."
+        )
     if weights is not None and not weights.exists():
         raise UserError(f"No weights at {weights}. Check the path.")
     check_image_size(build_backbone(backbone), backbone, image_size)
