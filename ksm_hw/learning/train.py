@@ -50,8 +50,8 @@ def check_request(task: str, backbone: str, weights: Path | None, image_size: in
     first, threshold = options.constants.initial, options.constants.threshold
     if method_named(options.method).masks and first < threshold:
         raise UserError(
-            f"With --mask-initial {first:g} below --mask-threshold {threshold:g} every weight begins at 0. Give a first "
-            "value at or above the threshold."
+            f"With --mask-initial {first:g} below --mask-threshold {threshold:g} every weight begins at 0. Give a "
+            "first value at or above the threshold."
         )
     if weights is not None and not weights.exists():
         raise UserError(f"No weights at {weights}. Check the path.")

@@ -41,8 +41,8 @@ def classify(
             the error is raised.
 
     Raises:
-        UserError: the task does not exist or is not given, an image cannot be read, or its
-            logits are not finite.
+        UserError: the task does not exist or is not given, an image cannot be read, or its logits are not
+            finite.
     """
     if task is None and len(session.tasks) > 1:
         raise UserError(f"The artifact holds several tasks; give one with --task: {', '.join(session.tasks)}.")
