@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from ksm_hw.cli.app import Json, app, console, examples, messages, print_json, stopped_by_ctrl_c
+from ksm_hw.cli.image_files import MaxPixels, limit_pixels
+from ksm_hw.errors import UserError
 from ksm_hw.learning.methods import PACK_METHODS
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
 
 # typer takes the choices of an option from a Literal; a type checker wants one that is written out.
 if TYPE_CHECKING:
+    from ksm_hw.learning.datasets import TaskData
     from ksm_hw.learning.train import Trained
 
     MethodName = str
@@ -56,6 +59,8 @@ def train(
         bool | None, typer.Option("--flip/--no-flip", help="Mirror training images. [default: as the data says]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
+    max_pixels: MaxPixels = None,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run learned.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +72,8 @@ def train(
     from ksm_hw.learning.mask_equations import MaskConstants
     from ksm_hw.learning.train import train_task
 
-    images = load_task_data(data)
+    limit_pixels(max_pixels)
+    images = _readable(load_task_data(data), skip_bad)
     options = LearningOptions(
         method=method,
         granularity=granularity,
@@ -99,6 +105,30 @@ def train(
         print_json({**trained.pack.facts, "scale_error": trained.scale_error, "pack_bytes": trained.pack.nbytes})
     else:
         _print_trained(trained, bundle, scale_bits)
+
+
+def _readable(images: "TaskData", skip_bad: bool) -> "TaskData":
+    """The images that decode; says which do not, and without --skip-bad that ends the command."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ksm_hw.learning.check_images import unreadable_images, without_images
+
+    columns = (TextColumn("check images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=messages, transient=True) as progress:
+        bar = progress.add_task("check images")
+        unreadable = unreadable_images(images, lambda done, total: progress.update(bar, completed=done, total=total))
+    if not unreadable:
+        return images
+    for error in unreadable.values():
+        messages.print(str(error), markup=False, soft_wrap=True, highlight=False)
+    count = f"{len(unreadable)} of {len(images.train) + len(images.test)} images cannot be read"
+    if not skip_bad:
+        first = next(iter(unreadable))
+        raise UserError(
+            f"{count}, {first} among them; all are named above. Remove them, or leave them out: --skip-bad."
+        )
+    messages.print(f"{count} and are left out.", highlight=False)
+    return without_images(images, unreadable)
 
 
 def _print_trained(trained: "Trained", bundle: Path, scale_bits: str) -> None:
