@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from ksm_hw.errors import UserError
 from ksm_hw.files.written import written_file
 from ksm_hw.runtime.machine import this_machine
+from ksm_hw.user_folders import cache_folder
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,10 @@ def machine_peak(threads: int, again: bool = False) -> MachinePeak:
 
     machine = this_machine()
     cpu = machine.cpu
-    path = _cache_folder() / f"{hashlib.sha256(f'{cpu}/{threads}/{tvm.__version__}'.encode()).hexdigest()[:16]}.json"
+    path = (
+        cache_folder("machine-peak")
+        / f"{hashlib.sha256(f'{cpu}/{threads}/{tvm.__version__}'.encode()).hexdigest()[:16]}.json"
+    )
     known = None if again else _read(path)
     if known is not None and (known.cpu, known.threads, known.tvm_version) == (cpu, threads, tvm.__version__):
         _log.info("the peak of %s with %d threads was measured before: %s", cpu, threads, path)
@@ -81,10 +84,6 @@ def machine_peak(threads: int, again: bool = False) -> MachinePeak:
     with contextlib.suppress(UserError):  # Without a home that can be written it is measured each time.
         _write(path, peak)
     return peak
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ksm-hw" / "machine-peak"
 
 
 def _read(path: Path) -> MachinePeak | None:
