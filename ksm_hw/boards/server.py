@@ -24,6 +24,7 @@ from ksm_hw.measuring.relay_library import LibraryTimer
 from ksm_hw.runtime.any_session import AnySession
 from ksm_hw.runtime.local_session import local_session
 from ksm_hw.runtime.machine import available_cores
+from ksm_hw.user_folders import cache_folder
 
 _CRASH = "last_crash.txt"
 
@@ -52,7 +53,7 @@ class ServerOptions:
 
 def default_cache() -> Path:
     """Where a board keeps files unless it is told otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ksm-hw" / "board"
+    return cache_folder("board")
 
 
 def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda port: None) -> None:

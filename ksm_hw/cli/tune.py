@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from ksm_hw.artifact.modes import IntermediateRepresentation
 from ksm_hw.cli.app import (
+    Batch,
     Board,
     BundlePath,
     CudaArch,
@@ -45,14 +46,15 @@ def tune(
     target: TargetName,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the records; goes on if it has some.")],
     bundle: BundlePath = None,
-    trials: Annotated[int, typer.Option(min=1, help="Measurements in all.")] = 1000,
-    batch: Annotated[int, typer.Option(min=1, help="Images an inference.")] = 1,
+    trials: Annotated[int, typer.Option(min=1, max=10_000_000, help="Measurements in all.")] = 1000,
+    batch: Batch = 1,
     tracker: Tracker = None,
     key: Key = None,
     host: Board = None,
     ir: Annotated[IntermediateRepresentation, typer.Option(help="The compiler whose operators are tuned.")] = "relax",
     tuner: Annotated[
-        TunerName | None, typer.Option(help="The search, for --ir relay; relax has one of its own. [default: autotvm]")
+        TunerName | None,
+        typer.Option(help=r"The search, for --ir relay; relax has one of its own. \[default: autotvm]"),
     ] = None,
     target_file: TargetFile = None,
     host_cpu: HostTarget = None,

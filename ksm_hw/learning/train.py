@@ -12,10 +12,12 @@ from typing import Any
 
 from PIL import Image
 
+from ksm_hw.errors import UserError
 from ksm_hw.files.locks import locked_folder
 from ksm_hw.files.written import explained
 from ksm_hw.learning.datasets import ImageSplit, TaskData
 from ksm_hw.learning.learn import Epoch, LearningOptions, learn, measure_accuracy, task_pack_of
+from ksm_hw.learning.methods import method_named
 from ksm_hw.masks.bundle import (
     LEARNING,
     Bundle,
@@ -29,7 +31,13 @@ from ksm_hw.masks.bundle import (
 from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.soft_mask import soft_values, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.backbones import backbone_tensors, default_preprocessing, pretrained_backbone
+from ksm_hw.models.backbones import (
+    backbone_tensors,
+    build_backbone,
+    check_image_size,
+    default_preprocessing,
+    pretrained_backbone,
+)
 from ksm_hw.models.task_module import task_module
 
 SAMPLES = 10  # Test images of a task that a bundle carries, so that `verify` and `make demo` have real input.
@@ -70,6 +78,28 @@ def _learning(bundle: Path, task: str) -> Iterator[Path]:
         yield checkpoint
 
 
+def check_request(
+    task: str, bundle: Path, backbone: str, weights: Path | None, image_size: int, options: LearningOptions
+) -> None:
+    """Checks what needs neither images nor weights, so that it is told before minutes of reading those.
+
+    Raises:
+        UserError: a name that no task can have, a folder that no task can be written into, masks that begin at 0,
+            weights that are not there, no such network, or one that does not take images of this size.
+    """
+    check_task_name(task)
+    check_bundle_folder(bundle)
+    first, threshold = options.constants.initial, options.constants.threshold
+    if method_named(options.method).masks and first < threshold:
+        raise UserError(
+            f"With --mask-initial {first:g} below --mask-threshold {threshold:g} every weight begins at 0. Give a "
+            "first value at or above the threshold."
+        )
+    if weights is not None and not weights.exists():
+        raise UserError(f"No weights at {weights}. Check the path.")
+    check_image_size(build_backbone(backbone), backbone, image_size)
+
+
 def train_task(
     data: TaskData,
     task: str,
@@ -108,6 +138,7 @@ def train_task(
     check_bundle_folder(bundle)
     with _learning(bundle, task) as checkpoint:
         network = pretrained_backbone(backbone, weights)
+        check_image_size(network, backbone, image_size)
         tensors = backbone_tensors(network)
         # A copy: the arrays share memory with a network that is about to change its BatchNorms.
         tensors = {name: array.copy() for name, array in tensors.items()}

@@ -23,9 +23,9 @@ import numpy.typing as npt
 from ksm_hw.errors import UserError
 from ksm_hw.files.staging import OWN_NAMES, changed_folder, read_whole, staged_files
 from ksm_hw.files.written import check_folder, explained
+from ksm_hw.images.finding import images_of_folder
 from ksm_hw.json_document import OtherVersion, read_versioned_json
 from ksm_hw.masks.mask_format import mask_shape
-from ksm_hw.masks.preprocessing import image_files
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
 from ksm_hw.masks.task_pack import TaskPack, load_task_pack, save_task_pack
 from ksm_hw.state_dicts import packaged_tensors
@@ -102,7 +102,7 @@ def sample_images(bundle: Bundle, task: str) -> list[Path]:
     """
     if bundle.samples is None or not (bundle.samples / task).is_dir():
         raise UserError(f"The bundle carries no sample images of task '{task}'. Give images of your own with --images.")
-    return image_files(bundle.samples / task)
+    return images_of_folder(bundle.samples / task)
 
 
 def check_task_name(name: str) -> None:

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.files.locks import locked
 from ksm_hw.files.written import written_file
 from ksm_hw.runtime.machine import this_machine
+from ksm_hw.user_folders import cache_folder
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ def machine_peak(threads: int, again: bool = False) -> MachinePeak:
     import tvm
 
     cpu = this_machine().cpu
-    path = _cache_folder() / f"{hashlib.sha256(f'{cpu}/{threads}/{tvm.__version__}'.encode()).hexdigest()[:16]}.json"
+    name = hashlib.sha256(f"{cpu}/{threads}/{tvm.__version__}".encode()).hexdigest()[:16]
+    path = cache_folder("machine-peak") / f"{name}.json"
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(UserError):  # Without a home that can be written it is measured each time.
             # Two that measure at once would each find half of the machine.
@@ -93,10 +94,6 @@ def _measured_peak(threads: int, path: Path) -> MachinePeak:
     with contextlib.suppress(UserError):
         _write(path, peak)
     return peak
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ksm-hw" / "machine-peak"
 
 
 def _read(path: Path) -> MachinePeak | None:

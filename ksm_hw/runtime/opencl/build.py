@@ -18,6 +18,7 @@ from pathlib import Path
 from ksm_hw.errors import UserError
 from ksm_hw.files.locks import FOLDER_LOCK, locked
 from ksm_hw.files.written import check_file, written_file
+from ksm_hw.user_folders import cache_folder
 
 LIBRARY = "libtvm_runtime_opencl.so"
 _SOURCES = Path(__file__).parent
@@ -117,8 +118,7 @@ def find_opencl_runtime(sources: RuntimeSources | None = None) -> Path:
 def _cached_path(architecture: str, sources: RuntimeSources) -> Path:
     """A path of its own for each version: a loader never takes a changed library from a path that it knows."""
     version = hashlib.sha256(sources.version.encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "ksm-hw" / "opencl" / f"{architecture}-{version}" / sources.library
+    return cache_folder("opencl") / f"{architecture}-{version}" / sources.library
 
 
 def _compiler(architecture: str) -> list[str]:
