@@ -11,7 +11,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # From bottom to top; what stands in one line knows nothing of the others there.
 FLOORS = [
-    "ksm_hw ksm_hw.errors ksm_hw.json_document tvm_passes.relay.names tvm_passes.mask_lanes",
+    "ksm_hw.errors",
+    "ksm_hw.user_folders",
+    "ksm_hw ksm_hw.json_document tvm_passes.relay.names tvm_passes.mask_lanes",
     "ksm_hw.resources ksm_hw.files",
     "ksm_hw.state_dicts",
     "ksm_hw.images",
@@ -35,6 +37,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.s
 WITHOUT_TORCH = [
     *(
         "ksm_hw.errors",
+        "ksm_hw.user_folders",
         "ksm_hw.json_document",
         "ksm_hw.resources",
         "ksm_hw.files",

