@@ -12,8 +12,8 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvm_passes.mask_lanes import LANES
-
+LANES = 8
+"""Values in a vector: a byte of the mask. CPUs with shorter vectors take two. Masks must have as many soft values."""
 LINE_BYTES = 64
 """Of the cache."""
 DTYPE = "float32"
