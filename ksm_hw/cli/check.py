@@ -33,11 +33,11 @@ from ksm_hw.cli.image_files import Failures, MaxPixels, failures_as_json, limit_
 )
 def verify(
     artifacts: ArtifactPaths,
-    task: Annotated[str | None, typer.Option(help="Name of a task. [default: all]")] = None,
+    task: Annotated[str | None, typer.Option(help=r"Name of a task. \[default: all]")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Image, or folder of images. [default: the artifact's samples]")
+        Path | None, typer.Option(help=r"Image, or folder of images. \[default: the artifact's samples]")
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest relative error of the logits.")] = 1e-4,
+    tolerance: Annotated[float, typer.Option(min=0, max=1, help="Largest relative error of the logits.")] = 1e-4,
     max_pixels: MaxPixels = None,
     threads: Threads = None,
     tracker: Tracker = None,
@@ -121,7 +121,7 @@ def _conditioning(result: Any) -> str:
 )
 def report(
     artifacts: ArtifactPaths,
-    runs: Annotated[int, typer.Option(min=10, help="Inferences measured for each task.")] = 100,
+    runs: Annotated[int, typer.Option(min=10, max=1_000_000, help="Inferences measured for each task.")] = 100,
     unmasked: Annotated[
         bool, typer.Option(help="Compile the network without masks as well, and compare with it.")
     ] = True,
@@ -136,10 +136,16 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Measure what each task costs: latency, switch time, memory, bytes, and what the mask adds."""
+    from ksm_hw.artifact.manifest import read_manifest
     from ksm_hw.boards.address import board_address
+    from ksm_hw.files.written import check_file
     from ksm_hw.report.measure import measure_artifact, reports_as_json
 
     board = board_address(tracker, key, host)
+    if html is not None:
+        check_file(html)
+    for artifact in artifacts:
+        read_manifest(artifact)  # That one is damaged shall be told before the others are measured.
     reports = []
     with messages.status("measure") as status:
         for artifact in artifacts:
@@ -154,14 +160,14 @@ def report(
                     board=board,
                 )
             )
-    if html is not None:
+    if as_json:
+        print_json(reports_as_json(reports))
+    else:
+        from ksm_hw.report.terminal import print_reports
+
+        print_reports(console, reports)
+    if html is not None:  # Behind the results, which a disk that is full shall not take along.
         from ksm_hw.report.page import write_page
 
         write_page(reports, html)
-        messages.print(f"Wrote {html}")
-    if as_json:
-        print_json(reports_as_json(reports))
-        return
-    from ksm_hw.report.terminal import print_reports
-
-    print_reports(console, reports)
+        messages.print(f"Wrote {html}", markup=False)

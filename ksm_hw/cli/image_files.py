@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 MaxPixels = Annotated[
     int | None,
-    typer.Option(min=1, help="Largest image, width times height. [default: 89478485]", show_default=False),
+    typer.Option(
+        min=1, max=2**31 - 1, help=r"Largest image, width times height. \[default: 89478485]", show_default=False
+    ),
 ]
 Failures = dict[Path, UserError]
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 def run(
     artifact: ArtifactPath,
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)],
-    task: Annotated[str | None, typer.Option(help="Name of a task. [default: the artifact's only one]")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,
+    task: Annotated[str | None, typer.Option(help=r"Name of a task. \[default: the artifact's only one]")] = None,
+    top: Annotated[int, typer.Option(min=1, max=1_000_000, help="Classes to print.")] = 5,
     max_pixels: MaxPixels = None,
     threads: Threads = None,
     tracker: Tracker = None,

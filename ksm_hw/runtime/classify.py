@@ -37,10 +37,12 @@ def classify(
         images: files; a few are read ahead.
         task: its name; the artifact's only one without it.
         top: classes of each result.
-        on_failure: called with a file that cannot be read, which is left out. Without it the error is raised.
+        on_failure: called with a file that cannot be read, or whose logits are not finite; it is left out. Without it
+            the error is raised.
 
     Raises:
-        UserError: the task does not exist or is not given, or an image cannot be read.
+        UserError: the task does not exist or is not given, an image cannot be read, or its logits are not
+            finite.
     """
     if task is None and len(session.tasks) > 1:
         raise UserError(f"The artifact holds several tasks; give one with --task: {', '.join(session.tasks)}.")
@@ -48,7 +50,17 @@ def classify(
     pack = session.packs[session.task]
     for files, batch in read_batches(images, pack.preprocessing, session.manifest.input_shape[0], on_failure):
         for file, logits in zip(files, session.run_all(batch), strict=True):
-            yield _classification(file, logits, pack, top)
+            if np.isfinite(logits).all():
+                yield _classification(file, logits, pack, top)
+            else:
+                on_failure(file, _overflow(file, pack.task))
+
+
+def _overflow(file: Path, task: str) -> UserError:
+    return UserError(
+        f"{file}: task '{task}' gives logits that are not finite (NaN or infinite), and so no class. Its network "
+        "overflows for this image; `ksm-hw verify` says whether PyTorch's does too."
+    )
 
 
 def _classification(file: Path, logits: npt.NDArray[np.float32], pack: TaskPack, top: int) -> Classification:

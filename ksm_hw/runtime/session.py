@@ -20,8 +20,9 @@ import tvm
 import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
 
-from ksm_hw.artifact.manifest import LIBRARY, Manifest, read_manifest
+from ksm_hw.artifact.manifest import LIBRARY, MANIFEST, Manifest, read_manifest
 from ksm_hw.errors import UserError
+from ksm_hw.files.staging import read_whole
 from ksm_hw.masks.bundle import load_bundle, task_of
 from ksm_hw.runtime.device_session import (
     DeviceSession,
@@ -76,7 +77,11 @@ class Session(DeviceSession):
             UserError: the artifact is missing, incomplete or damaged, or this machine cannot run it.
         """
         folder = Path(artifact)
-        return cls.open(folder, read_manifest(folder), threads=threads, keep=keep, budget=budget)
+
+        def opened() -> "Session":
+            return cls.open(folder, read_manifest(folder), threads=threads, keep=keep, budget=budget)
+
+        return read_whole(folder, MANIFEST, opened)
 
     @classmethod
     @survives_forks
@@ -151,14 +156,10 @@ class Session(DeviceSession):
                 thread may have chosen.
 
         Raises:
-            UserError: the images have another shape or dtype, there is no such task, or the device fails.
+            UserError: the images have another shape or dtype or are not finite, there is no such task, or the device
+                fails.
         """
-        expected = self.manifest.input_shape
-        if images.shape != expected or images.dtype != np.float32:
-            raise UserError(
-                f"Expected images as float32 {list(expected)}, found {images.dtype} {list(images.shape)}. "
-                "Preprocess them with the task's preprocessing, and compile with --batch for other batch sizes."
-            )
+        self.check_images(images)
         with self._lock:
             if task is not None:
                 self.switch(task)
