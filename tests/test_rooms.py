@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # From bottom to top; what stands in one line knows nothing of the others there.
 FLOORS = [
-    "ksm_hw ksm_hw.errors tvm_passes.relay.names",
+    "ksm_hw ksm_hw.errors ksm_hw.json_document tvm_passes.relay.names tvm_passes.mask_lanes",
     "ksm_hw.resources ksm_hw.files",
     "ksm_hw.state_dicts",
     "ksm_hw.masks",
@@ -32,7 +32,15 @@ FLOORS = [
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 # What a board that only runs artifacts has, where torch is not installed.
 WITHOUT_TORCH = [
-    *("ksm_hw.errors", "ksm_hw.resources", "ksm_hw.files", "ksm_hw.state_dicts", "ksm_hw.masks", "ksm_hw.artifact"),
+    *(
+        "ksm_hw.errors",
+        "ksm_hw.json_document",
+        "ksm_hw.resources",
+        "ksm_hw.files",
+        "ksm_hw.state_dicts",
+        "ksm_hw.masks",
+        "ksm_hw.artifact",
+    ),
     *("ksm_hw.runtime", "ksm_hw.measuring", "ksm_hw.boards"),
 ]
 

@@ -8,20 +8,22 @@
 So an artifact is a bundle too, and `ksm_hw.masks.bundle.load_bundle` reads it.
 """
 
-import dataclasses
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file, written_folder
-from ksm_hw.masks.bundle import Bundle, save_bundle
+from ksm_hw.files.hashes import sha256_of_file
+from ksm_hw.files.staging import read_whole
+from ksm_hw.json_document import Count, OtherVersion, Positive, read_json, read_versioned_json
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 LIBRARY = "model.so"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class OperatorEntry:
         schedule: the rule that scheduled it and in which way, for a person; empty where no rule did.
     """
 
-    flops: int
-    bytes: int
-    shapes: tuple[tuple[int, ...], ...]
+    flops: Count
+    bytes: Count
+    shapes: tuple[tuple[Count, ...], ...]
     schedule: str
 
 
@@ -67,6 +69,7 @@ class Manifest:
         tvm_version: of the compiler.
         input_shape, output_shape: [N, 3, H, W], and [N, classes] with as many classes as the largest task.
         workspace_bytes: activations that the memory plan holds at once.
+        tuning_sha256: of the tuning records whose schedules were taken (`records_sha256`); None without any.
         operators: those of an inference whose shapes are known, by their symbols in the library.
         tasks: what each task uses.
     """
@@ -77,14 +80,15 @@ class Manifest:
     tvm_target: Mapping[str, Any]
     device: str
     cpu_features: tuple[str, ...]
-    cores: tuple[int, ...]
+    cores: tuple[Count, ...]
     fold: FoldMode
     precision: str
     ir: IntermediateRepresentation
     tvm_version: str
-    input_shape: tuple[int, int, int, int]
-    output_shape: tuple[int, int]
-    workspace_bytes: int
+    input_shape: tuple[Positive, Positive, Positive, Positive]
+    output_shape: tuple[Positive, Positive]
+    workspace_bytes: Count
+    tuning_sha256: str | None
     operators: Mapping[str, OperatorEntry]
     tasks: Mapping[str, TaskEntry]
 
@@ -102,28 +106,19 @@ class Manifest:
         return self.tvm_target if self.device == "cpu" else self.tvm_target["host"]
 
 
-def write_artifact(folder: Path, manifest: Manifest, export: Callable[[Path], None], bundle: Bundle) -> None:
-    """Writes an artifact, whole or not at all.
+@dataclass(frozen=True)
+class FileEntry:
+    """A file that the manifest lists: its size, and the SHA-256 of its bytes as 64 hexadecimal digits."""
 
-    Args:
-        folder: to write.
-        manifest: what the artifact is.
-        export: writes the libraries, and what else belongs to the artifact, into a folder that has the bundle.
-        bundle: backbone and tasks.
+    bytes: Count
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
-    Raises:
-        UserError: the folder cannot be written, or `export` raises it.
-    """
-    with written_folder(folder) as temporary:
-        save_bundle(bundle, temporary)
-        export(temporary)
-        files = {
-            str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-            for path in sorted(temporary.rglob("*"))
-            if path.is_file()
-        }
-        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest), "files": files}
-        (temporary / "manifest.json").write_text(json.dumps(content, indent=2) + "\n")
+
+@dataclass(frozen=True)
+class _Files:
+    """The part of a manifest that is about the folder."""
+
+    files: dict[str, FileEntry]
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -132,61 +127,57 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         UserError: there is no artifact, it is of another version, or a file is missing, truncated or changed.
     """
-    path = folder / "manifest.json"
+    return read_whole(folder, MANIFEST, lambda: _read_manifest(folder))
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text())
-        if content.pop("format_version") != FORMAT_VERSION:
-            raise UserError(f"{path} is of another version of ksm-hw. Compile the bundle again.")
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in checked_files(content).items()}
-        del content["files"]
-        tasks = {
-            task: TaskEntry(entry["main"], entry["rewrite"], tuple(entry["parameters"]))
-            for task, entry in content.pop("tasks").items()
-        }
-        if not tasks:
+        text = path.read_bytes()
+        manifest = read_versioned_json(text, Manifest, FORMAT_VERSION)
+        files = listed_files(text)
+        if not manifest.tasks:
             raise ValueError("it names no tasks")
-        for key in ("cpu_features", "cores", "input_shape", "output_shape"):
-            content[key] = tuple(content[key])
-        operators = {
-            symbol: OperatorEntry(entry["flops"], entry["bytes"], tuple(map(tuple, entry["shapes"])), entry["schedule"])
-            for symbol, entry in content.pop("operators").items()
-        }
-        manifest = Manifest(tasks=tasks, operators=operators, **content)
-        packs = (f"tasks/{task}.safetensors" for task in tasks)
+        packs = (f"tasks/{task}.safetensors" for task in manifest.tasks)
         if unlisted := {*manifest.libraries, "bundle.json", *packs} - files.keys():
             raise ValueError(f"it does not list {', '.join(sorted(unlisted))}")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"No artifact at {folder}: manifest.json is missing. Make one with `ksm-hw compile`."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OtherVersion as error:
+        raise UserError(
+            f"{path} has {error}; this ksm-hw reads {FORMAT_VERSION}. Compile the bundle again, or run it with the "
+            "ksm-hw that wrote it."
+        ) from error
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Copy the artifact again.") from error
-    for name, (size, sha256) in files.items():
-        _check_file(folder / name, size, sha256)
+    for name, entry in files.items():
+        _check_file(folder / name, entry)
     return manifest
 
 
-def checked_files(content: dict[str, Any]) -> dict[str, Any]:
-    """The files that a manifest lists, by their names, none of which leads out of the folder.
+def listed_files(text: str | bytes) -> dict[str, FileEntry]:
+    """The files that a manifest's text lists, by their names, none of which leads out of the folder.
 
     Raises:
-        ValueError: a name does; KeyError: there is no list.
+        ValueError: a name does, or the text is no manifest.
     """
-    files: dict[str, Any] = content["files"]
+    files = read_json(text, _Files).files
     for name in files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"it lists {name}, which lies outside")
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            raise ValueError(f"it lists {name!r}, which lies outside")
     return files
 
 
-def _check_file(path: Path, size: int, sha256: str) -> None:
+def _check_file(path: Path, expected: FileEntry) -> None:
     if not path.is_file():
         raise UserError(f"The artifact lacks {path}. It was copied incompletely; copy it again.")
-    if path.stat().st_size != size:
+    if path.stat().st_size != expected.bytes:
         raise UserError(
-            f"{path} has {path.stat().st_size} bytes; the manifest expects {size}. It was copied incompletely; "
-            "copy the artifact again."
+            f"{path} has {path.stat().st_size} bytes; the manifest expects {expected.bytes}. It was copied "
+            "incompletely; copy the artifact again."
         )
     found = sha256_of_file(path)
-    if found != sha256:
-        raise UserError(f"{path} has SHA-256 {found}; the manifest expects {sha256}. Copy the artifact again.")
+    if found != expected.sha256:
+        raise UserError(f"{path} has SHA-256 {found}; the manifest expects {expected.sha256}. Copy the artifact again.")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksm_hw import __version__
-from ksm_hw.artifact.manifest import checked_files, read_manifest
+from ksm_hw.artifact.manifest import listed_files, read_manifest
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.protocol import VERSION, function_name, kept_name, result_of
 from ksm_hw.boards.reaching import WAIT, reach, within
@@ -135,8 +135,7 @@ class Board:
     def _send(self, folder: Path) -> str:
         """Sends the files of an artifact that the board lacks; returns the manifest's text."""
         text = (folder / "manifest.json").read_text()
-        files = checked_files(json.loads(text)).items()
-        names = {kept_name(name, entry["sha256"]): name for name, entry in files}
+        names = {kept_name(name, entry.sha256): name for name, entry in listed_files(text).items()}
         missing = self.call("missing", json.dumps(list(names)))
         _log.info("board %s keeps %d of the artifact's %d files", self.address, len(names) - len(missing), len(names))
         for name in missing:

@@ -1,16 +1,15 @@
 """The files that a board keeps from one session to the next, each once, whichever artifacts it belongs to."""
 
 import hashlib
-import json
 import logging
 import os
 import shutil
 from pathlib import Path
 
-from ksm_hw.artifact.manifest import checked_files
+from ksm_hw.artifact.manifest import listed_files
 from ksm_hw.boards.protocol import kept_name
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file
+from ksm_hw.files.hashes import sha256_of_file
 
 LIMIT = 4 << 30  # Bytes of kept files; the ones that were not used for longest go first.
 
@@ -57,8 +56,8 @@ class KeptFiles:
             manifest: its text.
         """
         folder = self._artifacts / hashlib.sha256(manifest.encode()).hexdigest()
-        for name, entry in checked_files(json.loads(manifest)).items():
-            link, kept = folder / name, self._files / kept_name(name, entry["sha256"])
+        for name, entry in listed_files(manifest).items():
+            link, kept = folder / name, self._files / kept_name(name, entry.sha256)
             os.utime(kept)
             if not link.exists():
                 link.parent.mkdir(parents=True, exist_ok=True)

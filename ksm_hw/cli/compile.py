@@ -73,19 +73,20 @@ def compile_command(
     as_json: Json = False,
 ) -> None:
     """Compile one task, or all, into an artifact that runs on a target."""
+    from ksm_hw.compiler.compile import check_places, compile_bundle
+    from ksm_hw.masks.bundle import load_bundle, select_tasks, tasks_in
+    from ksm_hw.resources import shipped_bundle
     from ksm_hw.toolchains.targets import load_target
 
+    folder, bundle = output or Path("artifacts") / f"{target}-{task}", bundle or shipped_bundle()
+    tasks = tasks_in(bundle) if task == "all" else [task]
+    # Before TVM is imported, which takes seconds.
+    check_places(folder, tasks, fold, [bundle, *([tuned] if tuned else [])], dump, dump_assembly)
     compile_target = load_target(target, file=target_file, arch=arch, host=host)
-    from ksm_hw.masks.bundle import load_bundle, select_tasks
-    from ksm_hw.resources import shipped_bundle
-
-    selected = select_tasks(load_bundle(bundle or shipped_bundle()), task)
+    selected = select_tasks(load_bundle(bundle), task)
     left = "What was not finished is not written."
     with stopped_by_ctrl_c(left), messages.status("import the compiler") as status:
         collect_garbage_less_often()
-        from ksm_hw.compiler.compile import compile_bundle
-
-        folder = output or Path("artifacts") / f"{target}-{task}"
         artifacts = compile_bundle(
             selected,
             compile_target,

@@ -174,8 +174,8 @@ def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
 
 def _fold(bundle: Bundle, batch: int, target: tvm.target.Target, fused: bool = False) -> _Folded:
     network = lower_backbone(bundle.backbone, most_classes(bundle), batch, common_image_size(bundle))
-    (features,) = (int(weight.ty.shape[1]) for weight in network["main"].params if weight.name == HEAD_WEIGHT)
-    check_heads(bundle, features)
+    (head,) = (weight.ty.shape for weight in network["main"].params if weight.name == HEAD_WEIGHT)
+    check_heads(bundle, tuple(map(int, head))[1:])
     groups = group_tasks(bundle, _mask_layouts)
     layouts = {name: _mask_layouts(bundle.packs[tasks[0]]) for name, tasks in groups.items()}
     module, functions = fold_tasks(network, layouts, target, fused)

@@ -12,11 +12,17 @@ from PIL import Image
 
 from ksm_hw.learning.datasets import ImageSplit, TaskData
 from ksm_hw.learning.learn import Epoch, LearningOptions, learn, measure_accuracy, task_pack_of
-from ksm_hw.masks.bundle import Bundle, add_task, check_same_backbone, check_task_name, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, add_task, check_bundle_folder, check_task_name, sha256_of_tensors
 from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.soft_mask import soft_values, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.backbones import backbone_tensors, default_preprocessing, pretrained_backbone
+from ksm_hw.models.backbones import (
+    backbone_tensors,
+    build_backbone,
+    check_image_size,
+    default_preprocessing,
+    pretrained_backbone,
+)
 from ksm_hw.models.task_module import task_module
 
 SAMPLES = 10  # Test images of a task that a bundle carries, so that `verify` and `make demo` have real input.
@@ -29,6 +35,16 @@ class Trained:
 
     pack: TaskPack
     scale_error: float
+
+
+def check_request(task: str, backbone: str, image_size: int) -> None:
+    """Checks what needs neither images nor weights, so that it is told before minutes of reading those.
+
+    Raises:
+        UserError: a name that no task can have, no such network, or one that does not take images of this size.
+    """
+    check_task_name(task)
+    check_image_size(build_backbone(backbone), backbone, image_size)
 
 
 def train_task(
@@ -67,14 +83,15 @@ def train_task(
     """
     check_task_name(task)
     checkpoint = bundle / ".learning" / f"{task}.pt"
-    if restart:
-        checkpoint.unlink(missing_ok=True)
     network = pretrained_backbone(backbone, weights)
+    check_image_size(network, backbone, image_size)
     tensors = backbone_tensors(network)
     # A copy: the arrays share memory with a network that is about to change its BatchNorms.
     tensors = {name: array.copy() for name, array in tensors.items()}
     identity = (backbone, sha256_of_tensors(tensors))
-    check_same_backbone(bundle, *identity)
+    check_bundle_folder(bundle, *identity)
+    if restart:
+        checkpoint.unlink(missing_ok=True)
     preprocessing = default_preprocessing(backbone, image_size)
     network, history = learn(network, data, preprocessing, options, checkpoint, on_batch, on_epoch)
     exact = task_pack_of(network, data, task, options, identity, preprocessing)

@@ -4,8 +4,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -13,6 +14,10 @@ from PIL import Image
 from ksm_hw.errors import UserError
 
 Interpolation = Literal["bilinear", "bicubic"]
+# Of a network's input in pixels: a damaged file must not ask for more memory than any machine has.
+Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
+Share = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+Spread = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -27,11 +32,11 @@ class Preprocessing:
         mean, std: red, green, blue of the normalisation (x - mean) / std, where x lies in 0…1.
     """
 
-    image_size: int
-    resize_to: int
+    image_size: Side
+    resize_to: Side
     interpolation: Interpolation
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Share, Share, Share]
+    std: tuple[Spread, Spread, Spread]
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ Where the binary mask is 1 the soft mask is exactly 1.0; where it is 0 the soft 
 al., CVPR 2021, arXiv 2009.05668), or 0 in a binary mask. So packing loses nothing.
 """
 
+import math
 from dataclasses import dataclass
 from typing import get_args
 
@@ -127,10 +128,12 @@ def check_packed(packed: PackedMask, where: str) -> None:
     Raises:
         UserError: they do not; `where` names the file and layer in the message.
     """
+    low, step = packed.scale_range
     sensible = (
         packed.scale_bits in get_args(ScaleBits)
         and all(isinstance(extent, int) and extent > 0 for extent in packed.shape)
-        and all(isinstance(number, (int, float)) and np.isfinite(number) for number in packed.scale_range)
+        # What float64 holds may be more than float32 does; not a number fails as well.
+        and abs(low) + 255 * abs(step) <= float(np.finfo(np.float32).max)
         and packed.bits.dtype == np.uint8
         and packed.scale.dtype == (np.float32 if packed.scale_bits == 32 else np.uint8)
     )
@@ -140,7 +143,12 @@ def check_packed(packed: PackedMask, where: str) -> None:
             f"{packed.scale.dtype} of {packed.scale_bits} bits over {packed.scale_range}. "
             "The file is damaged; learn or copy the task again."
         )
-    count = int(np.prod(packed.shape))
+    if not np.isfinite(packed.scale).all():
+        raise UserError(
+            f"{where}: soft values that are not finite (NaN or infinite). The file is damaged, or the training that "
+            "made it diverged; learn or copy the task again."
+        )
+    count = math.prod(packed.shape)  # NumPy's wraps around where a damaged shape is huge.
     if packed.bits.shape != (-(-count // 8),):
         raise UserError(
             f"{where}: a mask of shape {list(packed.shape)} needs {-(-count // 8)} bytes of bits, found "

@@ -5,7 +5,7 @@ The file is safetensors. Its metadata holds one entry, `ksm-hw`, a JSON header; 
     mask/<layer>/bits      uint8    the binary mask, one bit a value     see `ksm_hw.masks.soft_mask.PackedMask`
     mask/<layer>/scale     float32 or uint8    the soft values
     batch_norm/<name>      float32  weight, bias, running mean and variance of each BatchNorm
-    head/weight, head/bias float32  [classes, features], [classes]
+    head/weight, head/bias float32  [classes, features] or, of a convolution, [classes, features, 1, 1]; [classes]
 
 A layer without a mask keeps the backbone's weight, a BatchNorm that is absent the backbone's.
 """
@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.errors import UserError
-from ksm_hw.masks.mask_format import GRANULARITIES, Granularity
+from ksm_hw.json_document import OtherVersion, Positive, read_versioned_json
+from ksm_hw.masks.mask_format import Granularity, ScaleBits
 from ksm_hw.masks.preprocessing import Preprocessing
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
 from ksm_hw.masks.soft_mask import PackedMask, check_packed
@@ -44,7 +45,7 @@ class TaskPack:
         preprocessing: from an image to the input.
         masks: packed soft mask of each masked layer, by module path.
         batch_norms: float32 [channels] each, by the name in the network's state dict.
-        head_weight: float32 [classes, features].
+        head_weight: float32 [classes, features]; [classes, features, 1, 1] where the network ends in a convolution.
         head_bias: float32 [classes].
         facts: how it was learned and what it reached (accuracy in 0…1, seconds, command); may be empty.
     """
@@ -70,6 +71,31 @@ class TaskPack:
         return masks + batch_norms + self.head_weight.nbytes + self.head_bias.nbytes
 
 
+@dataclass(frozen=True)
+class _MaskEntry:
+    """What the header says of a mask; see `PackedMask`."""
+
+    shape: tuple[Positive, ...]
+    scale_bits: ScaleBits
+    scale_range: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The JSON header of a pack's file."""
+
+    task: str
+    classes: tuple[str, ...]
+    method: str
+    granularity: Granularity
+    backbone: str
+    backbone_sha256: str
+    preprocessing: Preprocessing
+    masks: dict[str, _MaskEntry]
+    facts: dict[str, Any]
+    format_version: int = FORMAT_VERSION
+
+
 def save_task_pack(pack: TaskPack, path: Path) -> None:
     """Writes the pack's file; the same pack always gives the same bytes.
 
@@ -84,25 +110,21 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
         tensors[f"batch_norm/{name}"] = array
     tensors["head/weight"] = pack.head_weight
     tensors["head/bias"] = pack.head_bias
-    write_arrays(path, tensors, {_METADATA_KEY: json.dumps(_header(pack))})
+    write_arrays(path, tensors, {_METADATA_KEY: json.dumps(dataclasses.asdict(_header(pack)))})
 
 
-def _header(pack: TaskPack) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "task": pack.task,
-        "classes": pack.classes,
-        "method": pack.method,
-        "granularity": pack.granularity,
-        "backbone": pack.backbone,
-        "backbone_sha256": pack.backbone_sha256,
-        "preprocessing": dataclasses.asdict(pack.preprocessing),
-        "masks": {
-            layer: {"shape": mask.shape, "scale_bits": mask.scale_bits, "scale_range": mask.scale_range}
-            for layer, mask in pack.masks.items()
-        },
-        "facts": dict(pack.facts),
-    }
+def _header(pack: TaskPack) -> _Header:
+    return _Header(
+        task=pack.task,
+        classes=pack.classes,
+        method=pack.method,
+        granularity=pack.granularity,
+        backbone=pack.backbone,
+        backbone_sha256=pack.backbone_sha256,
+        preprocessing=pack.preprocessing,
+        masks={layer: _MaskEntry(mask.shape, mask.scale_bits, mask.scale_range) for layer, mask in pack.masks.items()},
+        facts=dict(pack.facts),
+    )
 
 
 def load_task_pack(path: Path) -> TaskPack:
@@ -114,26 +136,15 @@ def load_task_pack(path: Path) -> TaskPack:
     tensors, metadata = read_arrays(path)
     header = _header_of(metadata, path)
     try:
-        if header["format_version"] != FORMAT_VERSION:
-            raise UserError(
-                f"{path} has format version {header['format_version']}; this ksm-hw reads {FORMAT_VERSION}. "
-                "Learn the task again, or use the ksm-hw that wrote it."
-            )
-        if header["granularity"] not in GRANULARITIES:
-            raise UserError(
-                f"{path}: granularity '{header['granularity']}' is none of {', '.join(GRANULARITIES)}. "
-                "The file is damaged; learn or copy the task again."
-            )
-        preprocessing = header["preprocessing"] | {key: tuple(header["preprocessing"][key]) for key in ("mean", "std")}
         pack = TaskPack(
-            task=header["task"],
-            classes=tuple(header["classes"]),
-            method=header["method"],
-            granularity=header["granularity"],
-            backbone=header["backbone"],
-            backbone_sha256=header["backbone_sha256"],
-            preprocessing=Preprocessing(**preprocessing),
-            masks={layer: _packed_mask(tensors, layer, entry) for layer, entry in header["masks"].items()},
+            task=header.task,
+            classes=header.classes,
+            method=header.method,
+            granularity=header.granularity,
+            backbone=header.backbone,
+            backbone_sha256=header.backbone_sha256,
+            preprocessing=header.preprocessing,
+            masks={layer: _packed_mask(tensors, layer, entry) for layer, entry in header.masks.items()},
             batch_norms={
                 name.removeprefix("batch_norm/"): array
                 for name, array in tensors.items()
@@ -141,35 +152,42 @@ def load_task_pack(path: Path) -> TaskPack:
             },
             head_weight=tensors["head/weight"],
             head_bias=tensors["head/bias"],
-            facts=header["facts"],
+            facts=header.facts,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except KeyError as error:
         raise UserError(
-            f"{path}: its header or tensors lack {error}. The file is damaged; learn or copy the task again."
+            f"{path} lacks the tensor {error}. The file is damaged; learn or copy the task again."
         ) from error
     _check_parts(pack, path)
     return pack
 
 
-def _header_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
-    try:
-        header: dict[str, Any] = json.loads(metadata[_METADATA_KEY])
-        return header
-    except (KeyError, json.JSONDecodeError) as error:
+def _header_of(metadata: Mapping[str, str], path: Path) -> _Header:
+    if _METADATA_KEY not in metadata:
         raise UserError(
             f"{path} is a safetensors file, but no task pack: its metadata has no '{_METADATA_KEY}' header. "
             "Give a file that `ksm-hw train` wrote."
+        )
+    try:
+        return read_versioned_json(metadata[_METADATA_KEY], _Header, FORMAT_VERSION)
+    except OtherVersion as error:
+        raise UserError(
+            f"{path} has {error}; this ksm-hw reads {FORMAT_VERSION}. Learn the task again, or use the ksm-hw that "
+            "wrote it."
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"The header of {path} is damaged ({error}). Learn the task again, or copy it again."
         ) from error
 
 
-def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: dict[str, Any]) -> PackedMask:
-    low, step = entry["scale_range"]
+def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: _MaskEntry) -> PackedMask:
     return PackedMask(
-        shape=tuple(entry["shape"]),
+        shape=entry.shape,
         bits=tensors[f"mask/{layer}/bits"],
         scale=tensors[f"mask/{layer}/scale"],
-        scale_bits=entry["scale_bits"],
-        scale_range=(low, step),
+        scale_bits=entry.scale_bits,
+        scale_range=entry.scale_range,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.files.written import written_file
 from ksm_hw.runtime.machine import this_machine
 
 _log = logging.getLogger(__name__)

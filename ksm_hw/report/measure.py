@@ -10,28 +10,25 @@ All times are seconds and all sizes bytes; where a key of the JSON holds either,
 import contextlib
 import dataclasses
 import datetime
-import importlib.util
 import json
-import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.measuring import measuring_at
 from ksm_hw.errors import UserError
 from ksm_hw.measuring.process import Measured
 from ksm_hw.report.timing import NOISE_LIMIT, Comparison, Timing, compare_timings, timing_of
+from ksm_hw.report.unmasked import compile_unmasked, why_not_comparable
 from ksm_hw.runtime.machine import Machine
 
 if TYPE_CHECKING:
     from ksm_hw.artifact.manifest import Manifest
     from ksm_hw.masks.bundle import Bundle
     from ksm_hw.masks.task_pack import TaskPack
-
-_log = logging.getLogger(__name__)
 
 ROUNDS = 5  # Into which the measurements are divided; how far they differ says how noisy the machine is.
 SWITCHES_A_ROUND = 4  # Of each task: 20 over the rounds.
@@ -122,6 +119,8 @@ class ArtifactReport:
         tasks: one entry a task.
         copy: a copy of as many bytes as the live weights, on the device; None where none are rewritten.
         memory, storage: sizes.
+        not_compared: why there is no comparison with the network without masks; empty where there is, or none was
+            asked for.
         noisy: whether any of the times is that is compared with another.
     """
 
@@ -142,6 +141,7 @@ class ArtifactReport:
     copy: Timing | None
     memory: Memory
     storage: Storage
+    not_compared: str
     noisy: bool
 
 
@@ -150,6 +150,7 @@ def measure_artifact(
     runs: int = 100,
     on_step: OnStep = lambda step: None,
     compare_unmasked: bool = True,
+    tuned: Path | None = None,
     threads: int | None = None,
     board: BoardAddress | None = None,
 ) -> ArtifactReport:
@@ -160,12 +161,14 @@ def measure_artifact(
         runs: counted inferences of each task, spread over the rounds; a few more where the rounds do not divide them.
         on_step: called with the name of each step as it begins.
         compare_unmasked: whether to compile the network without masks as well and measure it beside the artifact.
+        tuned: folder of the tuning records that the artifact was compiled with, if it was with any. Without them it is
+            not compared with the network without masks.
         threads: of the CPU; without it as many as the target has cores.
         board: where to measure; on this machine without it.
 
     Raises:
         UserError: the artifact is missing, damaged or not for the machine; torch, which compiling needs, is missing;
-            or the board is busy or gone.
+            the tuning records are others; or the board is busy or gone.
     """
     if runs < ROUNDS:
         raise UserError(f"{runs} runs are too few: the measurement has {ROUNDS} rounds. Give {ROUNDS} or more.")
@@ -174,54 +177,25 @@ def measure_artifact(
 
     folder = Path(artifact)
     manifest, bundle = read_manifest(folder), load_bundle(folder)
+    not_compared = why_not_comparable(folder, manifest, tuned) if compare_unmasked else ""
     with contextlib.ExitStack() as stack:
         plain = None
-        if compare_unmasked:
+        if compare_unmasked and not not_compared:
             temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ksm-hw-report-")))
-            plain = _compile_unmasked(manifest, bundle, temporary / "unmasked", on_step)
+            plain = compile_unmasked(manifest, bundle, tuned, temporary / "unmasked", on_step)
         on_step("load")
         measured = stack.enter_context(measuring_at(board))
         masked_process = stack.enter_context(measured(folder, threads))
         plain_process = None if plain is None else stack.enter_context(measured(plain, threads))
         times = _measure_rounds(masked_process, plain_process, list(bundle.packs), runs, on_step)
         facts = masked_process.facts
-    return _report(folder, manifest, bundle, times, facts)
+    return _report(folder, manifest, bundle, times, facts, not_compared)
 
 
 def reports_as_json(reports: Sequence[ArtifactReport]) -> dict[str, Any]:
     """The reports as dictionaries, lists, numbers and texts alone."""
     content: dict[str, Any] = json.loads(json.dumps([dataclasses.asdict(report) for report in reports]))
     return {"noise_limit": NOISE_LIMIT, "noisy": any(report.noisy for report in reports), "artifacts": content}
-
-
-def _compile_unmasked(manifest: "Manifest", bundle: "Bundle", output: Path, on_step: OnStep) -> Path:
-    """Compiles the same tasks without masks: the same heads and BatchNorms over the backbone's own weights.
-
-    Against `fused` it is compiled with `switch`: what `fused` pays on every inference is to be seen, and a plain
-    network pays none of it.
-    """
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(
-            "Comparing with the network without masks compiles it, and that needs torch, which is not installed. "
-            "Install torch, or report with --no-unmasked."
-        )
-    on_step("import the compiler")
-    from ksm_hw.compiler.compile import compile_bundle
-    from ksm_hw.toolchains.targets import CompileTarget
-
-    fold: Literal["bake", "switch"] = "bake" if manifest.fold == "bake" else "switch"
-    _log.info("folded with %s, the masks are compared with no masks folded with %s", manifest.fold, fold)
-    packs = {task: dataclasses.replace(pack, masks={}) for task, pack in bundle.packs.items()}
-    (folder,) = compile_bundle(
-        dataclasses.replace(bundle, packs=packs, samples=None),
-        CompileTarget(manifest.target, "", manifest.device, dict(manifest.tvm_target), cores=manifest.cores),
-        output,
-        fold=fold,
-        batch=manifest.input_shape[0],
-        ir=manifest.ir,
-        on_step=lambda step: on_step(f"without masks: {step}"),
-    )
-    return folder
 
 
 @dataclass(frozen=True)
@@ -257,7 +231,7 @@ def _measure_rounds(masked: Measured, plain: Measured | None, tasks: list[str], 
 
 
 def _report(
-    folder: Path, manifest: "Manifest", bundle: "Bundle", times: _Times, facts: dict[str, Any]
+    folder: Path, manifest: "Manifest", bundle: "Bundle", times: _Times, facts: dict[str, Any], not_compared: str
 ) -> ArtifactReport:
     backbone_bytes = (folder / "backbone.safetensors").stat().st_size
     pack_bytes = {task: (folder / "tasks" / f"{task}.safetensors").stat().st_size for task in bundle.packs}
@@ -301,6 +275,7 @@ def _report(
             bundle_bytes=backbone_bytes + sum(pack_bytes.values()),
             copies_bytes=len(tasks) * backbone_bytes + heads,
         ),
+        not_compared=not_compared,
         noisy=any(timing is not None and timing.noisy for timing in compared),
     )
 

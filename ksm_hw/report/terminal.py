@@ -52,7 +52,7 @@ def machine_facts(report: ArtifactReport) -> list[tuple[str, str]]:
     machine = report.machine
     batch, _, height, width = report.input_shape
     target = ", ".join(f"{key} {value}" for key, value in report.tvm_target.items())
-    return [
+    facts = [
         ("network", f"{report.backbone}, {batch} × {height} × {width} pixels, {report.precision}, {report.fold}"),
         ("target", f"{report.target} ({target}), TVM {report.tvm_version} ({report.ir})"),
         (
@@ -62,6 +62,9 @@ def machine_facts(report: ArtifactReport) -> list[tuple[str, str]]:
         ),
         ("measured", f"{report.date}, load {machine.load:.1f} before; loading the artifact took {_load(report)}"),
     ]
+    if report.not_compared:
+        facts.append(("without masks", f"not compared: {report.not_compared}"))
+    return facts
 
 
 def report_tables(report: ArtifactReport) -> list[TextTable]:

@@ -1,43 +1,59 @@
-"""Proving that a compiled model equals the PyTorch one, on real images."""
+"""Proving that a compiled model equals the PyTorch one, on real images.
+
+The truth is PyTorch in float64. PyTorch in float32 has an error of its own, for most networks near 1e-6; for an
+ill-conditioned one it grows (EfficientNet-V2 with random weights: to half of the largest logit), and no float32 model
+can be nearer. There the compiled model passes with at most 4 times PyTorch's error, and the result says so. PyTorch's
+float32 runs only for images whose logits are past the tolerance, so a verification costs one run, in float64.
+"""
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
 from ksm_hw.masks.preprocessing import image_files, preprocess_batch, read_image
-from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module
 
 _log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # Of the relative error of the logits, in float32.
+_ALLOWANCE = 4  # Times PyTorch's own float32 error, for networks where that is past the default tolerance.
+
+Logits = npt.NDArray[np.floating[Any]]
+Errors = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How far the compiled model of a task is from PyTorch's.
+    """How far the compiled model of a task is from PyTorch's in float64.
 
     Attributes:
         task: its name.
         images: how many were compared.
         absolute_error: largest |compiled - PyTorch| of a logit.
         relative_error: that, by the largest |PyTorch| logit of the same image; the worst image.
+        float32_error: the same of PyTorch in float32, of the images past the tolerance; None where there are none.
+        ill_conditioned: whether the compiled model is past the tolerance, but not past what float32 can do here.
         agreement: share in 0…1 of the images with the same top class.
-        passed: whether the relative error is within the tolerance.
+        passed: whether the relative error is within the tolerance, or the network ill-conditioned.
     """
 
     task: str
     images: int
     absolute_error: float
     relative_error: float
+    float32_error: float | None
+    ill_conditioned: bool
     agreement: float
     passed: bool
 
@@ -51,7 +67,7 @@ def verify(
     threads: int | None = None,
     board: BoardAddress | None = None,
 ) -> list[Verification]:
-    """Compares every task of an artifact with the PyTorch network of its own backbone and task pack.
+    """Compares every task of an artifact with the PyTorch network, in float64, of its own backbone and task pack.
 
     Args:
         artifact: folder that `ksm-hw compile` wrote.
@@ -75,7 +91,10 @@ def verify(
             _log.info("task %s is compared on %d images, %s and on", task, len(paths), paths[0])
             batch = preprocess_batch([read_image(path) for path in paths], pack.preprocessing)
             compiled = session.run_all(batch)
-            results.append(_compare(task, compiled, _reference(bundle, pack, batch), tolerance))
+            network = task_module(bundle, pack)
+            exact = _logits(network, batch, torch.float64)
+            float32 = _float32_errors(network, batch, exact, _relative_errors(compiled, exact) > tolerance)
+            results.append(_compare(task, compiled, exact, tolerance, float32))
             on_task(results[-1])
     return results
 
@@ -87,23 +106,52 @@ def _images(bundle: Bundle, task: str, images: Path | None) -> list[Path]:
 
 
 @torch.inference_mode()
-def _reference(bundle: Bundle, pack: TaskPack, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    logits: npt.NDArray[np.float32] = task_module(bundle, pack)(torch.from_numpy(batch)).numpy()
+def _logits(network: nn.Module, batch: npt.NDArray[np.float32], dtype: torch.dtype) -> Logits:
+    """Logits [N, classes] of the network in a type; it stays in that type, and float32 comes back as it was."""
+    logits: Logits = network.to(dtype)(torch.from_numpy(batch).to(dtype)).numpy()
     return logits
 
 
+def _float32_errors(
+    network: nn.Module, batch: npt.NDArray[np.float32], exact: Logits, asked: npt.NDArray[np.bool_]
+) -> Errors:
+    """The relative errors of PyTorch in float32, of the images that are asked for alone."""
+    if not asked.any():
+        return np.empty(0)
+    return _relative_errors(_logits(network, batch[asked], torch.float32), exact[asked])
+
+
+def _relative_errors(logits: Logits, exact: Logits) -> Errors:
+    """Of each image the largest error of a logit, by the largest logit; infinite where one is not a number."""
+    with np.errstate(invalid="ignore"):
+        errors: Errors = np.abs(logits - exact).max(axis=1)
+        errors = errors / np.maximum(np.abs(exact).max(axis=1), np.finfo(np.float32).tiny)
+    return np.where(np.isnan(errors), np.inf, errors)
+
+
 def _compare(
-    task: str, compiled: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], tolerance: float
+    task: str, compiled: Logits, exact: Logits, tolerance: float, float32_errors: Sequence[float] | Errors = ()
 ) -> Verification:
-    error = np.abs(compiled - reference).max(axis=1)
-    relative = error / np.maximum(np.abs(reference).max(axis=1), np.finfo(np.float32).tiny)
-    worst = float(relative.max())
+    """The verdict over all images.
+
+    Args:
+        task: its name.
+        compiled, exact: logits [N, classes] of the compiled model, and of PyTorch in float64.
+        tolerance: of the relative error.
+        float32_errors: relative errors of PyTorch in float32, of the images past the tolerance.
+    """
+    worst = float(_relative_errors(compiled, exact).max())
+    float32_error = max(map(float, float32_errors), default=None)
+    # By the default tolerance, whatever was asked for: a network is not ill-conditioned because somebody asks for 1e-9.
+    allowed = 0.0 if float32_error is None or not math.isfinite(float32_error) else _ALLOWANCE * float32_error
+    ill_conditioned = tolerance < worst <= allowed and allowed > TOLERANCE
     return Verification(
         task=task,
-        images=len(reference),
-        absolute_error=float(error.max()),
+        images=len(exact),
+        absolute_error=float(np.abs(compiled - exact).max()),
         relative_error=worst,
-        agreement=float((compiled.argmax(1) == reference.argmax(1)).mean()),
-        # Not `worst > tolerance`: an error that is not a number must fail.
-        passed=bool(worst <= tolerance),
+        float32_error=float32_error,
+        ill_conditioned=ill_conditioned,
+        agreement=float((compiled.argmax(1) == exact.argmax(1)).mean()),
+        passed=worst <= tolerance or ill_conditioned,
     )

@@ -5,6 +5,8 @@ session.switch("cars")
 logits = session.run(images)
 """
 
+import functools
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -30,11 +32,12 @@ from ksm_hw.runtime.device_session import (
     start_threads,
     upload_parameters,
 )
+from ksm_hw.runtime.forks import check_process, hold_while_forking, survives_forks
 from ksm_hw.runtime.machine import check_cpu_features
 
 
 class Session(DeviceSession):
-    """An artifact on a device. Safe to use from several threads.
+    """An artifact on a device. Safe to use from several threads, and on a CPU in forked processes.
 
     Attributes:
         manifest: what the artifact is.
@@ -50,6 +53,7 @@ class Session(DeviceSession):
         self._budget = budget
         # One lock for switch and run: TVM's virtual machine serves one caller at a time.
         self._lock = threading.RLock()
+        hold_while_forking(self._lock)
         self._weights: Tensors = []  # In the order that `main` takes them.
         self._kept: OrderedDict[str, Tensors] = OrderedDict()
         # As the virtual machine takes them: to make that of a list at each switch takes as long as some layers.
@@ -75,6 +79,7 @@ class Session(DeviceSession):
         return cls.open(folder, read_manifest(folder), threads=threads, keep=keep, budget=budget)
 
     @classmethod
+    @survives_forks
     def open(
         cls, folder: Path, manifest: Manifest, *, threads: int | None = None, keep: int = 1, budget: int | None = None
     ) -> "Session":
@@ -111,6 +116,7 @@ class Session(DeviceSession):
         """See `DeviceSession`."""
         return bytes_of(self._weights) if self.manifest.fold == "switch" else 0
 
+    @survives_forks
     def switch(self, task: str) -> float:
         """Makes a task the current one and returns the seconds that it took, until the weights were there.
 
@@ -135,6 +141,7 @@ class Session(DeviceSession):
             self.switch_seconds = time.perf_counter() - start
             return self.switch_seconds
 
+    @survives_forks
     def run(self, images: npt.NDArray[np.float32], task: str | None = None) -> npt.NDArray[np.float32]:
         """Runs a batch and returns the logits, float32 [N, classes of the task].
 
@@ -160,11 +167,13 @@ class Session(DeviceSession):
                 logits = self._machine[entry.main](self._uploaded(images), *weights)
                 return logits.numpy()[:, : len(self.packs[self.task].classes)]
 
+    @survives_forks
     def run_all(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """See `AnySession`; no other thread switches the task meanwhile."""
         with self._lock:
             return super().run_all(images)
 
+    @survives_forks
     def measure_run(self, repeats: int) -> list[float]:
         """See `DeviceSession`."""
         with self._lock, self._working():
@@ -173,6 +182,7 @@ class Session(DeviceSession):
             evaluator = self._machine.module.time_evaluator(entry.main, self._device, number=1, repeat=repeats)
             return [float(seconds) for seconds in evaluator(images, *weights).results]
 
+    @survives_forks
     def trace_run(self, instrument: Callable[..., None]) -> None:
         """See `DeviceSession`."""
         with self._lock, self._working():
@@ -229,8 +239,10 @@ def prepare_device(device: str) -> None:
     """Makes a TVM device ready for use in this process.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or this process was forked from one that uses it.
     """
+    if device != "cpu":
+        check_process(_first_used_in(device), f"The device '{device}'")
     if device == "cuda":
         from ksm_hw.runtime.cuda import require_cuda_gpu
 
@@ -239,3 +251,9 @@ def prepare_device(device: str) -> None:
         from ksm_hw.runtime.opencl.load import load_opencl_runtime
 
         load_opencl_runtime()
+
+
+@functools.cache
+def _first_used_in(device: str) -> int:
+    """The process in which a device was made ready first: this one, or one that it was forked from."""
+    return os.getpid()

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.files.written import written_file
 
 _log = logging.getLogger(__name__)
 

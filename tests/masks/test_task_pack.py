@@ -230,7 +230,7 @@ def rewrite_header(path: Path, change: dict[str, Any]) -> None:
     ("change", "message"),
     [
         ({"format_version": 99}, "format version 99"),
-        ({"granularity": "pixel"}, "granularity 'pixel'"),
+        ({"granularity": "pixel"}, r"'pixel' - at `\$.granularity`"),
         ({"masks": {"conv1.0": {"shape": [24, 3, 1, 1], "scale_bits": 32, "scale_range": []}}}, "damaged"),
         ({"masks": {"conv1.0": {"shape": [24, 3, 1, 1], "scale_bits": 7, "scale_range": [0, 0]}}}, "damaged"),
         ({"masks": {"conv1.0": {"shape": ["a"], "scale_bits": 32, "scale_range": [0, 0]}}}, "damaged"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from random_tasks import SMALL_NETWORK, random_bundle
 from typer.testing import CliRunner
 from verifications import ARCHITECTURES, assert_all_passed
@@ -15,11 +16,13 @@ from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file
+from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.preprocessing import image_files, preprocess_batch, read_image
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import save_task_pack
-from ksm_hw.report.verify import TOLERANCE, _compare, verify
+from ksm_hw.models.task_module import task_module
+from ksm_hw.report.verify import TOLERANCE, Verification, _compare, verify
 from ksm_hw.resources import shipped_bundle
 from ksm_hw.toolchains.targets import load_target
 
@@ -53,14 +56,8 @@ def test_one_flipped_mask_bit_makes_verify_fail(bundle: Bundle, photographs: Pat
     command = ["verify", str(artifact), "--images", str(photographs)]
     assert CliRunner().invoke(app, command).exit_code == 0
 
-    file = artifact / "tasks" / "kernel-task.safetensors"
-    save_task_pack(pack, file)
-    manifest = json.loads((artifact / "manifest.json").read_text())
-    manifest["files"]["tasks/kernel-task.safetensors"] = {
-        "bytes": file.stat().st_size,
-        "sha256": sha256_of_file(file),
-    }
-    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    save_task_pack(pack, artifact / "tasks" / "kernel-task.safetensors")
+    resign(artifact, "tasks/kernel-task.safetensors")
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1 and "FAILED" in result.stdout
     result = CliRunner().invoke(app, [*command, "--json"])
@@ -82,6 +79,51 @@ def test_errors_are_relative_to_the_largest_logit_of_the_worst_image() -> None:
     result = _compare("task", compiled, reference, 0.1)
     assert np.isclose(result.absolute_error, 0.5) and np.isclose(result.relative_error, 0.2)
     assert result.agreement == 1.0 and not result.passed and result.images == 2
+
+
+def verdict(error: float, tolerance: float, float32_errors: list[float]) -> Verification:
+    reference = np.array([[1.0, -10.0]])
+    return _compare("task", reference + np.array([[0, 10 * error]]), reference, tolerance, float32_errors)
+
+
+def test_past_the_tolerance_an_ill_conditioned_network_is_judged_by_pytorch_s_own_error() -> None:
+    passed = verdict(0.019, TOLERANCE, [0.001, 0.005])
+    assert passed.passed and passed.ill_conditioned and passed.float32_error == 0.005
+    assert not verdict(0.021, TOLERANCE, [0.001, 0.005]).passed
+    # A network that PyTorch computes well is held to the tolerance, however tight somebody asks.
+    assert not verdict(5e-7, 1e-8, [5e-7]).passed
+    assert not verdict(0.019, TOLERANCE, [np.inf, 0.005]).passed
+    within = verdict(0.5e-4, TOLERANCE, [])
+    assert within.passed and not within.ill_conditioned and within.float32_error is None
+
+
+def resign(artifact: Path, name: str) -> None:
+    """Writes the size and hash of a file that was changed into the manifest."""
+    file = artifact / name
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_network_that_float32_cannot_compute(copied_artifact: Path, bundle: Bundle, photographs: Path) -> None:
+    """A head whose large terms cancel for every image that is shown: its logits are what float32 rounds away."""
+    pack = bundle.packs["kernel-task"]
+    network = task_module(bundle, pack)
+    network.fc = torch.nn.Identity()
+    batch = preprocess_batch([read_image(path) for path in image_files(photographs)], pack.preprocessing)
+    with torch.inference_mode():
+        features = network.double()(torch.from_numpy(batch).double()).numpy()
+    large = np.random.default_rng(0).normal(0, 1e4, pack.head_weight.shape)
+    cancelling = large - large @ np.linalg.pinv(features) @ features
+    name = "tasks/kernel-task.safetensors"
+    save_task_pack(dataclasses.replace(pack, head_weight=cancelling.astype(np.float32)), copied_artifact / name)
+    resign(copied_artifact, name)
+    command = ["verify", str(copied_artifact), "--task", "kernel-task", "--images", str(photographs)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and "kernel-task: the network is ill-conditioned" in result.stdout
+    (row,) = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)["results"]
+    assert row["passed"] and row["ill_conditioned"]
+    assert TOLERANCE < row["relative_error"] <= 4 * row["float32_error"]
 
 
 def test_without_images_it_says_what_to_do(copied_artifact: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ backbones with operators of the same shapes.
 
 import contextlib
 import datetime
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,7 +15,8 @@ from typing import Any
 
 from ksm_hw.artifact.modes import IntermediateRepresentation
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.files.hashes import sha256_of_file
+from ksm_hw.files.written import written_file
 from ksm_hw.toolchains.targets import CompileTarget
 
 FORMAT_VERSION = 1
@@ -72,6 +74,15 @@ def read_header(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}). Tune again, into another folder.") from error
     return header
+
+
+def records_sha256(folder: Path) -> str:
+    """A hash of all that a folder's records say; not of the header, which has a date. 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.is_file() and path.name != HEADER and not path.name.startswith("."):
+            digest.update(f"{path.name}\0{sha256_of_file(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def check_header(folder: Path, target: CompileTarget, ir: IntermediateRepresentation, tvm_version: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.files.written import written_file
 
 LIBRARY = "libtvm_runtime_opencl.so"
 _SOURCES = Path(__file__).parent

@@ -15,8 +15,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.target.codegen import target_has_features
 
-LANES = 8
-"""Values in a vector: a byte of the mask. CPUs with shorter vectors take two."""
+from tvm_passes.mask_lanes import LANES
+
 LINE_BYTES = 64
 """Of the cache."""
 DTYPE = "float32"

@@ -1,0 +1,72 @@
+"""How near the loops of arm64 artifacts come to the peak of a board's core, without a board.
+
+Compiles networks of the peers benchmark for boards, with the product's own compiler, disassembles the libraries, and
+asks llvm-mca how many cycles each operator's loops take. Deterministic: nothing runs on an arm64 core or is timed.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from arm64_loops.cores import BOARDS
+from arm64_loops.operators import compile_operators, cost_operator
+from arm64_loops.tables import Costs, costs_as_json, markdown
+from peers.catalogue import NETWORKS
+from peers.networks import make_bundle
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import Progress
+
+from ksm_hw.files.written import written_file
+from ksm_hw.toolchains.targets import load_target
+
+EXAMPLES = """examples:
+  .venv/bin/python benchmarks/arm64_loops.py -o docs
+  .venv/bin/python benchmarks/arm64_loops.py --models mobilenet_v2 --boards rpi5 --json
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    models, boards = ", ".join(NETWORKS), ", ".join(BOARDS)
+    parser.add_argument("--models", nargs="+", choices=[*NETWORKS], default=[*NETWORKS], metavar="NAME", help=models)
+    parser.add_argument("--boards", nargs="+", choices=[*BOARDS], default=[*BOARDS], metavar="NAME", help=boards)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write arm64_loops.md and .json there too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """The command."""
+    arguments = parse_arguments()
+    costs: Costs = {}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        steps = progress.add_task("", total=len(arguments.models) * len(arguments.boards))
+        for network in arguments.models:
+            bundle = make_bundle(network, tasks=1, classes=1000)
+            costs[network] = {}
+            for board in arguments.boards:
+                progress.update(steps, description=f"{network}, {board}")
+                operators = compile_operators(bundle, load_target(board))
+                for core in BOARDS[board]:
+                    costs[network][board, core] = [cost_operator(operator, core) for operator in operators]
+                progress.advance(steps)
+    page = markdown(costs, f".venv/bin/python {shlex.join(['benchmarks/arm64_loops.py', *sys.argv[1:]])}")
+    content = json.dumps(costs_as_json(costs), indent=1) + "\n"
+    if arguments.output is not None:
+        for ending, text in (("md", page), ("json", content)):
+            with written_file(arguments.output / f"arm64_loops.{ending}") as temporary:
+                temporary.write_text(text)
+    if arguments.json:
+        print(content, end="")
+    else:
+        Console().print(Markdown(page))
+
+
+if __name__ == "__main__":
+    main()

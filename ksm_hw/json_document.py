@@ -1,0 +1,50 @@
+"""JSON documents that other programs or a faulty disk may have written, read as dataclasses."""
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+Form = TypeVar("Form")
+
+# Values that are counted or measured: sizes in bytes, extents, numbers of things.
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class OtherVersion(Exception):
+    """A document is of another format version than this ksm-hw reads: `found`."""
+
+    def __init__(self, found: int) -> None:
+        super().__init__(f"format version {found}")
+        self.found = found
+
+
+def read_json(text: str | bytes, form: type[Form]) -> Form:
+    """A document whose values all have the types, and the ranges, that a dataclass gives its fields.
+
+    Args:
+        text: of the document.
+        form: a dataclass, or any type that msgspec knows; fields that the document has beside are left out.
+
+    Raises:
+        ValueError: it is no JSON, or a value is missing or is another than `form` says; the message tells which.
+    """
+    try:
+        return msgspec.json.decode(text, type=form)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def read_versioned_json(text: str | bytes, form: type[Form], version: int) -> Form:
+    """As `read_json`, of a document whose `format_version` says which form it has.
+
+    Raises:
+        ValueError: as `read_json`.
+        OtherVersion: the document is of another version; no more of it is looked at.
+    """
+    found = read_json(text, dict[str, Any]).get("format_version")
+    if not isinstance(found, int):
+        raise ValueError("it has no `format_version`")
+    if found != version:
+        raise OtherVersion(found)
+    return read_json(text, form)
