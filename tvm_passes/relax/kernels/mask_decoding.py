@@ -117,7 +117,7 @@ class MaskDecoder:
         return T.bind(T.Select(is_one, T.broadcast(T.float32(1), LANES), soft)), zeros
 
     def _looked_up(self, position: tirx.Expr, before: tirx.Expr, ends: bool) -> tirx.Expr:
-        """8 values by NEON's `tbl`: bytes of a register, each by its index; 0 where that lies outside, as a one's does."""
+        """8 values by NEON's `tbl`: bytes of a register by their indices, and 0 by one behind its end, as a one has."""
         is_one = before < T.broadcast(T.int8(0), LANES)
         start = position
         if ends:

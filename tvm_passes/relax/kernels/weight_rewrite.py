@@ -285,9 +285,8 @@ class _Kernel:
         """Whether a task of so many channels, whose rows are masked as they are read, is one for `NeonRows`."""
         assert self.decoder is not None
         whole = not isinstance(self.values, int) or self.values % LANES == 0
-        return (
-            self.decoder.permutation is Permutation.NEON and self.rewrite.tile is None and whole and not channels % ROWS
-        )
+        by_neon = self.decoder.permutation is Permutation.NEON
+        return by_neon and self.rewrite.tile is None and whole and channels % ROWS == 0
 
     def _ends_with_a_vector(self, count: int) -> bool:
         """Whether a step of so many values, the last of a row, can read a whole vector that ends where the row does.
