@@ -6,6 +6,7 @@ import gc
 import inspect
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,18 +88,20 @@ app = CommandLine(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ArtifactPath = Annotated[Path, typer.Argument(help="Folder that `ksm-hw compile` wrote.", show_default=False)]
 ArtifactPaths = Annotated[list[Path], typer.Argument(help="Folders that `ksm-hw compile` wrote.", show_default=False)]
-BundlePath = Annotated[Path | None, typer.Option("--bundle", help="Backbone and tasks. [default: the shipped tasks]")]
+BundlePath = Annotated[Path | None, typer.Option("--bundle", help=r"Backbone and tasks. \[default: the shipped tasks]")]
 TargetName = Annotated[str, typer.Option("--target", help="A name from `ksm-hw targets`.")]
 TargetFile = Annotated[Path | None, typer.Option("--target-file", help="A target of your own, as in targets/*.toml.")]
 HostTarget = Annotated[
-    str | None, typer.Option("--host-cpu", help="For a GPU target: the CPU target beside it. [default: the target's]")
+    str | None, typer.Option("--host-cpu", help=r"For a GPU target: the CPU target beside it. \[default: the target's]")
 ]
 CudaArch = Annotated[
     str | None, typer.Option("--arch", help="For CUDA: a compute capability, such as sm_80; or several, with commas.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads of the CPU, at most one a core. [default: the target's cores]")
+    int | None,
+    typer.Option(min=1, max=1024, help=r"Threads of the CPU, at most one a core. \[default: the target's cores]"),
 ]
+Batch = Annotated[int, typer.Option(min=1, max=1024, help="Images an inference.")]
 Tracker = Annotated[str | None, typer.Option(help="HOST:PORT of the tracker that knows the boards.")]
 Key = Annotated[str | None, typer.Option(help="What the board calls itself at the tracker.")]
 Board = Annotated[str | None, typer.Option("--host", help="HOST:PORT of one board that has no tracker.")]
@@ -119,12 +122,13 @@ def collect_garbage_less_often() -> None:
 
 
 @contextlib.contextmanager
-def stopped_by_ctrl_c(what_is_left: str) -> Iterator[None]:
-    """Around work: Ctrl-C ends the command with a word of what is left of it."""
+def stopped_by_ctrl_c(what_is_left: str | Callable[[], str]) -> Iterator[None]:
+    """Around work: Ctrl-C ends the command with a word of what is left of it, which may be known only then."""
     try:
         yield
     except KeyboardInterrupt:
-        messages.print(f"Stopped. {what_is_left}", soft_wrap=True, highlight=False)
+        left = what_is_left if isinstance(what_is_left, str) else what_is_left()
+        messages.print(f"Stopped. {left}", soft_wrap=True, highlight=False)
         raise typer.Exit(130) from None
 
 
@@ -134,5 +138,13 @@ def examples(*lines: str) -> str:
 
 
 def print_json(content: Any) -> None:
-    """Prints for scripts."""
-    print(json.dumps(content, indent=2))
+    """Prints for scripts; a number that JSON does not know (NaN, infinity) is null."""
+    print(json.dumps(_without_nonfinite(content), indent=2, allow_nan=False))
+
+
+def _without_nonfinite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_nonfinite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nonfinite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -57,14 +57,14 @@ def tracker(
     )
 )
 def serve(
-    tracker: Annotated[str | None, typer.Option(help="HOST:PORT of the tracker. [default: none]")] = None,
+    tracker: Annotated[str | None, typer.Option(help=r"HOST:PORT of the tracker. \[default: none]")] = None,
     key: Annotated[str, typer.Option(help="What the board calls itself.")] = "board",
     bind: Bind = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65435, help="First port to try, of a hundred.")] = 9091,
     advertise: Annotated[
-        str | None, typer.Option(help="Address that the tracker hands out. [default: as the tracker sees the board]")
+        str | None, typer.Option(help=r"Address that the tracker hands out. \[default: as the tracker sees the board]")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder for artifacts. [default: ~/.cache/ksm-hw/board]")] = None,
+    cache: Annotated[Path | None, typer.Option(help=r"Folder for artifacts. \[default: ~/.cache/ksm-hw/board]")] = None,
     opencl: Annotated[bool, typer.Option("--opencl", help="Load the OpenCL runtime into every session.")] = False,
 ) -> None:
     """Serve this board: artifacts are kept, and sessions run one after the other. On the board; until Ctrl-C."""

@@ -9,6 +9,7 @@ import typer
 
 from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
 from ksm_hw.cli.app import (
+    Batch,
     BundlePath,
     CudaArch,
     HostTarget,
@@ -46,13 +47,13 @@ def compile_command(
     task: Annotated[str, typer.Option(help="Name of a task, or all.")],
     bundle: BundlePath = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder to write. [default: artifacts/TARGET-TASK]")
+        Path | None, typer.Option("-o", "--output", help=r"Folder to write. \[default: artifacts/TARGET-TASK]")
     ] = None,
     fold: Annotated[
         FoldMode,
         typer.Option(help="switch: rewrite weights; bake: constants, one artifact a task; fused: mask at run."),
     ] = "switch",
-    batch: Annotated[int, typer.Option(min=1, help="Images an inference.")] = 1,
+    batch: Batch = 1,
     tuned: Annotated[Path | None, typer.Option(help="Folder of `ksm-hw tune`, whose schedules are taken.")] = None,
     runner: Annotated[
         bool, typer.Option("--runner", help="Put in a program that runs the artifact without Python.")

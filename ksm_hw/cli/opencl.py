@@ -25,10 +25,10 @@ app.add_typer(opencl_app, name="opencl")
 )
 def build(
     arch: Annotated[
-        Literal["x86_64", "aarch64"] | None, typer.Option(help="Of the machine that runs it. [default: this one's]")
+        Literal["x86_64", "aarch64"] | None, typer.Option(help=r"Of the machine that runs it. \[default: this one's]")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder to put it into. [default: the cache]")
+        Path | None, typer.Option("-o", "--output", help=r"Folder to put it into. \[default: the cache]")
     ] = None,
     ir: Annotated[
         IntermediateRepresentation,

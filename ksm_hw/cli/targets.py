@@ -62,7 +62,7 @@ def show(
 @app.command(epilog=examples("ksm-hw doctor", "ksm-hw doctor rpi4 mali --json"))
 def doctor(
     targets: Annotated[
-        list[str] | None, typer.Argument(help="Names of targets. [default: all]", show_default=False)
+        list[str] | None, typer.Argument(help=r"Names of targets. \[default: all]", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:

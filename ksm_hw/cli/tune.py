@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from ksm_hw.artifact.modes import IntermediateRepresentation
 from ksm_hw.cli.app import (
+    Batch,
     Board,
     BundlePath,
     CudaArch,
@@ -45,14 +46,15 @@ def tune(
     target: TargetName,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the records; goes on if it has some.")],
     bundle: BundlePath = None,
-    trials: Annotated[int, typer.Option(min=1, help="Measurements in all.")] = 1000,
-    batch: Annotated[int, typer.Option(min=1, help="Images an inference.")] = 1,
+    trials: Annotated[int, typer.Option(min=1, max=10_000_000, help="Measurements in all.")] = 1000,
+    batch: Batch = 1,
     tracker: Tracker = None,
     key: Key = None,
     host: Board = None,
     ir: Annotated[IntermediateRepresentation, typer.Option(help="The compiler whose operators are tuned.")] = "relax",
     tuner: Annotated[
-        TunerName | None, typer.Option(help="The search, for --ir relay; relax has one of its own. [default: autotvm]")
+        TunerName | None,
+        typer.Option(help=r"The search, for --ir relay; relax has one of its own. \[default: autotvm]"),
     ] = None,
     target_file: TargetFile = None,
     host_cpu: HostTarget = None,
@@ -61,12 +63,14 @@ def tune(
 ) -> None:
     """Measure schedules of the backbone's operators where they will run. Serves every task; Ctrl-C keeps all so far."""
     from ksm_hw.boards.address import board_address
+    from ksm_hw.compiler.tuning.records_folder import check_records_folder
     from ksm_hw.masks.bundle import load_bundle
     from ksm_hw.resources import shipped_bundle
     from ksm_hw.toolchains.targets import load_target
 
     if tuner is not None and ir != "relay":
         raise UserError("--tuner names a search of TVM 0.19, for --ir relay. Give that too, or leave --tuner out.")
+    check_records_folder(output)
     compile_target = load_target(target, file=target_file, arch=arch, host=host_cpu)
     address = board_address(tracker, key, host)
     loaded = load_bundle(bundle or shipped_bundle())

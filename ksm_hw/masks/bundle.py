@@ -23,9 +23,9 @@ import numpy.typing as npt
 from ksm_hw.errors import UserError
 from ksm_hw.files.staging import OWN_NAMES, changed_folder, read_whole, staged_files
 from ksm_hw.files.written import check_folder, explained
+from ksm_hw.images.finding import images_of_folder
 from ksm_hw.json_document import OtherVersion, read_versioned_json
 from ksm_hw.masks.mask_format import mask_shape
-from ksm_hw.masks.preprocessing import image_files
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
 from ksm_hw.masks.task_pack import TaskPack, load_task_pack, save_task_pack
 from ksm_hw.state_dicts import packaged_tensors
@@ -102,7 +102,7 @@ def sample_images(bundle: Bundle, task: str) -> list[Path]:
     """
     if bundle.samples is None or not (bundle.samples / task).is_dir():
         raise UserError(f"The bundle carries no sample images of task '{task}'. Give images of your own with --images.")
-    return image_files(bundle.samples / task)
+    return images_of_folder(bundle.samples / task)
 
 
 def check_task_name(name: str) -> None:
@@ -228,25 +228,42 @@ def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping
             )
 
 
-def check_bundle_folder(folder: Path, backbone: str, sha256: str) -> None:
-    """Checks before it is learned that a task over this backbone can be added to a folder's bundle, or makes a new one.
+def check_same_backbone(folder: Path, backbone: str, sha256: str) -> None:
+    """Checks that a task over this backbone can be added to the bundle of a folder, or makes a new one.
 
     Raises:
-        UserError: the folder has a bundle over another backbone or a damaged one, is an artifact, holds something else,
-            or cannot be written.
+        UserError: the folder has a bundle over another backbone, or a damaged one.
+    """
+    if not (folder / DESCRIPTION).exists():
+        return
+    found = _read_description(folder)
+    if found.backbone_sha256 != sha256:
+        raise UserError(
+            f"The bundle {folder} is over {found.backbone} with SHA-256 {found.backbone_sha256}, and the task would be "
+            f"learned over {backbone} with SHA-256 {sha256}. Give another --bundle, or the bundle's backbone."
+        )
+
+
+def check_bundle_folder(folder: Path) -> None:
+    """Checks, before a task is learned, that it can be written into a folder.
+
+    Raises:
+        UserError: the folder is an artifact, lies in one or in a bundle, holds something else, or cannot be written.
     """
     _check_owner(folder)
-    if (folder / DESCRIPTION).exists():
-        found = _read_description(folder)
-        if found.backbone_sha256 != sha256:
-            raise UserError(
-                f"The bundle {folder} is over {found.backbone} with SHA-256 {found.backbone_sha256}, and the task "
-                f"would be learned over {backbone} with SHA-256 {sha256}. Give another --bundle, or the bundle's "
-                "backbone."
-            )
-    check_folder(folder)
-    for below in ("tasks", "samples", LEARNING):
-        check_folder(folder / below)
+    for written in (folder, *(folder / name for name in ("tasks", "samples", LEARNING))):
+        check_folder(written)
+
+
+def pack_in(folder: Path, task: str) -> TaskPack | None:
+    """The pack of a task in a bundle, if there is one.
+
+    Raises:
+        UserError: the bundle or the pack is damaged.
+    """
+    if not (folder / DESCRIPTION).exists() or task not in _read_description(folder).tasks:
+        return None
+    return load_task_pack(folder / "tasks" / f"{task}.safetensors")
 
 
 def _check_owner(folder: Path) -> None:

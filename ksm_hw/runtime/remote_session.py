@@ -36,6 +36,7 @@ class RemoteSession(AnySession):
 
     def run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """See `AnySession`."""
+        self.check_images(images)
         logits: npt.NDArray[np.float32] = self._call("run", images)
         return logits
 

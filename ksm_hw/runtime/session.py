@@ -151,14 +151,10 @@ class Session(DeviceSession):
                 thread may have chosen.
 
         Raises:
-            UserError: the images have another shape or dtype, there is no such task, or the device fails.
+            UserError: the images have another shape or dtype or are not finite, there is no such task, or the device
+                fails.
         """
-        expected = self.manifest.input_shape
-        if images.shape != expected or images.dtype != np.float32:
-            raise UserError(
-                f"Expected images as float32 {list(expected)}, found {images.dtype} {list(images.shape)}. "
-                "Preprocess them with the task's preprocessing, and compile with --batch for other batch sizes."
-            )
+        self.check_images(images)
         with self._lock:
             if task is not None:
                 self.switch(task)

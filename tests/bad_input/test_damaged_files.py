@@ -17,8 +17,9 @@ from damage import damaged_bytes, damaged_json, damaged_safetensors, damaged_tom
 from PIL import Image
 
 from ksm_hw.artifact.manifest import read_manifest
+from ksm_hw.images.decoding import read_image
 from ksm_hw.masks.bundle import load_bundle
-from ksm_hw.masks.preprocessing import preprocess, read_image
+from ksm_hw.masks.preprocessing import preprocess
 from ksm_hw.masks.soft_mask import unpack_mask
 from ksm_hw.masks.task_pack import load_task_pack
 from ksm_hw.resources import targets_folder

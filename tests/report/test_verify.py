@@ -17,8 +17,10 @@ from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.files.hashes import sha256_of_file
+from ksm_hw.images.decoding import read_image
+from ksm_hw.images.finding import images_of_folder
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.masks.preprocessing import image_files, preprocess_batch, read_image
+from ksm_hw.masks.preprocessing import preprocess_batch
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import save_task_pack
 from ksm_hw.models.task_module import task_module
@@ -110,7 +112,7 @@ def test_a_network_that_float32_cannot_compute(copied_artifact: Path, bundle: Bu
     pack = bundle.packs["kernel-task"]
     network = task_module(bundle, pack)
     network.fc = torch.nn.Identity()
-    batch = preprocess_batch([read_image(path) for path in image_files(photographs)], pack.preprocessing)
+    batch = preprocess_batch([read_image(path) for path in images_of_folder(photographs)], pack.preprocessing)
     with torch.inference_mode():
         features = network.double()(torch.from_numpy(batch).double()).numpy()
     large = np.random.default_rng(0).normal(0, 1e4, pack.head_weight.shape)

@@ -21,8 +21,9 @@ import tvm
 from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
+from ksm_hw.images.decoding import read_image
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.masks.preprocessing import preprocess_batch, read_image
+from ksm_hw.masks.preprocessing import preprocess_batch
 from ksm_hw.models.task_module import task_module
 from ksm_hw.runtime.machine import available_cores
 from ksm_hw.runtime.session import Session

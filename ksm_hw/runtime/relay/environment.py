@@ -13,6 +13,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.files.locks import locked_folder
 from ksm_hw.files.staging import changed_folder, files_in, staged_files
 from ksm_hw.files.written import explained
+from ksm_hw.user_folders import data_folder
 
 # TVM 0.19.0, the last with Relay, and what it needs: for each package its version and the hashes of its files.
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
@@ -20,8 +21,7 @@ REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 
 def environment_folder() -> Path:
     """Where the environment lies, whether or not it is there."""
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "ksm-hw" / f"relay-{sys.implementation.cache_tag}"
+    return data_folder(f"relay-{sys.implementation.cache_tag}")
 
 
 def install() -> Path:
@@ -31,8 +31,10 @@ def install() -> Path:
         UserError: pip is missing or finds no such packages for this machine, or the folder cannot be written.
     """
     folder = environment_folder()
+    if is_installed():
+        return folder
     with changed_folder(folder):
-        if is_installed():
+        if is_installed():  # By another process meanwhile.
             return folder
         with staged_files(folder, REQUIREMENTS.name, files_in(folder)) as staging:
             options = ["--quiet", "--disable-pip-version-check", "--require-hashes", "--target", str(staging)]
