@@ -103,15 +103,15 @@ class NeonRows:
 def _transposed(rows: list[tirx.Expr]) -> list[tirx.Expr]:
     """8 vectors of 4 channels, of 4 rows of 8 values: `trn1` and `trn2`, by values and then by pairs."""
 
-    def turned(one: tirx.Expr, other: tirx.Expr, indices: tuple[int, ...]) -> tirx.Expr:
-        return T.bind(T.Shuffle([one, other], [T.int32(index) for index in indices]))
+    def turned(pair: list[tirx.Expr], indices: tuple[int, ...]) -> tirx.Expr:
+        return T.bind(T.Shuffle(pair, [T.int32(index) for index in indices]))
 
     vectors = []
     for half in (0, ROWS):
         even, odd = (
-            [turned(rows[row], rows[row + 1], (first, LANES + first, first + 2, LANES + first + 2)) for row in (0, 2)]
+            [turned(rows[row : row + 2], (first, LANES + first, first + 2, LANES + first + 2)) for row in (0, 2)]
             for first in (half, half + 1)
         )
         for indices in ((0, 1, 4, 5), (2, 3, 6, 7)):
-            vectors += [turned(*even, indices), turned(*odd, indices)]
+            vectors += [turned(even, indices), turned(odd, indices)]
     return vectors
