@@ -94,7 +94,7 @@ def _replaceable_files(folder: Path) -> list[str]:
     Raises:
         UserError: there is something else, or a file that is not the artifact's; the message names the first.
     """
-    if not os.path.lexists(folder):
+    if not os.path.exists(folder):
         return []
     listed = _file_list(folder)
     with explained(folder):

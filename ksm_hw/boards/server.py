@@ -18,6 +18,7 @@ from ksm_hw import __version__
 from ksm_hw.boards.kept_files import KeptFiles
 from ksm_hw.boards.protocol import FUNCTIONS, VERSION, answered, function_name
 from ksm_hw.errors import UserError
+from ksm_hw.files.written import check_folder
 from ksm_hw.measuring.process import Measured, measuring_process
 from ksm_hw.measuring.relay_library import LibraryTimer
 from ksm_hw.runtime.any_session import AnySession
@@ -65,7 +66,8 @@ def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda
         on_start: called with the port each time that the server listens.
 
     Raises:
-        UserError: TVM's server does not start: the port is taken, or the tracker does not answer.
+        UserError: the cache cannot be written, or TVM's server does not start: the port is taken, or the tracker does
+            not answer.
     """
     # What is measured without a `Session`, as a tune does, shall use all cores; TVM takes half of an x86-64 machine's.
     os.environ.setdefault("TVM_NUM_THREADS", str(available_cores()))
@@ -75,7 +77,7 @@ def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda
     import tvm
     from tvm.rpc.server import Server
 
-    options.cache.mkdir(parents=True, exist_ok=True)
+    check_folder(options.cache)
     # Has the function that fills tensors with random numbers, which every measurement of a tune begins with.
     extra = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_extra.so"
     libraries = [str(path) for path in (extra, *options.libraries) if path.exists()]

@@ -122,12 +122,13 @@ def collect_garbage_less_often() -> None:
 
 
 @contextlib.contextmanager
-def stopped_by_ctrl_c(what_is_left: str) -> Iterator[None]:
-    """Around work: Ctrl-C ends the command with a word of what is left of it."""
+def stopped_by_ctrl_c(what_is_left: str | Callable[[], str]) -> Iterator[None]:
+    """Around work: Ctrl-C ends the command with a word of what is left of it, which may be known only then."""
     try:
         yield
     except KeyboardInterrupt:
-        messages.print(f"Stopped. {what_is_left}", soft_wrap=True, highlight=False)
+        left = what_is_left if isinstance(what_is_left, str) else what_is_left()
+        messages.print(f"Stopped. {left}", soft_wrap=True, highlight=False)
         raise typer.Exit(130) from None
 
 

@@ -136,10 +136,16 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Measure what each task costs: latency, switch time, memory, bytes, and what the mask adds."""
+    from ksm_hw.artifact.manifest import read_manifest
     from ksm_hw.boards.address import board_address
+    from ksm_hw.files.written import check_file
     from ksm_hw.report.measure import measure_artifact, reports_as_json
 
     board = board_address(tracker, key, host)
+    if html is not None:
+        check_file(html)
+    for artifact in artifacts:
+        read_manifest(artifact)  # That one is damaged shall be told before the others are measured.
     reports = []
     with messages.status("measure") as status:
         for artifact in artifacts:
@@ -154,14 +160,14 @@ def report(
                     board=board,
                 )
             )
-    if html is not None:
+    if as_json:
+        print_json(reports_as_json(reports))
+    else:
+        from ksm_hw.report.terminal import print_reports
+
+        print_reports(console, reports)
+    if html is not None:  # Behind the results, which a disk that is full shall not take along.
         from ksm_hw.report.page import write_page
 
         write_page(reports, html)
-        messages.print(f"Wrote {html}")
-    if as_json:
-        print_json(reports_as_json(reports))
-        return
-    from ksm_hw.report.terminal import print_reports
-
-    print_reports(console, reports)
+        messages.print(f"Wrote {html}", markup=False)

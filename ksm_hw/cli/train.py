@@ -87,7 +87,7 @@ def train(
     from ksm_hw.learning.datasets import load_task_data
     from ksm_hw.learning.learn import LearningOptions
     from ksm_hw.learning.mask_equations import MaskConstants
-    from ksm_hw.learning.train import check_request, train_task
+    from ksm_hw.learning.train import check_request, checkpoint_of, train_task
 
     limit_pixels(max_pixels)
     options = LearningOptions(
@@ -101,10 +101,15 @@ def train(
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),
     )
     with messages.status("build the network"):
-        check_request(task, backbone, weights, image_size, options)
+        check_request(task, bundle, backbone, weights, image_size, options)
     images = _readable(load_task_data(data), skip_bad)
     messages.print(f"{len(images.train)} training and {len(images.test)} test images in {len(images.classes)} classes")
-    kept = "Whole epochs are kept: give the same command to go on, or add --restart."
+
+    def kept() -> str:
+        if checkpoint_of(bundle, task).exists():
+            return "Whole epochs are kept: give the same command to go on, or add --restart."
+        return "No epoch was done, so nothing is kept."
+
     with stopped_by_ctrl_c(kept), _epoch_progress(epochs) as (on_batch, on_epoch):
         trained = train_task(
             images if flip is None else replace(images, flip=flip),
@@ -121,7 +126,14 @@ def train(
             on_epoch=on_epoch,
         )
     if as_json:
-        print_json({**trained.pack.facts, "scale_error": trained.scale_error, "pack_bytes": trained.pack.nbytes})
+        print_json(
+            {
+                **trained.pack.facts,
+                "scale_error": trained.scale_error,
+                "pack_bytes": trained.pack.nbytes,
+                "replaced_accuracy": trained.replaced_accuracy,
+            }
+        )
     else:
         _print_trained(trained, bundle, scale_bits)
 
@@ -156,6 +168,8 @@ def _print_trained(trained: "Trained", bundle: Path, scale_bits: str) -> None:
     console.print(
         f"Task '{pack.task}' is in {bundle}: {pack.nbytes / 1e6:.2f} MB, accuracy {pack.facts['accuracy']:.1%}"
     )
+    if trained.replaced_accuracy is not None:
+        console.print(f"It replaces one of accuracy {trained.replaced_accuracy:.1%}.")
     if scale_bits != "32" and PACK_METHODS[pack.method].soft:
         console.print(
             f"Soft values in {scale_bits} bits are off by at most {trained.scale_error:.2g}; accuracy as learned "

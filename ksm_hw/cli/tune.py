@@ -63,12 +63,14 @@ def tune(
 ) -> None:
     """Measure schedules of the backbone's operators where they will run. Serves every task; Ctrl-C keeps all so far."""
     from ksm_hw.boards.address import board_address
+    from ksm_hw.compiler.tuning.records_folder import check_records_folder
     from ksm_hw.masks.bundle import load_bundle
     from ksm_hw.resources import shipped_bundle
     from ksm_hw.toolchains.targets import load_target
 
     if tuner is not None and ir != "relay":
         raise UserError("--tuner names a search of TVM 0.19, for --ir relay. Give that too, or leave --tuner out.")
+    check_records_folder(output)
     compile_target = load_target(target, file=target_file, arch=arch, host=host_cpu)
     address = board_address(tracker, key, host)
     loaded = load_bundle(bundle or shipped_bundle())

@@ -9,7 +9,7 @@ from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
 from ksm_hw.artifact.output import check_apart, check_output, write_artifact
 from ksm_hw.compiler.compiled import Compiled
 from ksm_hw.compiler.dump_folder import check_dump_folder
-from ksm_hw.compiler.tuning.records_folder import records_sha256
+from ksm_hw.compiler.tuning.records_folder import records_sha256, whole_records
 from ksm_hw.errors import UserError
 from ksm_hw.files.locks import locked_folder
 from ksm_hw.masks.bundle import Bundle
@@ -59,7 +59,11 @@ def compile_bundle(
     """
     inputs = [folder for folder in (bundle.folder, tuned) if folder is not None]
     folders = check_places(output, list(bundle.packs), fold, inputs, dump, assembly)
-    with contextlib.nullcontext() if dump is None else locked_folder(dump):
+    with contextlib.ExitStack() as stack:
+        if dump is not None:
+            stack.enter_context(locked_folder(dump))
+        if tuned is not None:
+            tuned = stack.enter_context(whole_records(tuned))
         return _compile(bundle, target, folders, fold, batch, runner, tuned, ir, dump, assembly, on_step)
 
 

@@ -27,17 +27,17 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path, lock: str = FOLDER_LOCK) -> Iterator[None]:
     """Makes a folder where there is none, and keeps other processes that do the same away while the block runs.
 
-    As `locked`. Where the block fails, folders that were made go again if they are empty.
+    As `locked`, with a file of the name `lock`. Where the block fails, folders that were made go if they are empty.
     """
     folder = Path(os.path.realpath(folder))
     made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(folder / FOLDER_LOCK):
+        with locked(folder / lock):
             yield
     except BaseException:
         with contextlib.suppress(OSError):

@@ -51,7 +51,7 @@ def written_file(path: Path) -> Iterator[Path]:
             _pour(temporary, path)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:200]}.", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", dir=target.parent)
         os.close(handle)
         temporary = Path(name)
         stack.callback(temporary.unlink, missing_ok=True)
@@ -82,7 +82,7 @@ def check_file(path: Path) -> None:
         if mode is not None and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if not _is_written_in_place(path):
-            _probe(target.parent)
+            _probe(target.parent, target.name)
 
 
 def check_folder(path: Path) -> None:
@@ -107,12 +107,12 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _probe(folder: Path) -> None:
-    """Writes a page into a folder, or into the nearest one above it that exists."""
+def _probe(folder: Path, *names: str) -> None:
+    """Writes a page into a folder, or into the nearest one above it that exists; checks the names of what it lacks."""
     existing = folder
     while _mode(existing) is None:
         existing = existing.parent
-    for name in folder.relative_to(existing).parts:
+    for name in (*folder.relative_to(existing).parts, *names):
         _mode(existing / name)  # Raises where the name is too long.
     with tempfile.TemporaryFile(dir=existing) as probe:
         probe.write(bytes(4096))

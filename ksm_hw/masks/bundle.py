@@ -228,25 +228,42 @@ def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping
             )
 
 
-def check_bundle_folder(folder: Path, backbone: str, sha256: str) -> None:
-    """Checks before it is learned that a task over this backbone can be added to a folder's bundle, or makes a new one.
+def check_same_backbone(folder: Path, backbone: str, sha256: str) -> None:
+    """Checks that a task over this backbone can be added to the bundle of a folder, or makes a new one.
 
     Raises:
-        UserError: the folder has a bundle over another backbone or a damaged one, is an artifact, holds something else,
-            or cannot be written.
+        UserError: the folder has a bundle over another backbone, or a damaged one.
+    """
+    if not (folder / DESCRIPTION).exists():
+        return
+    found = _read_description(folder)
+    if found.backbone_sha256 != sha256:
+        raise UserError(
+            f"The bundle {folder} is over {found.backbone} with SHA-256 {found.backbone_sha256}, and the task would be "
+            f"learned over {backbone} with SHA-256 {sha256}. Give another --bundle, or the bundle's backbone."
+        )
+
+
+def check_bundle_folder(folder: Path) -> None:
+    """Checks, before a task is learned, that it can be written into a folder.
+
+    Raises:
+        UserError: the folder is an artifact, lies in one or in a bundle, holds something else, or cannot be written.
     """
     _check_owner(folder)
-    if (folder / DESCRIPTION).exists():
-        found = _read_description(folder)
-        if found.backbone_sha256 != sha256:
-            raise UserError(
-                f"The bundle {folder} is over {found.backbone} with SHA-256 {found.backbone_sha256}, and the task "
-                f"would be learned over {backbone} with SHA-256 {sha256}. Give another --bundle, or the bundle's "
-                "backbone."
-            )
-    check_folder(folder)
-    for below in ("tasks", "samples", LEARNING):
-        check_folder(folder / below)
+    for written in (folder, *(folder / name for name in ("tasks", "samples", LEARNING))):
+        check_folder(written)
+
+
+def pack_in(folder: Path, task: str) -> TaskPack | None:
+    """The pack of a task in a bundle, if there is one.
+
+    Raises:
+        UserError: the bundle or the pack is damaged.
+    """
+    if not (folder / DESCRIPTION).exists() or task not in _read_description(folder).tasks:
+        return None
+    return load_task_pack(folder / "tasks" / f"{task}.safetensors")
 
 
 def _check_owner(folder: Path) -> None:

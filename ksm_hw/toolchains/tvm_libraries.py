@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 from ksm_hw.errors import UserError
+from ksm_hw.files.locks import FOLDER_LOCK, locked
 from ksm_hw.files.written import written_file
 from ksm_hw.user_folders import cache_folder
 
@@ -32,8 +33,10 @@ def runtime_libraries(architecture: str) -> list[Path]:
     folder = libraries_folder(architecture)
     kept = [folder / name for name in _LIBRARIES]
     if not all(path.is_file() for path in kept):
-        _log.info("TVM's runtime for %s is not in %s: its wheels are downloaded", architecture, folder)
-        _download(architecture, folder)
+        with locked(folder / FOLDER_LOCK):
+            if not all(path.is_file() for path in kept):
+                _log.info("TVM's runtime for %s is not in %s: its wheels are downloaded", architecture, folder)
+                _download(architecture, folder)
     return kept
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ksm_hw.errors import UserError
-from ksm_hw.files.written import written_file
+from ksm_hw.files.locks import FOLDER_LOCK, locked
+from ksm_hw.files.written import check_file, written_file
 from ksm_hw.user_folders import cache_folder
 
 LIBRARY = "libtvm_runtime_opencl.so"
@@ -84,10 +85,14 @@ def build_opencl_runtime(
     """
     architecture, sources = architecture or platform.machine(), sources or runtime_sources()
     library = _cached_path(architecture, sources)
+    if output is not None:
+        check_file(output)
     if not library.exists():
         command = _compiler(architecture)
-        with written_file(library) as temporary:
-            _compile(command, sources, temporary)
+        with locked(library.parent / FOLDER_LOCK):
+            if not library.exists():  # Nobody built it meanwhile.
+                with written_file(library) as temporary:
+                    _compile(command, sources, temporary)
     if output is None:
         return library
     with written_file(output) as temporary:

@@ -31,8 +31,10 @@ def install() -> Path:
         UserError: pip is missing or finds no such packages for this machine, or the folder cannot be written.
     """
     folder = environment_folder()
+    if is_installed():
+        return folder
     with changed_folder(folder):
-        if is_installed():
+        if is_installed():  # By another process meanwhile.
             return folder
         with staged_files(folder, REQUIREMENTS.name, files_in(folder)) as staging:
             options = ["--quiet", "--disable-pip-version-check", "--require-hashes", "--target", str(staging)]
