@@ -200,7 +200,8 @@ def _downloaded_weights(name: str) -> tuple[str, dict[str, torch.Tensor]]:
         state: dict[str, torch.Tensor] = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:  # No network, or a damaged file in the cache, of which torch raises many types.
         raise UserError(
-            f"The pretrained weights of {name} could not be downloaded, or are damaged ({error}). Give a state dict with --weights."
+            f"The pretrained weights of {name} could not be downloaded, or are damaged ({error}). Give a state dict "
+            "with --weights."
         ) from error
     return weights.url, state
 
