@@ -38,8 +38,9 @@ system-packages:
 		{ echo "error: install these Debian packages first: sudo apt-get install $$missing"; exit 2; }
 
 # What the tests look at beyond that, each part skipped with its reason where it is missing: Fashion-MNIST, an arm64
-# cross compiler and emulator, an image decoder, an OpenCL device that runs on the CPU.
-TEST_PACKAGES := dataset-fashion-mnist g++ g++-aarch64-linux-gnu qemu-user mmdebstrap \
+# cross compiler and emulator, an image decoder, an OpenCL device that runs on the CPU, and what kills a process at a
+# system call.
+TEST_PACKAGES := dataset-fashion-mnist g++ g++-aarch64-linux-gnu qemu-user mmdebstrap strace \
 	libstb-dev ocl-icd-libopencl1 opencl-headers pocl-opencl-icd
 
 test-packages: | system-packages

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress
 
-from ksm_hw.files import written_file
+from ksm_hw.files.written import written_file
 from ksm_hw.toolchains.targets import load_target
 
 EXAMPLES = """examples:

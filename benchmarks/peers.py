@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ksm_hw.files import written_file
+from ksm_hw.files.written import written_file
 from ksm_hw.runtime.machine import available_cores, cpu_features, this_machine
 
 EXAMPLES = """examples:

@@ -6,8 +6,9 @@ python examples/switch_tasks.py artifacts/demo
 import sys
 from pathlib import Path
 
+from ksm_hw.images.decoding import read_image
 from ksm_hw.masks.bundle import load_bundle, sample_images
-from ksm_hw.masks.preprocessing import preprocess_batch, read_image
+from ksm_hw.masks.preprocessing import preprocess_batch
 from ksm_hw.runtime.session import Session
 
 artifact = Path(sys.argv[1])

@@ -1,8 +1,12 @@
 """State dicts, the named tensors of networks: reading them safely, comparing them, and those that packages carry."""
 
+import argparse
+import logging
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +16,14 @@ from ksm_hw.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+_log = logging.getLogger(__name__)
+
+# What training scripts call a network's state dict in their checkpoints, and then its moving average's.
+_WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema"),
+)
+
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 _EFFICIENTNET_LITE0_HEAD = "_fc"  # The module path of its head, as `head_path` finds it.
 
@@ -19,32 +31,85 @@ Tensors = Mapping[str, npt.NDArray[np.float32]]
 
 
 def read_state_dict(path: Path) -> dict[str, "torch.Tensor"]:
-    """Reads a state dict from safetensors or from `torch.save`, never running code that the file holds.
+    """The named tensors of a file of safetensors or `torch.save`, never running code that the file holds.
+
+    The content says which of the two it is, not the name. Where training scripts wrap the state dict in others
+    (`{"epoch": 3, "model": {…}}`) it is taken out; where there are several, the network's before its moving average's.
+    What is left out is logged as a warning. Names and types stay as they are.
 
     Raises:
-        UserError: the file is missing, truncated, or holds anything but named tensors.
+        UserError: the file is missing, truncated, or holds no named tensors.
     """
+    return _unwrapped(_read_container(path), path)
+
+
+def _read_container(path: Path) -> Any:
+    """Whatever a file holds."""
     import torch
+    from safetensors.torch import load_file
 
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        if _is_safetensors(path):
+            return load_file(path)
+        # Training scripts keep their command line beside the weights; this class is a bag of names without code.
+        safe = torch.serialization.safe_globals([argparse.Namespace])
+        with path.open("rb") as stream, safe, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of pickle's protocols: nothing that a user could change.
+            return torch.load(stream, map_location="cpu", weights_only=True)  # By a path it would look at the name.
     except FileNotFoundError as error:
         raise UserError(f"No weights at {path}. Check the path.") from error
     except Exception as error:  # torch and safetensors raise many types for damaged files; each means the same here.
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UserError(
-            f"Cannot read {path} as a state dict: it is truncated, or it holds objects other than tensors, which "
-            "ksm-hw does not unpickle. Save `model.state_dict()` with torch.save or safetensors."
+            f"Cannot read {path} as a state dict: it is truncated, or it holds objects other than tensors"
+            f"{f' ({refused[1]})' if refused else ''}, which ksm-hw does not unpickle. Save `model.state_dict()` with "
+            "torch.save or safetensors."
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(
-            f"{path} holds no state dict (named tensors). Save `model.state_dict()`, and nothing around it."
-        )
-    return state
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: 8 bytes of a length, and the brace of the header."""
+    with path.open("rb") as stream:
+        return stream.read(9)[8:] == b"{"
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, "torch.Tensor"]:
+    """The state dict in what a file holds, however many dictionaries are around it."""
+    taken = []
+    while isinstance(content, Mapping) and (key := _wrapper_key(content)) is not None:
+        left_out = [str(other) for other in content if other != key and isinstance(content[other], Mapping)]
+        taken.append(f"'{key}'" + (f" (and not {', '.join(left_out)})" if left_out else ""))
+        content = content[key]
+    tensors = _tensors_of(content)
+    if not tensors:
+        raise UserError(f"{path} holds no state dict (named tensors). Save `model.state_dict()`.")
+    if taken:
+        _log.warning("%s: the state dict is taken from %s", path, ", in it ".join(taken))
+    if others := [str(name) for name in content if name not in tensors]:
+        _log.warning("%s: left out %s, which are no tensors", path, ", ".join(others[:5]))
+    return tensors
+
+
+def _wrapper_key(content: Mapping[Any, Any]) -> str | None:
+    """The entry of a dictionary that holds a state dict: one of the usual names, or the only one that could."""
+    holding = [key for key, value in content.items() if isinstance(key, str) and _holds_tensors(value)]
+    usual = [key for key in _WRAPPERS if key in holding]
+    if usual:
+        return usual[0]
+    return holding[0] if len(holding) == 1 else None
+
+
+def _holds_tensors(content: Any) -> bool:
+    """Whether a dictionary holds named tensors, or one that does."""
+    return isinstance(content, Mapping) and bool(_tensors_of(content) or any(map(_holds_tensors, content.values())))
+
+
+def _tensors_of(content: Any) -> dict[str, "torch.Tensor"]:
+    import torch
+
+    if not isinstance(content, Mapping):
+        return {}
+    return {name: t.detach() for name, t in content.items() if isinstance(name, str) and isinstance(t, torch.Tensor)}
 
 
 def check_same_tensors(

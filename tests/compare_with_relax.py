@@ -6,8 +6,9 @@ import numpy as np
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
+from ksm_hw.images.decoding import read_image
 from ksm_hw.masks.bundle import Bundle, sample_images
-from ksm_hw.masks.preprocessing import preprocess_batch, read_image
+from ksm_hw.masks.preprocessing import preprocess_batch
 from ksm_hw.runtime.session import Session
 
 

@@ -30,7 +30,7 @@ def random_bundle(
     torch.manual_seed(seed)
     model = build_backbone(backbone)
     tensors = {name: array.copy() for name, array in backbone_tensors(model).items()}
-    features = model.get_submodule(head_path(model)).in_features
+    features = model.get_submodule(head_path(model)).weight.shape[1:]
     layers = maskable_layers(model)
     sha256 = sha256_of_tensors(tensors)
     packs = {}
@@ -51,7 +51,7 @@ def random_bundle(
             preprocessing=default_preprocessing(backbone, image_size),
             masks=masks,
             batch_norms={},
-            head_weight=(generator.standard_normal((classes, features)) / np.sqrt(features)).astype(np.float32),
+            head_weight=(generator.standard_normal((classes, *features)) / np.sqrt(features[0])).astype(np.float32),
             head_bias=generator.standard_normal(classes).astype(np.float32),
         )
         norms = {name: _random_statistic(name, tensors[name], generator) for name in batch_norm_names(model)}

@@ -11,9 +11,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # From bottom to top; what stands in one line knows nothing of the others there.
 FLOORS = [
-    "ksm_hw ksm_hw.errors ksm_hw.json_document tvm_passes.relay.names tvm_passes.mask_lanes",
+    "ksm_hw.errors",
+    "ksm_hw.user_folders",
+    "ksm_hw ksm_hw.json_document tvm_passes.relay.names",
     "ksm_hw.resources ksm_hw.files",
     "ksm_hw.state_dicts",
+    "ksm_hw.images",
     "ksm_hw.masks",
     "ksm_hw.models",
     "ksm_hw.learning ksm_hw.artifact",
@@ -34,10 +37,12 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.s
 WITHOUT_TORCH = [
     *(
         "ksm_hw.errors",
+        "ksm_hw.user_folders",
         "ksm_hw.json_document",
         "ksm_hw.resources",
         "ksm_hw.files",
         "ksm_hw.state_dicts",
+        "ksm_hw.images",
         "ksm_hw.masks",
         "ksm_hw.artifact",
     ),

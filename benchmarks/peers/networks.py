@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ksm_hw.files import written_folder
+from ksm_hw.files.staging import changed_folder, files_in, staged_files
 from ksm_hw.masks.bundle import Bundle, save_bundle, sha256_of_tensors
 from ksm_hw.masks.mask_format import mask_shape
 from ksm_hw.masks.soft_mask import broadcast_mask, pack_mask, unpack_mask
@@ -102,7 +102,7 @@ def write_networks(backbone: str, folder: Path, tasks: int, classes: int) -> Non
     """Writes the bundle, and the program, the image and the logits of each task."""
     bundle = make_bundle(backbone, tasks, classes)
     image = _images(1)
-    with written_folder(folder) as temporary:
+    with changed_folder(folder), staged_files(folder, "manifest.json", files_in(folder)) as temporary:
         (temporary / "bundle").mkdir()
         save_bundle(bundle, temporary / "bundle")
         for task, pack in bundle.packs.items():

@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from ksm_hw.files import written_file
+from ksm_hw.files.written import written_file
 from peers.catalogue import NETWORKS
 from peers.multitask_results import RELOADED, TaskCost
 from peers.results import Result, cells

@@ -8,9 +8,7 @@
 So an artifact is a bundle too, and `ksm_hw.masks.bundle.load_bundle` reads it.
 """
 
-import dataclasses
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +17,13 @@ import msgspec
 
 from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file, written_folder
+from ksm_hw.files.hashes import sha256_of_file
+from ksm_hw.files.staging import read_whole
 from ksm_hw.json_document import Count, OtherVersion, Positive, read_json, read_versioned_json
-from ksm_hw.masks.bundle import Bundle, save_bundle
 
 FORMAT_VERSION = 5
 LIBRARY = "model.so"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -122,37 +121,17 @@ class _Files:
     files: dict[str, FileEntry]
 
 
-def write_artifact(folder: Path, manifest: Manifest, export: Callable[[Path], None], bundle: Bundle) -> None:
-    """Writes an artifact, whole or not at all.
-
-    Args:
-        folder: to write.
-        manifest: what the artifact is.
-        export: writes the libraries, and what else belongs to the artifact, into a folder that has the bundle.
-        bundle: backbone and tasks.
-
-    Raises:
-        UserError: the folder cannot be written, or `export` raises it.
-    """
-    with written_folder(folder) as temporary:
-        save_bundle(bundle, temporary)
-        export(temporary)
-        files = {
-            str(path.relative_to(temporary)): dataclasses.asdict(FileEntry(path.stat().st_size, sha256_of_file(path)))
-            for path in sorted(temporary.rglob("*"))
-            if path.is_file()
-        }
-        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest), "files": files}
-        (temporary / "manifest.json").write_text(json.dumps(content, indent=2) + "\n")
-
-
 def read_manifest(folder: Path) -> Manifest:
     """Reads an artifact's manifest and checks every file against it.
 
     Raises:
         UserError: there is no artifact, it is of another version, or a file is missing, truncated or changed.
     """
-    path = folder / "manifest.json"
+    return read_whole(folder, MANIFEST, lambda: _read_manifest(folder))
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
     try:
         text = path.read_bytes()
         manifest = read_versioned_json(text, Manifest, FORMAT_VERSION)

@@ -1,5 +1,6 @@
 """Where a board is: its key at a tracker, or its own address."""
 
+import re
 from dataclasses import dataclass
 
 from ksm_hw.errors import UserError
@@ -34,8 +35,8 @@ def parse_address(text: str) -> tuple[str, int]:
         UserError: it is none.
     """
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit():
-        raise UserError(f"'{text}' is no address. Give HOST:PORT, such as 127.0.0.1:9190.")
+    if not (colon and host and re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
+        raise UserError(f"'{text}' is no address. Give HOST:PORT, such as 127.0.0.1:9190; ports go from 1 to 65535.")
     return host.strip("[]"), int(port)
 
 

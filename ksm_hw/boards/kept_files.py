@@ -6,10 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
-from ksm_hw.artifact.manifest import listed_files
+from ksm_hw.artifact.manifest import MANIFEST, listed_files
 from ksm_hw.boards.protocol import kept_name
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file
+from ksm_hw.files.hashes import sha256_of_file
+from ksm_hw.files.locks import FOLDER_LOCK, locked
+from ksm_hw.files.written import explained, written_file
 
 LIMIT = 4 << 30  # Bytes of kept files; the ones that were not used for longest go first.
 
@@ -21,8 +23,10 @@ class KeptFiles:
 
     def __init__(self, cache: Path) -> None:
         self._files, self._artifacts = cache / "files", cache / "artifacts"
-        for folder in (self._files, self._artifacts):
-            folder.mkdir(parents=True, exist_ok=True)
+        self._lock = cache / FOLDER_LOCK  # Several servers of a board may share its cache.
+        with explained(cache):
+            for folder in (self._files, self._artifacts):
+                folder.mkdir(parents=True, exist_ok=True)
 
     def missing(self, names: list[str]) -> list[str]:
         """Those of some files that are not kept."""
@@ -40,14 +44,15 @@ class KeptFiles:
         found = kept_name(name, sha256_of_file(uploaded))
         if found != name:
             raise UserError(f"A file arrived as {found} where {name} was sent. Try again.")
-        self._make_room(uploaded.stat().st_size)
         incomplete = self._files / f"{name}.incomplete"
-        try:
-            shutil.move(uploaded, incomplete)
-            incomplete.replace(self._files / name)
-        except OSError as error:
-            incomplete.unlink(missing_ok=True)
-            raise UserError(f"The board cannot keep the artifact: {error.strerror}. Free space on it.") from error
+        with locked(self._lock):
+            try:
+                self._make_room(uploaded.stat().st_size)
+                shutil.move(uploaded, incomplete)
+                incomplete.replace(self._files / name)
+            except OSError as error:
+                incomplete.unlink(missing_ok=True)
+                raise UserError(f"The board cannot keep the artifact: {error.strerror}. Free space on it.") from error
 
     def artifact(self, manifest: str) -> Path:
         """A folder with the files that a manifest lists: links to the kept ones.
@@ -56,14 +61,17 @@ class KeptFiles:
             manifest: its text.
         """
         folder = self._artifacts / hashlib.sha256(manifest.encode()).hexdigest()
-        for name, entry in listed_files(manifest).items():
-            link, kept = folder / name, self._files / kept_name(name, entry.sha256)
-            os.utime(kept)
-            if not link.exists():
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.unlink(missing_ok=True)
-                link.symlink_to(kept)
-        (folder / "manifest.json").write_text(manifest)
+        with locked(self._lock), explained(folder):
+            for name, entry in listed_files(manifest).items():
+                link, kept = folder / name, self._files / kept_name(name, entry.sha256)
+                os.utime(kept)
+                if not link.exists():
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(kept)
+            if not (folder / MANIFEST).exists():  # Else processes may be reading it; its name says what it holds.
+                with written_file(folder / MANIFEST) as temporary:
+                    temporary.write_text(manifest)
         return folder
 
     def _make_room(self, size: int) -> None:

@@ -18,11 +18,13 @@ from ksm_hw import __version__
 from ksm_hw.boards.kept_files import KeptFiles
 from ksm_hw.boards.protocol import FUNCTIONS, VERSION, answered, function_name
 from ksm_hw.errors import UserError
+from ksm_hw.files.written import check_folder
 from ksm_hw.measuring.process import Measured, measuring_process
 from ksm_hw.measuring.relay_library import LibraryTimer
 from ksm_hw.runtime.any_session import AnySession
 from ksm_hw.runtime.local_session import local_session
 from ksm_hw.runtime.machine import available_cores
+from ksm_hw.user_folders import cache_folder
 
 _CRASH = "last_crash.txt"
 
@@ -51,7 +53,7 @@ class ServerOptions:
 
 def default_cache() -> Path:
     """Where a board keeps files unless it is told otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ksm-hw" / "board"
+    return cache_folder("board")
 
 
 def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda port: None) -> None:
@@ -64,7 +66,8 @@ def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda
         on_start: called with the port each time that the server listens.
 
     Raises:
-        UserError: TVM's server does not start: the port is taken, or the tracker does not answer.
+        UserError: the cache cannot be written, or TVM's server does not start: the port is taken, or the tracker does
+            not answer.
     """
     # What is measured without a `Session`, as a tune does, shall use all cores; TVM takes half of an x86-64 machine's.
     os.environ.setdefault("TVM_NUM_THREADS", str(available_cores()))
@@ -74,7 +77,7 @@ def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda
     import tvm
     from tvm.rpc.server import Server
 
-    options.cache.mkdir(parents=True, exist_ok=True)
+    check_folder(options.cache)
     # Has the function that fills tensors with random numbers, which every measurement of a tune begins with.
     extra = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_extra.so"
     libraries = [str(path) for path in (extra, *options.libraries) if path.exists()]

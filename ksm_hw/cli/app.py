@@ -6,18 +6,22 @@ import gc
 import inspect
 import json
 import logging
+import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import typer
-from rich.console import Console
 
 from ksm_hw import __version__
+from ksm_hw.cli.console import PlainConsole
 
-console = Console()
-messages = Console(stderr=True)
+FAULT, STOPPED, NOBODY_READS = 3, 130, 141  # Exit codes beside 0, 1 and 2; the last is what a shell says of SIGPIPE.
+
+console = PlainConsole()
+messages = PlainConsole(stderr=True)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Verbosity = Annotated[int, typer.Option("-v", count=True, show_default=False, help="Say what is decided; -vv: more.")]
@@ -43,8 +47,11 @@ def _taking_verbosity(function: Command) -> Command:
     @functools.wraps(function)
     def logged(*, verbosity: int, **parameters: Any) -> Any:
         if verbosity:
-            _show_log(logging.INFO if verbosity == 1 else logging.DEBUG)
-        return function(**parameters)
+            show_log(logging.INFO if verbosity == 1 else logging.DEBUG)
+        try:
+            return function(**parameters)
+        except BrokenPipeError:  # click ends it with 1, which is for a verification that failed.
+            raise typer.Exit(NOBODY_READS) from None
 
     signature = inspect.signature(function)
     more = inspect.Parameter("verbosity", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=Verbosity)
@@ -54,7 +61,7 @@ def _taking_verbosity(function: Command) -> Command:
     return cast(Command, logged)
 
 
-def _show_log(level: int) -> None:
+def show_log(level: int) -> None:
     """Prints what the modules of this toolkit log, and no others', on stderr: for a file or a pipe a line each.
 
     Processes that this one starts (those that measure, and Relay's) show nothing: their stderr is kept for the message
@@ -78,7 +85,7 @@ def _show_log(level: int) -> None:
 
 app = CommandLine(
     help="Many vision tasks on one small device: one backbone, learned masks, compiled with Apache TVM.\n\n"
-    "Exit codes: 0 done, 1 verification failed, 2 bad input, 130 stopped by Ctrl-C.",
+    "Exit codes: 0 done, 1 verification failed, 2 bad input, 3 a fault of ksm-hw, 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -87,18 +94,20 @@ app = CommandLine(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ArtifactPath = Annotated[Path, typer.Argument(help="Folder that `ksm-hw compile` wrote.", show_default=False)]
 ArtifactPaths = Annotated[list[Path], typer.Argument(help="Folders that `ksm-hw compile` wrote.", show_default=False)]
-BundlePath = Annotated[Path | None, typer.Option("--bundle", help="Backbone and tasks. [default: the shipped tasks]")]
+BundlePath = Annotated[Path | None, typer.Option("--bundle", help=r"Backbone and tasks. \[default: the shipped tasks]")]
 TargetName = Annotated[str, typer.Option("--target", help="A name from `ksm-hw targets`.")]
 TargetFile = Annotated[Path | None, typer.Option("--target-file", help="A target of your own, as in targets/*.toml.")]
 HostTarget = Annotated[
-    str | None, typer.Option("--host-cpu", help="For a GPU target: the CPU target beside it. [default: the target's]")
+    str | None, typer.Option("--host-cpu", help=r"For a GPU target: the CPU target beside it. \[default: the target's]")
 ]
 CudaArch = Annotated[
     str | None, typer.Option("--arch", help="For CUDA: a compute capability, such as sm_80; or several, with commas.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads of the CPU, at most one a core. [default: the target's cores]")
+    int | None,
+    typer.Option(min=1, max=1024, help=r"Threads of the CPU, at most one a core. \[default: the target's cores]"),
 ]
+Batch = Annotated[int, typer.Option(min=1, max=1024, help="Images an inference.")]
 Tracker = Annotated[str | None, typer.Option(help="HOST:PORT of the tracker that knows the boards.")]
 Key = Annotated[str | None, typer.Option(help="What the board calls itself at the tracker.")]
 Board = Annotated[str | None, typer.Option("--host", help="HOST:PORT of one board that has no tracker.")]
@@ -109,7 +118,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     if version:
-        console.print(f"ksm-hw {__version__}", highlight=False)
+        console.print(f"ksm-hw {__version__}")
         raise typer.Exit
 
 
@@ -119,13 +128,14 @@ def collect_garbage_less_often() -> None:
 
 
 @contextlib.contextmanager
-def stopped_by_ctrl_c(what_is_left: str) -> Iterator[None]:
-    """Around work: Ctrl-C ends the command with a word of what is left of it."""
+def stopped_by_ctrl_c(what_is_left: str | Callable[[], str]) -> Iterator[None]:
+    """Around work: Ctrl-C ends the command with a word of what is left of it, which may be known only then."""
     try:
         yield
     except KeyboardInterrupt:
-        messages.print(f"Stopped. {what_is_left}", soft_wrap=True, highlight=False)
-        raise typer.Exit(130) from None
+        left = what_is_left if isinstance(what_is_left, str) else what_is_left()
+        messages.print(f"Stopped. {left}", soft_wrap=True)
+        raise typer.Exit(STOPPED) from None
 
 
 def examples(*lines: str) -> str:
@@ -133,6 +143,19 @@ def examples(*lines: str) -> str:
     return "Examples:\n\n" + "\n\n".join(f"  $ {line}" for line in lines)
 
 
+def command(*words: object) -> str:
+    """A command of ours as a shell takes it, whatever is in the names."""
+    return shlex.join(["ksm-hw", *map(str, words)])
+
+
 def print_json(content: Any) -> None:
-    """Prints for scripts."""
-    print(json.dumps(content, indent=2))
+    """Prints for scripts; a number that JSON does not know (NaN, infinity) is null."""
+    print(json.dumps(_without_nonfinite(content), indent=2, allow_nan=False))
+
+
+def _without_nonfinite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_nonfinite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nonfinite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ksm_hw.cli.app import CommandLine, Json, app, console, examples, messages, print_json
 
@@ -39,7 +39,7 @@ def tracker(
         running = Tracker(bind, port, port + 1)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"Cannot listen on {bind}:{port}: the port is taken. Give another with --port.") from error
-    messages.print(f"Tracker at {bind}:{port}. Ctrl-C stops it.", highlight=False)
+    messages.print(f"Tracker at {bind}:{port}. Ctrl-C stops it.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while running.proc.is_alive():
@@ -57,14 +57,14 @@ def tracker(
     )
 )
 def serve(
-    tracker: Annotated[str | None, typer.Option(help="HOST:PORT of the tracker. [default: none]")] = None,
+    tracker: Annotated[str | None, typer.Option(help=r"HOST:PORT of the tracker. \[default: none]")] = None,
     key: Annotated[str, typer.Option(help="What the board calls itself.")] = "board",
     bind: Bind = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65435, help="First port to try, of a hundred.")] = 9091,
     advertise: Annotated[
-        str | None, typer.Option(help="Address that the tracker hands out. [default: as the tracker sees the board]")
+        str | None, typer.Option(help=r"Address that the tracker hands out. \[default: as the tracker sees the board]")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder for artifacts. [default: ~/.cache/ksm-hw/board]")] = None,
+    cache: Annotated[Path | None, typer.Option(help=r"Folder for artifacts. \[default: ~/.cache/ksm-hw/board]")] = None,
     opencl: Annotated[bool, typer.Option("--opencl", help="Load the OpenCL runtime into every session.")] = False,
 ) -> None:
     """Serve this board: artifacts are kept, and sessions run one after the other. On the board; until Ctrl-C."""
@@ -88,7 +88,7 @@ def serve(
     # So that the end of a service, or of a shell, ends the server's process as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve_board(options, on_start=lambda port: messages.print(f"Board '{key}' at {bind}:{port}", highlight=False))
+        serve_board(options, on_start=lambda port: messages.print(f"Board '{key}' at {bind}:{port}"))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
@@ -113,5 +113,5 @@ def list_boards(
     for column in ("key", "address", ""):
         table.add_column(column)
     for board in boards:
-        table.add_row(escape(board.key), board.address, "[green]free[/]" if board.free else "[yellow]busy[/]")
+        table.add_row(board.key, board.address, Text("free", "green") if board.free else Text("busy", "yellow"))
     console.print(table)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ksm_hw.cli.app import (
     ArtifactPaths,
@@ -21,6 +21,7 @@ from ksm_hw.cli.app import (
     messages,
     print_json,
 )
+from ksm_hw.cli.image_files import Failures, MaxPixels, failures_as_json, limit_pixels, reported_into
 
 
 @app.command(
@@ -32,18 +33,19 @@ from ksm_hw.cli.app import (
 )
 def verify(
     artifacts: ArtifactPaths,
-    task: Annotated[str | None, typer.Option(help="Name of a task. [default: all]")] = None,
+    task: Annotated[str | None, typer.Option(help=r"Name of a task. \[default: all]")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Image, or folder of images. [default: the artifact's samples]")
+        Path | None, typer.Option(help=r"Image, or folder of images. \[default: the artifact's samples]")
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest relative error of the logits.")] = 1e-4,
+    tolerance: Annotated[float, typer.Option(min=0, max=1, help="Largest relative error of the logits.")] = 1e-4,
+    max_pixels: MaxPixels = None,
     threads: Threads = None,
     tracker: Tracker = None,
     key: Key = None,
     host: Board = None,
     as_json: Json = False,
 ) -> None:
-    """Compare compiled tasks with PyTorch on real images; exit code 1 past the tolerance.
+    """Compare compiled tasks with PyTorch on real images; exit code 1 past the tolerance, 2 for unreadable images.
 
     PyTorch computes in float64. An error past the tolerance still passes where it is at most 4 times that of PyTorch's
     own float32, and these 4 times are more than 1e-4: then the network is ill-conditioned, and both errors are printed.
@@ -55,26 +57,35 @@ def verify(
     from ksm_hw.report.verify import verify as verify_artifact
 
     board = board_address(tracker, key, host)
+    limit_pixels(max_pixels)
     results = []
+    failures: Failures = {}
     for artifact in artifacts:
-        with messages.status(f"verify {artifact}"):
+        with messages.status(f"verify {artifact!s}"):
             found = verify_artifact(
-                artifact, None if task is None else [task], images, tolerance, threads=threads, board=board
+                artifact,
+                None if task is None else [task],
+                images,
+                tolerance,
+                threads=threads,
+                board=board,
+                on_failure=reported_into(failures),
             )
         results += [(artifact, result) for result in found]
     passed = all(result.passed for _, result in results)
     if as_json:
         rows = [{"artifact": str(artifact), **asdict(result)} for artifact, result in results]
-        print_json({"passed": passed, "tolerance": tolerance, "results": rows})
+        unread = failures_as_json(failures)
+        print_json({"passed": passed, "tolerance": tolerance, "results": rows, "failures": unread})
     else:
         _print_verification(results, tolerance)
-    raise typer.Exit(0 if passed else 1)
+    raise typer.Exit(1 if not passed else 2 if failures else 0)
 
 
 def _print_verification(results: list[tuple[Path, Any]], tolerance: float) -> None:
     for artifact in dict.fromkeys(artifact for artifact, _ in results):
         title = f"{artifact} against PyTorch in float64; tolerance {tolerance:g} (relative error)"
-        table = Table(title=escape(title), title_justify="left")
+        table = Table(title=title, title_justify="left")
         table.add_column("task")
         for column in ("images", "absolute error", "relative error", "same class", ""):
             table.add_column(column, justify="right")
@@ -85,20 +96,20 @@ def _print_verification(results: list[tuple[Path, Any]], tolerance: float) -> No
                 f"{result.absolute_error:.1e}",
                 f"{result.relative_error:.1e}",
                 f"{result.agreement:.0%}",
-                "[green]passed[/]" if result.passed else "[bold red]FAILED[/]",
+                Text("passed", "green") if result.passed else Text("FAILED", "bold red"),
             )
         console.print(table)
     for _, result in results:
         if result.float32_error is not None:
-            console.print(_conditioning(result), highlight=False, soft_wrap=True)
+            console.print(_conditioning(result), soft_wrap=True)
 
 
 def _conditioning(result: Any) -> str:
     """Whether an error past the tolerance is float32's own, with both numbers."""
     own = f"PyTorch's own float32 error is {result.float32_error:.1e}, the compiled model's {result.relative_error:.1e}"
     if result.ill_conditioned:
-        return f"{escape(result.task)}: the network is ill-conditioned. {own}; up to 4 times PyTorch's passes."
-    return f"{escape(result.task)}: {own}."
+        return f"{result.task}: the network is ill-conditioned. {own}; up to 4 times PyTorch's passes."
+    return f"{result.task}: {own}."
 
 
 @app.command(
@@ -110,7 +121,7 @@ def _conditioning(result: Any) -> str:
 )
 def report(
     artifacts: ArtifactPaths,
-    runs: Annotated[int, typer.Option(min=10, help="Inferences measured for each task.")] = 100,
+    runs: Annotated[int, typer.Option(min=10, max=1_000_000, help="Inferences measured for each task.")] = 100,
     unmasked: Annotated[
         bool, typer.Option(help="Compile the network without masks as well, and compare with it.")
     ] = True,
@@ -125,10 +136,16 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Measure what each task costs: latency, switch time, memory, bytes, and what the mask adds."""
+    from ksm_hw.artifact.manifest import read_manifest
     from ksm_hw.boards.address import board_address
+    from ksm_hw.files.written import check_file
     from ksm_hw.report.measure import measure_artifact, reports_as_json
 
     board = board_address(tracker, key, host)
+    if html is not None:
+        check_file(html)
+    for artifact in artifacts:
+        read_manifest(artifact)  # That one is damaged shall be told before the others are measured.
     reports = []
     with messages.status("measure") as status:
         for artifact in artifacts:
@@ -143,14 +160,14 @@ def report(
                     board=board,
                 )
             )
-    if html is not None:
+    if as_json:
+        print_json(reports_as_json(reports))
+    else:
+        from ksm_hw.report.terminal import print_reports
+
+        print_reports(console, reports)
+    if html is not None:  # Behind the results, which a disk that is full shall not take along.
         from ksm_hw.report.page import write_page
 
         write_page(reports, html)
-        messages.print(f"Wrote {html}")
-    if as_json:
-        print_json(reports_as_json(reports))
-        return
-    from ksm_hw.report.terminal import print_reports
-
-    print_reports(console, reports)
+        messages.print(f"Wrote {html}", markup=False)

@@ -1,6 +1,7 @@
 """`ksm-hw compile`."""
 
 import logging
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ import typer
 
 from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
 from ksm_hw.cli.app import (
+    Batch,
     BundlePath,
     CudaArch,
     HostTarget,
@@ -17,6 +19,7 @@ from ksm_hw.cli.app import (
     TargetName,
     app,
     collect_garbage_less_often,
+    command,
     console,
     examples,
     messages,
@@ -46,13 +49,13 @@ def compile_command(
     task: Annotated[str, typer.Option(help="Name of a task, or all.")],
     bundle: BundlePath = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder to write. [default: artifacts/TARGET-TASK]")
+        Path | None, typer.Option("-o", "--output", help=r"Folder to write. \[default: artifacts/TARGET-TASK]")
     ] = None,
     fold: Annotated[
         FoldMode,
         typer.Option(help="switch: rewrite weights; bake: constants, one artifact a task; fused: mask at run."),
     ] = "switch",
-    batch: Annotated[int, typer.Option(min=1, help="Images an inference.")] = 1,
+    batch: Batch = 1,
     tuned: Annotated[Path | None, typer.Option(help="Folder of `ksm-hw tune`, whose schedules are taken.")] = None,
     runner: Annotated[
         bool, typer.Option("--runner", help="Put in a program that runs the artifact without Python.")
@@ -73,19 +76,20 @@ def compile_command(
     as_json: Json = False,
 ) -> None:
     """Compile one task, or all, into an artifact that runs on a target."""
+    from ksm_hw.compiler.compile import check_places, compile_bundle
+    from ksm_hw.masks.bundle import load_bundle, select_tasks, tasks_in
+    from ksm_hw.resources import shipped_bundle
     from ksm_hw.toolchains.targets import load_target
 
+    folder, bundle = output or Path("artifacts") / f"{target}-{task}", bundle or shipped_bundle()
+    tasks = tasks_in(bundle) if task == "all" else [task]
+    # Before TVM is imported, which takes seconds.
+    check_places(folder, tasks, fold, [bundle, *([tuned] if tuned else [])], dump, dump_assembly)
     compile_target = load_target(target, file=target_file, arch=arch, host=host)
-    from ksm_hw.masks.bundle import load_bundle, select_tasks
-    from ksm_hw.resources import shipped_bundle
-
-    selected = select_tasks(load_bundle(bundle or shipped_bundle()), task)
+    selected = select_tasks(load_bundle(bundle), task)
     left = "What was not finished is not written."
     with stopped_by_ctrl_c(left), messages.status("import the compiler") as status:
         collect_garbage_less_often()
-        from ksm_hw.compiler.compile import compile_bundle
-
-        folder = output or Path("artifacts") / f"{target}-{task}"
         artifacts = compile_bundle(
             selected,
             compile_target,
@@ -114,10 +118,11 @@ def _begin(status: "Status", step: str) -> None:
 def _print_written(sizes: dict[str, int], runner: bool) -> None:
     """The artifacts and the bytes of their files, for a person."""
     for path, size in sizes.items():
-        console.print(f"Wrote {path}: {size / 1e6:.1f} MB", highlight=False)
+        console.print(f"Wrote {path}: {size / 1e6:.1f} MB", soft_wrap=True)
         if runner:
             from ksm_hw.runner.build import deployed_bytes
 
             deployed = deployed_bytes(Path(path)) / 1e6
-            console.print(f"Without Python, {deployed:.1f} MB of it: {path}/runner/ksm-runner --help", highlight=False)
-    console.print(f"Check it: ksm-hw verify {' '.join(sizes)}", highlight=False, soft_wrap=True)
+            program = shlex.quote(f"{path}/runner/ksm-runner")
+            console.print(f"Without Python, {deployed:.1f} MB of it: {program} --help", soft_wrap=True)
+    console.print(f"Check it: {command('verify', *sizes)}", soft_wrap=True)

@@ -25,10 +25,10 @@ app.add_typer(opencl_app, name="opencl")
 )
 def build(
     arch: Annotated[
-        Literal["x86_64", "aarch64"] | None, typer.Option(help="Of the machine that runs it. [default: this one's]")
+        Literal["x86_64", "aarch64"] | None, typer.Option(help=r"Of the machine that runs it. \[default: this one's]")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder to put it into. [default: the cache]")
+        Path | None, typer.Option("-o", "--output", help=r"Folder to put it into. \[default: the cache]")
     ] = None,
     ir: Annotated[
         IntermediateRepresentation,
@@ -46,5 +46,5 @@ def build(
     if as_json:
         print_json({"library": str(library), "bytes": library.stat().st_size})
         return
-    console.print(f"{library}: {library.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
-    console.print(f"On a board: export {sources.variable}=…/{sources.library}", highlight=False)
+    console.print(f"{library}: {library.stat().st_size / 1e6:.2f} MB", soft_wrap=True)
+    console.print(f"On a board: export {sources.variable}=…/{sources.library}", soft_wrap=True)

@@ -31,14 +31,14 @@ from ksm_hw.errors import UserError
 )
 def profile(
     artifact: ArtifactPath,
-    task: Annotated[str | None, typer.Option(help="Name of a task. [default: the artifact's first]")] = None,
-    runs: Annotated[int, typer.Option(min=5, help="Inferences in which operators are measured.")] = 50,
+    task: Annotated[str | None, typer.Option(help=r"Name of a task. \[default: the artifact's first]")] = None,
+    runs: Annotated[int, typer.Option(min=5, max=1_000_000, help="Inferences in which operators are measured.")] = 50,
     threads: Threads = None,
-    top: Annotated[int, typer.Option(min=1, help="Operators to print; JSON has all.")] = 20,
+    top: Annotated[int, typer.Option(min=1, max=1_000_000, help="Operators to print; JSON has all.")] = 20,
     operator: Annotated[
         str | None, typer.Option(help="Measure nothing, but show this operator's schedule and innermost loops.")
     ] = None,
-    loops: Annotated[int, typer.Option(min=1, help="Loops of an operator to print; JSON has all.")] = 3,
+    loops: Annotated[int, typer.Option(min=1, max=1_000_000, help="Loops of an operator to print; JSON has all.")] = 3,
     measure_peak: Annotated[bool, typer.Option("--measure-peak", help="Measure the machine's peak again.")] = False,
     tracker: Tracker = None,
     key: Key = None,

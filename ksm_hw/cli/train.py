@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from ksm_hw.cli.app import Json, app, console, examples, messages, print_json, stopped_by_ctrl_c
+from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json, stopped_by_ctrl_c
+from ksm_hw.cli.image_files import MaxPixels, limit_pixels
+from ksm_hw.errors import UserError
 from ksm_hw.learning.methods import PACK_METHODS
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
 
 # typer takes the choices of an option from a Literal; a type checker wants one that is written out.
 if TYPE_CHECKING:
+    from ksm_hw.learning.datasets import TaskData
     from ksm_hw.learning.train import Trained
 
     MethodName = str
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 else:
     MethodName = Literal[tuple(PACK_METHODS)]
     BitsOfSoftValue = Literal[tuple(str(bits) for bits in get_args(ScaleBits) if bits)]
+
+
+_MASKS = "Masks"  # A part of the help of its own: in one table the names of options would be cut.
 
 
 @app.command(
@@ -35,27 +41,43 @@ def train(
     bundle: Annotated[Path, typer.Option(help="Folder to add the task to; made if it is not there.")] = Path("bundle"),
     backbone: Annotated[str, typer.Option(help="efficientnet-lite0, or a torchvision network.")] = "efficientnet-lite0",
     weights: Annotated[
-        Path | None, typer.Option(help="State dict of the backbone. [default: ImageNet weights]")
+        Path | None, typer.Option(help=r"State dict of the backbone. \[default: ImageNet weights]")
     ] = None,
     method: Annotated[
         MethodName, typer.Option(help=", ".join(method.title for method in PACK_METHODS.values()) + ".")
     ] = "ksm",
-    granularity: Annotated[Granularity, typer.Option(help="What shares a mask value.")] = "kernel",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images a step.")] = 32,
-    image_size: Annotated[int, typer.Option(min=32, help="Height and width of the input, in pixels.")] = 224,
-    mask_rate: Annotated[float, typer.Option(help="Adam's rate for masks and BatchNorms.")] = 2e-4,
-    head_rate: Annotated[float, typer.Option(help="Adam's rate for the head.")] = 2e-4,
-    mask_initial: Annotated[float, typer.Option(help="First value of every real-valued mask.")] = 1e-2,
-    mask_threshold: Annotated[float, typer.Option(help="A real-valued mask from here on is 1.")] = 5e-3,
-    mask_slope: Annotated[float, typer.Option(help="Slope of the mask's sigmoid.")] = 1200.0,
-    mask_temperature: Annotated[float, typer.Option(help="Temperature of the mask's sigmoid.")] = 100.0,
-    mask_scale_weight: Annotated[float, typer.Option(help="Weight of the soft values.")] = 0.5,
-    scale_bits: Annotated[BitsOfSoftValue, typer.Option(help="Bits of a stored soft value; 8 and 4 round.")] = "32",
+    epochs: Annotated[int, typer.Option(min=1, max=100_000, help="Passes over the training images.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=2, max=4096, help="Images a step.")] = 32,
+    image_size: Annotated[int, typer.Option(min=32, max=2048, help="Height and width of the input, in pixels.")] = 224,
+    mask_rate: Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for masks and BatchNorms.")] = 2e-4,
+    head_rate: Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for the head.")] = 2e-4,
+    granularity: Annotated[
+        Granularity, typer.Option(help="What shares a mask value.", rich_help_panel=_MASKS)
+    ] = "kernel",
+    mask_initial: Annotated[
+        float, typer.Option(min=-10, max=10, help="First value of every real-valued mask.", rich_help_panel=_MASKS)
+    ] = 1e-2,
+    mask_threshold: Annotated[
+        float, typer.Option(min=-10, max=10, help="A real-valued mask from here on is 1.", rich_help_panel=_MASKS)
+    ] = 5e-3,
+    mask_slope: Annotated[
+        float, typer.Option(min=1e-6, max=1e6, help="Slope of the mask's sigmoid.", rich_help_panel=_MASKS)
+    ] = 1200.0,
+    mask_temperature: Annotated[
+        float, typer.Option(min=1e-6, max=1e6, help="Temperature of the mask's sigmoid.", rich_help_panel=_MASKS)
+    ] = 100.0,
+    mask_scale_weight: Annotated[
+        float, typer.Option(min=0, max=10, help="Weight of the soft values.", rich_help_panel=_MASKS)
+    ] = 0.5,
+    scale_bits: Annotated[
+        BitsOfSoftValue, typer.Option(help="Bits of a stored soft value; 8 and 4 round.", rich_help_panel=_MASKS)
+    ] = "32",
     flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror training images. [default: as the data says]")
+        bool | None, typer.Option("--flip/--no-flip", help=r"Mirror training images. \[default: as the data says]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
+    max_pixels: MaxPixels = None,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run learned.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -65,9 +87,9 @@ def train(
     from ksm_hw.learning.datasets import load_task_data
     from ksm_hw.learning.learn import LearningOptions
     from ksm_hw.learning.mask_equations import MaskConstants
-    from ksm_hw.learning.train import train_task
+    from ksm_hw.learning.train import check_request, checkpoint_of, train_task
 
-    images = load_task_data(data)
+    limit_pixels(max_pixels)
     options = LearningOptions(
         method=method,
         granularity=granularity,
@@ -78,8 +100,16 @@ def train(
         seed=seed,
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),
     )
+    with messages.status("build the network"):
+        check_request(task, bundle, backbone, weights, image_size, options)
+    images = _readable(load_task_data(data), skip_bad)
     messages.print(f"{len(images.train)} training and {len(images.test)} test images in {len(images.classes)} classes")
-    kept = "Whole epochs are kept: give the same command to go on, or add --restart."
+
+    def kept() -> str:
+        if checkpoint_of(bundle, task).exists():
+            return "Whole epochs are kept: give the same command to go on, or add --restart."
+        return "No epoch was done, so nothing is kept."
+
     with stopped_by_ctrl_c(kept), _epoch_progress(epochs) as (on_batch, on_epoch):
         trained = train_task(
             images if flip is None else replace(images, flip=flip),
@@ -96,9 +126,40 @@ def train(
             on_epoch=on_epoch,
         )
     if as_json:
-        print_json({**trained.pack.facts, "scale_error": trained.scale_error, "pack_bytes": trained.pack.nbytes})
+        print_json(
+            {
+                **trained.pack.facts,
+                "scale_error": trained.scale_error,
+                "pack_bytes": trained.pack.nbytes,
+                "replaced_accuracy": trained.replaced_accuracy,
+            }
+        )
     else:
         _print_trained(trained, bundle, scale_bits)
+
+
+def _readable(images: "TaskData", skip_bad: bool) -> "TaskData":
+    """The images that decode; says which do not, and without --skip-bad that ends the command."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ksm_hw.learning.check_images import unreadable_images, without_images
+
+    columns = (TextColumn("check images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=messages, transient=True) as progress:
+        bar = progress.add_task("check images")
+        unreadable = unreadable_images(images, lambda done, total: progress.update(bar, completed=done, total=total))
+    if not unreadable:
+        return images
+    for error in unreadable.values():
+        messages.print(str(error), soft_wrap=True)
+    count = f"{len(unreadable)} of {len(images.train) + len(images.test)} images cannot be read"
+    if not skip_bad:
+        first = next(iter(unreadable))
+        raise UserError(
+            f"{count}, {first} among them; all are named above. Remove them, or leave them out: --skip-bad."
+        )
+    messages.print(f"{count} and are left out.")
+    return without_images(images, unreadable)
 
 
 def _print_trained(trained: "Trained", bundle: Path, scale_bits: str) -> None:
@@ -107,12 +168,15 @@ def _print_trained(trained: "Trained", bundle: Path, scale_bits: str) -> None:
     console.print(
         f"Task '{pack.task}' is in {bundle}: {pack.nbytes / 1e6:.2f} MB, accuracy {pack.facts['accuracy']:.1%}"
     )
+    if trained.replaced_accuracy is not None:
+        console.print(f"It replaces one of accuracy {trained.replaced_accuracy:.1%}.")
     if scale_bits != "32" and PACK_METHODS[pack.method].soft:
         console.print(
             f"Soft values in {scale_bits} bits are off by at most {trained.scale_error:.2g}; accuracy as learned "
             f"was {pack.facts['learned_accuracy']:.1%}."
         )
-    console.print(f"Compile it: ksm-hw compile --target host --task {pack.task} --bundle {bundle}", highlight=False)
+    compile_it = command("compile", "--target", "host", "--task", pack.task, "--bundle", bundle)
+    console.print(f"Compile it: {compile_it}", soft_wrap=True)
 
 
 @contextmanager

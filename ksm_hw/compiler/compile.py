@@ -1,16 +1,18 @@
 """From a bundle to an artifact, through Relax or Relay."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ksm_hw.artifact.manifest import Manifest, write_artifact
+from ksm_hw.artifact.manifest import Manifest
 from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
+from ksm_hw.artifact.output import check_apart, check_output, write_artifact
 from ksm_hw.compiler.compiled import Compiled
-from ksm_hw.compiler.tuning.records_folder import records_sha256
+from ksm_hw.compiler.dump_folder import check_dump_folder
+from ksm_hw.compiler.tuning.records_folder import records_sha256, whole_records
 from ksm_hw.errors import UserError
-from ksm_hw.files import refuse_foreign_folder
+from ksm_hw.files.locks import locked_folder
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.runner.build import add_runner, check_runner
 from ksm_hw.toolchains.linker import architecture_of
 from ksm_hw.toolchains.targets import CompileTarget, required_cpu_features
 
@@ -49,20 +51,71 @@ def compile_bundle(
 
     Raises:
         UserError: no tasks, tasks that need different inputs, a missing linker or compiler for CUDA, a compute
-            capability that it does not know, what the runner needs is missing, a folder that cannot be written, a
-            folder of `tuned` that is of another target or version of TVM, or has no record of any operator, a folder of
-            `dump` that holds something else or lies in `output`, `assembly` without one, a network with tensors of a
-            type that a pass does not know, or something that Relay cannot do, or it is not installed.
+            capability that it does not know, what the runner needs is missing, a folder that cannot be written, that
+            holds something else than an older artifact, or that is the bundle's, lies in it or holds it, a folder of
+            `tuned` that is of another target or version of TVM, or has no record of any operator, a folder of `dump`
+            that holds something else or lies in `output`, `assembly` without one, a network with tensors of a type that
+            a pass does not know, or something that Relay cannot do, or it is not installed.
+    """
+    inputs = [folder for folder in (bundle.folder, tuned) if folder is not None]
+    folders = check_places(output, list(bundle.packs), fold, inputs, dump, assembly)
+    with contextlib.ExitStack() as stack:
+        if dump is not None:
+            stack.enter_context(locked_folder(dump))
+        if tuned is not None:
+            tuned = stack.enter_context(whole_records(tuned))
+        return _compile(bundle, target, folders, fold, batch, runner, tuned, ir, dump, assembly, on_step)
+
+
+def check_places(
+    output: Path,
+    tasks: Sequence[str],
+    fold: FoldMode,
+    inputs: Sequence[Path] = (),
+    dump: Path | None = None,
+    assembly: bool = False,
+) -> list[Path]:
+    """Checks before the work that all that `compile_bundle` will write can be written; needs no TVM.
+
+    Args:
+        tasks: those that are compiled.
+        inputs: folders that are read.
+        output, fold, dump, assembly: as `compile_bundle`.
+
+    Returns:
+        The folders of the artifacts.
+
+    Raises:
+        UserError: as `compile_bundle`, as far as folders are concerned.
     """
     if assembly and dump is None:
         raise UserError("The assembler is written beside the modules of each phase. Say where: --dump FOLDER.")
     if dump is not None:
-        _check_apart(output.resolve(), dump.resolve())
+        check_apart(output, dump)
+        check_dump_folder(dump)
+    folders = [output / task for task in tasks] if fold == "bake" and len(tasks) > 1 else [output]
+    for folder in folders:
+        check_output(folder, inputs)
+    return folders
+
+
+def _compile(
+    bundle: Bundle,
+    target: CompileTarget,
+    folders: list[Path],
+    fold: FoldMode,
+    batch: int,
+    runner: bool,
+    tuned: Path | None,
+    ir: IntermediateRepresentation,
+    dump: Path | None,
+    assembly: bool,
+    on_step: Callable[[str], None],
+) -> list[Path]:
+    from ksm_hw.runner.build import check_runner
+
     if runner:
         check_runner(target.device, architecture_of(target.cpu))
-    folders = [output / task for task in bundle.packs] if fold == "bake" and len(bundle.packs) > 1 else [output]
-    for folder in folders:
-        refuse_foreign_folder(folder)
     tuning_sha256 = None if tuned is None else records_sha256(tuned)
     if ir == "relay":
         from ksm_hw.compiler.relay.compile import compile_through_relay
@@ -109,18 +162,14 @@ def _manifest(
     )
 
 
-def _check_apart(output: Path, dump: Path) -> None:
-    """An artifact's folder is replaced whole, with all that lies in it."""
-    if output == dump or output in dump.parents or dump in output.parents:
-        raise UserError(f"The artifact {output} and the dump {dump} would lie in each other. Dump into another folder.")
-
-
 def _exporter(compiled: Compiled, manifest: Manifest, runner: bool) -> Callable[[Path], None]:
     """Writes the libraries into the folder of an artifact, and with `runner` the program that runs them."""
 
     def export(folder: Path) -> None:
         compiled.export(folder)
         if runner:
+            from ksm_hw.runner.build import add_runner
+
             add_runner(folder, manifest, compiled.bundle)
 
     return export

@@ -75,15 +75,19 @@ def group_tasks(bundle: Bundle, layouts_of: Callable[[TaskPack], Any]) -> dict[s
     return groups
 
 
-def check_heads(bundle: Bundle, features: int) -> None:
+def check_heads(bundle: Bundle, features: tuple[int, ...]) -> None:
     """Checks that every task's head takes the features that the network gives.
+
+    Args:
+        bundle: the tasks.
+        features: shape of the head's weight without its classes: [features], of a convolution [features, 1, 1].
 
     Raises:
         UserError: one does not.
     """
     for task, pack in bundle.packs.items():
-        if pack.head_weight.shape[1:] != (features,):
+        if pack.head_weight.shape[1:] != features:
             raise UserError(
                 f"Task '{task}' has a head of shape {list(pack.head_weight.shape)}; {bundle.backbone} needs "
-                f"{[len(pack.classes), features]}. The file is damaged or belongs to another network."
+                f"{[len(pack.classes), *features]}. The file is damaged or belongs to another network."
             )

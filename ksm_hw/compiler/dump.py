@@ -7,7 +7,7 @@
                                    assembly/TASK/
 
 They are written as they come, so a compile that fails leaves those of the phases before. `.ksm-hw-dump` lists them, a
-name a line: the next dump into the folder replaces these and nothing else.
+name a line: the next dump into the folder replaces these and nothing else (`dump_folder`).
 """
 
 import contextlib
@@ -19,12 +19,11 @@ import tvm
 from tvm.ir.instrument import pass_instrument
 
 from ksm_hw.compiler.assembly import kernel_texts
-from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.compiler.dump_folder import LIST, empty_dump_folder
+from ksm_hw.files.written import written_file
 from tvm_passes.relax.pipeline import PHASES
 
 _ASSEMBLY = "assembly"
-LIST = ".ksm-hw-dump"
 
 
 @dataclass(frozen=True)
@@ -58,18 +57,7 @@ def begin_dump(folder: Path, assembly: bool) -> Dump:
     Raises:
         UserError: the folder holds something else, or cannot be written.
     """
-    older = folder / LIST
-    if folder.exists() and not older.is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder} exists and holds no older dump, so nothing is written into it. Give another path, or remove it."
-        )
-    for name in older.read_text().splitlines() if older.is_file() else []:
-        if not Path(name).is_absolute() and ".." not in Path(name).parts:
-            (folder / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # One that is not empty, or the dump's own.
-                (folder / name).parent.rmdir()
-    with written_file(older) as temporary:
-        temporary.write_text("")
+    empty_dump_folder(folder)
     return Dump(folder, assembly)
 
 

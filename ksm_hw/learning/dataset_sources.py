@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from ksm_hw.masks.preprocessing import as_rgb
+from ksm_hw.images.colours import as_rgb
 
 TRAINING_IMAGES = 2000
 TEST_IMAGES = 600
@@ -173,7 +173,7 @@ def _drawing(file: Path, side: int) -> npt.NDArray[np.uint8] | None:
         image = as_rgb(opened)
     except Image.DecompressionBombError:
         return None
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Decoders raise many types for damaged files; each means the same here.
         raise SetMissing(f"{file}: {error}") from error
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     square = Image.new("RGB", (side, side), "white")

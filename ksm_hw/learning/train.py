@@ -1,34 +1,103 @@
 """Training as a user asks for it: images and a backbone in, a task in a bundle out."""
 
+import contextlib
 import dataclasses
+import logging
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ksm_hw.errors import UserError
+from ksm_hw.files.locks import locked_folder
+from ksm_hw.files.written import explained
 from ksm_hw.learning.datasets import ImageSplit, TaskData
 from ksm_hw.learning.learn import Epoch, LearningOptions, learn, measure_accuracy, task_pack_of
-from ksm_hw.masks.bundle import Bundle, add_task, check_same_backbone, check_task_name, sha256_of_tensors
+from ksm_hw.learning.methods import method_named
+from ksm_hw.masks.bundle import (
+    LEARNING,
+    Bundle,
+    add_task,
+    check_bundle_folder,
+    check_same_backbone,
+    check_task_name,
+    pack_in,
+    sha256_of_tensors,
+)
 from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.soft_mask import soft_values, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.backbones import backbone_tensors, default_preprocessing, pretrained_backbone
+from ksm_hw.models.backbones import (
+    backbone_tensors,
+    build_backbone,
+    check_image_size,
+    default_preprocessing,
+    pretrained_backbone,
+)
 from ksm_hw.models.task_module import task_module
 
 SAMPLES = 10  # Test images of a task that a bundle carries, so that `verify` and `make demo` have real input.
 _SAMPLE_SIDE = 256  # Samples are shrunk to this longer side, in pixels, for they travel with every artifact.
 
 
+_log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Trained:
-    """What training gave: the pack, and the largest error of a soft value that storing it with fewer bits caused."""
+    """What training gave.
+
+    Attributes:
+        pack: the task.
+        scale_error: the largest error of a soft value that storing it with fewer bits caused.
+        replaced_accuracy: of the task of that name which the bundle had before, in 0…1; None where it had none, or
+            nobody measured it.
+    """
 
     pack: TaskPack
     scale_error: float
+    replaced_accuracy: float | None
+
+
+def checkpoint_of(bundle: Path, task: str) -> Path:
+    """The file with the state after the last whole epoch of a task that is being learned."""
+    return bundle / LEARNING / f"{task}.pt"
+
+
+@contextlib.contextmanager
+def _learning(bundle: Path, task: str) -> Iterator[Path]:
+    """The checkpoint of a task, while no other process learns the task of that name into the bundle."""
+    checkpoint = checkpoint_of(bundle, task)
+    with locked_folder(checkpoint.parent, f"{task}.lock"):
+        for left in checkpoint.parent.glob(f".{checkpoint.name}.*"):
+            left.unlink()  # Half a checkpoint: its process was killed.
+        yield checkpoint
+
+
+def check_request(
+    task: str, bundle: Path, backbone: str, weights: Path | None, image_size: int, options: LearningOptions
+) -> None:
+    """Checks what needs neither images nor weights, so that it is told before minutes of reading those.
+
+    Raises:
+        UserError: a name that no task can have, a folder that no task can be written into, masks that begin at 0,
+            weights that are not there, no such network, or one that does not take images of this size.
+    """
+    check_task_name(task)
+    check_bundle_folder(bundle)
+    first, threshold = options.constants.initial, options.constants.threshold
+    if method_named(options.method).masks and first < threshold:
+        raise UserError(
+            f"With --mask-initial {first:g} below --mask-threshold {threshold:g} every weight begins at 0. Give a "
+            "first value at or above the threshold."
+        )
+    if weights is not None and not weights.exists():
+        raise UserError(f"No weights at {weights}. Check the path.")
+    check_image_size(build_backbone(backbone), backbone, image_size)
 
 
 def train_task(
@@ -66,29 +135,49 @@ def train_task(
         UserError: bad names, weights that do not fit, a bundle over another backbone, a disk that cannot be written.
     """
     check_task_name(task)
-    checkpoint = bundle / ".learning" / f"{task}.pt"
-    if restart:
+    check_bundle_folder(bundle)
+    with _learning(bundle, task) as checkpoint:
+        network = pretrained_backbone(backbone, weights)
+        check_image_size(network, backbone, image_size)
+        tensors = backbone_tensors(network)
+        # A copy: the arrays share memory with a network that is about to change its BatchNorms.
+        tensors = {name: array.copy() for name, array in tensors.items()}
+        identity = (backbone, sha256_of_tensors(tensors))
+        check_same_backbone(bundle, *identity)
+        replaced = _replaced_accuracy(bundle, task)
+        if restart:
+            checkpoint.unlink(missing_ok=True)
+        preprocessing = default_preprocessing(backbone, image_size)
+        network, history = learn(network, data, preprocessing, options, checkpoint, on_batch, on_epoch)
+        exact = task_pack_of(network, data, task, options, identity, preprocessing)
+        pack = task_pack_of(network, data, task, options, identity, preprocessing, scale_bits)
+        reference = task_module(Bundle(*identity, tensors, {task: pack}), pack)
+        # Of the pack as it is stored, which with 8 or 4 bits is not quite the network that was learned.
+        accuracy = measure_accuracy(reference, data.test, preprocessing)
+        pack = dataclasses.replace(pack, facts={**_facts(data, history), "command": command, "accuracy": accuracy})
+        _add(bundle, pack, tensors, data)
         checkpoint.unlink(missing_ok=True)
-    network = pretrained_backbone(backbone, weights)
-    tensors = backbone_tensors(network)
-    # A copy: the arrays share memory with a network that is about to change its BatchNorms.
-    tensors = {name: array.copy() for name, array in tensors.items()}
-    identity = (backbone, sha256_of_tensors(tensors))
-    check_same_backbone(bundle, *identity)
-    preprocessing = default_preprocessing(backbone, image_size)
-    network, history = learn(network, data, preprocessing, options, checkpoint, on_batch, on_epoch)
-    exact = task_pack_of(network, data, task, options, identity, preprocessing)
-    pack = task_pack_of(network, data, task, options, identity, preprocessing, scale_bits)
-    reference = task_module(Bundle(*identity, tensors, {task: pack}), pack)
-    # Of the pack as it is stored, which with 8 or 4 bits is not quite the network that was learned.
-    accuracy = measure_accuracy(reference, data.test, preprocessing)
-    pack = dataclasses.replace(pack, facts={**_facts(data, history), "command": command, "accuracy": accuracy})
-    with tempfile.TemporaryDirectory() as folder:
+    return Trained(pack, _scale_error(exact, pack), replaced)
+
+
+def _replaced_accuracy(bundle: Path, task: str) -> float | None:
+    """Says at the start that a task of this name will be replaced, while that can still be stopped."""
+    older = pack_in(bundle, task)
+    if older is None:
+        return None
+    accuracy = older.facts.get("accuracy")
+    known = isinstance(accuracy, float)
+    words = f"its accuracy of {accuracy:.1%}" if known else "an accuracy that nobody measured"
+    _log.warning("Task '%s' is in %s already, with %s: it is replaced at the end.", task, bundle, words)
+    return accuracy if known else None
+
+
+def _add(bundle: Path, pack: TaskPack, tensors: dict[str, Any], data: TaskData) -> None:
+    """Adds the task to the bundle, with samples of its images."""
+    with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
         samples = Path(folder) / "samples"
         write_samples(data.test, data.classes, samples)
         add_task(bundle, pack, tensors, samples)
-    checkpoint.unlink(missing_ok=True)
-    return Trained(pack, _scale_error(exact, pack))
 
 
 def _facts(data: TaskData, history: list[Epoch]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,15 +21,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.files.staging import OWN_NAMES, changed_folder, read_whole, staged_files
+from ksm_hw.files.written import check_folder, explained
+from ksm_hw.images.finding import images_of_folder
 from ksm_hw.json_document import OtherVersion, read_versioned_json
 from ksm_hw.masks.mask_format import mask_shape
-from ksm_hw.masks.preprocessing import image_files
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
 from ksm_hw.masks.task_pack import TaskPack, load_task_pack, save_task_pack
 from ksm_hw.state_dicts import packaged_tensors
 
 FORMAT_VERSION = 1
+DESCRIPTION = "bundle.json"
+LEARNING = ".learning"  # Folder of what unfinished training keeps (`ksm_hw.learning.train`).
+_SAMPLE = re.compile(r"\d\d-[A-Za-z0-9_]*\.png")  # Name of a sample image, as training writes it.
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Bundle:
         tensors: what all tasks share, float32, by name in the network's state dict.
         packs: the tasks by name.
         samples: folder with one folder of images for each task; None when there are none.
+        folder: where it was loaded from; None for one that was made in memory.
     """
 
     backbone: str
@@ -48,6 +54,7 @@ class Bundle:
     tensors: Mapping[str, npt.NDArray[np.float32]]
     packs: Mapping[str, TaskPack]
     samples: Path | None = None
+    folder: Path | None = None
 
 
 def sha256_of_tensors(tensors: Mapping[str, npt.NDArray[np.float32]]) -> str:
@@ -95,7 +102,7 @@ def sample_images(bundle: Bundle, task: str) -> list[Path]:
     """
     if bundle.samples is None or not (bundle.samples / task).is_dir():
         raise UserError(f"The bundle carries no sample images of task '{task}'. Give images of your own with --images.")
-    return image_files(bundle.samples / task)
+    return images_of_folder(bundle.samples / task)
 
 
 def check_task_name(name: str) -> None:
@@ -114,6 +121,10 @@ def load_bundle(folder: Path) -> Bundle:
     Raises:
         UserError: a file is missing or damaged, or a hash or a shape does not match.
     """
+    return read_whole(folder, DESCRIPTION, lambda: _load_bundle(folder))
+
+
+def _load_bundle(folder: Path) -> Bundle:
     description = _read_description(folder)
     name, expected = description.backbone, description.backbone_sha256
     tensors = _backbone_tensors(name, folder / "backbone.safetensors")
@@ -127,7 +138,27 @@ def load_bundle(folder: Path) -> Bundle:
     for pack in packs.values():
         check_pack_fits(pack, name, found, tensors)
     samples = folder / "samples"
-    return Bundle(name, found, tensors, packs, samples if samples.is_dir() else None)
+    return Bundle(name, found, tensors, packs, samples if samples.is_dir() else None, folder)
+
+
+def tasks_in(folder: Path) -> list[str]:
+    """The names of a bundle's tasks, without reading them.
+
+    Raises:
+        UserError: there is no bundle, or its description is damaged.
+    """
+    return _read_description(folder).tasks
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder has the description of a bundle, of whichever version of ksm-hw; an artifact has one too."""
+    try:
+        read_versioned_json((folder / DESCRIPTION).read_bytes(), _Description, FORMAT_VERSION)
+    except OtherVersion:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -141,7 +172,7 @@ class _Description:
 
 
 def _read_description(folder: Path) -> _Description:
-    path = folder / "bundle.json"
+    path = folder / DESCRIPTION
     try:
         description = read_versioned_json(path.read_bytes(), _Description, FORMAT_VERSION)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -203,7 +234,7 @@ def check_same_backbone(folder: Path, backbone: str, sha256: str) -> None:
     Raises:
         UserError: the folder has a bundle over another backbone, or a damaged one.
     """
-    if not (folder / "bundle.json").exists():
+    if not (folder / DESCRIPTION).exists():
         return
     found = _read_description(folder)
     if found.backbone_sha256 != sha256:
@@ -211,6 +242,45 @@ def check_same_backbone(folder: Path, backbone: str, sha256: str) -> None:
             f"The bundle {folder} is over {found.backbone} with SHA-256 {found.backbone_sha256}, and the task would be "
             f"learned over {backbone} with SHA-256 {sha256}. Give another --bundle, or the bundle's backbone."
         )
+
+
+def check_bundle_folder(folder: Path) -> None:
+    """Checks, before a task is learned, that it can be written into a folder.
+
+    Raises:
+        UserError: the folder is an artifact, lies in one or in a bundle, holds something else, or cannot be written.
+    """
+    _check_owner(folder)
+    for written in (folder, *(folder / name for name in ("tasks", "samples", LEARNING))):
+        check_folder(written)
+
+
+def pack_in(folder: Path, task: str) -> TaskPack | None:
+    """The pack of a task in a bundle, if there is one.
+
+    Raises:
+        UserError: the bundle or the pack is damaged.
+    """
+    if not (folder / DESCRIPTION).exists() or task not in _read_description(folder).tasks:
+        return None
+    return load_task_pack(folder / "tasks" / f"{task}.safetensors")
+
+
+def _check_owner(folder: Path) -> None:
+    """Checks that a folder is a bundle, or may become one; what else lies in a bundle is never touched."""
+    real = Path(os.path.realpath(folder))
+    for each in (real, *real.parents):
+        if is_bundle(each) and (each / "manifest.json").is_file():
+            raise UserError(f"{each} is an artifact, and tasks are learned into bundles. Give another --bundle.")
+        if each != real and is_bundle(each):
+            raise UserError(f"{folder} lies in the bundle {each}. Give that, or another --bundle.")
+    with explained(folder):
+        if not os.path.lexists(real) or (real / DESCRIPTION).exists():
+            return
+        if foreign := sorted(set(os.listdir(real)) - OWN_NAMES - {LEARNING}):
+            raise UserError(
+                f"{folder} holds {foreign[0]} and is no bundle, so no task is written into it. Give another --bundle."
+            )
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
@@ -223,8 +293,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     for pack in bundle.packs.values():
         save_task_pack(pack, folder / "tasks" / f"{pack.task}.safetensors")
         if bundle.samples is not None and (bundle.samples / pack.task).is_dir():
-            shutil.copytree(bundle.samples / pack.task, folder / "samples" / pack.task)
-    _write_description(folder, bundle.backbone, bundle.backbone_sha256, list(bundle.packs))
+            _copy_samples(bundle.samples / pack.task, folder / "samples" / pack.task)
+    _write_description(folder, _Description(bundle.backbone, bundle.backbone_sha256, sorted(bundle.packs)))
 
 
 def add_task(
@@ -232,7 +302,7 @@ def add_task(
 ) -> None:
     """Adds a task to a bundle, or replaces the task of that name; makes the bundle when the folder has none.
 
-    The description is written last, so a task is there whole or not at all.
+    The task is there whole or not at all, and so are the tasks that other processes add at the same time.
 
     Args:
         folder: the bundle.
@@ -241,27 +311,47 @@ def add_task(
         samples: folder of a few real test images, which is copied; None keeps what there is.
 
     Raises:
-        UserError: the bundle has another backbone, or cannot be written.
+        UserError: the bundle has another backbone, or cannot be written; the folder holds something else.
     """
     check_task_name(pack.task)
-    tasks: list[str] = []
-    if (folder / "bundle.json").exists():
-        description = _read_description(folder)
-        check_pack_fits(pack, description.backbone, description.backbone_sha256, tensors)
-        tasks = description.tasks
-    elif not _is_packaged(pack.backbone, pack.backbone_sha256):
-        write_arrays(folder / "backbone.safetensors", tensors)
-    save_task_pack(pack, folder / "tasks" / f"{pack.task}.safetensors")
-    if samples is not None:
-        shutil.rmtree(folder / "samples" / pack.task, ignore_errors=True)
-        shutil.copytree(samples, folder / "samples" / pack.task)
-    _write_description(folder, pack.backbone, pack.backbone_sha256, [*tasks, pack.task])
+    _check_owner(folder)
+    folder = Path(os.path.realpath(folder))
+    with changed_folder(folder):
+        tasks: list[str] = []
+        is_new = not (folder / DESCRIPTION).exists()
+        if not is_new:
+            description = _read_description(folder)
+            check_pack_fits(pack, description.backbone, description.backbone_sha256, tensors)
+            tasks = description.tasks
+        older = [] if samples is None else _sample_names(folder, pack.task)
+        with staged_files(folder, DESCRIPTION, older) as staging:
+            if is_new and not _is_packaged(pack.backbone, pack.backbone_sha256):
+                write_arrays(staging / "backbone.safetensors", tensors)
+            save_task_pack(pack, staging / "tasks" / f"{pack.task}.safetensors")
+            if samples is not None:
+                _copy_samples(samples, staging / "samples" / pack.task)
+            tasks = sorted({*tasks, pack.task})
+            _write_description(staging, _Description(pack.backbone, pack.backbone_sha256, tasks))
 
 
-def _write_description(folder: Path, backbone: str, sha256: str, tasks: list[str]) -> None:
-    description = _Description(backbone, sha256, sorted(set(tasks)))
-    with written_file(folder / "bundle.json") as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(description), indent=2) + "\n")
+def _sample_names(folder: Path, task: str) -> list[str]:
+    """The sample images of a task that training wrote; a user's own beside them stay."""
+    place = folder / "samples" / task
+    return [f"samples/{task}/{path.name}" for path in place.glob("*") if _SAMPLE.fullmatch(path.name)]
+
+
+def _copy_samples(source: Path, destination: Path) -> None:
+    """Copies the images of a task, and nothing hidden that file managers left there."""
+    with explained(destination):
+        destination.mkdir(parents=True)
+        for file in sorted(source.iterdir()):
+            if file.is_file() and not file.name.startswith("."):
+                shutil.copyfile(file, destination / file.name)
+
+
+def _write_description(folder: Path, description: _Description) -> None:
+    with explained(folder):
+        (folder / DESCRIPTION).write_text(json.dumps(dataclasses.asdict(description), indent=2) + "\n")
 
 
 def _is_packaged(backbone: str, sha256: str) -> bool:

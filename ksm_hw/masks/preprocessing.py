@@ -1,9 +1,7 @@
-"""From an image file to the network's input, with Pillow and NumPy alone, so that a board needs neither torch."""
+"""From an image to the network's input, with Pillow and NumPy alone, so that a board needs no torch."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ksm_hw.errors import UserError
-
 Interpolation = Literal["bilinear", "bicubic"]
 # Of a network's input in pixels: a damaged file must not ask for more memory than any machine has.
 Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 Share = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 Spread = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+
+# Of an image that is longer than so many times its width, only the middle is scaled: the rest of a line of 1 × 60000
+# pixels would become gigabytes, to be cropped away.
+_LONGEST = 64
 
 
 @dataclass(frozen=True)
@@ -39,53 +38,23 @@ class Preprocessing:
     std: tuple[Spread, Spread, Spread]
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder, in the order of their names.
-
-    Raises:
-        UserError: there are none.
-    """
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise UserError(f"No images in {folder}. Expected files that end in {', '.join(IMAGE_SUFFIXES)}.")
-    return found
-
-
-def read_image(path: Path) -> Image.Image:
-    """Reads an image file as RGB; transparent pixels are laid over white.
-
-    Raises:
-        UserError: the file is missing or is no image that Pillow can decode.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return as_rgb(image)
-    except FileNotFoundError as error:
-        raise UserError(f"No image at {path}. Check the path.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(
-            f"Cannot decode {path} as an image ({error}). Expected one of {', '.join(IMAGE_SUFFIXES)} of at most "
-            f"{Image.MAX_IMAGE_PIXELS} pixels; convert the file or leave it out."
-        ) from error
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB; transparent pixels are laid over white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
 def resize(image: Image.Image, shorter_side: int, interpolation: Interpolation) -> Image.Image:
-    """Scales the image so that its shorter side has the given length in pixels."""
+    """Scales the image so that its shorter side has the given length in pixels; of a very long one only the middle."""
+    image = _middle(image)
     factor = shorter_side / min(image.size)
     width, height = (max(shorter_side, round(side * factor)) for side in image.size)
     return image.resize(
         (width, height), Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
     )
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """The image without what lies beyond _LONGEST times its shorter side; equally much is cut at both ends."""
+    longest = _LONGEST * min(image.size)
+    left, top = (max(side - longest, 0) // 2 for side in image.size)
+    if left == top == 0:
+        return image
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """Safetensors files of NumPy arrays: written whole, read without trust in what they hold."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.files.written import written_file
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: dict[str, str] | None = None) -> None:
@@ -58,7 +59,7 @@ def read_arrays(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]
 
 
 def check_float32(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
-    """Checks that arrays are float32.
+    """Checks that arrays are float32, their numbers finite and variances not below 0.
 
     Raises:
         UserError: one is not; the message names it and the file.
@@ -67,4 +68,11 @@ def check_float32(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
         if array.dtype != np.float32:
             raise UserError(
                 f"{path} has '{name}' as {array.dtype}; expected float32. Learn the task again, or convert the tensor."
+            )
+        # By the extremes, which take no memory; what is not a number is both of them.
+        low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+        if not (math.isfinite(low) and math.isfinite(high)) or (low < 0 and name.endswith("running_var")):
+            raise UserError(
+                f"{path} has numbers in '{name}' that are not finite (NaN or infinite), or variances below 0. The file "
+                "is damaged, or the training that made it diverged; copy it again, or learn the task again."
             )

@@ -143,6 +143,11 @@ def check_packed(packed: PackedMask, where: str) -> None:
             f"{packed.scale.dtype} of {packed.scale_bits} bits over {packed.scale_range}. "
             "The file is damaged; learn or copy the task again."
         )
+    if not np.isfinite(packed.scale).all():
+        raise UserError(
+            f"{where}: soft values that are not finite (NaN or infinite). The file is damaged, or the training that "
+            "made it diverged; learn or copy the task again."
+        )
     count = math.prod(packed.shape)  # NumPy's wraps around where a damaged shape is huge.
     if packed.bits.shape != (-(-count // 8),):
         raise UserError(

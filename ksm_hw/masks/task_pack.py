@@ -5,7 +5,7 @@ The file is safetensors. Its metadata holds one entry, `ksm-hw`, a JSON header; 
     mask/<layer>/bits      uint8    the binary mask, one bit a value     see `ksm_hw.masks.soft_mask.PackedMask`
     mask/<layer>/scale     float32 or uint8    the soft values
     batch_norm/<name>      float32  weight, bias, running mean and variance of each BatchNorm
-    head/weight, head/bias float32  [classes, features], [classes]
+    head/weight, head/bias float32  [classes, features] or, of a convolution, [classes, features, 1, 1]; [classes]
 
 A layer without a mask keeps the backbone's weight, a BatchNorm that is absent the backbone's.
 """
@@ -45,7 +45,7 @@ class TaskPack:
         preprocessing: from an image to the input.
         masks: packed soft mask of each masked layer, by module path.
         batch_norms: float32 [channels] each, by the name in the network's state dict.
-        head_weight: float32 [classes, features].
+        head_weight: float32 [classes, features]; [classes, features, 1, 1] where the network ends in a convolution.
         head_bias: float32 [classes].
         facts: how it was learned and what it reached (accuracy in 0…1, seconds, command); may be empty.
     """

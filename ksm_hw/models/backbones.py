@@ -2,10 +2,17 @@
 
 EfficientNet-Lite0 comes with its ImageNet weights in a pip package. Every classification network of torchvision works
 as well, by torchvision's own name (`resnet50`, `vgg16_bn`, `densenet121`, `mobilenet_v2`, …).
+
+`build_backbone` is the one way in which a network is built, for learning, compiling and verifying; weights come into it
+afterwards, wherever they are from. What torchvision builds in or not by the weights that it is given (auxiliary heads,
+GoogLeNet's `transform_input`) is never built in: heads that only training needs are left out, and a transformation of
+the input belongs to the preprocessing.
 """
 
 import difflib
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +20,9 @@ import torch
 from torch import nn
 
 from ksm_hw.errors import UserError
-from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.preprocessing import Interpolation, Preprocessing
 from ksm_hw.models.torchvision_import import import_torchvision
+from ksm_hw.models.weights import fitted_weights
 from ksm_hw.state_dicts import (
     EFFICIENTNET_LITE0,
     Tensors,
@@ -23,6 +31,12 @@ from ksm_hw.state_dicts import (
     read_state_dict,
     shared_tensors,
 )
+
+# Networks whose published weights take (x - 0.5) / 0.5. torchvision normalises for them as for all its networks, and
+# turns that into theirs inside the network (`transform_input`), where it built the network with these weights.
+_TRANSFORMS_INPUT = ("googlenet", "inception_v3")
+# Heads that only training needs, of networks whose constructor builds them in by default.
+_AUXILIARY_HEADS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
 def build_backbone(name: str, classes: int = 1000) -> nn.Module:
@@ -46,30 +60,35 @@ def build_backbone(name: str, classes: int = 1000) -> nn.Module:
                 + (f"Did you mean {' or '.join(near)}? " if near else "")
                 + f"Known are {EFFICIENTNET_LITE0} and the classification networks of torchvision, such as resnet50."
             )
-        options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        options = {"aux_logits": False, "init_weights": False} if name in _AUXILIARY_HEADS else {}
         model = torchvision.models.get_model(name, weights=None, **options)
     replace_head(model, classes)
     return model
 
 
 def head_path(model: nn.Module) -> str:
-    """Module path of the classifier head: the network's last linear layer.
+    """Module path of the classifier head: the last linear layer, or the last convolution where there is none.
 
     Raises:
-        UserError: the network has no linear layer.
+        UserError: the network has neither.
     """
-    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise UserError(f"{type(model).__name__} ends in no linear layer, which ksm-hw needs as the head of a task.")
-    return linear[-1]
+    for kind in (nn.Linear, nn.Conv2d):
+        if found := [path for path, module in model.named_modules() if isinstance(module, kind)]:
+            return found[-1]
+    raise UserError(
+        f"{type(model).__name__} has no linear layer and no convolution, one of which ksm-hw needs as a task's head."
+    )
 
 
-def replace_head(model: nn.Module, classes: int) -> nn.Linear:
-    """Gives the network a fresh linear head of `classes` outputs, in place, and returns it."""
+def replace_head(model: nn.Module, classes: int) -> nn.Linear | nn.Conv2d:
+    """Gives the network a fresh head of `classes` outputs, in place, and returns it: of the kind that it had."""
     path = head_path(model)
     old = model.get_submodule(path)
-    assert isinstance(old, nn.Linear)
-    head = nn.Linear(old.in_features, classes)
+    assert isinstance(old, (nn.Linear, nn.Conv2d))
+    if isinstance(old, nn.Linear):
+        head: nn.Linear | nn.Conv2d = nn.Linear(old.in_features, classes)
+    else:
+        head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)  # type: ignore[arg-type]
     model.set_submodule(path, head)
     return head
 
@@ -92,6 +111,32 @@ def maskable_layers(model: nn.Module) -> dict[str, tuple[int, ...]]:
         for path, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear)) and path != head
     }
+
+
+@torch.no_grad()
+def check_image_size(model: nn.Module, name: str, image_size: int) -> None:
+    """Checks that a network takes images of a size in pixels, and that its head's outputs are its own: computes shapes.
+
+    Raises:
+        UserError: it does not.
+    """
+    state = {path: tensor.to("meta") for path, tensor in model.state_dict().items()}
+    images = torch.zeros(2, 3, image_size, image_size, device="meta")
+    training = model.training
+    try:
+        logits = torch.func.functional_call(model.eval(), state, images)
+    except Exception as error:  # Each network has its own way to fail, down to assertions.
+        usual = 224 if name == EFFICIENTNET_LITE0 else _published(name).transforms().crop_size[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name} does not take images of {image_size} pixels ({reason.rstrip('.!')}). Give another --image-size; "
+            f"its published weights take {usual}."
+        ) from error
+    finally:
+        model.train(training)
+    classes = len(model.get_submodule(head_path(model)).weight)  # type: ignore[arg-type]
+    if tuple(logits.shape) != (2, classes):
+        raise UserError(f"{name} does not end in its head: its last layer gives {classes} classes, it {logits.shape}.")
 
 
 def backbone_tensors(model: nn.Module) -> dict[str, npt.NDArray[np.float32]]:
@@ -129,32 +174,46 @@ def pretrained_backbone(name: str, weights: Path | None = None) -> nn.Module:
     Raises:
         UserError: the weights are missing, cannot be read safely, or belong to another architecture.
     """
-    weights = weights or packaged_weights(name)
-    if weights is not None:
-        return _with_state_dict(build_backbone(name), read_state_dict(weights), str(weights))
-    build_backbone(name, classes=1)
-    try:
-        return import_torchvision().models.get_model(name, weights="DEFAULT")
-    except OSError as error:
-        raise UserError(
-            f"The pretrained weights of {name} could not be downloaded ({error}). Give a state dict with --weights."
-        ) from error
-
-
-def _with_state_dict(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> nn.Module:
+    model = build_backbone(name)
+    file = weights or packaged_weights(name)
+    where, state = _downloaded_weights(name) if file is None else (str(file), read_state_dict(file))
     head = head_path(model)
-    if f"{head}.weight" in state:
-        replace_head(model, len(state[f"{head}.weight"]))
+    level = logging.INFO if weights is None else logging.WARNING
+    expected = {path: tensor for path, tensor in model.state_dict().items() if not path.startswith(f"{head}.")}
+    fitted = fitted_weights(state, expected, (head, *_AUXILIARY_HEADS.get(name, ())), where, level)
     try:
-        load_backbone_tensors(model, shared_tensors(state, head))
+        load_backbone_tensors(model, shared_tensors(fitted, head))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return model
 
 
+def _published(name: str) -> Any:
+    """What torchvision knows of its own weights of a network."""
+    return import_torchvision().models.get_model_weights(name).DEFAULT
+
+
+def _downloaded_weights(name: str) -> tuple[str, dict[str, torch.Tensor]]:
+    """Where torchvision's own weights of a network come from, and what they are."""
+    weights = _published(name)
+    try:
+        state: dict[str, torch.Tensor] = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except Exception as error:  # No network, or a damaged file in the cache, of which torch raises many types.
+        raise UserError(
+            f"The pretrained weights of {name} could not be downloaded, or are damaged ({error}). Give a state dict "
+            "with --weights."
+        ) from error
+    return weights.url, state
+
+
 def default_preprocessing(backbone: str, image_size: int) -> Preprocessing:
-    """The preprocessing that a backbone was trained with, at the given input size in pixels."""
+    """The preprocessing that a backbone's published weights were trained with, at the given input size in pixels."""
     if backbone == EFFICIENTNET_LITE0:
         # As its TensorFlow original: (x - 127) / 128 on bytes.
         return Preprocessing(image_size, image_size, "bicubic", (127 / 255,) * 3, (128 / 255,) * 3)
-    return Preprocessing(image_size, image_size, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    wanted = _published(backbone).transforms()
+    interpolation: Interpolation = "bicubic" if wanted.interpolation.value == "bicubic" else "bilinear"
+    mean, std = tuple(wanted.mean), tuple(wanted.std)
+    if backbone in _TRANSFORMS_INPUT:
+        mean, std = (0.5,) * 3, (0.5,) * 3
+    return Preprocessing(image_size, image_size, interpolation, mean, std)

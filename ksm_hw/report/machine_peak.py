@@ -10,14 +10,15 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.files.locks import locked
+from ksm_hw.files.written import written_file
 from ksm_hw.runtime.machine import this_machine
+from ksm_hw.user_folders import cache_folder
 
 _log = logging.getLogger(__name__)
 
@@ -67,24 +68,32 @@ def machine_peak(threads: int, again: bool = False) -> MachinePeak:
     """
     import tvm
 
+    cpu = this_machine().cpu
+    name = hashlib.sha256(f"{cpu}/{threads}/{tvm.__version__}".encode()).hexdigest()[:16]
+    path = cache_folder("machine-peak") / f"{name}.json"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(UserError):  # Without a home that can be written it is measured each time.
+            # Two that measure at once would each find half of the machine.
+            stack.enter_context(locked(path.with_suffix(".lock")))
+        known = None if again else _read(path)
+        if known is not None and (known.cpu, known.threads, known.tvm_version) == (cpu, threads, tvm.__version__):
+            _log.info("the peak of %s with %d threads was measured before: %s", cpu, threads, path)
+            return known
+        return _measured_peak(threads, path)
+
+
+def _measured_peak(threads: int, path: Path) -> MachinePeak:
+    """Measures the peak, and keeps it if the machine is quiet."""
+    import tvm
+
     machine = this_machine()
-    cpu = machine.cpu
-    path = _cache_folder() / f"{hashlib.sha256(f'{cpu}/{threads}/{tvm.__version__}'.encode()).hexdigest()[:16]}.json"
-    known = None if again else _read(path)
-    if known is not None and (known.cpu, known.threads, known.tvm_version) == (cpu, threads, tvm.__version__):
-        _log.info("the peak of %s with %d threads was measured before: %s", cpu, threads, path)
-        return known
-    peak = MachinePeak(cpu, threads, tvm.__version__, measure_flops(threads), measure_bandwidth(threads))
+    peak = MachinePeak(machine.cpu, threads, tvm.__version__, measure_flops(threads), measure_bandwidth(threads))
     if machine.load > _QUIET * machine.cores:
         _log.info("the peak is not kept: at a load of %.1f the machine is not quiet", machine.load)
         return peak
-    with contextlib.suppress(UserError):  # Without a home that can be written it is measured each time.
+    with contextlib.suppress(UserError):
         _write(path, peak)
     return peak
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ksm-hw" / "machine-peak"
 
 
 def _read(path: Path) -> MachinePeak | None:

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ksm_hw.files import written_file
+from ksm_hw.files.written import written_file
 from ksm_hw.report.measure import ArtifactReport
 from ksm_hw.report.terminal import NOISY_ADVICE, TextTable, machine_facts, report_tables
 from ksm_hw.report.timing import Timing

@@ -20,13 +20,18 @@ from torch import nn
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
+from ksm_hw.errors import UserError
+from ksm_hw.images.finding import image_files
+from ksm_hw.images.stream import OnFailure, raise_failure
 from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
-from ksm_hw.masks.preprocessing import image_files, preprocess_batch, read_image
+from ksm_hw.masks.input_batches import read_batches
 from ksm_hw.models.task_module import task_module
+from ksm_hw.runtime.any_session import AnySession
 
 _log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # Of the relative error of the logits, in float32.
+_BATCH = 8  # Images that are compared at once; PyTorch holds what lies between the layers of all of them.
 _ALLOWANCE = 4  # Times PyTorch's own float32 error, for networks where that is past the default tolerance.
 
 Logits = npt.NDArray[np.floating[Any]]
@@ -66,6 +71,7 @@ def verify(
     on_task: Callable[[Verification], None] = lambda result: None,
     threads: int | None = None,
     board: BoardAddress | None = None,
+    on_failure: OnFailure = raise_failure,
 ) -> list[Verification]:
     """Compares every task of an artifact with the PyTorch network, in float64, of its own backbone and task pack.
 
@@ -77,6 +83,7 @@ def verify(
         on_task: called after each task.
         threads: of the compiled model; without it as many as the target has cores.
         board: where the compiled model runs; on this machine without it. PyTorch always runs here.
+        on_failure: called with an image that cannot be read, which is left out. Without it the error is raised.
 
     Raises:
         UserError: the artifact, a task or the images are missing or damaged, or the board is busy or gone.
@@ -84,25 +91,40 @@ def verify(
     results = []
     with open_session(artifact, board, threads) as session:
         bundle = load_bundle(artifact)
+        given = None if images is None else _given(images)
         for task in tasks or session.tasks:
             session.switch(task)
-            pack = session.packs[task]
-            paths = _images(bundle, task, images)
+            paths = sample_images(bundle, task) if given is None else given
             _log.info("task %s is compared on %d images, %s and on", task, len(paths), paths[0])
-            batch = preprocess_batch([read_image(path) for path in paths], pack.preprocessing)
-            compiled = session.run_all(batch)
-            network = task_module(bundle, pack)
-            exact = _logits(network, batch, torch.float64)
-            float32 = _float32_errors(network, batch, exact, _relative_errors(compiled, exact) > tolerance)
-            results.append(_compare(task, compiled, exact, tolerance, float32))
+            results.append(_verify_task(session, bundle, paths, tolerance, on_failure))
             on_task(results[-1])
     return results
 
 
-def _images(bundle: Bundle, task: str, images: Path | None) -> list[Path]:
-    if images is None:
-        return sample_images(bundle, task)
-    return [images] if images.is_file() else image_files(images)
+def _given(images: Path) -> list[Path]:
+    if not images.exists():
+        raise UserError(f"No images in {images}: there is no such file or folder. Check the path.")
+    return image_files([images])
+
+
+def _verify_task(
+    session: AnySession, bundle: Bundle, files: list[Path], tolerance: float, on_failure: OnFailure
+) -> Verification:
+    """The session's current task, batch by batch: of all images only the logits are kept."""
+    pack = session.packs[session.task]
+    network = task_module(bundle, pack)
+    all_compiled, all_exact, float32_errors = [], [], []
+    for _, batch in read_batches(files, pack.preprocessing, _BATCH, on_failure):
+        compiled, exact = session.run_all(batch), _logits(network, batch, torch.float64)
+        past = _relative_errors(compiled, exact) > tolerance
+        all_compiled.append(compiled)
+        all_exact.append(exact)
+        float32_errors.append(_float32_errors(network, batch, exact, past))
+    if not all_exact:
+        raise UserError(f"Of {len(files)} images none can be read. Give others with --images.")
+    return _compare(
+        pack.task, np.concatenate(all_compiled), np.concatenate(all_exact), tolerance, np.concatenate(float32_errors)
+    )
 
 
 @torch.inference_mode()

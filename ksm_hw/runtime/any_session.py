@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ksm_hw.errors import UserError
+
 if TYPE_CHECKING:
     from ksm_hw.artifact.manifest import Manifest
     from ksm_hw.masks.task_pack import TaskPack
@@ -51,8 +53,27 @@ class AnySession(abc.ABC):
             images: float32 [N, 3, H, W], preprocessed, of the manifest's `input_shape`.
 
         Raises:
-            UserError: the device fails.
+            UserError: the images have another shape or dtype or are not finite, or the device fails.
         """
+
+    def check_images(self, images: npt.NDArray[np.float32]) -> None:
+        """Checks what is about to run: compiled layers turn what is not a number into one (a ReLU makes it 0).
+
+        Raises:
+            UserError: the images have another shape or dtype, or are not finite.
+        """
+        expected = self.manifest.input_shape
+        if images.shape != expected or images.dtype != np.float32:
+            raise UserError(
+                f"Expected images as float32 {list(expected)}, found {images.dtype} {list(images.shape)}. "
+                "Preprocess them with the task's preprocessing, and compile with --batch for other batch sizes."
+            )
+        # By the extremes, which take no memory; what is not a number is both of them.
+        if not (np.isfinite(images.min()) and np.isfinite(images.max())):
+            raise UserError(
+                "The images hold numbers that are not finite (NaN or infinite). Preprocess them with the task's "
+                "preprocessing, from pixels."
+            )
 
     def run_all(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The current task's logits of any number of images, float32 [M, classes]; a last batch is filled with zeros.

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.runtime.any_session import AnySession
+from ksm_hw.runtime.forks import check_process
 from ksm_hw.runtime.threads import pinned, usable_cores, use_threads
 
 Tensors = Sequence[Any]  # TVM's, on the device.
@@ -51,6 +53,7 @@ class DeviceSession(AnySession):
         self._parameters = uploaded.parameters
         self._device = uploaded.device
         self._threads = uploaded.threads
+        self._process = os.getpid()
 
     @property
     @abc.abstractmethod
@@ -102,6 +105,8 @@ class DeviceSession(AnySession):
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
         """Around every call into the artifact: whichever thread calls, it has the session's threads and cores."""
+        if self.manifest.device != "cpu":
+            check_process(self._process, f"A session on the device '{self.manifest.device}'")
         use_threads(self._threads, self.manifest.cores)
         with pinned(self.manifest.cores), device_failures(self.manifest.device):
             yield

@@ -1,5 +1,6 @@
 """Sessions in other processes, on this machine or on a board, that look like one in this process."""
 
+import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import numpy.typing as npt
 from ksm_hw.artifact.manifest import Manifest
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.runtime.any_session import AnySession
+from ksm_hw.runtime.forks import check_process
 
 
 class Connection(Protocol):
@@ -24,14 +26,20 @@ class RemoteSession(AnySession):
     def __init__(self, connection: Connection, manifest: Manifest, packs: Mapping[str, TaskPack], task: str) -> None:
         super().__init__(manifest, packs, task)
         self._connection = connection
+        self._process = os.getpid()
 
     def switch(self, task: str) -> float:
         """See `AnySession`; the seconds are those that it took there."""
-        seconds: float = self._connection.call("switch", task)
+        seconds: float = self._call("switch", task)
         self._task = task
         return seconds
 
     def run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """See `AnySession`."""
-        logits: npt.NDArray[np.float32] = self._connection.call("run", images)
+        self.check_images(images)
+        logits: npt.NDArray[np.float32] = self._call("run", images)
         return logits
+
+    def _call(self, command: str, *arguments: Any) -> Any:
+        check_process(self._process, "A session in another process, or on a board,")
+        return self._connection.call(command, *arguments)

@@ -5,6 +5,8 @@ session.switch("cars")
 logits = session.run(images)
 """
 
+import functools
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -18,8 +20,9 @@ import tvm
 import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
 
-from ksm_hw.artifact.manifest import LIBRARY, Manifest, read_manifest
+from ksm_hw.artifact.manifest import LIBRARY, MANIFEST, Manifest, read_manifest
 from ksm_hw.errors import UserError
+from ksm_hw.files.staging import read_whole
 from ksm_hw.masks.bundle import load_bundle, task_of
 from ksm_hw.runtime.device_session import (
     DeviceSession,
@@ -30,11 +33,12 @@ from ksm_hw.runtime.device_session import (
     start_threads,
     upload_parameters,
 )
+from ksm_hw.runtime.forks import check_process, hold_while_forking, survives_forks
 from ksm_hw.runtime.machine import check_cpu_features
 
 
 class Session(DeviceSession):
-    """An artifact on a device. Safe to use from several threads.
+    """An artifact on a device. Safe to use from several threads, and on a CPU in forked processes.
 
     Attributes:
         manifest: what the artifact is.
@@ -50,6 +54,7 @@ class Session(DeviceSession):
         self._budget = budget
         # One lock for switch and run: TVM's virtual machine serves one caller at a time.
         self._lock = threading.RLock()
+        hold_while_forking(self._lock)
         self._weights: Tensors = []  # In the order that `main` takes them.
         self._kept: OrderedDict[str, Tensors] = OrderedDict()
         # As the virtual machine takes them: to make that of a list at each switch takes as long as some layers.
@@ -72,9 +77,14 @@ class Session(DeviceSession):
             UserError: the artifact is missing, incomplete or damaged, or this machine cannot run it.
         """
         folder = Path(artifact)
-        return cls.open(folder, read_manifest(folder), threads=threads, keep=keep, budget=budget)
+
+        def opened() -> "Session":
+            return cls.open(folder, read_manifest(folder), threads=threads, keep=keep, budget=budget)
+
+        return read_whole(folder, MANIFEST, opened)
 
     @classmethod
+    @survives_forks
     def open(
         cls, folder: Path, manifest: Manifest, *, threads: int | None = None, keep: int = 1, budget: int | None = None
     ) -> "Session":
@@ -111,6 +121,7 @@ class Session(DeviceSession):
         """See `DeviceSession`."""
         return bytes_of(self._weights) if self.manifest.fold == "switch" else 0
 
+    @survives_forks
     def switch(self, task: str) -> float:
         """Makes a task the current one and returns the seconds that it took, until the weights were there.
 
@@ -135,6 +146,7 @@ class Session(DeviceSession):
             self.switch_seconds = time.perf_counter() - start
             return self.switch_seconds
 
+    @survives_forks
     def run(self, images: npt.NDArray[np.float32], task: str | None = None) -> npt.NDArray[np.float32]:
         """Runs a batch and returns the logits, float32 [N, classes of the task].
 
@@ -144,14 +156,10 @@ class Session(DeviceSession):
                 thread may have chosen.
 
         Raises:
-            UserError: the images have another shape or dtype, there is no such task, or the device fails.
+            UserError: the images have another shape or dtype or are not finite, there is no such task, or the device
+                fails.
         """
-        expected = self.manifest.input_shape
-        if images.shape != expected or images.dtype != np.float32:
-            raise UserError(
-                f"Expected images as float32 {list(expected)}, found {images.dtype} {list(images.shape)}. "
-                "Preprocess them with the task's preprocessing, and compile with --batch for other batch sizes."
-            )
+        self.check_images(images)
         with self._lock:
             if task is not None:
                 self.switch(task)
@@ -160,11 +168,13 @@ class Session(DeviceSession):
                 logits = self._machine[entry.main](self._uploaded(images), *weights)
                 return logits.numpy()[:, : len(self.packs[self.task].classes)]
 
+    @survives_forks
     def run_all(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """See `AnySession`; no other thread switches the task meanwhile."""
         with self._lock:
             return super().run_all(images)
 
+    @survives_forks
     def measure_run(self, repeats: int) -> list[float]:
         """See `DeviceSession`."""
         with self._lock, self._working():
@@ -173,6 +183,7 @@ class Session(DeviceSession):
             evaluator = self._machine.module.time_evaluator(entry.main, self._device, number=1, repeat=repeats)
             return [float(seconds) for seconds in evaluator(images, *weights).results]
 
+    @survives_forks
     def trace_run(self, instrument: Callable[..., None]) -> None:
         """See `DeviceSession`."""
         with self._lock, self._working():
@@ -229,8 +240,10 @@ def prepare_device(device: str) -> None:
     """Makes a TVM device ready for use in this process.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or this process was forked from one that uses it.
     """
+    if device != "cpu":
+        check_process(_first_used_in(device), f"The device '{device}'")
     if device == "cuda":
         from ksm_hw.runtime.cuda import require_cuda_gpu
 
@@ -239,3 +252,9 @@ def prepare_device(device: str) -> None:
         from ksm_hw.runtime.opencl.load import load_opencl_runtime
 
         load_opencl_runtime()
+
+
+@functools.cache
+def _first_used_in(device: str) -> int:
+    """The process in which a device was made ready first: this one, or one that it was forked from."""
+    return os.getpid()

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 
 import tvm
 
+from ksm_hw.runtime.forks import own_pool
+
 # How often a thread of the pool looks for work before it sleeps: about a millisecond, longer than what lies between the
 # loops of an inference. With TVM's own 300000 it keeps a core busy for 0.1 s after each, for which OpenMP in the same
 # process would wait.
@@ -34,7 +36,11 @@ def use_threads(threads: int, cores: Collection[int] = ()) -> None:
         threads: how many, the calling thread included.
         cores: numbers of the cores that the pool's threads are pinned to; those that this process may not use, or all
             if it may use none, are left out. The calling thread is not pinned: `pinned` does that for a while.
+
+    Raises:
+        UserError: the calling thread's pool was lost in a fork.
     """
+    own_pool()
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", str(SPINS))
     configure = tvm.get_global_func("runtime.config_threadpool")
     if not hasattr(os, "sched_setaffinity"):

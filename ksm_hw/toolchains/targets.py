@@ -6,21 +6,18 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Optional
+
+import msgspec
 
 from ksm_hw.errors import UserError
+from ksm_hw.json_document import Count, Positive
 from ksm_hw.resources import targets_folder
 from ksm_hw.runtime.tvm_import import import_tvm_before_torch
 from ksm_hw.toolchains.linker import architecture_of
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +61,27 @@ class CompileTarget:
     def cpu(self) -> Mapping[str, Any]:
         """The dictionary of the CPU: that of the target, or of a GPU's host."""
         return self.tvm if self.device == "cpu" else self.tvm["host"]
+
+
+class _TvmTarget(msgspec.Struct, rename="kebab"):
+    """What ksm-hw itself reads in the dictionary for TVM, which may hold more."""
+
+    kind: str
+    mtriple: str = ""
+    mcpu: str = ""
+    mattr: tuple[str, ...] = ()
+    num_cores: Positive | Literal["detect"] = 1
+    arch: str = ""
+    host: Optional["_TvmTarget"] = None
+
+
+class _TargetFile(msgspec.Struct):
+    """A target's file."""
+
+    description: str
+    device: str
+    tvm: dict[str, Any]
+    cores: tuple[Count, ...] = ()
 
 
 def target_names() -> list[str]:
@@ -128,9 +146,9 @@ def _path_of(name: str) -> Path:
 
 def _read(path: Path, name: str) -> CompileTarget:
     try:
-        content = tomllib.loads(path.read_text())
-        cores = _checked_cores(path, content.get("cores", []))
-        target = CompileTarget(name, content["description"], content["device"], content["tvm"], cores=cores)
+        content = msgspec.toml.decode(path.read_bytes(), type=_TargetFile)
+        msgspec.convert(content.tvm, _TvmTarget)
+        target = CompileTarget(name, content.description, content.device, content.tvm, cores=content.cores)
         if target.device not in DEVICES:
             raise UserError(f"{path}: device is '{target.device}'; expected one of {', '.join(DEVICES)}.")
         kind = {"cpu": "llvm"}.get(target.device, target.device)
@@ -140,18 +158,12 @@ def _read(path: Path, name: str) -> CompileTarget:
             raise UserError(f'{path}: a target for cuda needs an arch, such as "sm_80", or "detect".')
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (msgspec.MsgspecError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path} describes no target ({error!r}). It needs description, device and [tvm]; [tvm.host] too for a "
-            "GPU. targets/arm64.toml is an example."
+            f"{path} describes no target ({error}). It needs description, device and [tvm]; [tvm.host] too for a "
+            "GPU; cores, where there are some, are numbers, such as [4, 5, 6, 7]. targets/arm64.toml is an example."
         ) from error
     return target
-
-
-def _checked_cores(path: Path, cores: Any) -> tuple[int, ...]:
-    if not (isinstance(cores, list) and all(type(core) is int and core >= 0 for core in cores)):
-        raise UserError(f"{path}: cores is {cores!r}; expected the numbers of CPU cores, such as [4, 5, 6, 7].")
-    return tuple(cores)
 
 
 def _detected(tvm_target: Mapping[str, Any], name: str) -> dict[str, Any]:

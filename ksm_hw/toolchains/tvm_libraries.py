@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import logging
-import os
 import platform
 import subprocess
 import sys
@@ -11,7 +10,9 @@ import zipfile
 from pathlib import Path
 
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.files.locks import FOLDER_LOCK, locked
+from ksm_hw.files.written import written_file
+from ksm_hw.user_folders import cache_folder
 
 _log = logging.getLogger(__name__)
 
@@ -32,15 +33,16 @@ def runtime_libraries(architecture: str) -> list[Path]:
     folder = libraries_folder(architecture)
     kept = [folder / name for name in _LIBRARIES]
     if not all(path.is_file() for path in kept):
-        _log.info("TVM's runtime for %s is not in %s: its wheels are downloaded", architecture, folder)
-        _download(architecture, folder)
+        with locked(folder / FOLDER_LOCK):
+            if not all(path.is_file() for path in kept):
+                _log.info("TVM's runtime for %s is not in %s: its wheels are downloaded", architecture, folder)
+                _download(architecture, folder)
     return kept
 
 
 def libraries_folder(architecture: str) -> Path:
-    """Where libraries of another architecture are kept: in `$XDG_CACHE_HOME/ksm-hw`, or `~/.cache/ksm-hw`."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "ksm-hw" / f"tvm-runtime-{importlib.metadata.version('apache-tvm')}-{architecture}"
+    """Where libraries of another architecture are kept."""
+    return cache_folder(f"tvm-runtime-{importlib.metadata.version('apache-tvm')}-{architecture}")
 
 
 def _installed(package: str, file: str) -> Path:

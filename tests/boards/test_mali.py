@@ -10,7 +10,7 @@ from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.tuning.tune import tune
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file
+from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.report.verify import verify
 from ksm_hw.resources import shipped_bundle

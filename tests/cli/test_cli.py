@@ -91,7 +91,7 @@ def test_running_an_artifact_needs_no_torch(artifact: Path, photographs: Path) -
         "from ksm_hw.boards.open_session import open_session\n"
         "from ksm_hw.runtime.classify import classify\n"
         "with open_session(Path(sys.argv[1])) as session:\n"
-        "    assert len(classify(session, [Path(sys.argv[2])], 'kernel-task')[0].classes) == 5"
+        "    assert len(next(classify(session, [Path(sys.argv[2])], 'kernel-task')).classes) == 5"
     )
     loaded = modules_after(code, str(artifact), str(photographs / "cat.png"))
     assert "tvm" in loaded and "ksm_hw.runtime.session" in loaded
@@ -114,7 +114,9 @@ def test_run_prints_the_five_most_probable_classes(artifact: Path, photographs: 
 
 def test_run_as_json(artifact: Path, photographs: Path, bundle: Bundle) -> None:
     command = ["run", artifact, photographs / "cat.png", "--task", "element-task", "--top", 3, "--json"]
-    ((image,),) = json.loads(ksm_hw(*command).stdout).values()
+    document = json.loads(ksm_hw(*command).stdout)
+    assert document.keys() == {"images", "failures"} and document["failures"] == []
+    (image,) = document["images"]
     assert image["image"].endswith("cat.png") and image["task"] == "element-task"
     assert len(image["classes"]) == 3
     names, probabilities = zip(*image["classes"], strict=True)

@@ -16,9 +16,11 @@ from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file
+from ksm_hw.files.hashes import sha256_of_file
+from ksm_hw.images.decoding import read_image
+from ksm_hw.images.finding import images_of_folder
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.masks.preprocessing import image_files, preprocess_batch, read_image
+from ksm_hw.masks.preprocessing import preprocess_batch
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import save_task_pack
 from ksm_hw.models.task_module import task_module
@@ -110,7 +112,7 @@ def test_a_network_that_float32_cannot_compute(copied_artifact: Path, bundle: Bu
     pack = bundle.packs["kernel-task"]
     network = task_module(bundle, pack)
     network.fc = torch.nn.Identity()
-    batch = preprocess_batch([read_image(path) for path in image_files(photographs)], pack.preprocessing)
+    batch = preprocess_batch([read_image(path) for path in images_of_folder(photographs)], pack.preprocessing)
     with torch.inference_mode():
         features = network.double()(torch.from_numpy(batch).double()).numpy()
     large = np.random.default_rng(0).normal(0, 1e4, pack.head_weight.shape)
@@ -142,6 +144,14 @@ def verify_every_granularity(network: str, photographs: Path, folder: Path, batc
 @pytest.mark.parametrize("network", ARCHITECTURES)
 def test_every_architecture_with_masks_of_every_granularity(network: str, photographs: Path, tmp_path: Path) -> None:
     verify_every_granularity(network, photographs, tmp_path / "artifact")
+
+
+def test_a_head_that_is_a_convolution(photographs: Path, tmp_path: Path) -> None:
+    """As SqueezeNet's is, which has no linear layer."""
+    bundle = random_bundle("squeezenet1_1", image_size=32, granularities=("kernel",))
+    assert bundle.packs["kernel-task"].head_weight.shape == (5, 512, 1, 1)
+    (artifact,) = compile_bundle(bundle, load_target("host"), tmp_path / "artifact")
+    assert_all_passed(verify(artifact, images=photographs), ["kernel-task"], 3)
 
 
 def test_a_batch_of_three(photographs: Path, tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ from ksm_hw.artifact.parameter_file import ALIGNMENT, StoredArray, held_arrays, 
 from ksm_hw.artifact.parameters import task_parameters
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
+from ksm_hw.images.decoding import read_image
 from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images, select_tasks
 from ksm_hw.masks.mask_format import ScaleBits
-from ksm_hw.masks.preprocessing import preprocess_batch, read_image
+from ksm_hw.masks.preprocessing import preprocess_batch
 from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module

@@ -21,8 +21,9 @@ import tvm
 from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
+from ksm_hw.images.decoding import read_image
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.masks.preprocessing import preprocess_batch, read_image
+from ksm_hw.masks.preprocessing import preprocess_batch
 from ksm_hw.models.task_module import task_module
 from ksm_hw.runtime.machine import available_cores
 from ksm_hw.runtime.session import Session
@@ -245,6 +246,14 @@ def test_images_of_another_shape_or_dtype_are_refused(session: Session, wrong: n
     with pytest.raises(UserError, match=r"float32 \[1, 3, 32, 32\]") as error:
         session.run(wrong)
     assert f"{wrong.dtype} {list(wrong.shape)}" in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_are_refused(session: Session, wrong: float) -> None:
+    images = np.zeros((1, 3, 32, 32), np.float32)
+    images[0, 1, 2, 3] = wrong
+    with pytest.raises(UserError, match="not finite"):
+        session.run(images)
 
 
 def test_memory_layout_of_the_images_does_not_matter(session: Session, images: list[np.ndarray]) -> None:

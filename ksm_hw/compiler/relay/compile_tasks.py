@@ -68,8 +68,8 @@ def compile_tasks(
     tvm_target = tvm_target_of(target)
     on_step("lower")
     network = lower_backbone(bundle.backbone, most_classes(bundle), batch, common_image_size(bundle))
-    (features,) = (int(p.checked_type.shape[1]) for p in network["main"].params if p.name_hint == HEAD_WEIGHT)
-    check_heads(bundle, features)
+    (head,) = (p.checked_type.shape for p in network["main"].params if p.name_hint == HEAD_WEIGHT)
+    check_heads(bundle, tuple(map(int, head))[1:])
     precision = str(network["main"].params[0].checked_type.dtype)
     groups = group_tasks(bundle, _mask_layouts)
     with tuned_schedules(tuned) as schedules:

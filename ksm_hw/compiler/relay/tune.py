@@ -10,7 +10,7 @@ from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.board import connected_board
 from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.compiler.tuning.progress import TuneProgress, TuneResult, TunerName
-from ksm_hw.compiler.tuning.records_folder import Origin, prepare_folder, write_header
+from ksm_hw.compiler.tuning.records_folder import Origin, prepare_folder, tuned_folder, write_header
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, save_bundle
 from ksm_hw.measuring.relay_library import LibraryTimer
@@ -41,7 +41,7 @@ def tune_through_relay(
     if target.device != "cpu":
         raise UserError(f"--ir relay tunes for CPUs, and '{target.name}' is for {target.device}. Use --ir relax.")
     link = linker_command(architecture_of(target.cpu))
-    with contextlib.ExitStack() as stack:
+    with tuned_folder(output), contextlib.ExitStack() as stack:
         time_library: Callable[..., dict[str, Any]]
         if board is None:
             time_library = stack.enter_context(LibraryTimer()).time

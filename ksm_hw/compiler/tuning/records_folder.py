@@ -8,6 +8,9 @@ import contextlib
 import datetime
 import hashlib
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +18,10 @@ from typing import Any
 
 from ksm_hw.artifact.modes import IntermediateRepresentation
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file, written_file
+from ksm_hw.files.hashes import sha256_of_file
+from ksm_hw.files.locks import FOLDER_LOCK, locked_folder
+from ksm_hw.files.staging import OWN_NAMES
+from ksm_hw.files.written import check_folder, explained, written_file
 from ksm_hw.toolchains.targets import CompileTarget
 
 FORMAT_VERSION = 1
@@ -123,13 +129,66 @@ def prepare_folder(folder: Path, target: CompileTarget, origin: Origin) -> None:
                 f"{origin.tuner}."
             )
         return
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists and holds no tuning records. Give another folder, or remove it.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write {folder}: {error.strerror}. Give another folder.") from error
+    check_records_folder(folder)
     write_header(folder, target, origin)
+
+
+def check_records_folder(folder: Path) -> None:
+    """Checks before the work that records can be written into a folder, which need not exist.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written.
+    """
+    with explained(folder):
+        others = set(os.listdir(folder)) - OWN_NAMES if folder.is_dir() else set()
+        if folder.is_file() or (others and HEADER not in others):
+            raise UserError(f"{folder} exists and holds no tuning records. Give another folder, or remove it.")
+    check_folder(folder)
+
+
+@contextlib.contextmanager
+def tuned_folder(folder: Path) -> Iterator[None]:
+    """Around a tune: no other process tunes into the folder, and the line in which a killed one ended is gone.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with locked_folder(folder):
+        with explained(folder):
+            for file in _measurements(folder):
+                _cut_to_whole_lines(file)
+        yield
+
+
+@contextlib.contextmanager
+def whole_records(folder: Path) -> Iterator[Path]:
+    """A folder with the records of another, as whole lines: while a tune writes there, a copy.
+
+    Raises:
+        UserError: it cannot be copied.
+    """
+    if not (folder / FOLDER_LOCK).exists():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="ksm-hw-tuned-") as temporary:
+        with explained(Path(temporary)):
+            # In the order of names: each measurement of MetaSchedule is of an operator that is copied behind it.
+            for file in [folder / HEADER, *_measurements(folder)]:
+                if file.exists():
+                    _cut_to_whole_lines(Path(shutil.copy(file, temporary)))
+        yield Path(temporary)
+
+
+def _measurements(folder: Path) -> list[Path]:
+    """The files of a line for each operator or measurement."""
+    return [path for path in sorted(folder.glob("[!.]*")) if path.is_file() and path.name != HEADER]
+
+
+def _cut_to_whole_lines(file: Path) -> None:
+    with file.open("r+b") as stream:
+        content = stream.read()
+        if not content.endswith(b"\n"):
+            stream.truncate(content.rfind(b"\n") + 1)
 
 
 @contextlib.contextmanager

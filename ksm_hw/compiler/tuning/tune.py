@@ -27,6 +27,7 @@ from ksm_hw.compiler.relax import main_functions
 from ksm_hw.compiler.tuning.measure_candidates import CandidateMeasurer, Measurement
 from ksm_hw.compiler.tuning.operators import Operator, find_operators, key_of, seconds_of
 from ksm_hw.compiler.tuning.progress import FAILED, FIRST_FAILURES, HOPELESS, TuneProgress, TuneResult, all_failed
+from ksm_hw.compiler.tuning.records_folder import tuned_folder
 from ksm_hw.compiler.tuning.tuning_records import TuningRecords, create_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
@@ -70,10 +71,11 @@ def tune(
             something else, or records of another target or version of TVM; and as `compile_bundle`.
     """
     carry_errors()
-    records = create_records(output, target)
-    with CandidateMeasurer(target, board, wait) as measurer:
-        functions = main_functions(bundle, tvm.target.Target(dict(target.tvm)), batch)
-        return tune_functions(functions, records, measurer, trials=trials, on_progress=on_progress)
+    with tuned_folder(output):
+        records = create_records(output, target)
+        with CandidateMeasurer(target, board, wait) as measurer:
+            functions = main_functions(bundle, tvm.target.Target(dict(target.tvm)), batch)
+            return tune_functions(functions, records, measurer, trials=trials, on_progress=on_progress)
 
 
 def tune_functions(

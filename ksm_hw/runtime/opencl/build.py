@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_file
+from ksm_hw.files.locks import FOLDER_LOCK, locked
+from ksm_hw.files.written import check_file, written_file
+from ksm_hw.user_folders import cache_folder
 
 LIBRARY = "libtvm_runtime_opencl.so"
 _SOURCES = Path(__file__).parent
@@ -83,10 +85,14 @@ def build_opencl_runtime(
     """
     architecture, sources = architecture or platform.machine(), sources or runtime_sources()
     library = _cached_path(architecture, sources)
+    if output is not None:
+        check_file(output)
     if not library.exists():
         command = _compiler(architecture)
-        with written_file(library) as temporary:
-            _compile(command, sources, temporary)
+        with locked(library.parent / FOLDER_LOCK):
+            if not library.exists():  # Nobody built it meanwhile.
+                with written_file(library) as temporary:
+                    _compile(command, sources, temporary)
     if output is None:
         return library
     with written_file(output) as temporary:
@@ -112,8 +118,7 @@ def find_opencl_runtime(sources: RuntimeSources | None = None) -> Path:
 def _cached_path(architecture: str, sources: RuntimeSources) -> Path:
     """A path of its own for each version: a loader never takes a changed library from a path that it knows."""
     version = hashlib.sha256(sources.version.encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "ksm-hw" / "opencl" / f"{architecture}-{version}" / sources.library
+    return cache_folder("opencl") / f"{architecture}-{version}" / sources.library
 
 
 def _compiler(architecture: str) -> list[str]:

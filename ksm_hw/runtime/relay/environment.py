@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 from ksm_hw.errors import UserError
-from ksm_hw.files import written_folder
+from ksm_hw.files.locks import locked_folder
+from ksm_hw.files.staging import changed_folder, files_in, staged_files
+from ksm_hw.files.written import explained
+from ksm_hw.user_folders import data_folder
 
 # TVM 0.19.0, the last with Relay, and what it needs: for each package its version and the hashes of its files.
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
@@ -18,8 +21,7 @@ REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 
 def environment_folder() -> Path:
     """Where the environment lies, whether or not it is there."""
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "ksm-hw" / f"relay-{sys.implementation.cache_tag}"
+    return data_folder(f"relay-{sys.implementation.cache_tag}")
 
 
 def install() -> Path:
@@ -31,26 +33,33 @@ def install() -> Path:
     folder = environment_folder()
     if is_installed():
         return folder
-    remove()
-    with written_folder(folder) as temporary:
-        options = ["--quiet", "--disable-pip-version-check", "--require-hashes", "--target", str(temporary)]
-        # Wheels alone: what is built from sources is not what was pinned.
-        command = [sys.executable, "-m", "pip", "install", *options, "--only-binary", ":all:", "-r", str(REQUIREMENTS)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        if done.returncode != 0:
-            said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-            reason = next((line for line in said if line.startswith("ERROR")), said[-1])
-            raise UserError(f"pip cannot install TVM 0.19: {reason}. Nothing was left behind.")
-        shutil.copy(REQUIREMENTS, temporary)
+    with changed_folder(folder):
+        if is_installed():  # By another process meanwhile.
+            return folder
+        with staged_files(folder, REQUIREMENTS.name, files_in(folder)) as staging:
+            options = ["--quiet", "--disable-pip-version-check", "--require-hashes", "--target", str(staging)]
+            # Wheels alone: what is built from sources is not what was pinned.
+            command = [sys.executable, "-m", "pip", "install", *options, "--only-binary", ":all:"]
+            done = subprocess.run([*command, "-r", str(REQUIREMENTS)], capture_output=True, text=True, errors="replace")
+            if done.returncode != 0:
+                said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+                reason = next((line for line in said if line.startswith("ERROR")), said[-1])
+                raise UserError(f"pip cannot install TVM 0.19: {reason}. Nothing was left behind.")
+            shutil.copy(REQUIREMENTS, staging)
     return folder
 
 
 def remove() -> bool:
-    """Removes the environment; whether there was one."""
+    """Removes the environment; whether there was one.
+
+    Raises:
+        UserError: it cannot be removed.
+    """
     folder = environment_folder()
     if not folder.is_dir():
         return False
-    shutil.rmtree(folder)
+    with locked_folder(folder), explained(folder):
+        shutil.rmtree(folder)
     return True
 
 

@@ -16,7 +16,7 @@ from ksm_hw.boards.open_session import open_session
 from ksm_hw.cli import main
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
-from ksm_hw.files import sha256_of_file
+from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.report.measure import measure_artifact
 from ksm_hw.report.verify import verify

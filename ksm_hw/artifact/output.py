@@ -1,0 +1,140 @@
+"""Where an artifact is written to: what may be replaced there, and what may not."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ksm_hw.artifact.manifest import FORMAT_VERSION, MANIFEST, FileEntry, Manifest, listed_files
+from ksm_hw.errors import UserError
+from ksm_hw.files.hashes import sha256_of_file
+from ksm_hw.files.places import overlap
+from ksm_hw.files.staging import OWN_NAMES, changed_folder, staged_files
+from ksm_hw.files.written import check_folder, explained
+from ksm_hw.json_document import read_json
+from ksm_hw.masks.bundle import Bundle, is_bundle, save_bundle
+
+
+@dataclass(frozen=True)
+class _AnyManifest:
+    """By these a manifest is known as that of an artifact, of whichever version of ksm-hw."""
+
+    format_version: int
+    backbone: str
+    backbone_sha256: str
+    target: str
+    tvm_target: dict[str, Any]
+    fold: str
+    tasks: dict[str, Any]
+
+
+def check_output(folder: Path, inputs: Iterable[Path]) -> None:
+    """Checks, before it is made, that an artifact may be written into a folder, and that it can be.
+
+    Args:
+        folder: to write.
+        inputs: folders that are read; the artifact must not be one of them, or lie in one, or hold one.
+
+    Raises:
+        UserError: it holds something else than an older artifact, lies in one or in a bundle, or cannot be written.
+    """
+    for other in inputs:
+        if overlap(folder, other):
+            raise UserError(
+                f"The artifact {folder} and {other}, which is read, would lie in each other. Give another --output."
+            )
+    for parent in Path(os.path.realpath(folder)).parents:
+        if is_bundle(parent) or _file_list(parent) is not None:
+            raise UserError(f"{folder} lies in {parent}, an artifact or a bundle. Give another --output.")
+    _replaceable_files(folder)
+    check_folder(folder)
+
+
+def check_apart(output: Path, dump: Path) -> None:
+    """Checks that a dump is not written into an artifact, nor an artifact into a dump.
+
+    Raises:
+        UserError: it would be.
+    """
+    if overlap(output, dump):
+        raise UserError(f"The artifact {output} and the dump {dump} would lie in each other. Dump into another folder.")
+
+
+def write_artifact(folder: Path, manifest: Manifest, export: Callable[[Path], None], bundle: Bundle) -> None:
+    """Writes an artifact, whole or not at all, in the place of an older one.
+
+    Args:
+        folder: to write.
+        manifest: what the artifact is.
+        export: writes the libraries, and what else belongs to the artifact, into a folder that has the bundle.
+        bundle: backbone and tasks.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written, or `export` raises it.
+    """
+    folder = Path(os.path.realpath(folder))
+    with changed_folder(folder), staged_files(folder, MANIFEST, _replaceable_files(folder)) as staging:
+        save_bundle(bundle, staging)
+        export(staging)
+        files = {
+            str(path.relative_to(staging)): dataclasses.asdict(FileEntry(path.stat().st_size, sha256_of_file(path)))
+            for path in sorted(staging.rglob("*"))
+            if path.is_file()
+        }
+        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest), "files": files}
+        (staging / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _replaceable_files(folder: Path) -> list[str]:
+    """The files of an older artifact, by their names; none where the folder is empty or not there.
+
+    Raises:
+        UserError: there is something else, or a file that is not the artifact's; the message names the first.
+    """
+    if not os.path.exists(folder):
+        return []
+    listed = _file_list(folder)
+    with explained(folder):
+        found = sorted(set(os.listdir(folder)) - OWN_NAMES)
+        if listed is None and found:
+            raise UserError(
+                f"{folder} holds {found[0]} and is no older artifact, so it is not replaced. Give another "
+                "--output, or remove it."
+            )
+        ours = {MANIFEST, *(listed or {})}
+        if foreign := _first_foreign(folder, ours):
+            raise UserError(
+                f"{folder} holds {foreign}, which does not belong to the artifact there, so the artifact is not "
+                "replaced. Move that file elsewhere, or give another --output."
+            )
+    return sorted(name for name in ours if os.path.lexists(folder / name))
+
+
+def _first_foreign(folder: Path, ours: set[str]) -> str | None:
+    """What a folder holds beside our files and the folders that these lie in."""
+    folders = {str(parent) for name in ours for parent in Path(name).parents}
+    for at, below, files in os.walk(folder):
+        place = Path(at).relative_to(folder)
+        if not place.parts:
+            below[:] = sorted(set(below) - OWN_NAMES)
+            files = sorted(set(files) - OWN_NAMES)
+        for name in sorted([*below, *files]):
+            path = place / name
+            is_link_to_folder = name in below and (folder / path).is_symlink()
+            expected = folders if name in below and not is_link_to_folder else ours
+            if str(path) not in expected:
+                return str(path)
+    return None
+
+
+def _file_list(folder: Path) -> Iterable[str] | None:
+    """The files that the manifest of an artifact lists; None where there is no manifest, or it is no artifact's."""
+    try:
+        text = (folder / MANIFEST).read_bytes()
+        read_json(text, _AnyManifest)
+        return listed_files(text)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,169 @@
+"""Several files of a folder replaced as one, whether the folder is a plain one, a mount, or behind a link.
+
+    .ksm-hw-lock           there while a process changes the folder (`locks`)
+    .ksm-hw-next/files     the new files, while they are made
+    .ksm-hw-ready/files    the new files, all made: from here on they count, and the older ones do not
+    .ksm-hw-ready/plan     JSON: `gone`, names of older files that have no successor; `last`, which file is moved last
+
+A process that is killed before `next` becomes `ready`, which one renaming does, leaves the older files as they are. One
+that is killed behind it leaves `ready`, and the next process that reads or writes the folder moves what is left there
+to its place. So nobody that looks through `read_whole` ever sees some older files and some newer.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from ksm_hw.errors import UserError
+from ksm_hw.files.locks import FOLDER_LOCK, locked, locked_folder
+from ksm_hw.files.written import explained, flush_to_disk
+
+_NEXT, _READY = ".ksm-hw-next", ".ksm-hw-ready"
+OWN_NAMES = frozenset({FOLDER_LOCK, _NEXT, _READY})  # What a folder may hold beside its files.
+
+Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def changed_folder(folder: Path) -> Iterator[None]:
+    """Around reading, changing and writing a folder, which is made where there is none: no other process does so.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with locked_folder(folder):
+        with explained(folder):
+            _put_in_place(folder)
+            shutil.rmtree(folder / _NEXT, ignore_errors=True)  # Of a process that was killed.
+        yield
+
+
+@contextlib.contextmanager
+def staged_files(folder: Path, last: str, gone: Iterable[str] = ()) -> Iterator[Path]:
+    """Gives an empty folder, whose files take their places in `folder` all at once when the block ends well.
+
+    Only in the block of `changed_folder`.
+
+    Args:
+        folder: to change.
+        last: name of the file that comes to its place last, which tells readers what the others are.
+        gone: names of older files that go if they have no successor, and the folders that are empty without them.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    staging = folder / _NEXT
+    try:
+        with explained(folder):
+            (staging / "files").mkdir(parents=True)
+            yield staging / "files"
+            without_successor = [name for name in gone if not os.path.lexists(staging / "files" / name)]
+            (staging / "plan").write_text(json.dumps({"gone": without_successor, "last": last}))
+            for path in staging.rglob("*"):
+                flush_to_disk(path)
+            flush_to_disk(staging)
+            staging.rename(folder / _READY)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    with explained(folder):
+        flush_to_disk(folder)
+        _put_in_place(folder)
+
+
+def read_whole(folder: Path, description: str, read: Callable[[], Result]) -> Result:
+    """Reads from a folder what belongs together, even where another process replaces it meanwhile.
+
+    Args:
+        folder: to read.
+        description: name of the file that is replaced last.
+        read: reads; it is called again if what it read was replaced.
+
+    Raises:
+        UserError: as `read`, or a process was killed while it replaced the files, and they cannot be written here.
+    """
+    while True:
+        before = _identity(folder / description)
+        if (folder / _READY).exists():
+            _finish_replacing(folder)
+            continue
+        try:
+            found = read()
+        except Exception:
+            if _is_unchanged(folder, description, before):
+                raise
+        else:
+            if _is_unchanged(folder, description, before):
+                return found
+
+
+def files_in(folder: Path) -> list[str]:
+    """The files in a folder, at any depth, by their names, without those of a replacement under way."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(str(path) for path in paths if path.parts[0] not in OWN_NAMES)
+
+
+def _is_unchanged(folder: Path, description: str, before: object) -> bool:
+    return not (folder / _READY).exists() and _identity(folder / description) == before
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _finish_replacing(folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise UserError(
+            f"The files of {folder} are being replaced, or a process was killed while it replaced them. Give the "
+            "command again; if it fails again, give it as a user who may write there, and it finishes that."
+        )
+    with locked(folder / FOLDER_LOCK), explained(folder):
+        _put_in_place(folder)
+
+
+def _put_in_place(folder: Path) -> None:
+    """Moves the files that are ready to their places, or those that are left of them; needs the lock."""
+    ready = folder / _READY
+    if (ready / "plan").exists():
+        plan = json.loads((ready / "plan").read_text())
+        for name in plan["gone"]:
+            _remove(folder, name)
+        files = [path.relative_to(ready / "files") for path in (ready / "files").rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda file: (str(file) == plan["last"], file)):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            _move(ready / "files" / file, folder / file)
+        for place in {folder, *((folder / file).parent for file in files)}:
+            flush_to_disk(place)
+    if ready.exists():
+        shutil.rmtree(ready)
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Removes a file, and the folders that are empty without it."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        (folder / name).unlink()
+    with contextlib.suppress(OSError):
+        for parent in list(Path(name).parents)[:-1]:
+            (folder / parent).rmdir()
+
+
+def _move(source: Path, destination: Path) -> None:
+    try:
+        source.replace(destination)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # Something is mounted in the folder.
+        beside = destination.with_name(f"{_NEXT}-{destination.name}")
+        shutil.copy2(source, beside)
+        flush_to_disk(beside)
+        beside.replace(destination)
+        source.unlink()

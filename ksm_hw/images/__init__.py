@@ -1,0 +1,1 @@
+"""Image files: which files are images, and from a file to pixels, one or many."""
