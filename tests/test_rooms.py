@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = [
     "ksm_hw.errors",
     "ksm_hw.user_folders",
-    "ksm_hw ksm_hw.json_document tvm_passes.relay.names tvm_passes.mask_lanes",
+    "ksm_hw ksm_hw.json_document tvm_passes.relay.names",
     "ksm_hw.resources ksm_hw.files",
     "ksm_hw.state_dicts",
     "ksm_hw.images",

@@ -22,13 +22,13 @@ import numpy.typing as npt
 
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, soft_codes, soft_values
 from ksm_hw.masks.task_pack import TaskPack
-from tvm_passes.mask_lanes import LANES
 
 MaskPart = Literal["bits", "scale", "row_start", "scale_range"]
 
 HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
 
-FEWEST_SOFT_VALUES = LANES  # What the compiled functions read of `scale` at once; zeros stand behind fewer.
+# What compiled functions may read of `scale` at once; zeros stand behind fewer. `compiler/relax.py` holds them to it.
+FEWEST_SOFT_VALUES = 8
 
 
 def task_parameters(

@@ -2,22 +2,22 @@
 
 import sys
 
-from rich.markup import escape
-
-from ksm_hw.cli.app import app, messages
-from ksm_hw.errors import UserError
-
 # isort: off
-# Importing a module adds its commands to the application, in the order of the help.
-from ksm_hw.cli import train, compile, tune, run, check, profile, listings, targets, boards, opencl, relay  # noqa: F401
+try:
+    from ksm_hw.cli.app import app
+    from ksm_hw.cli.endings import exit_code_of
+
+    # Importing a module adds its commands to the application, in the order of the help.
+    from ksm_hw.cli import train, compile, tune, run, check, profile, listings, targets, boards, opencl, relay  # noqa: F401
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Runs the command line; bad input becomes one message and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        messages.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+    """Runs the command line, and ends this process with its exit code; see `endings.py`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # A name may hold what the terminal's encoding does not.
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(exit_code_of(app))

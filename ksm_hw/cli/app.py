@@ -7,18 +7,21 @@ import inspect
 import json
 import logging
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import typer
-from rich.console import Console
 
 from ksm_hw import __version__
+from ksm_hw.cli.console import PlainConsole
 
-console = Console()
-messages = Console(stderr=True)
+FAULT, STOPPED, NOBODY_READS = 3, 130, 141  # Exit codes beside 0, 1 and 2; the last is what a shell says of SIGPIPE.
+
+console = PlainConsole()
+messages = PlainConsole(stderr=True)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Verbosity = Annotated[int, typer.Option("-v", count=True, show_default=False, help="Say what is decided; -vv: more.")]
@@ -44,8 +47,11 @@ def _taking_verbosity(function: Command) -> Command:
     @functools.wraps(function)
     def logged(*, verbosity: int, **parameters: Any) -> Any:
         if verbosity:
-            _show_log(logging.INFO if verbosity == 1 else logging.DEBUG)
-        return function(**parameters)
+            show_log(logging.INFO if verbosity == 1 else logging.DEBUG)
+        try:
+            return function(**parameters)
+        except BrokenPipeError:  # click ends it with 1, which is for a verification that failed.
+            raise typer.Exit(NOBODY_READS) from None
 
     signature = inspect.signature(function)
     more = inspect.Parameter("verbosity", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=Verbosity)
@@ -55,7 +61,7 @@ def _taking_verbosity(function: Command) -> Command:
     return cast(Command, logged)
 
 
-def _show_log(level: int) -> None:
+def show_log(level: int) -> None:
     """Prints what the modules of this toolkit log, and no others', on stderr: for a file or a pipe a line each.
 
     Processes that this one starts (those that measure, and Relay's) show nothing: their stderr is kept for the message
@@ -79,7 +85,7 @@ def _show_log(level: int) -> None:
 
 app = CommandLine(
     help="Many vision tasks on one small device: one backbone, learned masks, compiled with Apache TVM.\n\n"
-    "Exit codes: 0 done, 1 verification failed, 2 bad input, 130 stopped by Ctrl-C.",
+    "Exit codes: 0 done, 1 verification failed, 2 bad input, 3 a fault of ksm-hw, 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -112,7 +118,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     if version:
-        console.print(f"ksm-hw {__version__}", highlight=False)
+        console.print(f"ksm-hw {__version__}")
         raise typer.Exit
 
 
@@ -128,13 +134,18 @@ def stopped_by_ctrl_c(what_is_left: str | Callable[[], str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         left = what_is_left if isinstance(what_is_left, str) else what_is_left()
-        messages.print(f"Stopped. {left}", soft_wrap=True, highlight=False)
-        raise typer.Exit(130) from None
+        messages.print(f"Stopped. {left}", soft_wrap=True)
+        raise typer.Exit(STOPPED) from None
 
 
 def examples(*lines: str) -> str:
     """The end of a command's help."""
     return "Examples:\n\n" + "\n\n".join(f"  $ {line}" for line in lines)
+
+
+def command(*words: object) -> str:
+    """A command of ours as a shell takes it, whatever is in the names."""
+    return shlex.join(["ksm-hw", *map(str, words)])
 
 
 def print_json(content: Any) -> None:

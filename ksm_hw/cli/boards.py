@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ksm_hw.cli.app import CommandLine, Json, app, console, examples, messages, print_json
 
@@ -39,7 +39,7 @@ def tracker(
         running = Tracker(bind, port, port + 1)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"Cannot listen on {bind}:{port}: the port is taken. Give another with --port.") from error
-    messages.print(f"Tracker at {bind}:{port}. Ctrl-C stops it.", highlight=False)
+    messages.print(f"Tracker at {bind}:{port}. Ctrl-C stops it.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while running.proc.is_alive():
@@ -88,7 +88,7 @@ def serve(
     # So that the end of a service, or of a shell, ends the server's process as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve_board(options, on_start=lambda port: messages.print(f"Board '{key}' at {bind}:{port}", highlight=False))
+        serve_board(options, on_start=lambda port: messages.print(f"Board '{key}' at {bind}:{port}"))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
@@ -113,5 +113,5 @@ def list_boards(
     for column in ("key", "address", ""):
         table.add_column(column)
     for board in boards:
-        table.add_row(escape(board.key), board.address, "[green]free[/]" if board.free else "[yellow]busy[/]")
+        table.add_row(board.key, board.address, Text("free", "green") if board.free else Text("busy", "yellow"))
     console.print(table)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ksm_hw.cli.app import (
     ArtifactPaths,
@@ -61,7 +61,7 @@ def verify(
     results = []
     failures: Failures = {}
     for artifact in artifacts:
-        with messages.status(f"verify {escape(str(artifact))}"):
+        with messages.status(f"verify {artifact!s}"):
             found = verify_artifact(
                 artifact,
                 None if task is None else [task],
@@ -85,7 +85,7 @@ def verify(
 def _print_verification(results: list[tuple[Path, Any]], tolerance: float) -> None:
     for artifact in dict.fromkeys(artifact for artifact, _ in results):
         title = f"{artifact} against PyTorch in float64; tolerance {tolerance:g} (relative error)"
-        table = Table(title=escape(title), title_justify="left")
+        table = Table(title=title, title_justify="left")
         table.add_column("task")
         for column in ("images", "absolute error", "relative error", "same class", ""):
             table.add_column(column, justify="right")
@@ -96,20 +96,20 @@ def _print_verification(results: list[tuple[Path, Any]], tolerance: float) -> No
                 f"{result.absolute_error:.1e}",
                 f"{result.relative_error:.1e}",
                 f"{result.agreement:.0%}",
-                "[green]passed[/]" if result.passed else "[bold red]FAILED[/]",
+                Text("passed", "green") if result.passed else Text("FAILED", "bold red"),
             )
         console.print(table)
     for _, result in results:
         if result.float32_error is not None:
-            console.print(_conditioning(result), highlight=False, soft_wrap=True)
+            console.print(_conditioning(result), soft_wrap=True)
 
 
 def _conditioning(result: Any) -> str:
     """Whether an error past the tolerance is float32's own, with both numbers."""
     own = f"PyTorch's own float32 error is {result.float32_error:.1e}, the compiled model's {result.relative_error:.1e}"
     if result.ill_conditioned:
-        return f"{escape(result.task)}: the network is ill-conditioned. {own}; up to 4 times PyTorch's passes."
-    return f"{escape(result.task)}: {own}."
+        return f"{result.task}: the network is ill-conditioned. {own}; up to 4 times PyTorch's passes."
+    return f"{result.task}: {own}."
 
 
 @app.command(

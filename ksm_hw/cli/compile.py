@@ -1,6 +1,7 @@
 """`ksm-hw compile`."""
 
 import logging
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ from ksm_hw.cli.app import (
     TargetName,
     app,
     collect_garbage_less_often,
+    command,
     console,
     examples,
     messages,
@@ -116,10 +118,11 @@ def _begin(status: "Status", step: str) -> None:
 def _print_written(sizes: dict[str, int], runner: bool) -> None:
     """The artifacts and the bytes of their files, for a person."""
     for path, size in sizes.items():
-        console.print(f"Wrote {path}: {size / 1e6:.1f} MB", highlight=False)
+        console.print(f"Wrote {path}: {size / 1e6:.1f} MB", soft_wrap=True)
         if runner:
             from ksm_hw.runner.build import deployed_bytes
 
             deployed = deployed_bytes(Path(path)) / 1e6
-            console.print(f"Without Python, {deployed:.1f} MB of it: {path}/runner/ksm-runner --help", highlight=False)
-    console.print(f"Check it: ksm-hw verify {' '.join(sizes)}", highlight=False, soft_wrap=True)
+            program = shlex.quote(f"{path}/runner/ksm-runner")
+            console.print(f"Without Python, {deployed:.1f} MB of it: {program} --help", soft_wrap=True)
+    console.print(f"Check it: {command('verify', *sizes)}", soft_wrap=True)

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from ksm_hw.cli.app import messages
+from ksm_hw.cli.endings import say_error
 from ksm_hw.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def reported_into(failures: Failures) -> "OnFailure":
 
     def on_failure(path: Path, error: UserError) -> None:
         if path not in failures:
-            messages.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            say_error(str(error))
         failures[path] = error
 
     return on_failure

@@ -2,8 +2,8 @@
 
 from dataclasses import asdict
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ksm_hw.cli.app import BundlePath, Json, app, console, examples, print_json
 
@@ -44,6 +44,6 @@ def datasets(as_json: Json = False) -> None:
         print_json({"datasets": [asdict(entry) for entry in found]})
         return
     for entry in found:
-        console.print(f"[bold]{entry.name}[/]: {entry.title}; {entry.licence}")
+        console.print(Text.assemble((entry.name, "bold"), f": {entry.title}; {entry.licence}"))
         hint = "installed" if entry.installed else entry.install_command
-        console.print(f"  {escape(hint)}\n", highlight=False, soft_wrap=True)
+        console.print(f"  {hint}\n", soft_wrap=True)

@@ -46,5 +46,5 @@ def build(
     if as_json:
         print_json({"library": str(library), "bytes": library.stat().st_size})
         return
-    console.print(f"{library}: {library.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
-    console.print(f"On a board: export {sources.variable}=…/{sources.library}", highlight=False)
+    console.print(f"{library}: {library.stat().st_size / 1e6:.2f} MB", soft_wrap=True)
+    console.print(f"On a board: export {sources.variable}=…/{sources.library}", soft_wrap=True)

@@ -20,7 +20,7 @@ def install(as_json: Json = False) -> None:
     if as_json:
         print_json({"environment": str(folder)})
         return
-    console.print(f"{folder} is ready: ksm-hw compile --ir relay", highlight=False, soft_wrap=True)
+    console.print(f"{folder} is ready: ksm-hw compile --ir relay", soft_wrap=True)
 
 
 @relay_app.command(epilog=examples("ksm-hw relay remove"))
@@ -32,4 +32,4 @@ def remove(as_json: Json = False) -> None:
     if as_json:
         print_json({"environment": str(folder), "removed": removed})
         return
-    console.print(f"Removed {folder}" if removed else f"Nothing at {folder}", highlight=False, soft_wrap=True)
+    console.print(f"Removed {folder}" if removed else f"Nothing at {folder}", soft_wrap=True)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from ksm_hw.cli.app import (
@@ -75,10 +74,10 @@ def run(
 
 
 def _print_classification(result: "Classification") -> None:
-    title = escape(f"{result.image} ({result.task})".encode(errors="backslashreplace").decode())
+    title = f"{result.image} ({result.task})".encode(errors="backslashreplace").decode()
     table = Table(title=title, title_justify="left")
     table.add_column("class")
     table.add_column("probability", justify="right")
     for name, probability in result.classes:
-        table.add_row(escape(name), f"{probability:.1%}")
+        table.add_row(name, f"{probability:.1%}")
     console.print(table)

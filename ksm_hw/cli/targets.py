@@ -4,8 +4,8 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ksm_hw.cli.app import CommandLine, CudaArch, HostTarget, Json, TargetFile, app, console, examples, print_json
 
@@ -28,7 +28,7 @@ def list_targets(context: typer.Context, as_json: Json = False) -> None:
     for column in ("name", "device", "what"):
         table.add_column(column)
     for target in found:
-        table.add_row(target.name, target.device, escape(target.description))
+        table.add_row(target.name, target.device, target.description)
     console.print(table)
 
 
@@ -50,11 +50,11 @@ def show(
     if as_json:
         print_json({**asdict(target), "cpu_features": features})
         return
-    console.print(f"[bold]{target.name}[/]: {escape(target.description)}", highlight=False)
+    console.print(Text.assemble((target.name, "bold"), f": {target.description}"))
     table = Table(show_header=False)
     for part, content in (("device", {"device": target.device}), ("tvm", target.tvm)):
         for key, value in content.items():
-            table.add_row(part, key, escape(str(value)))
+            table.add_row(part, key, str(value))
     table.add_row("needs", "CPU features", ", ".join(features) or "none beyond the architecture's")
     console.print(table)
 
@@ -74,6 +74,6 @@ def doctor(
         print_json({"targets": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
-            mark = "[green]ready[/]  " if finding.ready else "[yellow]missing[/]"
-            console.print(f"{mark} [bold]{finding.target}[/]: {escape(finding.text)}", highlight=False, soft_wrap=True)
+            mark = ("ready  ", "green") if finding.ready else ("missing", "yellow")
+            console.print(Text.assemble(mark, " ", (finding.target, "bold"), f": {finding.text}"), soft_wrap=True)
     raise typer.Exit(0 if all(finding.ready for finding in findings) else 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from ksm_hw.cli.app import Json, app, console, examples, messages, print_json, stopped_by_ctrl_c
+from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json, stopped_by_ctrl_c
 from ksm_hw.cli.image_files import MaxPixels, limit_pixels
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods import PACK_METHODS
@@ -151,14 +151,14 @@ def _readable(images: "TaskData", skip_bad: bool) -> "TaskData":
     if not unreadable:
         return images
     for error in unreadable.values():
-        messages.print(str(error), markup=False, soft_wrap=True, highlight=False)
+        messages.print(str(error), soft_wrap=True)
     count = f"{len(unreadable)} of {len(images.train) + len(images.test)} images cannot be read"
     if not skip_bad:
         first = next(iter(unreadable))
         raise UserError(
             f"{count}, {first} among them; all are named above. Remove them, or leave them out: --skip-bad."
         )
-    messages.print(f"{count} and are left out.", highlight=False)
+    messages.print(f"{count} and are left out.")
     return without_images(images, unreadable)
 
 
@@ -175,7 +175,8 @@ def _print_trained(trained: "Trained", bundle: Path, scale_bits: str) -> None:
             f"Soft values in {scale_bits} bits are off by at most {trained.scale_error:.2g}; accuracy as learned "
             f"was {pack.facts['learned_accuracy']:.1%}."
         )
-    console.print(f"Compile it: ksm-hw compile --target host --task {pack.task} --bundle {bundle}", highlight=False)
+    compile_it = command("compile", "--target", "host", "--task", pack.task, "--bundle", bundle)
+    console.print(f"Compile it: {compile_it}", soft_wrap=True)
 
 
 @contextmanager

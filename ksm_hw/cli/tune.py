@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from ksm_hw.artifact.modes import IntermediateRepresentation
 from ksm_hw.cli.app import (
@@ -24,6 +23,7 @@ from ksm_hw.cli.app import (
     Tracker,
     app,
     collect_garbage_less_often,
+    command,
     console,
     examples,
     messages,
@@ -82,7 +82,7 @@ def tune(
         else:
             collect_garbage_less_often()
             from ksm_hw.compiler.tuning.tune import tune as tune_bundle
-    kept = f"What was measured is in {escape(str(output))}: give the same command to go on."
+    kept = f"What was measured is in {output!s}: give the same command to go on."
     with stopped_by_ctrl_c(kept), _trial_progress() as on_progress:
         result = tune_bundle(
             loaded,
@@ -96,22 +96,28 @@ def tune(
     if as_json:
         print_json(asdict(result))
     else:
-        _print_tuned(result, target, ir, output)
+        given: dict[str, object] = {
+            "--bundle": bundle,
+            "--target-file": target_file,
+            "--arch": arch,
+            "--host-cpu": host_cpu,
+            "--batch": None if batch == 1 else batch,
+            "--ir": None if ir == "relax" else ir,
+            "--tuned": output,
+        }
+        words = [word for option, value in given.items() if value is not None for word in (option, value)]
+        _print_tuned(result, output, command("compile", "--target", target, "--task", "all", *words))
 
 
-def _print_tuned(result: TuneResult, target: str, ir: IntermediateRepresentation, output: Path) -> None:
+def _print_tuned(result: TuneResult, output: Path, next_command: str) -> None:
     """What a tune found, for a person."""
-    console.print(
-        f"{result.operators} operators, {result.trials} trials ({result.failed} failed) in {output}", highlight=False
-    )
+    console.print(f"{result.operators} operators, {result.trials} trials ({result.failed} failed) in {output}")
     if result.latency is not None and result.default_latency is not None:
         console.print(
             f"All calls of them: {result.latency * 1e3:.2f} ms, {result.default_latency * 1e3:.2f} ms with default "
             "schedules",
-            highlight=False,
         )
-    through = " --ir relay" if ir == "relay" else ""
-    console.print(f"Use it: ksm-hw compile --target {target} --task all{through} --tuned {output}", highlight=False)
+    console.print(f"Use it: {next_command}", soft_wrap=True)
 
 
 @contextmanager
@@ -119,7 +125,7 @@ def _trial_progress() -> Iterator[Any]:
     """A progress bar of the trials, with the best latency so far, the failures, and the time left."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=messages, transient=True) as progress:
         bar = progress.add_task("lower the network", total=None)
 
@@ -129,7 +135,7 @@ def _trial_progress() -> Iterator[Any]:
             if state.latency is not None:
                 words.append(f"best {state.latency * 1e3:.2f} ms")
             if state.failed:
-                words.append(f"{state.failed} failed: {escape(state.error[:80])}")
+                words.append(f"{state.failed} failed: {state.error[:80]}")
             if state.again:
                 words.append(f"{state.again} measured again")
             if state.boards > 1:

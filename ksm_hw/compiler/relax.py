@@ -11,7 +11,7 @@ from tvm.s_tir.meta_schedule.database import Database
 
 from ksm_hw.artifact.manifest import LIBRARY, OperatorEntry, TaskEntry
 from ksm_hw.artifact.modes import FoldMode
-from ksm_hw.artifact.parameters import HEAD_WEIGHT, task_parameters
+from ksm_hw.artifact.parameters import FEWEST_SOFT_VALUES, HEAD_WEIGHT, task_parameters
 from ksm_hw.compiler.build import Builder, Built, build_executable, export_library
 from ksm_hw.compiler.compiled import (
     Compiled,
@@ -37,9 +37,13 @@ from tvm_passes.relax.attach_operator_costs import operator_costs
 from tvm_passes.relax.attach_workspace import workspace_bytes
 from tvm_passes.relax.fold_task_mask import MaskLayout
 from tvm_passes.relax.join_tasks import TaskFunctions
+from tvm_passes.relax.kernels.mask_decoding import LANES
 from tvm_passes.relax.pipeline import fold_tasks, plan_memory, schedule_kernels
 from tvm_passes.relax.schedules.base.tuned import TunedSchedule
 from tvm_passes.unknown_dtype import UnknownDtype
+
+if LANES > FEWEST_SOFT_VALUES:
+    raise AssertionError(f"kernels read {LANES} soft values at once, and masks have {FEWEST_SOFT_VALUES} or more")
 
 
 @dataclass(frozen=True)

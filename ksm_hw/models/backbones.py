@@ -10,6 +10,7 @@ the input belongs to the preprocessing.
 """
 
 import difflib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +175,12 @@ def pretrained_backbone(name: str, weights: Path | None = None) -> nn.Module:
         UserError: the weights are missing, cannot be read safely, or belong to another architecture.
     """
     model = build_backbone(name)
-    weights = weights or packaged_weights(name)
-    if weights is not None:
-        where, state = str(weights), read_state_dict(weights)
-    else:
-        where, state = _downloaded_weights(name)
+    file = weights or packaged_weights(name)
+    where, state = _downloaded_weights(name) if file is None else (str(file), read_state_dict(file))
     head = head_path(model)
+    level = logging.INFO if weights is None else logging.WARNING
     expected = {path: tensor for path, tensor in model.state_dict().items() if not path.startswith(f"{head}.")}
-    fitted = fitted_weights(state, expected, (head, *_AUXILIARY_HEADS.get(name, ())), where)
+    fitted = fitted_weights(state, expected, (head, *_AUXILIARY_HEADS.get(name, ())), where, level)
     try:
         load_backbone_tensors(model, shared_tensors(fitted, head))
     except UserError as error:
@@ -199,9 +198,10 @@ def _downloaded_weights(name: str) -> tuple[str, dict[str, torch.Tensor]]:
     weights = _published(name)
     try:
         state: dict[str, torch.Tensor] = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the file is damaged, or not the one that was published.
+    except Exception as error:  # No network, or a damaged file in the cache, of which torch raises many types.
         raise UserError(
-            f"The pretrained weights of {name} could not be downloaded ({error}). Give a state dict with --weights."
+            f"The pretrained weights of {name} could not be downloaded, or are damaged ({error}). Give a state dict "
+            "with --weights."
         ) from error
     return weights.url, state
 

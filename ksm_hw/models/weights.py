@@ -23,13 +23,17 @@ _OLD_NAMES = (
 
 
 def fitted_weights(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], left_out: Collection[str], where: str
+    state: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    left_out: Collection[str],
+    where: str,
+    level: int = logging.WARNING,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a state dict under the names that a network expects, float32.
 
     Wrappers (`module.`, `_orig_mod.`) and whatever stands before most of the names (`model.backbone.`) are stripped.
     Left out is what stands beside that prefix, what `left_out` names, and counters: tensors of one element that the
-    network does not have. What was done is logged as a warning. Other tensors that the network does not have stay in,
+    network does not have. What was done is logged. Other tensors that the network does not have stay in,
     for they may be layers of a larger network.
 
     Args:
@@ -37,6 +41,7 @@ def fitted_weights(
         expected: the network's own tensors.
         left_out: module paths whose tensors are not wanted: the head, auxiliary heads.
         where: the file, for messages.
+        level: of what is logged: a user is told what becomes of a file of theirs.
 
     Raises:
         UserError: a tensor is no plain one of floating-point numbers, or has one that is not finite.
@@ -52,12 +57,12 @@ def fitted_weights(
         else:
             fitted[own] = _as_float32(state[name], expected.get(own), name, where)
     if stripped := {*chain.from_iterable(map(_WRAPPED.findall, state)), prefix} - {""}:
-        _log.warning("%s: stripped %s from the names of tensors", where, ", ".join(sorted(stripped)))
+        _log.log(level, "%s: stripped %s from the names of tensors", where, ", ".join(sorted(stripped)))
     if dropped:
-        _log.warning("%s: left out %s", where, _listed(dropped))
+        _log.log(level, "%s: left out %s", where, _listed(dropped))
     dtypes = {_name_of(tensor.dtype) for tensor in state.values() if tensor.is_floating_point()} - {"float32"}
     if dtypes:
-        _log.warning("%s: converted %s to float32", where, ", ".join(sorted(dtypes)))
+        _log.log(level, "%s: converted %s to float32", where, ", ".join(sorted(dtypes)))
     return fitted
 
 

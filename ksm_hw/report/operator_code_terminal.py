@@ -1,7 +1,7 @@
 """A look inside an operator, in the terminal."""
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from ksm_hw.report.innermost_loops import Loop
 from ksm_hw.report.operator_code import OperatorCode
@@ -10,9 +10,9 @@ from ksm_hw.report.operator_names import extents
 
 def print_operator_code(console: Console, code: OperatorCode, loops: int) -> None:
     """Prints an operator, with at most so many of its innermost loops."""
-    console.print(f"[bold]{code.symbol}[/]: {escape(code.name)}", soft_wrap=True, highlight=False)
+    console.print(Text.assemble((code.symbol, "bold"), f": {code.name}"), soft_wrap=True)
     for name, value in _facts(code):
-        console.print(f"  {name}: {escape(value)}", soft_wrap=True, highlight=False)
+        console.print(f"  {name}: {value}", soft_wrap=True)
     for number, loop in enumerate(code.loops[:loops], 1):
         _print_loop(console, f"loop {number} of {len(code.loops)}", loop)
 
@@ -37,9 +37,7 @@ def _facts(code: OperatorCode) -> list[tuple[str, str]]:
 
 
 def _print_loop(console: Console, title: str, loop: Loop) -> None:
-    console.print(
-        f"\n{title}: {len(loop.instructions)} instructions, {loop.multiply_adds} of them multiply-adds", highlight=False
-    )
+    console.print(f"\n{title}: {len(loop.instructions)} instructions, {loop.multiply_adds} of them multiply-adds")
     for instruction in loop.instructions:
         line = f"  {instruction.address:8x}  {instruction.mnemonic:<14} {instruction.operands}".rstrip()
-        console.print(escape(line), soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True)

@@ -2,8 +2,8 @@
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ksm_hw.report.operator_names import Shape, extents
 from ksm_hw.report.profile import ArtifactProfile, OperatorProfile
@@ -24,17 +24,17 @@ _CLEARLY_OVER = 1.05  # Times the peak.
 
 def print_profile(console: Console, profile: ArtifactProfile, top: int | None = None) -> None:
     """Prints a profile; with `top` only that many operators, and the others in one line."""
-    console.print(f"[bold]{escape(profile.artifact)}[/]", soft_wrap=True, highlight=False)
+    console.print(Text(profile.artifact, "bold"), soft_wrap=True)
     for name, value in profile_facts(profile):
-        console.print(f"  {name}: {escape(value)}", highlight=False)
+        console.print(f"  {name}: {value}")
     console.print()
-    console.print(_table(profile, top), highlight=False)
+    console.print(_table(profile, top))
     bounds = {operator.bound for operator in profile.operators[:top] if (operator.peak_share or 0) > _CLEARLY_OVER}
     for bound, note in (("memory", _CACHED), ("compute", _TOO_LOW)):
         if bound in bounds:
-            console.print(note, highlight=False)
+            console.print(note)
     if profile.inference.noisy:
-        console.print(f"[bold yellow]{_NOISY}[/]", highlight=False)
+        console.print(Text(_NOISY, "bold yellow"))
 
 
 def profile_facts(profile: ArtifactProfile) -> list[tuple[str, str]]:
@@ -65,8 +65,8 @@ def _table(profile: ArtifactProfile, top: int | None) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("bound", no_wrap=True)
     for operator in profile.operators[:top]:
-        name, *numbers = map(escape, _row(operator))
-        table.add_row(f"{name}\n    [dim]{_flow(operator.shapes)}[/]", *numbers)
+        name, *numbers = _row(operator)
+        table.add_row(Text.assemble(f"{name}\n    ", (_flow(operator.shapes), "dim")), *numbers)
     others = profile.operators[top:] if top is not None else ()
     if others:
         seconds, calls = sum(other.seconds for other in others), sum(other.calls for other in others)

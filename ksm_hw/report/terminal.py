@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ksm_hw.report.measure import ArtifactReport
 from ksm_hw.report.timing import NOISE_LIMIT, TOO_NOISY, Comparison, Timing
@@ -36,14 +36,14 @@ class TextTable:
 def print_reports(console: Console, reports: Sequence[ArtifactReport]) -> None:
     """Prints the reports as tables that fit 100 columns."""
     for report in reports:
-        console.print(f"[bold]{escape(report.artifact)}[/]", soft_wrap=True, highlight=False)
+        console.print(Text(report.artifact, "bold"), soft_wrap=True)
         for name, value in machine_facts(report):
-            console.print(f"  {name}: {escape(value)}", highlight=False)
+            console.print(f"  {name}: {value}")
         for table in report_tables(report):
             console.print()
             _print_table(console, table)
         if report.noisy:
-            console.print(f"\n[bold yellow]{NOISY_ADVICE}[/]", highlight=False)
+            console.print(Text(f"\n{NOISY_ADVICE}", "bold yellow"))
         console.print()
 
 
@@ -89,8 +89,8 @@ def _print_table(console: Console, table: TextTable) -> None:
     for number, column in enumerate(table.columns):
         drawn.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*map(escape, row))
-    console.print(drawn, highlight=False)
+        drawn.add_row(*row)
+    console.print(drawn)
 
 
 def _threads(count: int) -> str:

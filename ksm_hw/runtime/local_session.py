@@ -5,7 +5,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from ksm_hw.artifact.manifest import Manifest, read_manifest
+from ksm_hw.artifact.manifest import MANIFEST, Manifest, read_manifest
+from ksm_hw.files.staging import read_whole
 from ksm_hw.runtime.any_session import AnySession
 
 _log = logging.getLogger(__name__)
@@ -18,15 +19,23 @@ def local_session(artifact: Path, threads: int | None = None) -> Iterator[AnySes
     Raises:
         UserError: as `Session.load`, or Relay is not installed.
     """
+    manifest, session = read_whole(artifact, MANIFEST, lambda: _opened(artifact, threads))
+    if session is not None:
+        yield session
+        return
+    with _relay_session(artifact, manifest, threads) as session:
+        yield session
+
+
+def _opened(artifact: Path, threads: int | None) -> tuple[Manifest, AnySession | None]:
+    """The manifest and the session; no session where that is one of Relay's."""
     manifest = read_manifest(artifact)
     _log.info("%s: %s by %s of TVM %s", artifact, manifest.target, manifest.ir, manifest.tvm_version)
     if manifest.ir == "relay":
-        with _relay_session(artifact, manifest, threads) as session:
-            yield session
-        return
+        return manifest, None
     from ksm_hw.runtime.session import Session
 
-    yield Session.open(artifact, manifest, threads=threads)
+    return manifest, Session.open(artifact, manifest, threads=threads)
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ import tvm
 import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
 
-from ksm_hw.artifact.manifest import LIBRARY, Manifest, read_manifest
+from ksm_hw.artifact.manifest import LIBRARY, MANIFEST, Manifest, read_manifest
 from ksm_hw.errors import UserError
+from ksm_hw.files.staging import read_whole
 from ksm_hw.masks.bundle import load_bundle, task_of
 from ksm_hw.runtime.device_session import (
     DeviceSession,
@@ -76,7 +77,11 @@ class Session(DeviceSession):
             UserError: the artifact is missing, incomplete or damaged, or this machine cannot run it.
         """
         folder = Path(artifact)
-        return cls.open(folder, read_manifest(folder), threads=threads, keep=keep, budget=budget)
+
+        def opened() -> "Session":
+            return cls.open(folder, read_manifest(folder), threads=threads, keep=keep, budget=budget)
+
+        return read_whole(folder, MANIFEST, opened)
 
     @classmethod
     @survives_forks

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ksm_hw.errors import UserError
+from ksm_hw.learning import learn as learn_module
 from ksm_hw.learning.dataset_sources import ImagesInMemory
 from ksm_hw.learning.datasets import TaskData
 from ksm_hw.learning.images import test_batches as batches_for_testing
@@ -321,6 +323,74 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"Cannot read the checkpoint .*--restart"):
         learn(fresh_backbone(), digits(train=16, test=4), PREPROCESSING, options, checkpoint)
+
+
+def test_a_checkpoint_over_other_weights_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "state.pt"
+    options = LearningOptions(method="head", epochs=1, batch_size=16)
+    learn(fresh_backbone(), digits(train=16, test=4), PREPROCESSING, options, checkpoint)
+    other = fresh_backbone()
+    with torch.no_grad():
+        next(other.parameters())[0] += 1
+    with pytest.raises(UserError, match=r"another backbone.*--restart"):
+        learn(other, digits(train=16, test=4), PREPROCESSING, options, checkpoint)
+
+
+def test_learning_stops_at_the_first_loss_that_is_not_finite(tmp_path: Path) -> None:
+    """Weights as large as float32 goes, after the first step: the second loss is infinite."""
+    options = LearningOptions(method="head", epochs=3, batch_size=8, head_rate=3e37)
+    steps: list[int] = []
+    with pytest.raises(
+        UserError, match=r"diverged in epoch 1: .*Lower --mask-rate or --head-rate. Nothing of it is kept"
+    ):
+        learn(
+            fresh_backbone(),
+            digits(),
+            PREPROCESSING,
+            options,
+            tmp_path / "state.pt",
+            on_batch=lambda done, _: steps.append(done),
+        )
+    assert steps == [1] and not (tmp_path / "state.pt").exists()
+
+
+def test_after_a_divergence_learning_goes_on_with_lower_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn_epoch = learn_module._learn_epoch
+    checkpoint, data = tmp_path / "state.pt", digits(train=16, test=4)
+    options = LearningOptions(method="head", epochs=3, batch_size=16, head_rate=4e-3)
+
+    def diverge_in_the_second(*arguments: Any) -> float:
+        loss = learn_epoch(*arguments)
+        return math.nan if arguments[4] == 2 else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learn_module, "_learn_epoch", diverge_in_the_second)
+        with pytest.raises(UserError, match=r"diverged in epoch 2.*The state after epoch 1 is kept"):
+            learn(fresh_backbone(), data, PREPROCESSING, options, checkpoint)
+    with pytest.raises(UserError, match="other options"):
+        learn(fresh_backbone(), data, PREPROCESSING, dataclasses.replace(options, seed=1), checkpoint)
+    rates = []
+
+    def on_epoch(_: object) -> None:
+        rates.append(torch.load(checkpoint, weights_only=True)["optimizer"]["param_groups"][1]["lr"])
+
+    lower = dataclasses.replace(options, head_rate=1e-3)
+    _, history = learn(fresh_backbone(), data, PREPROCESSING, lower, checkpoint, on_epoch=on_epoch)
+    assert [epoch.number for epoch in history] == [1, 2, 3]
+    assert np.allclose(rates, [1e-3 * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in (2, 3)], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (dataclasses.replace(digits(), classes=("0",)), "at least 2 classes"),
+        (digits(train=1), "1 training images"),
+        (digits(test=0), "0 test images"),
+    ],
+)
+def test_too_little_to_learn_from(data: TaskData, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        learn(fresh_backbone(), data, PREPROCESSING, FAST)
 
 
 def test_training_batches_depend_on_seed_and_epoch_alone() -> None:

@@ -75,6 +75,34 @@ def test_a_pack_is_read_as_it_was_written(every_granularity: Bundle, tmp_path: P
     assert 0 < path.stat().st_size - pack.nbytes < 60_000
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["head_weight", "head_bias", "batch_norms", "masks"])
+def test_numbers_that_are_not_finite_are_refused(
+    every_granularity: Bundle, tmp_path: Path, where: str, wrong: float
+) -> None:
+    pack = every_granularity.packs["kernel-task"]
+    if where == "masks":
+        layer, mask = next(iter(pack.masks.items()))
+        changed: Any = {**pack.masks, layer: dataclasses.replace(mask, scale=np.full_like(mask.scale, wrong))}
+    elif where == "batch_norms":
+        name, array = next(iter(pack.batch_norms.items()))
+        changed = {**pack.batch_norms, name: np.full_like(array, wrong)}
+    else:
+        changed = getattr(pack, where).copy()
+        changed.flat[3] = wrong
+    save_task_pack(dataclasses.replace(pack, **{where: changed}), tmp_path / "pack.safetensors")
+    with pytest.raises(UserError, match="not finite"):
+        load_task_pack(tmp_path / "pack.safetensors")
+
+
+def test_a_backbone_with_variances_below_0_is_refused(every_granularity: Bundle, tmp_path: Path) -> None:
+    name = next(name for name in every_granularity.tensors if name.endswith("running_var"))
+    tensors = {**every_granularity.tensors, name: -every_granularity.tensors[name]}
+    save_bundle(dataclasses.replace(every_granularity, tensors=tensors), tmp_path)
+    with pytest.raises(UserError, match=f"'{name}' .*variances below 0"):
+        load_bundle(tmp_path)
+
+
 def test_the_same_pack_gives_the_same_bytes(every_granularity: Bundle, tmp_path: Path) -> None:
     pack = every_granularity.packs["kernel-task"]
     save_task_pack(pack, tmp_path / "one")

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,13 @@ def test_torchvision_s_own_weights_compute_what_torchvision_does(
     """Its auxiliary heads are left out, and what it transforms inside the network is in the preprocessing."""
     from torchvision.models._api import WeightsEnum
 
-    from ksm_hw.masks.preprocessing import Preprocessing, preprocess, read_image
+    from ksm_hw.images.decoding import read_image
+    from ksm_hw.masks.preprocessing import Preprocessing, preprocess
     from ksm_hw.models.backbones import default_preprocessing
 
     published, state = original(name)
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: state)
+    caplog.set_level(logging.INFO)
     backbone = pretrained_backbone(name).eval()
     assert "left out" in caplog.text and "ux" in caplog.text
     published.fc, backbone.fc = torch.nn.Identity(), torch.nn.Identity()

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import tvm
-from rich.console import Console
 from tvm import relax
 from typer.testing import CliRunner
 
 from ksm_hw.artifact.manifest import read_manifest
 from ksm_hw.cli import app
+from ksm_hw.cli.console import PlainConsole
 from ksm_hw.errors import UserError
 from ksm_hw.measuring import session as measuring
 from ksm_hw.report import machine_peak as peaks
@@ -222,7 +222,7 @@ def test_the_json_is_complete(profile: ArtifactProfile) -> None:
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_table_shows_the_slowest(profile: ArtifactProfile, width: int) -> None:
-    console = Console(width=width, file=io.StringIO())
+    console = PlainConsole(width=width, file=io.StringIO())
     print_profile(console, dataclasses.replace(profile, artifact="[bold]mine"), top=3)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     others = sum(operator.calls for operator in profile.operators[3:])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from random_tasks import random_bundle
-from rich.console import Console
 
+from ksm_hw.cli.console import PlainConsole
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.report.measure import ROUNDS, ArtifactReport, measure_artifact, reports_as_json
@@ -145,7 +145,7 @@ def test_page_needs_nothing_else(report: ArtifactReport, tmp_path: Path) -> None
 @pytest.mark.parametrize("width", [100, 80])
 def test_terminal_shows_every_name_whole(report: ArtifactReport, width: int) -> None:
     named = dataclasses.replace(report.tasks[0], task="[bold]cars")
-    console = Console(width=width, file=io.StringIO())
+    console = PlainConsole(width=width, file=io.StringIO())
     print_reports(console, [dataclasses.replace(report, tasks=(named, *report.tasks[1:]))])
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[bold]cars" in printed and report.machine.cpu in printed
@@ -189,7 +189,7 @@ def test_noise_is_said_in_every_form(report: ArtifactReport, tmp_path: Path) -> 
             for task in report.tasks
         )
         changed = dataclasses.replace(report, tasks=tasks, noisy=timing.noisy)
-        console = Console(width=100, file=io.StringIO())
+        console = PlainConsole(width=100, file=io.StringIO())
         print_reports(console, [changed])
         write_page([changed], tmp_path / "report.html")
         noisy = timing is shaken

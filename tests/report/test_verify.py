@@ -146,6 +146,14 @@ def test_every_architecture_with_masks_of_every_granularity(network: str, photog
     verify_every_granularity(network, photographs, tmp_path / "artifact")
 
 
+def test_a_head_that_is_a_convolution(photographs: Path, tmp_path: Path) -> None:
+    """As SqueezeNet's is, which has no linear layer."""
+    bundle = random_bundle("squeezenet1_1", image_size=32, granularities=("kernel",))
+    assert bundle.packs["kernel-task"].head_weight.shape == (5, 512, 1, 1)
+    (artifact,) = compile_bundle(bundle, load_target("host"), tmp_path / "artifact")
+    assert_all_passed(verify(artifact, images=photographs), ["kernel-task"], 3)
+
+
 def test_a_batch_of_three(photographs: Path, tmp_path: Path) -> None:
     verify_every_granularity("mobilenet_v2", photographs, tmp_path / "artifact", batch=3)
 

@@ -248,6 +248,14 @@ def test_images_of_another_shape_or_dtype_are_refused(session: Session, wrong: n
     assert f"{wrong.dtype} {list(wrong.shape)}" in str(error.value)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_are_refused(session: Session, wrong: float) -> None:
+    images = np.zeros((1, 3, 32, 32), np.float32)
+    images[0, 1, 2, 3] = wrong
+    with pytest.raises(UserError, match="not finite"):
+        session.run(images)
+
+
 def test_memory_layout_of_the_images_does_not_matter(session: Session, images: list[np.ndarray]) -> None:
     transposed = np.ascontiguousarray(images[0].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     assert not transposed.flags.c_contiguous

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import tvm
 from tvm.contrib.graph_executor import GraphModule
 
-from ksm_hw.artifact.manifest import TaskEntry, read_manifest
+from ksm_hw.artifact.manifest import MANIFEST, TaskEntry, read_manifest
 from ksm_hw.artifact.parameters import mask_part_of
+from ksm_hw.files.staging import read_whole
 from ksm_hw.masks.bundle import load_bundle, task_of
 from ksm_hw.runtime.device_session import (
     DeviceSession,
@@ -40,6 +41,10 @@ class RelaySession(DeviceSession):
         Raises:
             UserError: as `Session.load`.
         """
+        return read_whole(folder, MANIFEST, lambda: cls._load(folder, threads))
+
+    @classmethod
+    def _load(cls, folder: Path, threads: int | None) -> "RelaySession":
         manifest = read_manifest(folder)
         check_cpu_features(manifest.cpu_features, manifest.cpu.get("mcpu", manifest.target))
         if manifest.device == "opencl":

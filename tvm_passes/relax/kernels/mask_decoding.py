@@ -5,15 +5,18 @@ A packed mask has a bit a value, and a soft value where the bit is 0. What to do
 """
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
+from tvm.target.codegen import target_has_features
 
-from tvm_passes.mask_lanes import LANES
-
+LANES = 8
+"""Values in a vector: a byte of the mask. CPUs with shorter vectors take two. Masks must have as many soft values."""
 LINE_BYTES = 64
 """Of the cache."""
 DTYPE = "float32"
@@ -50,6 +53,22 @@ def mask_arguments(rows: Number, columns: Number, coded: bool) -> tuple[tirx.Var
     return table, bits, scale, row_start, T.arg("scale_range", T.buffer((2,), DTYPE))
 
 
+class Permutation(Enum):
+    """What a CPU has to put neighbours in memory in the order that a mask wants."""
+
+    AVX2 = auto()
+    NEON = auto()
+
+
+def permutation_of(target: tvm.target.Target) -> Permutation | None:
+    """What the CPU has; None where soft values are gathered one by one."""
+    if target_has_features("avx2", target):
+        return Permutation.AVX2
+    if target_has_features("neon", target) and str(target.attrs.get("mtriple", "")).startswith(("aarch64", "arm64")):
+        return Permutation.NEON
+    return None
+
+
 @dataclass(frozen=True)
 class MaskDecoder:
     """A packed mask, and how to decode it.
@@ -61,7 +80,7 @@ class MaskDecoder:
         last: index of the last soft value. What lies behind it is a binary mask's: any value is its 0.
         size: how many values the mask has.
         aligned: whether each row begins with a byte.
-        permutes: whether the CPU has AVX2.
+        permutation: how the CPU puts neighbours in memory in the order that a mask wants; None if it cannot.
     """
 
     table: tirx.Var
@@ -72,26 +91,45 @@ class MaskDecoder:
     last: tirx.Expr
     size: Number
     aligned: bool
-    permutes: bool
+    permutation: Permutation | None
 
     @property
     def line(self) -> int:
         """Soft values in a cache line."""
         return LINE_BYTES // self.scale.dtype.itemsize
 
-    def decode(self, bit: tirx.Expr, position: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
+    def decode(self, bit: tirx.Expr, position: tirx.Expr, ends: bool = True) -> tuple[tirx.Expr, tirx.Expr]:
         """8 values of the mask, and how far the position moves.
 
         Args:
             bit: place of the first one's bit. Bits behind the last one of the mask give any value.
             position: of the next soft value.
+            ends: whether fewer than 8 soft values may be left from there on.
         """
         byte = T.bind(self._byte(bit))
-        before = T.bind(T.cast(self.table[T.ramp(byte * 8, 1, LANES)], f"int32x{LANES}"))
+        before = self.table[T.ramp(byte * 8, 1, LANES)]
         zeros = T.cast(self.table[byte + _COUNTS], "int32")
-        soft = self._permuted(position, before) if self.permutes else self._gathered(position, before)
+        if self.permutation is Permutation.NEON:
+            return T.bind(self._looked_up(position, T.bind(before), ends)), zeros
+        before = T.bind(T.cast(before, f"int32x{LANES}"))
+        soft = self._permuted(position, before) if self.permutation else self._gathered(position, before)
         is_one = before < T.broadcast(T.int32(0), LANES)
         return T.bind(T.Select(is_one, T.broadcast(T.float32(1), LANES), soft)), zeros
+
+    def _looked_up(self, position: tirx.Expr, before: tirx.Expr, ends: bool) -> tirx.Expr:
+        """8 values by NEON's `tbl`: bytes of a register by their indices, and 0 by one behind its end, as a one has."""
+        is_one = before < T.broadcast(T.int8(0), LANES)
+        start = position
+        if ends:
+            start = T.bind(tirx.min(position, self.last - (LANES - 1)))
+            moved = T.broadcast(T.cast(position - start, "int8"), LANES)
+            before = T.bind(T.Select(is_one, before, before + moved))
+        window = T.bind(self.scale[T.ramp(start, 1, LANES)])
+        ones = T.broadcast(T.float32(1), LANES)
+        if not self.scale_range:
+            return T.Select(is_one, ones, _floats_at(window, before))
+        low, step = (T.broadcast(number, LANES) for number in self.scale_range)
+        return T.Select(is_one, ones, low) + T.cast(_bytes_at(window, before), VECTOR) * step
 
     def _gathered(self, position: tirx.Expr, before: tirx.Expr) -> tirx.Expr:
         index = tirx.min(position + before, T.broadcast(self.last, LANES))
@@ -121,12 +159,37 @@ class MaskDecoder:
         return T.bitwise_and(T.shift_right(both, 8 - tirx.floormod(bit, 8)), T.int32(255))
 
 
+def _bytes_at(window: tirx.Expr, index: tirx.Expr) -> tirx.Expr:
+    """8 of 8 bytes as uint32; 0 for an index behind them."""
+    nothing = T.broadcast(T.uint8(0), LANES)
+    register = T.Shuffle([window, nothing], [T.int32(place) for place in range(2 * LANES)])
+    found = T.bind(T.call_llvm_pure_intrin(f"uint8x{LANES}", "llvm.aarch64.neon.tbl1", register, index))
+    # As pairs of bytes, which LLVM widens in one instruction; for bytes it takes two and clears what is above.
+    pairs = T.Shuffle([found, nothing], [T.int32(place) for value in range(LANES) for place in (value, LANES + value)])
+    return T.cast(T.reinterpret(f"uint16x{LANES}", pairs), f"uint32x{LANES}")
+
+
+def _floats_at(window: tirx.Expr, index: tirx.Expr) -> tirx.Expr:
+    """8 of 8 float32."""
+    # The bytes 4i to 4i + 3.
+    wide = T.cast(index, f"int32x{LANES}") * T.broadcast(T.int32(0x04040404), LANES)
+    places = T.bind(wide + T.broadcast(T.int32(0x03020100), LANES))
+    halves = [[T.int32(place) for place in range(first, first + 4)] for first in (0, 4)]
+    register = [T.reinterpret("uint8x16", T.Shuffle([window], half)) for half in halves]
+    found = []
+    for half in halves:
+        bytes_ = T.reinterpret("uint8x16", T.Shuffle([places], half))
+        found.append(T.call_llvm_pure_intrin("uint8x16", "llvm.aarch64.neon.tbl2", *register, bytes_))
+    both = [T.reinterpret(f"{DTYPE}x4", half) for half in found]
+    return T.Shuffle(both, [T.int32(place) for place in range(LANES)])
+
+
 def decoder_of(
-    arguments: tuple[tirx.Var, ...], rows: Number, columns: Number, aligned: bool, permutes: bool
+    arguments: tuple[tirx.Var, ...], rows: Number, columns: Number, aligned: bool, permutation: Permutation | None
 ) -> MaskDecoder:
     """What decodes a mask of so many rows and columns, of the `mask_arguments`."""
     table, bits, scale, row_start, scale_range = arguments
     coded = str(scale.dtype) == "uint8"
     numbers = (T.bind(scale_range[0]), T.bind(scale_range[1])) if coded else ()
     last = T.bind(T.cast(scale.shape[0] - 1, "int32"))
-    return MaskDecoder(table, bits, scale, row_start, numbers, last, rows * columns, aligned, permutes)
+    return MaskDecoder(table, bits, scale, row_start, numbers, last, rows * columns, aligned, permutation)

@@ -65,7 +65,6 @@ import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
-from tvm.target.codegen import target_has_features
 
 from tvm_passes.relax.kernels.mask_decoding import (
     DTYPE,
@@ -73,10 +72,13 @@ from tvm_passes.relax.kernels.mask_decoding import (
     LINE_BYTES,
     MaskDecoder,
     Number,
+    Permutation,
     decoder_of,
     mask_arguments,
+    permutation_of,
     quotient,
 )
+from tvm_passes.relax.kernels.neon_rows import ROWS, NeonRows
 from tvm_passes.relax.kernels.weight_storing import KERNEL, ChannelGroup, WeightStore, transposed
 from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
 from tvm_passes.relax.loops.prefetch import prefetch
@@ -179,8 +181,8 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
                 # Indices inside a weight are 32 bits wide.
                 outputs, inputs = (T.bind(T.cast(number, "int32")) for number in (outputs, inputs))
                 columns = inputs
-            aligned, permutes = rewrite.columns % LANES == 0, target_has_features("avx2", target)
-            decoder = decoder_of(mask, outputs, columns, aligned, permutes) if mask else None
+            aligned = rewrite.columns % LANES == 0
+            decoder = decoder_of(mask, outputs, columns, aligned, permutation_of(target)) if mask else None
             store = WeightStore(result, tuple(kernel), rewrite.packed, rewrite.tile)
             _Kernel(rewrite, outputs, inputs, columns, rows, decoder, norm, store).emit()
     return builder.get()
@@ -257,6 +259,10 @@ class _Kernel:
         of_rows = position if self.rewrite.run == 1 else None
         mask = None if self.decoder is None or of_rows is not None else self._mask(self.decoder, groups, position)
         prefetch = self._prefetch(groups[0], channels)
+        if self.decoder is not None and of_rows is not None and self._suits_neon(channels):
+            rows = NeonRows(self.weight, self.values, self.outputs, self.decoder, self.store, prefetch)
+            rows.emit(groups[0], channels, [factor for factor in factors if factor is not None])
+            return
 
         def sweep(start: tirx.Expr, count: int, store: _Store) -> None:
             prefetch(start)
@@ -274,6 +280,13 @@ class _Kernel:
             _in_steps(self.values, LANES, lambda start, count: sweep(start, count, partial(self.store.store, start)))
         else:
             self._winograd(groups, sweep)
+
+    def _suits_neon(self, channels: int) -> bool:
+        """Whether a task of so many channels, whose rows are masked as they are read, is one for `NeonRows`."""
+        assert self.decoder is not None
+        whole = not isinstance(self.values, int) or self.values % LANES == 0
+        by_neon = self.decoder.permutation is Permutation.NEON
+        return by_neon and self.rewrite.tile is None and whole and channels % ROWS == 0
 
     def _ends_with_a_vector(self, count: int) -> bool:
         """Whether a step of so many values, the last of a row, can read a whole vector that ends where the row does.

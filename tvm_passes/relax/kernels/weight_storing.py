@@ -29,6 +29,7 @@ class ChannelGroup:
         block, lane: the first, in the result: the block of packed weights and the place in it.
         count: how many.
         place: the first, in the task's own buffers.
+        width: of the vectors that hold a value of each.
     """
 
     channel: tirx.Expr
@@ -36,6 +37,7 @@ class ChannelGroup:
     lane: tirx.Expr
     count: int
     place: int
+    width: int = LANES
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class WeightStore:
 
     def _write(self, group: ChannelGroup, indices: list[tirx.Expr | int], vector: tirx.Expr) -> None:
         """Writes the values of the channels of a group to the result."""
-        if group.count == LANES:
-            T.buffer_store(self.result, vector, [*indices, T.ramp(group.lane, 1, LANES)])
+        if group.count == group.width:
+            T.buffer_store(self.result, vector, [*indices, T.ramp(group.lane, 1, group.count)])
             return
         vector = T.bind(vector)
         for place in range(group.count):

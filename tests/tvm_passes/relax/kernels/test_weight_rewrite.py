@@ -1,9 +1,7 @@
 """What is done to a weight, in one kernel: bit for bit what NumPy makes of it, and one call for each weight."""
 
-import ctypes
 import dataclasses
 import math
-import mmap
 from collections import Counter
 
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 import tvm
 from folded_networks import (
     CLASSES,
-    MASK_PARAMETERS,
     PostActivation,
     PreActivation,
     kernels_called,
@@ -24,14 +21,13 @@ from folded_networks import (
 from operator_cases import HOST, OTHERS
 from torch import nn
 from tvm import relax
+from unreadable_page import before_unreadable_page
+from weight_rewrites import MASKS, assert_as_expected, kernel_and_expected
 
 from ksm_hw.artifact.parameters import task_parameters
 from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits
-from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from tvm_passes.relax import kernels
-from tvm_passes.relax.kernels.mask_decoding import decoding_table
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, weight_rewrite
-from tvm_passes.relax.kernels.winograd import transforms
 from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels, schedule_kernels
 
 PLAIN = tvm.target.Target("llvm")  # No AVX2: soft values are gathered one by one.
@@ -69,47 +65,6 @@ REWRITES = {
     "no mask": WeightRewrite((24, 50, 3, 3), 0, 1, 8, True, 1e-3),
     "layout alone": WeightRewrite((30, 50), 0, 1, 30),
 }
-MASKS = {
-    "soft": (0.7, False),
-    "binary": (0.7, True),
-    "ones": (1.0, False),
-    "zeros": (0.0, False),
-    "nothing": (0.0, True),
-}
-
-
-def kernel_and_expected(rewrite: WeightRewrite, ones: float, binary: bool) -> tuple[list[np.ndarray], np.ndarray]:
-    """The kernel's arguments and, by NumPy, its result."""
-    generator = np.random.default_rng(7)
-    outputs, *rest = rewrite.shape
-    expected = weight = generator.standard_normal(rewrite.shape).astype(np.float32)
-    arguments = [weight]
-    if rewrite.columns:
-        is_one = generator.random((outputs, rewrite.columns)) < ones
-        soft = np.zeros if binary else lambda shape: generator.uniform(0.1, 0.5, shape)
-        mask = np.where(is_one, 1, soft(is_one.shape)).astype(np.float32)
-        packed = pack_mask(mask, 8 if rewrite.coded else 0 if binary else 32)
-        pack = dataclasses.replace(pack_of(Plain(), {}), masks={"layer": packed})
-        arguments += [decoding_table(), *task_parameters(MASK_PARAMETERS, pack, {}, CLASSES)]
-        values = np.repeat(unpack_mask(packed), rewrite.run, axis=1)[:, : math.prod(rest)]
-        expected = expected * values.reshape(rewrite.shape)
-    if rewrite.epsilon is not None:
-        norm = [
-            generator.uniform(-1, 1, outputs).astype(np.float32),
-            generator.uniform(0.3, 2, outputs).astype(np.float32),
-        ]
-        factor = norm[0] / np.sqrt(norm[1] + np.float32(rewrite.epsilon))
-        arguments += norm
-        expected = expected * factor.reshape(-1, *[1] * len(rest))
-    expected = expected.transpose(*range(2, expected.ndim), 1, 0)
-    if rewrite.tile is not None:
-        matrix = np.array(transforms(rewrite.tile).weight, np.float32)
-        expected = np.einsum("ay,bx,yxio->abio", matrix, matrix, expected)
-        expected = np.moveaxis(expected.reshape(*expected.shape[:-1], -1, rewrite.lanes), -2, 2)
-    if rewrite.packed:
-        blocks = expected.reshape(*expected.shape[:-1], -1, rewrite.lanes)
-        expected = np.moveaxis(blocks, -2, 0)
-    return arguments, np.ascontiguousarray(expected)
 
 
 @pytest.mark.parametrize("target", [HOST, PLAIN], ids=["host", "plain"])
@@ -123,16 +78,6 @@ def test_the_kernel_computes_what_numpy_does(rewrite: WeightRewrite, target: tvm
         result = tvm.runtime.tensor(np.full(expected.shape, np.nan, np.float32))
         compiled["rewrite"](*map(tvm.runtime.tensor, arguments), result)
         assert_as_expected(rewrite, result.numpy(), expected)
-
-
-def assert_as_expected(rewrite: WeightRewrite, result: np.ndarray, expected: np.ndarray) -> None:
-    if rewrite.tile is not None:
-        assert np.abs(result - expected).max() <= 1e-6 * np.abs(expected).max()
-    elif rewrite.coded:
-        # A soft value is a product and a sum, which the CPU may round at once.
-        np.testing.assert_array_max_ulp(result, expected, 4)
-    else:
-        assert result.tobytes() == expected.tobytes()
 
 
 SHARED = {
@@ -187,18 +132,6 @@ def test_the_code_in_the_docstring_is_what_is_emitted() -> None:
         assert place >= 0, part
         place += len(part)
     assert len(shown) > 3 and len("".join(shown)) > len(emitted) / 3
-
-
-def before_unreadable_page(array: np.ndarray) -> np.ndarray:
-    """A copy in memory right behind which no page can be read: whoever reads on dies."""
-    page = mmap.PAGESIZE
-    size = -(-array.nbytes // page) * page
-    memory = mmap.mmap(-1, size + page)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + size), ctypes.c_size_t(page), 0) == 0
-    copy = np.frombuffer(memory, array.dtype, array.size, size - array.nbytes).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 # Whole cache lines each, because TVM aligns its arrays so.
