@@ -3,6 +3,7 @@
 The largest image is Pillow's own limit, `PIL.Image.MAX_IMAGE_PIXELS`, which `--max-pixels` sets.
 """
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from ksm_hw.images.colours import as_rgb, scale_transparent_colour
 from ksm_hw.images.finding import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
+_say_once = functools.cache(_log.warning)  # An image is read in every epoch, and for every task.
 
 _JPEG_REDUCTIONS = (2, 4, 8)  # What the decoder can divide width and height by.
 
@@ -98,7 +100,7 @@ def _fit_into_limit(image: ImageFile.ImageFile, path: Path, say: bool = True) ->
             size = image.size
             image.draft(image.mode, (size[0] // by, size[1] // by))
             if say:
-                _log.warning(
+                _say_once(
                     "%s has %d × %d pixels and is decoded at 1/%d of that; --max-pixels %d decodes it whole",
                     *(path, *size, by, pixels),
                 )

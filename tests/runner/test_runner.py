@@ -333,6 +333,12 @@ def test_images_that_do_not_decode(deployable: Path, photographs: Path, tmp_path
         cat.save(tmp_path / name)
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:5000])
         reasons[name] = "it is truncated"
+    # Whose tables hold more codes than there are bytes: the decoder would write beyond its own.
+    table = bytearray((tmp_path / "half.jpg").read_bytes())
+    begin = table.index(b"\xff\xc4")
+    table[begin + 5 : begin + 21] = b"\xff" * 16
+    (tmp_path / "table.jpg").write_bytes(table)
+    reasons["table.jpg"] = "its Huffman tables are damaged"
     done = run(deployable, "--task", "kernel-task", *(tmp_path / name for name in reasons))
     assert (done.returncode, done.stdout) == (2, "")
     for (name, reason), line in zip(reasons.items(), done.stderr.splitlines(), strict=True):
