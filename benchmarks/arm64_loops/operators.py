@@ -160,7 +160,8 @@ def _fitting(scheduled: ScheduledLoop, loops: Sequence[CostedLoop]) -> CostedLoo
     step = scheduled.products
     for extent in reversed((*scheduled.extents, 1)):
         step *= extent
-        if (exact := next((loop for loop in loops if loop.products == step), None)) is not None:
-            return exact
+        # Of two versions of a tile the one without conditions is shorter, and does most of the work.
+        if exact := [loop for loop in loops if loop.products == step]:
+            return min(exact, key=lambda loop: len(loop.instructions))
     several = [loop for loop in loops if loop.products % scheduled.products == 0]
     return max(several, key=lambda loop: loop.products, default=None)

@@ -4,9 +4,12 @@ Bodies that are unrolled stand there written out, tiles that run over the end ar
 """
 
 import collections
+import dataclasses
 import math
-from dataclasses import dataclass, field
+import operator
+from dataclasses import dataclass
 
+import numpy as np
 import tvm
 import tvm_ffi
 from tvm import relax, tirx
@@ -14,6 +17,18 @@ from tvm.ir import TensorLoad
 from tvm.ir.instrument import pass_instrument
 
 _LANES = 4  # Of float32 in a register.
+# What conditions of tiles are made of.
+_OPERATIONS = {
+    tirx.Add: operator.add,
+    tirx.Sub: operator.sub,
+    tirx.Mul: operator.mul,
+    tirx.FloorDiv: operator.floordiv,
+    tirx.FloorMod: operator.mod,
+    tirx.LT: operator.lt,
+    tirx.LE: operator.le,
+    tirx.EQ: operator.eq,
+    tirx.And: operator.and_,
+}
 
 
 @dataclass(frozen=True)
@@ -24,16 +39,18 @@ class ScheduledLoop:
         extents: of the loops around it, the outermost first, and of itself.
         products: multiply-adds of a step, in whole registers: a scalar counts a quarter.
         moved: whole registers that a step reads and writes, as it is written: LLVM keeps some and reads them no more.
+        taken: in which share of the steps of the loops around it it runs, where there are conditions.
     """
 
     extents: tuple[int, ...]
     products: float
     moved: float
+    taken: float = 1
 
     @property
-    def steps(self) -> int:
+    def steps(self) -> float:
         """How often it runs in all."""
-        return math.prod(self.extents)
+        return math.prod(self.extents) * self.taken
 
 
 @pass_instrument
@@ -67,39 +84,78 @@ class CompileWatch:
 def scheduled_loops(function: tirx.PrimFunc) -> list[ScheduledLoop]:
     """The innermost loops of an operator of an inference, and what stands beside loops."""
     found: list[ScheduledLoop] = []
-    _read(function.body, (), found)
+    _read(function.body, _Place({}, {}, 1), found)
     return found
 
 
-@dataclass
-class _Body:
-    """What a loop has in it: `loops` the next ones, and what stands beside them."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a statement stands: the extents of the `loops` around it, `values` that are bound there, `taken` of it."""
 
-    loops: list[tirx.For] = field(default_factory=list)
-    products: float = 0
-    moved: float = 0
+    loops: dict[tirx.Var, int]
+    values: dict[tirx.Var, tirx.Expr]
+    taken: float
 
 
-def _read(statement: tirx.Stmt, around: tuple[int, ...], found: list[ScheduledLoop]) -> None:
-    body = _Body()
+def _read(statement: tirx.Stmt, place: _Place, found: list[ScheduledLoop]) -> None:
+    """Notes the innermost loops of a statement, itself included."""
+    products = moved = 0.0
+    nested: list[tuple[tirx.Stmt, _Place]] = []
 
     def loop(one: tirx.For) -> tvm_ffi.WalkResult:
-        body.loops.append(one)
+        loops = {**place.loops, one.loop_var: int(one.extent)}
+        nested.append((one.body, dataclasses.replace(place, loops=loops)))
         return tvm_ffi.WalkResult.SKIP
 
+    def branch(one: tirx.IfThenElse) -> tvm_ffi.WalkResult | None:
+        if one.else_case is None:  # Of a single value, or a check of arguments.
+            return None
+        share = _share(one.condition, place)
+        nested.append((one.then_case, dataclasses.replace(place, taken=place.taken * share)))
+        nested.append((one.else_case, dataclasses.replace(place, taken=place.taken * (1 - share))))
+        return tvm_ffi.WalkResult.SKIP
+
+    def bind(one: tirx.Bind) -> None:
+        place.values[one.var] = one.value
+
     def product(one: tirx.Mul) -> None:
+        nonlocal products
         if str(one.ty.dtype).startswith("float32"):
-            body.products += _lanes(one) / _LANES
+            products += _lanes(one) / _LANES
 
     def move(one: TensorLoad | tirx.BufferStore) -> None:
-        body.moved += _lanes(one.value if isinstance(one, tirx.BufferStore) else one) / _LANES
+        nonlocal moved
+        moved += _lanes(one.value if isinstance(one, tirx.BufferStore) else one) / _LANES
 
-    callbacks = [(tirx.For, loop), (tirx.Mul, product), ((TensorLoad, tirx.BufferStore), move)]
+    callbacks = [
+        (tirx.For, loop),
+        (tirx.IfThenElse, branch),
+        (tirx.Bind, bind),
+        (tirx.Mul, product),
+        ((TensorLoad, tirx.BufferStore), move),
+    ]
     tvm_ffi.structural_walk(statement, callbacks, order="pre")
-    if body.products or body.moved:
-        found.append(ScheduledLoop(around, body.products, body.moved))
-    for one in body.loops:
-        _read(one.body, (*around, int(one.extent)), found)
+    if products or moved:
+        found.append(ScheduledLoop(tuple(place.loops.values()), products, moved, place.taken))
+    for one, where in nested:
+        _read(one, where, found)
+
+
+def _share(condition: tirx.Expr, place: _Place) -> float:
+    """In which share of the steps of the loops around it a condition is met."""
+    axes = {variable: axis for axis, variable in enumerate(place.loops)}
+
+    def value(one: tirx.Expr) -> np.ndarray | int:
+        if isinstance(one, tirx.IntImm):
+            return int(one)
+        if isinstance(one, tirx.Var):
+            if one in place.values:
+                return value(place.values[one])
+            shape = [-1 if axis == axes[one] else 1 for axis in range(len(axes))]
+            return np.arange(place.loops[one]).reshape(shape)
+        return _OPERATIONS[type(one)](value(one.a), value(one.b))
+
+    return float(np.mean(value(condition)))
 
 
 def _lanes(value: tirx.Expr) -> int:

@@ -1,5 +1,6 @@
 """The command line: it answers at once, its help has examples, its JSON parses, and `run` needs no torch."""
 
+import dataclasses
 import json
 import re
 import resource
@@ -8,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_tasks import tiny_pack
 from typer.testing import CliRunner
 
 from ksm_hw import __version__
 from ksm_hw.cli import app
 from ksm_hw.learning.datasets import dataset_names
-from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.bundle import Bundle, add_task, load_bundle
+from ksm_hw.resources import shipped_bundle
+from ksm_hw.state_dicts import packaged_tensors
 
 COMMANDS = [
     *("train", "compile", "tune", "run", "verify", "report", "profile", "tasks", "datasets", "doctor"),
@@ -168,7 +172,16 @@ def test_datasets_in_both_forms() -> None:
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_train_then_compile(tmp_path: Path, photographs: Path, as_json: bool) -> None:
-    """A user's own photographs, learned for one epoch; compiling is tried once, for it takes most of the time."""
+    """A user's own photographs, learned for one epoch; compiling is tried once, for it takes most of the time.
+
+    The bundle has a task of that name, which a user shall not lose without a word.
+    """
+    backbone = json.loads((shipped_bundle() / "bundle.json").read_text())
+    older = dataclasses.replace(
+        tiny_pack("photographs", accuracy=0.125),
+        **{name: backbone[name] for name in ("backbone", "backbone_sha256")},
+    )
+    add_task(tmp_path / "bundle", older, packaged_tensors(older.backbone) or {})
     for split in ("train", "test"):
         for photograph in photographs.iterdir():
             (tmp_path / "data" / split / photograph.stem).mkdir(parents=True)
@@ -183,8 +196,10 @@ def test_train_then_compile(tmp_path: Path, photographs: Path, as_json: bool) ->
     if as_json:
         content = json.loads(output)
         assert content["pack_bytes"] == pack.nbytes and 0 <= content["accuracy"] <= 1
+        assert content["replaced_accuracy"] == 0.125
         return
     assert "Task 'photographs' is in" in output and "Soft values in 8 bits" in output
+    assert "It replaces one of accuracy 12.5%" in output
     # What it says to do next works.
     (command,) = re.findall(r"Compile it: ksm-hw (compile [^$]*)", output.replace("\n", " "))
     artifact = tmp_path / "artifact"

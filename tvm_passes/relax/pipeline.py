@@ -23,7 +23,7 @@ from tvm.relax import backend, transform
 from tvm.s_tir.dlight.base import ScheduleRule
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
-from tvm.tirx.transform import SkipAssert
+from tvm.tirx.transform import ConvertSSA, SkipAssert
 
 from tvm_passes.relax.apply_schedules import ApplySchedules
 from tvm_passes.relax.attach_operator_costs import AttachOperatorCosts
@@ -36,6 +36,7 @@ from tvm_passes.relax.join_tasks import TaskFunctions, join_tasks
 from tvm_passes.relax.loops.allocate_on_stack import AllocateOnStack
 from tvm_passes.relax.loops.lower_loops import LowerLoops
 from tvm_passes.relax.loops.prefetch import InsertPrefetch
+from tvm_passes.relax.loops.whole_tiles import SplitWholeTiles
 from tvm_passes.relax.name_parameters import NameParameters
 from tvm_passes.relax.schedules import target_rules
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
@@ -152,7 +153,7 @@ def _lower_loops() -> tuple[Pass, object, object]:
 
     # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check it
     # again before each loop nest, strides and devices too, was more code than many of the loops.
-    passes = [InsertPrefetch(), LowerLoops(lower), SkipAssert()]
+    passes = [InsertPrefetch(), LowerLoops(lower), SplitWholeTiles(), ConvertSSA(), SkipAssert()]
     return _phase("loops", passes), finish_host, finalize_device
 
 

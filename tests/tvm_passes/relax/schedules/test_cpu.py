@@ -127,7 +127,8 @@ def test_unknown_shapes_still_compile():
 )
 def test_vector_unit_and_code_for_other_targets(name, lanes, registers, cores):
     target = OTHERS[name]
-    assert vector_unit(target) == VectorUnit(4 * lanes, registers, cores)
+    unit = vector_unit(target)
+    assert (unit.register_bytes, unit.registers, unit.cores) == (4 * lanes, registers, cores)
     module = function(
         lambda _, x, w: relax.op.nn.conv2d(x, w, padding=1, data_layout="NHWC", kernel_layout="HWIO"),
         (1, 7, 7, 16),

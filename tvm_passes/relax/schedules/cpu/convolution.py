@@ -2,7 +2,8 @@
 
 A tile of output pixels × output channels stays in vector registers while the whole reduction runs: every step loads the
 weights of the tile's channels once and broadcasts one input value a pixel. This is the tiling of a matrix product in
-which a row is an output pixel and a column an output channel.
+which a row is an output pixel and a column an output channel. Where a CPU multiplies by one value of a register, the
+inputs of several steps are loaded at once.
 """
 
 import math
@@ -19,6 +20,7 @@ from tvm_passes.relax.schedules.base.convolution_match import input_shape, match
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
 from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
+from tvm_passes.relax.schedules.cpu.lanes import apart, read_in_vectors, steps_at_once
 from tvm_passes.relax.schedules.cpu.tile_model import NEARBY, Shape, Tiling, asking_pays, tilings
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 
@@ -80,12 +82,17 @@ def _flatten_pixels(schedule: Schedule, operator: FusedOperator) -> None:
 
 
 def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: VectorUnit) -> None:
+    steps = _steps_at_once(schedule, operator, unit)
+    inputs = apart(schedule, operator.reduction) if steps > 1 else None
     pixels, channels, *reduction = schedule.get_loops(operator.reduction)
-    weights_come_late = _weights_come_late(schedule, operator.reduction, tiling)
+    # A core without a slot for it is left to follow by itself what lies in one row.
+    weights_come_late = unit.has_spare_slots and _weights_come_late(schedule, operator.reduction, tiling)
     channel_tiles, inner_channels = schedule.split(channels, [None, tiling.channels])
     pixel_tiles, inner_pixels = schedule.split(pixels, [None, tiling.pixels])
     cut, tile = schedule.split(pixel_tiles, [tiling.cuts, None])
     order = [cut, channel_tiles] if tiling.pixels_first else [channel_tiles, cut]
+    if inputs is not None:
+        reduction += schedule.split(reduction.pop(), [None, steps])
     schedule.reorder(*order, tile, *reduction, inner_pixels, inner_channels)
     task = schedule.fuse(*order)
     schedule.reverse_compute_at(operator.output, tile, preserve_unit_loops=True)
@@ -95,6 +102,10 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
         packed = schedule.cache_read(operator.reduction, 1, "global")
         schedule.compute_at(packed, task, preserve_unit_loops=True)
         schedule.vectorize(schedule.get_loops(packed)[-1])
+    if inputs is not None:
+        # Those of the loops task and tile, and all of the reduction but the steps.
+        read_in_vectors(schedule, inputs, reduction[-2], 1 + len(reduction))
+        schedule.unroll(reduction[-1])
     schedule.parallel(task)
     # Splits off the last tile, if the tiles run over the end, so that the others need no bounds check.
     schedule.annotate(tile, "pragma_loop_partition_hint", True)
@@ -109,6 +120,12 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
     schedule.decompose_reduction(operator.reduction, reduction[0])
     if weights_come_late:
         ask_ahead(schedule, reduction[-1], axis=0, distance=1)
+
+
+def _steps_at_once(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> int:
+    """Steps whose inputs are read together; 1 where the CPU cannot, or a tile's channels are of several groups."""
+    one_group = input_shape(schedule, operator)[3] == extents(schedule, operator.reduction)[-1]
+    return steps_at_once(schedule, operator.reduction, unit) if unit.by_lane and one_group else 1
 
 
 def _weights_come_late(schedule: Schedule, reduction: SBlockRV, tiling: Tiling) -> bool:

@@ -23,8 +23,6 @@ _UNEVEN = 0.99
 """The speed of tiles of which the last runs over the end of the map, which takes a second version of the code."""
 _FEW_TILES, _ASKED = 16, 80 << 10
 """Tiles of one block of weights that are few, and bytes of such a block that fit beside the one in use."""
-_LATENCY, _LOADS = 4, 2
-"""Cycles until a multiply-add is done, and loads that start in a cycle: from manuals of x86-64 cores, not measured."""
 _MOST_PIXELS = 14
 """Of a tile, to keep the ways few: more load fewer weights a product, but these are few by then."""
 
@@ -114,8 +112,9 @@ def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = Non
     # It pays where the weights stay near from part to part, and the map would not from tile to tile of channels.
     weight_bytes = value_bytes(shape.dtype) * shape.depth * shape.channels
     pays = weight_bytes <= 2 * NEARBY < shape.pixels * shape.pixel_bytes
-    # TVM does not always manage to split off a tile that runs over the end of the last part: none such by default.
-    whole = [tile for tile in tiles if pays and shape.pixels % tile[0] == 0]
+    # TVM does not always manage to split off a tile that runs over the end of the last part: none such by default, but
+    # where `SplitWholeTiles` does it.
+    whole = [tile for tile in tiles if pays and (unit.by_lane or shape.pixels % tile[0] == 0)]
     near = {tile: way for tile in whole if (way := by_pixels(*tile, NEARBY)) is not None}
     speeds = dict(ranked)
     # Where no tile's map can stay near, all are as far.
@@ -133,8 +132,8 @@ def ranked_tiles(
     """How many output pixels × output channels to hold in registers, best first, and what to think of each.
 
     The channels are a divisor of the axis, because a vector with a bounds check is slow. The best tile does most useful
-    multiply-adds a cycle. A quarter of the registers remains for weights and inputs; LLVM spills accumulators if more
-    are taken.
+    multiply-adds a cycle. Enough registers remain for weights and inputs, or LLVM spills accumulators: a quarter, and
+    where inputs are read in vectors one for each pixel and for each vector of weights, and one that LLVM asks for.
 
     Args:
         pixels, channels: of the output.
@@ -146,15 +145,27 @@ def ranked_tiles(
 
     def speed(tile_pixels: int, tile_channels: int) -> float:
         lanes = widest_vector(tile_channels, most_lanes)
-        vectors = tile_channels // lanes
-        products = tile_pixels * vectors
+        products = tile_pixels * (tile_channels // lanes)
+        if unit.by_lane:
+            # What runs over the end is split off, and takes less.
+            tiles, rest = divmod(pixels, tile_pixels)
+            time = tiles * by_lane_cycles(tile_pixels, tile_channels, unit, lanes)
+            time += by_lane_cycles(rest, tile_channels, unit, lanes) if rest else 0
+            even = 1.0 if not rest else _UNEVEN
+            return pixels * tile_channels / time * even + products / 1000
         weight_bytes = value_bytes(dtype) * tile_channels
         # Weights of all steps that do not stay in the first-level cache arrive slower.
         arriving = weight_bytes / (_NEAR_RATE if weight_bytes * depth <= _NEAR else _RATE)
-        cycles = max(products / unit.products, (tile_pixels + vectors) / _LOADS, _LATENCY, arriving)
+        vectors = tile_channels // lanes
+        cycles = max(products / unit.products, (tile_pixels + vectors) / unit.loads, unit.latency, arriving)
         useful = pixels / (-(-pixels // tile_pixels) * tile_pixels)
         even = 1.0 if pixels % tile_pixels == 0 else _UNEVEN
         return lanes * products / cycles * useful * even + products / 1000
+
+    def fits(tile_pixels: int, vectors: int) -> bool:
+        if unit.by_lane:
+            return tile_pixels * vectors + tile_pixels + vectors < unit.registers
+        return tile_pixels * vectors <= unit.registers * 3 // 4
 
     candidates = [
         (tile_pixels, tile_channels)
@@ -162,7 +173,16 @@ def ranked_tiles(
         if channels % tile_channels == 0
         for vectors in [tile_channels // widest_vector(tile_channels, most_lanes)]
         for tile_pixels in range(1, min(pixels, _MOST_PIXELS) + 1)
-        if tile_pixels == 1 or tile_pixels * vectors <= unit.registers * 3 // 4
+        if tile_pixels == 1 or fits(tile_pixels, vectors)
     ]
     speeds = {tile: speed(*tile) for tile in candidates}
     return sorted(speeds.items(), key=lambda one: one[1], reverse=True)
+
+
+def by_lane_cycles(tile_pixels: int, tile_channels: int, unit: VectorUnit, lanes: int) -> float:
+    """Cycles of a step of a tile whose inputs are read in vectors of `lanes` steps."""
+    vectors = tile_channels // lanes
+    products, loads = tile_pixels * vectors, tile_pixels / lanes + vectors
+    # One slot for the loop itself, whose four instructions are there once for four steps.
+    issued = (products + unit.load_slots * loads + 1) / unit.slots
+    return max(products / unit.products, loads / unit.loads, issued, unit.latency)

@@ -1,5 +1,8 @@
-"""What a schedule must know of a CPU: the width of its vectors and how many of them it holds in registers."""
+"""What a schedule must know of a CPU: its vector registers, and what one of its cores starts in a cycle."""
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,6 +26,21 @@ class VectorUnit:
     """Cores that share the work; 1 where the target does not say."""
     products: int = 2
     """Multiply-adds of whole registers that a core starts in a cycle."""
+    loads: int = 2
+    """Loads that it starts in a cycle."""
+    latency: int = 4
+    """Cycles until a multiply-add is done."""
+    slots: float = math.inf
+    """All that it starts in a cycle: a multiply-add is one, a load `load_slots`; infinite where that is no limit."""
+    load_slots: float = 1
+    """See `slots`."""
+    by_lane: bool = False
+    """Whether it multiplies a register by one value of another, as NEON does; else each such value is a load."""
+
+    @property
+    def has_spare_slots(self) -> bool:
+        """Whether a core that starts all multiply-adds it can still starts as many other instructions."""
+        return self.slots > 2 * self.products
 
     def lanes(self, dtype: str) -> int:
         """Values of a type in one register.
@@ -31,6 +49,21 @@ class VectorUnit:
             ValueError: as `value_bytes`.
         """
         return self.register_bytes // value_bytes(dtype)
+
+
+def _neon(products: int, loads: int, latency: int, slots: float, load_slots: float) -> VectorUnit:
+    """A core with NEON."""
+    return VectorUnit(16, 32, 1, products, loads, latency, slots, load_slots, by_lane=True)
+
+
+# What LLVM's tables say of them, as llvm-mca counts (`benchmarks/arm64_loops.py`): of A76 and A78 those of Neoverse-N1
+# and N2. The A55, which starts all in its order, does a load or a product.
+_ARM_CORES: Mapping[str, VectorUnit] = {
+    "cortex-a55": _neon(products=1, loads=1, latency=4, slots=1, load_slots=1),
+    "cortex-a72": _neon(products=1, loads=1, latency=10, slots=3, load_slots=1),
+    "cortex-a76": _neon(products=2, loads=2, latency=4, slots=3, load_slots=2),
+    "cortex-a78ae": _neon(products=2, loads=3, latency=4, slots=5, load_slots=1),
+}
 
 
 @cache  # A target's features are asked for with every candidate, and each answer takes half a millisecond.
@@ -46,7 +79,8 @@ def vector_unit(target: Target) -> VectorUnit:
     if target_has_features("avx", target):
         return VectorUnit(register_bytes=32, registers=16, cores=cores)
     if "aarch64" in str(target.attrs.get("mtriple", "")):
-        return VectorUnit(register_bytes=16, registers=32, cores=cores)
+        unit = _ARM_CORES.get(str(target.attrs.get("mcpu", "")), _ARM_CORES["cortex-a76"])
+        return dataclasses.replace(unit, cores=cores)
     return VectorUnit(register_bytes=16, registers=16, cores=cores)
 
 

@@ -1,0 +1,88 @@
+"""Training into a bundle's folder: what is held, what is told and what is left, whatever is learned."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from random_tasks import SMALL_NETWORK
+
+from ksm_hw import cli
+from ksm_hw.learning.datasets import TaskData, load_task_data
+from ksm_hw.learning.learn import LearningOptions
+from ksm_hw.learning.train import checkpoint_of, train_task
+from ksm_hw.masks.bundle import Bundle
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), (number * 60, 0, 0)).save(tmp_path / "photos" / name / "1.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def weights(bundle: Bundle, tmp_path: Path) -> Path:
+    path = tmp_path / "weights.pt"
+    torch.save({name: torch.from_numpy(np.array(array)) for name, array in bundle.tensors.items()}, path)
+    return path
+
+
+def interrupted(*_arguments: object, **_options: object) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_a_task_is_held_while_it_is_learned(
+    copied_bundle: Path,
+    photos: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And that it will replace one is said before; half a checkpoint that a killed process left goes."""
+    held: list[str] = []
+    left = copied_bundle / ".learning" / ".kernel-task.pt.killed"
+    left.parent.mkdir()
+    left.touch()
+    before = {path for path in copied_bundle.rglob("*") if path != left}
+
+    def learn(*_arguments: object) -> Any:
+        held.extend(path.name for path in left.parent.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ksm_hw.learning.train.learn", learn)
+    data: TaskData = load_task_data(str(photos))
+    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
+        train_task(data, "kernel-task", copied_bundle, SMALL_NETWORK, LearningOptions(), weights=weights, image_size=32)
+    assert held == ["kernel-task.lock"]
+    assert "Task 'kernel-task' is in" in caplog.text and "it is replaced at the end" in caplog.text
+    assert {*copied_bundle.rglob("*")} == before
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_ctrl_c_says_what_is_kept(
+    tmp_path: Path,
+    photos: Path,
+    weights: Path,
+    epochs: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = tmp_path / "bundle"
+    if epochs:
+        checkpoint_of(bundle, "pets").parent.mkdir(parents=True)
+        checkpoint_of(bundle, "pets").touch()
+    monkeypatch.setattr("ksm_hw.learning.train.learn", interrupted)
+    options = ["--backbone", SMALL_NETWORK, "--weights", str(weights), "--image-size", "32", "--bundle", str(bundle)]
+    monkeypatch.setattr(sys, "argv", ["ksm-hw", "train", "--task", "pets", "--data", str(photos), *options])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    said = " ".join(capsys.readouterr().err.split())
+    assert exit_.value.code == 130
+    assert ("Whole epochs are kept" in said) == bool(epochs) and ("nothing is kept" in said) == (not epochs)
+    assert bundle.exists() == bool(epochs), "what was made for nothing is gone"

@@ -1,0 +1,100 @@
+"""Schedules for cores that multiply by lanes compute what PyTorch computes. Here they run on this machine."""
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from operator_cases import HOST, values
+from torch.nn import functional
+from tvm import te, tirx
+
+from ksm_hw.compiler.build import build_executable
+from tvm_passes.relax.kernels.packed_convolution import packed_convolution
+from tvm_passes.relax.loops import whole_tiles
+from tvm_passes.relax.schedules.cpu import convolution
+from tvm_passes.relax.schedules.cpu.convolution import Convolution
+from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
+from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
+
+ARM = {
+    name: tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": name, "num-cores": 4})
+    for name in ("cortex-a55", "cortex-a72", "cortex-a76", "cortex-a78ae", "generic")
+}
+A76 = vector_unit(ARM["cortex-a76"])
+
+
+@pytest.fixture
+def by_lane(monkeypatch):
+    """Has this machine scheduled for as if it multiplied by lanes."""
+    for module in (convolution, whole_tiles):
+        monkeypatch.setattr(module, "vector_unit", lambda _: A76)
+
+
+CONVOLUTIONS = {
+    # batch, size, inputs, outputs, kernel, stride, padding, groups, lanes
+    "tiles_run_over_rows": (1, 7, 24, 16, 3, 1, 1, 1, 8),
+    "tiles_run_over_the_end": (1, 7, 8, 32, 1, 1, 0, 1, 16),
+    "vectors_of_two": (1, 6, 10, 12, 3, 1, 1, 1, 12),
+    "no_vectors": (1, 9, 5, 24, 3, 2, 1, 1, 12),
+    "rgb": (1, 19, 3, 16, 3, 2, 1, 1, 8),
+    "several_images": (3, 5, 8, 8, 3, 1, 1, 1, 8),
+    "groups": (1, 7, 16, 24, 3, 1, 1, 2, 12),
+    "one_pixel": (1, 1, 24, 12, 1, 1, 0, 1, 12),
+}
+
+
+def convolution_of(batch, size, inputs, outputs, kernel, stride, padding, groups, lanes) -> tirx.PrimFunc:
+    data = te.placeholder((batch, size, size, inputs), name="data")
+    weight = te.placeholder((outputs // lanes, kernel, kernel, inputs // groups, lanes), name="weight")
+    bias = te.placeholder((outputs,), name="bias")
+    result = packed_convolution(data, weight, (stride, stride), (padding,) * 4, (1, 1), groups)
+    added = te.compute(
+        result.shape, lambda n, y, x, o: te.max(result[n, y, x, o] + bias[o], tirx.const(0.0, "float32"))
+    )
+    return te.create_prim_func([data, weight, bias, added], index_dtype_override="int64")
+
+
+def test_every_way_of_a_convolution_equals_torch(by_lane):
+    functions, arrays, expected = {}, {}, {}
+    for name, shape in CONVOLUTIONS.items():
+        batch, size, inputs, outputs, kernel, stride, padding, groups, lanes = shape
+        for number, candidate in enumerate(Convolution().design_space(convolution_of(*shape), HOST)[:2]):
+            functions[f"{name}_{number}"] = candidate.mod["main"].with_attr("target", HOST)
+        data, weight, bias = values(
+            (batch, inputs, size, size), (outputs, inputs // groups, kernel, kernel), (outputs,)
+        )
+        found = functional.conv2d(*map(torch.from_numpy, (data, weight, bias)), stride, padding, 1, groups)
+        expected[name] = np.maximum(found.numpy(), 0).transpose(0, 2, 3, 1)
+        packed = weight.reshape(outputs // lanes, lanes, inputs // groups, kernel, kernel).transpose(0, 3, 4, 2, 1)
+        arrays[name] = [data.transpose(0, 2, 3, 1), packed, bias]
+    module = {symbol: function.with_attr("global_symbol", symbol) for symbol, function in functions.items()}
+    library = build_executable(tvm.IRModule(module), HOST)
+    for symbol in functions:
+        name = symbol.rpartition("_")[0]
+        result = tvm.runtime.tensor(np.full(expected[name].shape, np.nan, "float32"))
+        library[symbol](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays[name]), result)
+        np.testing.assert_allclose(result.numpy(), expected[name], rtol=1e-5, atol=2e-5, err_msg=symbol)
+
+
+def test_cores_are_known_by_what_they_start_in_a_cycle():
+    units = {name: vector_unit(target) for name, target in ARM.items()}
+    assert all(unit.by_lane and unit.cores == 4 for unit in units.values())
+    assert [units[name].products for name in ("cortex-a55", "cortex-a72", "cortex-a76", "cortex-a78ae")] == [1, 1, 2, 2]
+    assert units["generic"] == A76
+
+
+@pytest.mark.parametrize("name", ARM)
+@pytest.mark.parametrize("pixels", [49, 196, 3136])
+def test_tiles_leave_registers_for_inputs_and_weights(name, pixels):
+    unit = vector_unit(ARM[name])
+    for (tile, channels), _ in ranked_tiles(pixels, 96, 64, unit, "float32"):
+        vectors = -(-channels // 4)
+        assert tile == 1 or tile * vectors + tile + vectors < unit.registers
+
+
+def test_where_loads_are_the_limit_tiles_are_squarer():
+    """A tile of four pixels reads a vector of weights for four products, and is as fast only where loads are free."""
+    few_slots, many_slots = (vector_unit(ARM[name]) for name in ("cortex-a76", "cortex-a72"))
+    speeds = [dict(ranked_tiles(196, 192, 64, unit, "float32")) for unit in (few_slots, many_slots)]
+    assert speeds[0][7, 12] > 1.1 * speeds[0][4, 12]
+    assert speeds[1][7, 12] == pytest.approx(speeds[1][4, 12], rel=0.02)
