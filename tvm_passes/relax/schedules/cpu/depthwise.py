@@ -141,11 +141,12 @@ def _compute(schedule: Schedule, operator: FusedOperator, sharing: Sharing, unit
     stride = input_shape(schedule, operator)[1] // extents(schedule, operator.reduction)[1]
     together = rows_at_once(sharing.pixels, sharing.rows, window, stride, unit)
     n, y, x, o, ky, kx, i = schedule.get_loops(operator.reduction)
-    parts, row, inner_rows = schedule.split(y, [None, sharing.rows // together, together])
+    several = [together] if unit.by_lane else []
+    parts, row, *inner_rows = schedule.split(y, [None, sharing.rows // together, *several])
     outer_pixels, inner_pixels = schedule.split(x, [None, sharing.pixels])
     blocks, vectors, vector = schedule.split(o, [None, sharing.channels // sharing.lanes, sharing.lanes])
     order = [vectors, outer_pixels] if unit.by_lane else [outer_pixels, vectors]
-    schedule.reorder(n, parts, blocks, row, *order, i, ky, kx, inner_rows, inner_pixels, vector)
+    schedule.reorder(n, parts, blocks, row, *order, i, ky, kx, *inner_rows, inner_pixels, vector)
     task = schedule.fuse(n, parts, blocks)
     schedule.reverse_compute_at(operator.output, order[-1], preserve_unit_loops=True)
     for block in operator.producers:
@@ -156,7 +157,7 @@ def _compute(schedule: Schedule, operator: FusedOperator, sharing: Sharing, unit
     unrolled = [inner_pixels, kx]
     *_, output_row, output_pixel, output_vector = schedule.get_loops(operator.output)
     if unit.by_lane:
-        unrolled += [inner_rows, output_row, output_pixel]
+        unrolled += [*inner_rows, output_row, output_pixel]
         if math.prod((together, sharing.pixels, window, window)) <= _MOST_PRODUCTS:
             unrolled.append(ky)
     for loop in unrolled:
