@@ -23,6 +23,7 @@ _WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights"),
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema"),
 )
+_MOST_WRAPPERS = 4  # Dictionaries around a state dict.
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 _EFFICIENTNET_LITE0_HEAD = "_fc"  # The module path of its head, as `head_path` finds it.
@@ -75,8 +76,9 @@ def _is_safetensors(path: Path) -> bool:
 
 def _unwrapped(content: Any, path: Path) -> dict[str, "torch.Tensor"]:
     """The state dict in what a file holds, however many dictionaries are around it."""
-    taken = []
-    while isinstance(content, Mapping) and (key := _wrapper_key(content)) is not None:
+    taken: list[str] = []
+    # Not for ever: what a pickle holds may contain itself.
+    while len(taken) < _MOST_WRAPPERS and isinstance(content, Mapping) and (key := _wrapper_key(content)) is not None:
         left_out = [str(other) for other in content if other != key and isinstance(content[other], Mapping)]
         taken.append(f"'{key}'" + (f" (and not {', '.join(left_out)})" if left_out else ""))
         content = content[key]
@@ -99,9 +101,12 @@ def _wrapper_key(content: Mapping[Any, Any]) -> str | None:
     return holding[0] if len(holding) == 1 else None
 
 
-def _holds_tensors(content: Any) -> bool:
-    """Whether a dictionary holds named tensors, or one that does."""
-    return isinstance(content, Mapping) and bool(_tensors_of(content) or any(map(_holds_tensors, content.values())))
+def _holds_tensors(content: Any, wrappers: int = _MOST_WRAPPERS) -> bool:
+    """Whether a dictionary holds named tensors, or one that does; an optimizer's are no state dict of a network."""
+    if not isinstance(content, Mapping) or "param_groups" in content:
+        return False
+    inner = wrappers and any(_holds_tensors(value, wrappers - 1) for value in content.values())
+    return bool(_tensors_of(content) or inner)
 
 
 def _tensors_of(content: Any) -> dict[str, "torch.Tensor"]:

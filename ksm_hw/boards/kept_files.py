@@ -19,9 +19,13 @@ _log = logging.getLogger(__name__)
 
 
 class KeptFiles:
-    """Files by their names (`kept_name`), below a folder of the board."""
+    """Files by their names (`kept_name`), below a folder of the board.
+
+    Those that a session asked for stay as long as it lasts: it was told that it need not send them.
+    """
 
     def __init__(self, cache: Path) -> None:
+        self._asked_for: set[str] = set()
         self._files, self._artifacts = cache / "files", cache / "artifacts"
         self._lock = cache / FOLDER_LOCK  # Several servers of a board may share its cache.
         with explained(cache):
@@ -29,8 +33,15 @@ class KeptFiles:
                 folder.mkdir(parents=True, exist_ok=True)
 
     def missing(self, names: list[str]) -> list[str]:
-        """Those of some files that are not kept."""
-        missing = [name for name in names if not (self._files / name).exists()]
+        """Those of some files that are not kept; the others stay now."""
+        self._asked_for.update(names)
+        missing = []
+        with locked(self._lock):
+            for name in names:
+                try:
+                    os.utime(self._files / name)  # Servers that share this cache let it go last.
+                except FileNotFoundError:
+                    missing.append(name)
         _log.info("%d of %d files are kept from before", len(names) - len(missing), len(names))
         return missing
 
@@ -59,11 +70,16 @@ class KeptFiles:
 
         Args:
             manifest: its text.
+
+        Raises:
+            UserError: a file is not kept.
         """
         folder = self._artifacts / hashlib.sha256(manifest.encode()).hexdigest()
         with locked(self._lock), explained(folder):
             for name, entry in listed_files(manifest).items():
                 link, kept = folder / name, self._files / kept_name(name, entry.sha256)
+                if not kept.exists():
+                    raise UserError(f"The board does not keep {name} any more. Give the same command again.")
                 os.utime(kept)
                 if not link.exists():
                     link.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +96,8 @@ class KeptFiles:
         for path in oldest_first:
             if total <= LIMIT:
                 break
+            if path.name in self._asked_for:
+                continue
             _log.info("%s was not used for longest, and goes", path.name)
             total -= path.stat().st_size
             path.unlink()

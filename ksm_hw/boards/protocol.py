@@ -50,16 +50,25 @@ def kept_name(file: str, sha256: str) -> str:
 
 
 def answered(function: Callable[..., Any]) -> Callable[..., str]:
-    """A function of the board whose result becomes a text of JSON; a UserError becomes one, too."""
+    """A function of the board whose result becomes a text of JSON; what it raises becomes one, too."""
 
     @functools.wraps(function)
     def answer(*arguments: Any) -> str:
         try:
             return json.dumps({"result": function(*arguments)})
-        except UserError as error:
-            return json.dumps({"error": str(error)})
+        except Exception as error:
+            return failure(error)
 
     return answer
+
+
+def failure(error: Exception) -> str:
+    """What a function of the board gives in the place of a result: without it the board would seem to be gone."""
+    if isinstance(error, UserError):
+        return json.dumps({"error": str(error)})
+    if isinstance(error, OSError):
+        return json.dumps({"error": f"its system refused something: {error}. Free space there, or look at its cache."})
+    return json.dumps({"error": f"this is a fault of ksm-hw there: {type(error).__name__}: {error}"})
 
 
 def result_of(answer: str) -> Any:

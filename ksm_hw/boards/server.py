@@ -16,7 +16,7 @@ from typing import Any
 
 from ksm_hw import __version__
 from ksm_hw.boards.kept_files import KeptFiles
-from ksm_hw.boards.protocol import FUNCTIONS, VERSION, answered, function_name
+from ksm_hw.boards.protocol import FUNCTIONS, VERSION, answered, failure, function_name
 from ksm_hw.errors import UserError
 from ksm_hw.files.written import check_folder
 from ksm_hw.measuring.process import Measured, measuring_process
@@ -56,13 +56,18 @@ def default_cache() -> Path:
     return cache_folder("board")
 
 
-def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda port: None) -> None:
+def serve_board(
+    options: ServerOptions,
+    prepare: Callable[[], None],
+    on_start: Callable[[int], None] = lambda port: None,
+) -> None:
     """Serves sessions, one after the other, until it is interrupted.
 
     A session that crashes takes TVM's server with it, so the server is started again.
 
     Args:
         options: how.
+        prepare: called in the server's process first, to which it is pickled.
         on_start: called with the port each time that the server listens.
 
     Raises:
@@ -77,7 +82,8 @@ def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda
     import tvm
     from tvm.rpc.server import Server
 
-    check_folder(options.cache)
+    cache = options.cache.absolute()  # Each session has a working folder of its own.
+    check_folder(cache)
     # Has the function that fills tensors with random numbers, which every measurement of a tune begins with.
     extra = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_extra.so"
     libraries = [str(path) for path in (extra, *options.libraries) if path.exists()]
@@ -91,7 +97,7 @@ def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda
                 key=options.key,
                 load_library=":".join(libraries),
                 custom_addr=options.advertise,
-                server_init_callback=functools.partial(_prepare_server, options.cache),
+                server_init_callback=functools.partial(_prepare_server, cache, prepare),
             )
         except Exception as error:
             raise UserError(f"The board's server does not start: {str(error).strip().splitlines()[-1]}") from error
@@ -103,8 +109,9 @@ def serve_board(options: ServerOptions, on_start: Callable[[int], None] = lambda
             server.terminate()
 
 
-def _prepare_server(cache: Path) -> None:
+def _prepare_server(cache: Path, prepare: Callable[[], None]) -> None:
     """Runs in the server's process, before it listens; sessions are forked from it."""
+    prepare()
 
     def die_with_the_session(failure: threading.ExceptHookArgs) -> None:
         # TVM's thread that listens ends when a session's process dies of a signal: nobody would listen any more.
@@ -169,7 +176,10 @@ class _Served:
     def run(self, images: Any) -> Any:
         import tvm
 
-        return tvm.runtime.tensor(self.session.run(images.numpy()))
+        try:
+            return tvm.runtime.tensor(self.session.run(images.numpy()))
+        except Exception as error:
+            return failure(error)
 
     @answered
     def measure_load(self, manifest: str, threads: int) -> tuple[int, dict[str, Any]]:

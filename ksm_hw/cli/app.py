@@ -20,6 +20,8 @@ from ksm_hw.cli.console import PlainConsole
 
 FAULT, STOPPED, NOBODY_READS = 3, 130, 141  # Exit codes beside 0, 1 and 2; the last is what a shell says of SIGPIPE.
 
+PACKAGES = ("ksm_hw", "tvm_passes")  # Ours.
+
 console = PlainConsole()
 messages = PlainConsole(stderr=True)
 
@@ -77,7 +79,7 @@ def show_log(level: int) -> None:
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", datefmt="%X"))
-    for package in ("ksm_hw", "tvm_passes"):
+    for package in PACKAGES:
         logger = logging.getLogger(package)
         logger.setLevel(level)
         logger.handlers = [handler]  # Not one more where `-v` stands before the command and behind it.

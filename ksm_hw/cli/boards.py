@@ -1,5 +1,7 @@
 """`ksm-hw board`: boards that are reached over the network."""
 
+import functools
+import logging
 import signal
 import time
 from dataclasses import asdict
@@ -10,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ksm_hw.cli.app import CommandLine, Json, app, console, examples, messages, print_json
+from ksm_hw.cli.app import PACKAGES, CommandLine, Json, app, console, examples, messages, print_json, show_log
 
 board_app = CommandLine(
     help="Boards that are reached over the network, through TVM's own tracker and server.\n\n"
@@ -88,9 +90,17 @@ def serve(
     # So that the end of a service, or of a shell, ends the server's process as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve_board(options, on_start=lambda port: messages.print(f"Board '{key}' at {bind}:{port}"))
+        log = functools.partial(_log_in_server, logging.getLogger("ksm_hw").level or logging.WARNING)
+        serve_board(options, log, on_start=lambda port: messages.print(f"Board '{key}' at {bind}:{port}"))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _log_in_server(level: int) -> None:
+    """In the server's process, where TVM's log would print ours, too."""
+    show_log(level)
+    for package in PACKAGES:
+        logging.getLogger(package).propagate = False
 
 
 @board_app.command(name="list", epilog=examples("ksm-hw board list --tracker 127.0.0.1:9190"))

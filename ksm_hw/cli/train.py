@@ -87,7 +87,7 @@ def train(
     from ksm_hw.learning.datasets import load_task_data
     from ksm_hw.learning.learn import LearningOptions
     from ksm_hw.learning.mask_equations import MaskConstants
-    from ksm_hw.learning.train import check_request, checkpoint_of, train_task
+    from ksm_hw.learning.train import checked_backbone, checkpoint_of, train_task
 
     limit_pixels(max_pixels)
     options = LearningOptions(
@@ -100,8 +100,8 @@ def train(
         seed=seed,
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),
     )
-    with messages.status("build the network"):
-        check_request(task, bundle, backbone, weights, image_size, options)
+    with messages.status("load the backbone"):
+        network = checked_backbone(task, bundle, backbone, weights, image_size, options)
     images = _readable(load_task_data(data), skip_bad)
     messages.print(f"{len(images.train)} training and {len(images.test)} test images in {len(images.classes)} classes")
 
@@ -117,11 +117,11 @@ def train(
             bundle,
             backbone,
             options,
-            weights=weights,
+            network=network,
             image_size=image_size,
             scale_bits=int(scale_bits),  # type: ignore[arg-type]
             restart=restart,
-            command=" ".join(["ksm-hw", *sys.argv[1:]]),
+            command=command(*sys.argv[1:]),
             on_batch=on_batch,
             on_epoch=on_epoch,
         )

@@ -59,7 +59,8 @@ def locked(path: Path) -> Iterator[None]:
     # Imported late: the library takes a tenth of a second.
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path, fallback_to_soft=False)
+    # For all who may write to the folder: of a user whose process was killed the file is still there.
+    lock = FileLock(path, mode=0o666, fallback_to_soft=False)
     with contextlib.ExitStack() as stack:
         with explained(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ def locked(path: Path) -> Iterator[None]:
                 stack.callback(lock.release)
                 # While it is held: who waits finds that this file is gone, and takes the next.
                 stack.callback(path.unlink, missing_ok=True)
-                path.write_text(f"{os.getpid()} {' '.join(sys.argv)}")
+                path.write_text(f"{os.getpid()} {' '.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}")
         yield
 
 

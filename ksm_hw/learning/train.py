@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import nn
 
 from ksm_hw.errors import UserError
 from ksm_hw.files.locks import locked_folder
@@ -33,8 +34,6 @@ from ksm_hw.masks.soft_mask import soft_values, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
     backbone_tensors,
-    build_backbone,
-    check_image_size,
     default_preprocessing,
     pretrained_backbone,
 )
@@ -73,19 +72,21 @@ def _learning(bundle: Path, task: str) -> Iterator[Path]:
     """The checkpoint of a task, while no other process learns the task of that name into the bundle."""
     checkpoint = checkpoint_of(bundle, task)
     with locked_folder(checkpoint.parent, f"{task}.lock"):
-        for left in checkpoint.parent.glob(f".{checkpoint.name}.*"):
-            left.unlink()  # Half a checkpoint: its process was killed.
+        with explained(checkpoint):
+            for left in checkpoint.parent.glob(f".{checkpoint.name}.*"):
+                left.unlink()  # Half a checkpoint: its process was killed.
         yield checkpoint
 
 
-def check_request(
+def checked_backbone(
     task: str, bundle: Path, backbone: str, weights: Path | None, image_size: int, options: LearningOptions
-) -> None:
-    """Checks what needs neither images nor weights, so that it is told before minutes of reading those.
+) -> nn.Module:
+    """The pretrained backbone for learning a task; all is checked that needs no images, for these may take minutes.
 
     Raises:
-        UserError: a name that no task can have, a folder that no task can be written into, masks that begin at 0,
-            weights that are not there, no such network, or one that does not take images of this size.
+        UserError: a name that no task can have, a folder that no task can be written into or whose bundle is over
+            another backbone, masks that begin at 0, weights that do not fit, no such network, or one that does not take
+            images of this size.
     """
     check_task_name(task)
     check_bundle_folder(bundle)
@@ -95,9 +96,9 @@ def check_request(
             f"With --mask-initial {first:g} below --mask-threshold {threshold:g} every weight begins at 0. Give a "
             "first value at or above the threshold."
         )
-    if weights is not None and not weights.exists():
-        raise UserError(f"No weights at {weights}. Check the path.")
-    check_image_size(build_backbone(backbone), backbone, image_size)
+    network = pretrained_backbone(backbone, weights, image_size)
+    check_same_backbone(bundle, backbone, sha256_of_tensors(backbone_tensors(network)))
+    return network
 
 
 def train_task(
@@ -108,6 +109,7 @@ def train_task(
     options: LearningOptions,
     *,
     weights: Path | None = None,
+    network: nn.Module | None = None,
     image_size: int = 224,
     scale_bits: ScaleBits = 32,
     restart: bool = False,
@@ -124,6 +126,7 @@ def train_task(
         task: name of the task.
         bundle: folder of the bundle.
         backbone, weights: see `pretrained_backbone`.
+        network: what `checked_backbone` gave for the same request; without it that is called here.
         options: how to learn.
         image_size: height and width of the input in pixels.
         scale_bits: bits of a stored soft value.
@@ -134,11 +137,8 @@ def train_task(
     Raises:
         UserError: bad names, weights that do not fit, a bundle over another backbone, a disk that cannot be written.
     """
-    check_task_name(task)
-    check_bundle_folder(bundle)
+    network = network or checked_backbone(task, bundle, backbone, weights, image_size, options)
     with _learning(bundle, task) as checkpoint:
-        network = pretrained_backbone(backbone, weights)
-        check_image_size(network, backbone, image_size)
         tensors = backbone_tensors(network)
         # A copy: the arrays share memory with a network that is about to change its BatchNorms.
         tensors = {name: array.copy() for name, array in tensors.items()}
@@ -146,7 +146,8 @@ def train_task(
         check_same_backbone(bundle, *identity)
         replaced = _replaced_accuracy(bundle, task)
         if restart:
-            checkpoint.unlink(missing_ok=True)
+            with explained(checkpoint):
+                checkpoint.unlink(missing_ok=True)
         preprocessing = default_preprocessing(backbone, image_size)
         network, history = learn(network, data, preprocessing, options, checkpoint, on_batch, on_epoch)
         exact = task_pack_of(network, data, task, options, identity, preprocessing)

@@ -88,7 +88,7 @@ def task_of(packs: Mapping[str, TaskPack], task: str) -> TaskPack:
         UserError: there is no such task; the message names the near ones.
     """
     if task not in packs:
-        near = difflib.get_close_matches(task, packs, n=1)
+        near = difflib.get_close_matches(str(task), packs, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise UserError(f"No task named '{task}'.{hint} There are: {', '.join(packs) or 'none'}.")
     return packs[task]

@@ -114,7 +114,7 @@ def maskable_layers(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @torch.no_grad()
-def check_image_size(model: nn.Module, name: str, image_size: int) -> None:
+def _check_image_size(model: nn.Module, name: str, image_size: int) -> None:
     """Checks that a network takes images of a size in pixels, and that its head's outputs are its own: computes shapes.
 
     Raises:
@@ -163,18 +163,22 @@ def load_backbone_tensors(model: nn.Module, tensors: Tensors) -> None:
     model.load_state_dict(state)
 
 
-def pretrained_backbone(name: str, weights: Path | None = None) -> nn.Module:
+def pretrained_backbone(name: str, weights: Path | None = None, image_size: int | None = None) -> nn.Module:
     """A network with pretrained weights.
 
     Args:
         name: a name that `build_backbone` knows.
         weights: a state dict (`torch.save` or safetensors). Without it EfficientNet-Lite0 takes the weights of its
             pip package, and a torchvision network those that torchvision downloads.
+        image_size: height and width of its input in pixels, if known: checked before weights are looked for.
 
     Raises:
-        UserError: the weights are missing, cannot be read safely, or belong to another architecture.
+        UserError: no network has that name or it does not take images of that size; the weights are missing, cannot be
+            read safely, or belong to another architecture.
     """
     model = build_backbone(name)
+    if image_size is not None:
+        _check_image_size(model, name, image_size)
     file = weights or packaged_weights(name)
     where, state = _downloaded_weights(name) if file is None else (str(file), read_state_dict(file))
     head = head_path(model)

@@ -48,11 +48,13 @@ def fitted_weights(
     """
     plain_names = {name: _plain_name(name) for name in state}
     prefix = _common_prefix(plain_names.values(), expected)
-    fitted, dropped = {}, []
+    fitted: dict[str, torch.Tensor] = {}
+    dropped = []
     for name, plain in plain_names.items():
         own = plain.removeprefix(prefix)
         counter = own not in expected and state[name].numel() <= 1
-        if not plain.startswith(prefix) or counter or any(own.startswith(f"{path}.") for path in left_out):
+        unwanted = counter or own in fitted or any(own.startswith(f"{path}.") for path in left_out)
+        if unwanted or not plain.startswith(prefix):
             dropped.append(name)
         else:
             fitted[own] = _as_float32(state[name], expected.get(own), name, where)

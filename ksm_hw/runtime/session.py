@@ -34,6 +34,7 @@ from ksm_hw.runtime.device_session import (
     upload_parameters,
 )
 from ksm_hw.runtime.forks import check_process, hold_while_forking, survives_forks
+from ksm_hw.runtime.library import check_machine, loaded_library
 from ksm_hw.runtime.machine import check_cpu_features
 
 
@@ -96,12 +97,13 @@ class Session(DeviceSession):
                 f"{folder} was compiled through Relay, which runs in a process of its own. Open it with "
                 "ksm_hw.boards.open_session.open_session, or compile it with --ir relax."
             )
+        check_machine(folder / LIBRARY)
         check_cpu_features(manifest.cpu_features, manifest.cpu.get("mcpu", manifest.target))
         prepare_device(manifest.device)
         bundle = load_bundle(folder)
         threads = start_threads(manifest, threads)
         device = tvm.runtime.device(manifest.device, 0)
-        library = tvm.runtime.load_module(str((folder / LIBRARY).absolute()))
+        library = loaded_library(folder / LIBRARY, tvm.runtime.load_module)
         with device_failures(manifest.device):
             machine = VirtualMachine(library, device)
             parameters = upload_parameters(

@@ -126,7 +126,7 @@ def test_list_shows_what_is_free_and_what_is_busy(here: BoardAddress) -> None:
 
 def test_one_board_without_a_tracker(artifact: Path, tmp_path: Path) -> None:
     port = board_processes.free_port()
-    command = [*board_processes.COMMAND, "serve", "--port", str(port), "--cache", str(tmp_path / "cache")]
+    command = [*board_processes.COMMAND, "serve", "--port", str(port), "--cache", os.path.relpath(tmp_path / "cache")]
     address = BoardAddress(host=("127.0.0.1", port))
     with board_processes.running(command, tmp_path / "log"):
         end = time.monotonic() + 60

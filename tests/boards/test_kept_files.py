@@ -63,3 +63,28 @@ def test_the_files_that_were_not_used_for_longest_go(
     os.utime(tmp_path / "cache" / "files" / files[0].name, (5, 5))  # It is used again.
     kept.keep(files[2])
     assert kept.missing([file.name for file in files]) == [files[1].name, files[3].name]
+
+
+def test_what_a_session_was_told_is_kept_stays_for_it(
+    kept: KeptFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A desk that loads an artifact sends the rest of its files while the cache is full."""
+    monkeypatch.setattr(kept_files, "LIMIT", 250)
+    files = [upload(tmp_path, bytes([number]) * 100) for number in range(4)]
+    for number, file in enumerate(files[:2]):
+        kept.keep(file)
+        os.utime(tmp_path / "cache" / "files" / file.name, (number, number))
+    wanted = [file.name for file in (files[0], files[2], files[3])]
+    session = KeptFiles(tmp_path / "cache")  # Of a server that was started again: it holds nothing by itself.
+    assert session.missing(wanted) == wanted[1:]
+    for file in files[2:]:
+        session.keep(file)
+    assert session.missing([file.name for file in files]) == [files[1].name]
+    manifest = json.dumps({"files": {f"{name}.so": {"sha256": name[:64], "bytes": 100} for name in wanted}})
+    assert all((session.artifact(manifest) / f"{name}.so").is_file() for name in wanted)
+
+
+def test_a_file_that_is_kept_no_more_is_told(kept: KeptFiles, tmp_path: Path) -> None:
+    manifest = json.dumps({"files": {"model.so": {"sha256": "0" * 64, "bytes": 100}}})
+    with pytest.raises(UserError, match=r"does not keep model\.so any more"):
+        kept.artifact(manifest)

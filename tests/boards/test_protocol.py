@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ksm_hw.boards.protocol import FUNCTIONS, answered, kept_name, result_of
@@ -24,6 +25,30 @@ def test_what_the_user_can_mend_comes_back_as_that() -> None:
 
     with pytest.raises(UserError, match=r"^The board cannot keep the artifact\.$"):
         result_of(answered(refuse)())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("odd")])
+def test_nothing_that_goes_wrong_there_looks_like_a_board_that_is_gone(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(UserError, match=str(error.args[-1])):
+        result_of(answered(fail)())
+
+
+def test_images_of_a_wrong_shape_come_back_as_that() -> None:
+    class Refusing:
+        def run(self, images: np.ndarray) -> np.ndarray:
+            raise UserError(f"Expected other images than {list(images.shape)}.")
+
+    class Sent:
+        def numpy(self) -> np.ndarray:
+            return np.zeros((2, 3), np.float32)
+
+    served = _Served.__new__(_Served)
+    served.session = Refusing()
+    with pytest.raises(UserError, match=r"other images than \[2, 3\]"):
+        result_of(served.run(Sent()))
 
 
 def test_a_kept_file_goes_by_its_content() -> None:

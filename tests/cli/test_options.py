@@ -77,6 +77,7 @@ BEFORE_IMAGES = {
     "network": (["--backbone", "resnet81"], "No backbone named 'resnet81'"),
     "weights": (["--weights", "nowhere.pt"], "No weights at nowhere.pt"),
     "size": (["--backbone", "inception_v3", "--image-size", "64"], r"does not take images of 64 pixels .* take 299"),
+    "damaged weights": (["--weights", __file__], "Cannot read"),
     "masks": (["--mask-initial", "0.001"], "every weight begins at 0"),
 }
 

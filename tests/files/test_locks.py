@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -41,9 +42,11 @@ def test_who_waits_names_the_other_process(
     holder: "subprocess.Popen[str]", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert holder.stdin is not None
+    mode = (tmp_path / FOLDER_LOCK).stat().st_mode
     threading.Timer(0.3, lambda: holder.communicate("\n")).start()
     with caplog.at_level(logging.WARNING), locked_folder(tmp_path):
         assert holder.wait() == 0, "the other was done before"
+    assert stat.S_IMODE(mode) == 0o666, "users who share the folder share the lock"
     assert f"Waiting for process {holder.pid} (-c {tmp_path})" in caplog.text and str(tmp_path) in caplog.text
     assert os.listdir(tmp_path) == []
 

@@ -71,7 +71,11 @@ FILES: dict[str, tuple[Callable[[State], Any], str]] = {
         "from 'model' (and not model_ema)",
     ),
     "wrapped twice": (lambda s: {"ema": {"state_dict": s}, "step": 5}, "from 'ema', in it 'state_dict'"),
-    "name of its own": (lambda s: {"student_weights": s, "optimizer": {"state": {}, "lr": 0.1}}, "'student_weights'"),
+    "name of its own": (
+        lambda s: {"student": s, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}},
+        "from 'student' (and not optimizer)",
+    ),
+    "twice": (lambda s: {**s, "module.conv1.0.weight": torch.zeros(24, 3, 3, 3)}, ", module.conv1.0.weight"),
     "what is no tensor": (lambda s: {**s, "version": "1.2", "date": None}, "version, date"),
     "float64": (lambda s: {name: tensor.double() for name, tensor in s.items()}, "converted float64"),
 }
@@ -88,6 +92,14 @@ def test_weights_load_as_people_have_them(
     assert loaded.keys() == expected.keys()
     assert all(np.array_equal(loaded[name], expected[name]) for name in expected)
     assert said in caplog.text
+
+
+def test_a_dictionary_that_contains_itself_holds_no_weights(network: torch.nn.Module, tmp_path: Path) -> None:
+    endless: dict[str, Any] = {"w": torch.ones(1)}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="another architecture"):
+        pretrained_backbone(SMALL_NETWORK, tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -15,7 +15,8 @@ import pytest
 import safetensors.numpy
 import torch
 import tvm
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 from tvm import relax
 
 from ksm_hw.artifact.manifest import read_manifest
@@ -157,6 +158,18 @@ def images_of_every_kind(folder: Path, photographs: Path) -> list[Path]:
     palette.save(folder / "transparent palette.png", transparency=3)
     cat.save(folder / "bitmap.bmp")
     palette.save(folder / "frame.gif")
+    palette.save(folder / "frames.gif", save_all=True, append_images=[palette.rotate(90)])
+    cat.save(folder / "frames.png", save_all=True, append_images=[cat.rotate(90)])
+    transparent.save(folder / "32 bits.bmp")  # Whose fourth byte is no alpha, by the format.
+    Image.fromarray(np.asarray(cat.convert("L")).astype(np.uint16) * 257 + 99).save(folder / "16 bits.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9001, 2, 3), np.uint8)).save(folder / "very long.png")
+    for orientation in range(2, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        images["wide"].save(folder / f"orientation {orientation}.png", exif=exif)
+    notes = PngInfo()
+    notes.add_itxt("XML:com.adobe.xmp", "<tiff:Orientation>6</tiff:Orientation>")
+    images["wide"].save(folder / "orientation in XMP.png", pnginfo=notes)
     return sorted(folder.iterdir())
 
 
@@ -166,11 +179,63 @@ def test_images_become_the_same_numbers_as_in_python(
 ) -> None:
     (tmp_path / "images").mkdir()
     files = images_of_every_kind(tmp_path / "images", photographs)
-    assert len(files) == 14
+    assert len(files) == 27
     images = preprocess_batch([read_image(path) for path in files], session.packs[task].preprocessing)
     logits = runner_logits(deployable, task, files, tmp_path)
     for file, found, expected in zip(files, logits, session_logits(session, task, images), strict=True):
         np.testing.assert_array_equal(found, expected, err_msg=file.name)
+
+
+def jpegs_of_every_kind(folder: Path) -> list[Path]:
+    """Turned, of one, three and four colours, with and without Adobe's mark, in one pass and in several.
+
+    Each block of 8 × 8 pixels is of one grey: what decoders do not round alike is not in it.
+    """
+    greys = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9), np.uint8))
+    image = greys.resize((72, 48), Image.Resampling.NEAREST).convert("RGB")
+    for orientation in (1, 3, 6, 8):
+        exif = Image.Exif()
+        exif.endian = ">" if orientation == 8 else "<"
+        exif[ExifTags.Base.Orientation] = orientation
+        image.save(folder / f"orientation {orientation}.jpg", exif=exif, quality=100)
+    image.save(folder / "orientation in XMP.jpg", xmp=b'<a tiff:Orientation="5"/>', quality=100)
+    image.convert("L").save(folder / "grey.jpg", quality=100)
+    image.save(folder / "progressive.jpg", progressive=True, quality=100)
+    inks = folder / "inks.jpg"
+    image.convert("CMYK").save(inks, quality=100)
+    content = inks.read_bytes()
+    mark = content.index(b"\xff\xee")
+    (folder / "inks without a mark.jpg").write_bytes(content[:mark] + content[mark + 16 :])
+    return sorted(folder.iterdir())
+
+
+def test_jpegs_become_the_same_numbers_as_in_python(deployable: Path, session: Session, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    files = jpegs_of_every_kind(tmp_path / "images")
+    images = preprocess_batch([read_image(path) for path in files], session.packs["kernel-task"].preprocessing)
+    found = runner_logits(deployable, "kernel-task", files, tmp_path)
+    for file, logits, expected in zip(files, found, session_logits(session, "kernel-task", images), strict=True):
+        np.testing.assert_array_equal(logits, expected, err_msg=file.name)
+
+
+def test_the_largest_image(deployable: Path, photographs: Path) -> None:
+    image = photographs / "coffee.png"  # 600 × 400
+    too_small, enough = (run(deployable, "--task", "kernel-task", "--max-pixels", n, image) for n in (239_999, 240_000))
+    assert_refuses(too_small, "it is too large: 600 × 400 pixels", "at most 239999 pixels (--max-pixels)")
+    assert enough.returncode == 0
+
+
+def test_an_input_that_cannot_be_read_does_not_end_the_others(
+    deployable: Path, session: Session, photographs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    files = [photographs / "cat.png", tmp_path / "text.png", tmp_path / "missing.png", photographs / "coffee.png"]
+    done = run(deployable, "--task", "kernel-task", *files, "--logits", tmp_path / "logits.npy")
+    assert done.returncode == 2
+    assert [line.split()[1] for line in done.stderr.splitlines()] == ["Cannot", "No"]
+    assert re.findall(r"^(\S+) \(kernel-task\)$", done.stdout, re.MULTILINE) == [str(files[0]), str(files[3])]
+    images = preprocess_batch([read_image(files[0]), read_image(files[3])], session.packs["kernel-task"].preprocessing)
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), session_logits(session, "kernel-task", images))
 
 
 def test_it_prints_the_most_probable_classes(deployable: Path, photographs: Path) -> None:
@@ -189,7 +254,7 @@ def test_list_and_help(deployable: Path) -> None:
     )
     done = run(deployable, "--help")
     assert done.returncode == 0
-    options = ("--task", "--top", "--logits", "--measure", "--threads", "--list", "--help")
+    options = ("--task", "--top", "--logits", "--max-pixels", "--measure", "--threads", "--list", "--help")
     assert all(f"  {option} " in done.stdout for option in options)
 
 
@@ -261,9 +326,23 @@ def test_images_that_do_not_decode(deployable: Path, photographs: Path, tmp_path
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     # 12000 × 12000 pixels, by the header.
     (tmp_path / "bomb.png").write_bytes(whole[:16] + struct.pack(">II", 12000, 12000) + whole[24:])
-    for name, reason in ("text", "unknown image type"), ("half", ""), ("bomb", "too large"):
-        path = tmp_path / f"{name}.png"
-        assert_refuses(run(deployable, "--task", "kernel-task", path), f"Cannot decode {path}", reason, "PNG, JPEG")
+    cat = Image.open(photographs / "cat.png").convert("RGB")
+    reasons = {"text.png": "unknown image type", "half.png": "outofdata", "bomb.png": "too large"}
+    # What the decoder takes for whole, with zeros for what is missing.
+    for name in "half.jpg", "half.gif", "half.bmp":
+        cat.save(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:5000])
+        reasons[name] = "it is truncated"
+    # Whose tables hold more codes than there are bytes: the decoder would write beyond its own.
+    table = bytearray((tmp_path / "half.jpg").read_bytes())
+    begin = table.index(b"\xff\xc4")
+    table[begin + 5 : begin + 21] = b"\xff" * 16
+    (tmp_path / "table.jpg").write_bytes(table)
+    reasons["table.jpg"] = "its Huffman tables are damaged"
+    done = run(deployable, "--task", "kernel-task", *(tmp_path / name for name in reasons))
+    assert (done.returncode, done.stdout) == (2, "")
+    for (name, reason), line in zip(reasons.items(), done.stderr.splitlines(), strict=True):
+        assert f"Cannot decode {tmp_path / name} as an image" in line and reason in line and "PNG, JPEG" in line
 
 
 @pytest.mark.parametrize(
@@ -319,7 +398,14 @@ def test_a_damaged_library_or_description(damaged: Path, photographs: Path) -> N
         assert_refuses(run(damaged, *arguments), f"{description} is damaged")
 
 
-@pytest.mark.parametrize(("change", "said"), [({"dtype": "nothing"}, "nothing"), ({"halves": True}, "halves of int32")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dtype": "nothing"}, "nothing"),
+        ({"halves": True}, "halves of int32"),
+        ({"values": 1 << 40}, "holds 1099511627776 values"),
+    ],
+)
 def test_types_that_the_runner_does_not_know(
     change: dict[str, object], said: str, damaged: Path, photographs: Path
 ) -> None:
@@ -373,11 +459,13 @@ def test_the_runtime_of_a_gpu_is_missing(damaged: Path, photographs: Path) -> No
 def stored(array: StoredArray, folder: Path) -> np.ndarray:
     """What a program reads there."""
     content = (folder / array.file).read_bytes()[array.offset :]
-    count = int(np.prod(array.shape))
-    if not array.halves:
-        return np.frombuffer(content, array.dtype, count).reshape(array.shape)
-    halves = np.frombuffer(content, np.uint8, -(-count // 2))
-    return np.stack([halves >> 4, halves & 15], axis=1).ravel()[:count]
+    values = np.zeros(array.shape, array.dtype)
+    if array.halves:
+        halves = np.frombuffer(content, np.uint8, -(-array.values // 2))
+        values.flat[: array.values] = np.stack([halves >> 4, halves & 15], axis=1).ravel()[: array.values]
+    else:
+        values.flat[: array.values] = np.frombuffer(content, array.dtype, array.values)
+    return values
 
 
 @pytest.mark.parametrize("hold", [False, True])
@@ -398,10 +486,13 @@ def test_the_parameter_file_holds_what_tasks_pass(hold: bool, deployable: Path, 
     assert all(place.offset % ALIGNMENT == 0 for place in own)
     # Each array is there once, and what other files hold is not.
     size = (folder / "parameters.bin").stat().st_size
-    assert 0 <= size - sum(array.nbytes for array in own.values()) < ALIGNMENT * len(own)
+    assert 0 <= size - sum(place.values * array.itemsize for place, array in own.items()) < ALIGNMENT * len(own)
     assert hold == ({place.file for place in distinct} > {"parameters.bin"})
     if hold:
         assert {place.halves for place in distinct} == {False, True}
+        # Of a head with fewer classes than another, the pack has all that is not 0.
+        assert any(len(place.shape) == 2 and place.values < np.prod(place.shape) for place in distinct)
+        assert not any(len(place.shape) == 2 for place in own)
         backbone = {place for place in distinct if place.file == "backbone.safetensors"}
         assert len(backbone) > 50 and size < (folder / "backbone.safetensors").stat().st_size / 10
 

@@ -10,11 +10,11 @@
 
 namespace ksm {
 
-Array ReadInput(const std::string& path, const Artifact& artifact, const Task& task) {
+Array ReadInput(const std::string& path, const Artifact& artifact, const Task& task, int64_t max_pixels) {
   const std::string suffix = ".npy";
   if (path.size() < suffix.size() || path.compare(path.size() - suffix.size(), suffix.size(), suffix) != 0) {
     const int64_t size = task.preprocessing.image_size;
-    return {{1, 3, size, size}, Preprocess(ReadImage(path), task.preprocessing)};
+    return {{1, 3, size, size}, Preprocess(ReadImage(path, max_pixels), task.preprocessing)};
   }
   Array images = ReadNpy(path);
   std::vector<int64_t> expected = artifact.input_shape;

@@ -18,7 +18,10 @@ struct Image {
   const uint8_t* At(int x, int y) const { return &pixels[3 * (static_cast<size_t>(y) * width + x)]; }
 };
 
-// Reads a PNG, JPEG, BMP or GIF file; transparent pixels are laid over white. Throws UserError where that fails.
-Image ReadImage(const std::string& path);
+constexpr int64_t kMostPixels = 89478485;  // Where Pillow suspects an attack.
+
+// Reads a PNG, JPEG, BMP or GIF file, upright as its EXIF says; transparent pixels are laid over white. Throws
+// UserError where that fails, or where it has more than `max_pixels`.
+Image ReadImage(const std::string& path, int64_t max_pixels = kMostPixels);
 
 }  // namespace ksm

@@ -1,8 +1,11 @@
 // The command line.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
+
+#include "image.h"
 
 namespace ksm {
 
@@ -13,6 +16,7 @@ struct Options {
   std::string logits;               // .npy file to write; empty: none
   int top = 5;                      // classes to print
   int threads = 0;                  // 0: the target's cores, if there are as many here
+  int64_t max_pixels = kMostPixels;  // of an image
   int measure = 0;                  // inferences to measure
   bool list = false, help = false;
 };

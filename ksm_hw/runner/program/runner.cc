@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <memory>
 
 #include "artifact.h"
 #include "classify.h"
@@ -14,6 +15,9 @@
 #include "session.h"
 
 namespace ksm {
+
+constexpr int kDone = 0, kBadInput = 2;  // Exit codes.
+
 namespace {
 
 char illegal_instruction_message[256];
@@ -27,31 +31,47 @@ void ExplainIllegalInstructions(const Artifact& artifact) {
   signal(SIGILL, [](int) {
     const ssize_t written [[maybe_unused]] =
         write(STDERR_FILENO, illegal_instruction_message, std::strlen(illegal_instruction_message));
-    _exit(2);
+    _exit(kBadInput);
   });
 }
 
-void Run(const Options& options) {
+// Prints each input's classes as they come. An input that cannot be read is said and left out; the exit code tells.
+int Run(const Options& options) {
   const Artifact artifact = ReadArtifact(options.artifact);
   if (options.list) {
     for (const Task& task : artifact.tasks) std::printf("%s: %zu classes\n", task.name.c_str(), task.classes.size());
-    return;
+    return kDone;
   }
   const Task& task = TaskOf(artifact, options.task);
-  std::vector<Array> inputs;  // All are read before the library is loaded: bad input costs no time.
-  for (const std::string& path : options.inputs) inputs.push_back(ReadInput(path, artifact, task));
-  ExplainIllegalInstructions(artifact);
-  Session session(artifact, options.threads);
-  session.Switch(task);
+  std::unique_ptr<Session> session;  // Loaded for the first input that can be read: bad input costs no time.
+  auto loaded = [&]() -> Session& {
+    if (!session) {
+      ExplainIllegalInstructions(artifact);
+      session = std::make_unique<Session>(artifact, options.threads);
+      session->Switch(task);
+    }
+    return *session;
+  };
+  int exit_code = kDone;
   Array all{{0, static_cast<int64_t>(task.classes.size())}, {}};
-  for (size_t index = 0; index < inputs.size(); ++index) {
-    const Array logits = Classify(session, artifact, task, inputs[index]);
-    PrintClasses(options.inputs[index], task, logits, options.top);
+  for (const std::string& path : options.inputs) {
+    Array input;
+    try {
+      input = ReadInput(path, artifact, task, options.max_pixels);
+    } catch (const UserError& error) {
+      std::fprintf(stderr, "error: %s\n", error.what());
+      exit_code = kBadInput;
+      continue;
+    }
+    const Array logits = Classify(loaded(), artifact, task, input);
+    PrintClasses(path, task, logits, options.top);
+    std::fflush(stdout);
     all.shape[0] += logits.shape[0];
     all.values.insert(all.values.end(), logits.values.begin(), logits.values.end());
   }
-  if (!options.logits.empty()) WriteNpy(options.logits, all);
-  if (options.measure > 0) Measure(session, artifact, task, options.measure);
+  if (all.shape[0] > 0 && !options.logits.empty()) WriteNpy(options.logits, all);
+  if (options.measure > 0) Measure(loaded(), artifact, task, options.measure);
+  return exit_code;
 }
 
 }  // namespace
@@ -62,12 +82,11 @@ int main(int count, char** words) {
     const ksm::Options options = ksm::ParseOptions(count, words);
     if (options.help) {
       std::fputs(ksm::kHelp, stdout);
-    } else {
-      ksm::Run(options);
+      return ksm::kDone;
     }
-    return 0;
+    return ksm::Run(options);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
-    return 2;
+    return ksm::kBadInput;
   }
 }

@@ -3,6 +3,7 @@
 import ctypes
 
 from ksm_hw.errors import UserError
+from ksm_hw.runtime.library import loaded_library
 from ksm_hw.runtime.opencl.build import RuntimeSources, find_opencl_runtime, runtime_sources
 
 
@@ -25,14 +26,12 @@ def load_library(sources: RuntimeSources) -> None:
     import tvm
 
     if tvm.get_global_func("device_api.opencl", allow_missing=True) is None:
-        library = find_opencl_runtime(sources)
         try:
-            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
-        except OSError as error:
-            raise UserError(
-                f"The OpenCL runtime does not load ({error}). Is the OpenCL loader there? "
-                "Install it: sudo apt-get install ocl-icd-libopencl1"
-            ) from error
+            loaded_library(find_opencl_runtime(sources), lambda path: ctypes.CDLL(path, ctypes.RTLD_GLOBAL))
+        except UserError as error:
+            if "libOpenCL" not in str(error):
+                raise
+            raise UserError(f"{error} sudo apt-get install ocl-icd-libopencl1") from error
 
 
 def check_opencl_device() -> None:

@@ -21,6 +21,7 @@ from ksm_hw.runtime.device_session import (
     start_threads,
     upload_parameters,
 )
+from ksm_hw.runtime.library import check_machine, loaded_library
 from ksm_hw.runtime.machine import check_cpu_features
 from ksm_hw.runtime.relay.opencl.runtime import load_relay_opencl_runtime
 from tvm_passes.relay.names import INPUT, weight_name
@@ -46,6 +47,8 @@ class RelaySession(DeviceSession):
     @classmethod
     def _load(cls, folder: Path, threads: int | None) -> "RelaySession":
         manifest = read_manifest(folder)
+        for name in manifest.libraries:
+            check_machine(folder / name)
         check_cpu_features(manifest.cpu_features, manifest.cpu.get("mcpu", manifest.target))
         if manifest.device == "opencl":
             load_relay_opencl_runtime()
@@ -55,7 +58,7 @@ class RelaySession(DeviceSession):
         with device_failures(manifest.device):
             executors = {}
             for name in manifest.libraries:
-                library = tvm.runtime.load_module(str((folder / name).absolute()))
+                library = loaded_library(folder / name, tvm.runtime.load_module)
                 executors[Path(name).stem] = GraphModule(library["default"](device))
 
             def upload(entry: TaskEntry, name: str, array: npt.NDArray[np.generic]) -> Any:
