@@ -4,8 +4,10 @@ The file is bytes alone: each distinct array once, in C order and little-endian,
 Where each lies is told by the `ParameterFile` that writing it returns.
 """
 
+import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ class StoredArray:
     Attributes:
         file, offset: the file, and where its first byte is in there.
         dtype, shape: of the array.
+        values: how many of the array's values the file holds; zeros are behind them, as in a head of fewer classes.
         halves: whether the file holds two of the array's bytes in each of its own, the first in the high half.
     """
 
@@ -39,6 +42,7 @@ class StoredArray:
     offset: int
     dtype: str
     shape: tuple[int, ...]
+    values: int
     halves: bool = False
 
 
@@ -91,7 +95,8 @@ def held_arrays(folder: Path, files: Iterable[str]) -> Held:
         header.pop("__metadata__", None)
         for entry in header.values():
             begin, end = (start + offset for offset in entry["data_offsets"])
-            array = StoredArray(file, begin, _numpy_dtype(entry["dtype"], folder / file), tuple(entry["shape"]))
+            shape = tuple(entry["shape"])
+            array = StoredArray(file, begin, _numpy_dtype(entry["dtype"], folder / file), shape, math.prod(shape))
             held[array.dtype, array.shape, hashlib.sha256(content[begin:end]).digest()] = array
     return held
 
@@ -114,17 +119,26 @@ def _held_halves(name: str, array: npt.NDArray[np.generic], pack: TaskPack, held
     found = held.get(_key(codes))
     if found is None or -(-len(array) // 2) != len(codes):
         return None
-    return StoredArray(found.file, found.offset, array.dtype.name, array.shape, halves=True)
+    return StoredArray(found.file, found.offset, array.dtype.name, array.shape, array.size, halves=True)
 
 
 def _place(array: npt.NDArray[np.generic], stream: BinaryIO, file: str, places: Held) -> StoredArray:
-    """Where an array lies; it is written if it lies nowhere."""
-    key = _key(array)
-    if key not in places:
+    """Where an array lies; it is written if it lies nowhere, but for rows of zeros at its end."""
+    used = _used_rows(array)
+    found = places.get(_key(array)) or places.get(_key(used))
+    if found is None:
         stream.write(bytes(-stream.tell() % ALIGNMENT))
-        places[key] = StoredArray(file, stream.tell(), array.dtype.name, array.shape)
-        stream.write(array.tobytes())
-    return places[key]
+        found = StoredArray(file, stream.tell(), used.dtype.name, used.shape, used.size)
+        places[_key(used)] = found
+        stream.write(used.tobytes())
+    return dataclasses.replace(found, shape=array.shape)
+
+
+def _used_rows(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """An array without the rows at its end, along the first axis, of which every bit is 0."""
+    bytes_of_rows = np.frombuffer(array.tobytes(), np.uint8).reshape(len(array), -1)
+    used = np.flatnonzero(bytes_of_rows.any(axis=1))
+    return array[: used[-1] + 1 if len(used) else 0]
 
 
 def _key(array: npt.NDArray[np.generic]) -> tuple[str, tuple[int, ...], bytes]:

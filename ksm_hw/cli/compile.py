@@ -1,5 +1,6 @@
 """`ksm-hw compile`."""
 
+import dataclasses
 import logging
 import shlex
 from functools import partial
@@ -60,6 +61,9 @@ def compile_command(
     runner: Annotated[
         bool, typer.Option("--runner", help="Put in a program that runs the artifact without Python.")
     ] = False,
+    samples: Annotated[
+        bool, typer.Option("--samples/--no-samples", help="Put in the bundle's sample images, which verify reads.")
+    ] = True,
     ir: Annotated[
         IntermediateRepresentation,
         typer.Option(help="The compiler to go through. relay is that of TVM 0.19: `ksm-hw relay install`."),
@@ -87,6 +91,8 @@ def compile_command(
     check_places(folder, tasks, fold, [bundle, *([tuned] if tuned else [])], dump, dump_assembly)
     compile_target = load_target(target, file=target_file, arch=arch, host=host)
     selected = select_tasks(load_bundle(bundle), task)
+    if not samples:
+        selected = dataclasses.replace(selected, samples=None)
     left = "What was not finished is not written."
     with stopped_by_ctrl_c(left), messages.status("import the compiler") as status:
         collect_garbage_less_often()
@@ -107,7 +113,7 @@ def compile_command(
     if as_json:
         print_json({"artifacts": [{"path": path, "bytes": size} for path, size in sizes.items()]})
     else:
-        _print_written(sizes, runner)
+        _print_written(sizes, runner, samples)
 
 
 def _begin(status: "Status", step: str) -> None:
@@ -115,7 +121,7 @@ def _begin(status: "Status", step: str) -> None:
     _log.info(step)
 
 
-def _print_written(sizes: dict[str, int], runner: bool) -> None:
+def _print_written(sizes: dict[str, int], runner: bool, samples: bool) -> None:
     """The artifacts and the bytes of their files, for a person."""
     for path, size in sizes.items():
         console.print(f"Wrote {path}: {size / 1e6:.1f} MB", soft_wrap=True)
@@ -125,4 +131,5 @@ def _print_written(sizes: dict[str, int], runner: bool) -> None:
             deployed = deployed_bytes(Path(path)) / 1e6
             program = shlex.quote(f"{path}/runner/ksm-runner")
             console.print(f"Without Python, {deployed:.1f} MB of it: {program} --help", soft_wrap=True)
-    console.print(f"Check it: {command('verify', *sizes)}", soft_wrap=True)
+    images = [] if samples else ["--images", "FOLDER"]
+    console.print(f"Check it: {command('verify', *sizes, *images)}", soft_wrap=True)

@@ -3,9 +3,11 @@
 The largest image is Pillow's own limit, `PIL.Image.MAX_IMAGE_PIXELS`, which `--max-pixels` sets.
 """
 
+import functools
 import logging
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin
@@ -15,6 +17,11 @@ from ksm_hw.images.colours import as_rgb, scale_transparent_colour
 from ksm_hw.images.finding import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
+_say_once = functools.cache(_log.warning)  # An image is read in every epoch, and for every task.
+
+# Above so many pixels images are decoded one at a time, whatever the threads: each takes hundreds of megabytes.
+_LARGE = 25_000_000
+_one_large_image = threading.Lock()
 
 _JPEG_REDUCTIONS = (2, 4, 8)  # What the decoder can divide width and height by.
 
@@ -98,7 +105,7 @@ def _fit_into_limit(image: ImageFile.ImageFile, path: Path, say: bool = True) ->
             size = image.size
             image.draft(image.mode, (size[0] // by, size[1] // by))
             if say:
-                _log.warning(
+                _say_once(
                     "%s has %d × %d pixels and is decoded at 1/%d of that; --max-pixels %d decodes it whole",
                     *(path, *size, by, pixels),
                 )
@@ -108,11 +115,16 @@ def _fit_into_limit(image: ImageFile.ImageFile, path: Path, say: bool = True) ->
 
 def _decoded(image: ImageFile.ImageFile) -> Image.Image:
     scale_transparent_colour(image)
-    image.load()
+    with _one_large_image if image.width * image.height > _LARGE else nullcontext():
+        image.load()
+        _turn_upright(image)
+        return as_rgb(image)
+
+
+def _turn_upright(image: ImageFile.ImageFile) -> None:
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
         raise
     except Exception as error:  # As of a damaged image: EXIF has a parser of its own.
         _log.info("the EXIF of an image is damaged (%s); it is taken to be upright", error)
-    return as_rgb(image)

@@ -36,12 +36,12 @@ class FoundImages:
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
-    """The image files that paths name: a folder stands for its images, anything else for itself.
+    """The image files that paths name: a folder stands for its images, anything else, missing or not, for itself.
 
     Raises:
         UserError: a folder has no images, or cannot be listed.
     """
-    return [image for path in paths for image in (images_of_folder(path) if path.is_dir() else [path])]
+    return [image for path in paths for image in (images_of_folder(path) if os.path.isdir(path) else [path])]
 
 
 def images_of_folder(folder: Path) -> list[Path]:

@@ -190,7 +190,7 @@ def load_task_data(data: str, name: str | None = None) -> TaskData:
     if data in REGISTERED:
         return _load_registered(data, name or data)
     folder = Path(data)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # As Path.is_dir, but false too for a name that is too long.
         # A folder's name may hold what a task's name may not.
         return _load_folder(folder, name or re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name))
     near = difflib.get_close_matches(data, dataset_names(), n=1)

@@ -72,8 +72,9 @@ def _learning(bundle: Path, task: str) -> Iterator[Path]:
     """The checkpoint of a task, while no other process learns the task of that name into the bundle."""
     checkpoint = checkpoint_of(bundle, task)
     with locked_folder(checkpoint.parent, f"{task}.lock"):
-        for left in checkpoint.parent.glob(f".{checkpoint.name}.*"):
-            left.unlink()  # Half a checkpoint: its process was killed.
+        with explained(checkpoint):
+            for left in checkpoint.parent.glob(f".{checkpoint.name}.*"):
+                left.unlink()  # Half a checkpoint: its process was killed.
         yield checkpoint
 
 
@@ -145,7 +146,8 @@ def train_task(
         check_same_backbone(bundle, *identity)
         replaced = _replaced_accuracy(bundle, task)
         if restart:
-            checkpoint.unlink(missing_ok=True)
+            with explained(checkpoint):
+                checkpoint.unlink(missing_ok=True)
         preprocessing = default_preprocessing(backbone, image_size)
         network, history = learn(network, data, preprocessing, options, checkpoint, on_batch, on_epoch)
         exact = task_pack_of(network, data, task, options, identity, preprocessing)

@@ -17,7 +17,7 @@ from ksm_hw import __version__
 from ksm_hw.cli import app
 from ksm_hw.cli.app import print_json
 from ksm_hw.learning.datasets import dataset_names
-from ksm_hw.masks.bundle import Bundle, add_task, load_bundle
+from ksm_hw.masks.bundle import Bundle, add_task, load_bundle, save_bundle
 from ksm_hw.resources import shipped_bundle
 from ksm_hw.state_dicts import packaged_tensors
 
@@ -216,6 +216,27 @@ def test_train_then_compile(tmp_path: Path, photographs: Path, as_json: bool) ->
     files = [path for path in artifact.rglob("*") if path.is_file()]
     assert written == {"path": str(artifact), "bytes": sum(path.stat().st_size for path in files)}
     assert json.loads(run_in_process("verify", artifact, "--json"))["passed"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_artifact_without_sample_images(
+    kept: bool, bundle_folder: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Bundle] = []
+
+    def compile_bundle(bundle: Bundle, *_arguments: object, **_options: object) -> list[Path]:
+        compiled.append(bundle)
+        return [artifact]
+
+    monkeypatch.setattr("ksm_hw.compiler.compile.compile_bundle", compile_bundle)
+    option = "--samples" if kept else "--no-samples"
+    output = run_in_process(
+        "compile", "--bundle", bundle_folder, "--target", "host", "--task", "all", option, "-o", tmp_path / "artifact"
+    )
+    save_bundle(compiled[0], tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "samples").exists() == kept
+    # Without them, verify asks for images of one's own.
+    assert ("--images FOLDER" in " ".join(output.split())) != kept
 
 
 def test_ctrl_c_in_a_compile_leaves_nothing(

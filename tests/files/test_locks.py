@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -41,11 +42,33 @@ def test_who_waits_names_the_other_process(
     holder: "subprocess.Popen[str]", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert holder.stdin is not None
+    mode = (tmp_path / FOLDER_LOCK).stat().st_mode
     threading.Timer(0.3, lambda: holder.communicate("\n")).start()
     with caplog.at_level(logging.WARNING), locked_folder(tmp_path):
         assert holder.wait() == 0, "the other was done before"
+    assert stat.S_IMODE(mode) == 0o666, "users who share the folder share the lock"
     assert f"Waiting for process {holder.pid} (-c {tmp_path})" in caplog.text and str(tmp_path) in caplog.text
     assert os.listdir(tmp_path) == []
+
+
+def test_a_name_that_is_no_text_is_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/ksm-hw", "train", "\udcff.jpg"])
+    with locked_folder(tmp_path):
+        assert (tmp_path / FOLDER_LOCK).read_text() == f"{os.getpid()} ksm-hw train \\udcff.jpg"
+        done: list[str] = []
+
+        def wait() -> None:
+            with locked_folder(tmp_path):
+                done.append("waited")
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.2)
+        assert done == [], "threads wait for each other, too"
+    thread.join()
+    assert done == ["waited"] and "(ksm-hw train \\udcff.jpg)" in caplog.text
 
 
 def test_ctrl_c_ends_the_wait(holder: "subprocess.Popen[str]", tmp_path: Path) -> None:

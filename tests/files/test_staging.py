@@ -12,10 +12,12 @@ from ksm_hw.errors import UserError
 from ksm_hw.files import staging
 from ksm_hw.files.staging import changed_folder, files_in, read_whole, staged_files
 
+LAST = "Last"  # Before the others in the order of names, which it shall not come in.
+
 
 def replace(folder: Path, files: dict[str, str], gone: tuple[str, ...] = ()) -> None:
-    with changed_folder(folder), staged_files(folder, "last", gone) as made:
-        for name, text in {**files, "last": "".join(files.values())}.items():
+    with changed_folder(folder), staged_files(folder, LAST, gone) as made:
+        for name, text in {**files, LAST: "".join(files.values())}.items():
             (made / name).parent.mkdir(exist_ok=True)
             (made / name).write_text(text)
 
@@ -48,26 +50,26 @@ def test_files_take_their_places_and_others_stay(folder: Path) -> None:
     (folder / "users").write_text("own")
     identity = folder.stat().st_ino
     replace(folder, {"a": "2", "below/c": "2"}, gone=("a", "old", "below/b", "never"))
-    assert contents(folder) == {"a": "2", "below/c": "2", "last": "22", "users": "own"}
+    assert contents(folder) == {"a": "2", "below/c": "2", LAST: "22", "users": "own"}
     assert folder.stat().st_ino == identity, "a shell that stands in the folder still does"
-    assert set(os.listdir(folder)) == {"a", "below", "last", "users"}
+    assert set(os.listdir(folder)) == {"a", "below", LAST, "users"}
     replace(folder, {"a": "3"}, gone=("below/c",))
-    assert contents(folder) == {"a": "3", "last": "3", "users": "own"}
+    assert contents(folder) == {"a": "3", LAST: "3", "users": "own"}
 
 
 def test_a_failure_leaves_the_older_files_and_no_new_folder(tmp_path: Path) -> None:
     replace(tmp_path / "folder", {"a": "1"})
     for folder in (tmp_path / "folder", tmp_path / "new" / "folder"):
-        with pytest.raises(ZeroDivisionError), changed_folder(folder), staged_files(folder, "last", ["a"]) as made:
+        with pytest.raises(ZeroDivisionError), changed_folder(folder), staged_files(folder, LAST, ["a"]) as made:
             (made / "a").write_text("2")
             raise ZeroDivisionError
-    assert contents(tmp_path / "folder") == {"a": "1", "last": "1"}
-    assert os.listdir(tmp_path) == ["folder"] and set(os.listdir(tmp_path / "folder")) == {"a", "last"}
+    assert contents(tmp_path / "folder") == {"a": "1", LAST: "1"}
+    assert os.listdir(tmp_path) == ["folder"] and set(os.listdir(tmp_path / "folder")) == {"a", LAST}
 
 
 def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
     message = r"^Cannot write \S+: No space left on device\. Nothing was left behind"
-    with pytest.raises(UserError, match=message), changed_folder(tmp_path), staged_files(tmp_path, "last"):
+    with pytest.raises(UserError, match=message), changed_folder(tmp_path), staged_files(tmp_path, LAST):
         Path("/dev/full").write_text("newer")
 
 
@@ -83,22 +85,22 @@ def half_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(staging, "_move", killed)
         replace(folder, {"a": "2", "b": "2"})
-    assert contents(folder) == {"a": "2", "b": "1", "last": "11"}
+    assert contents(folder) == {"a": "2", "b": "1", LAST: "11"}
 
 
 def test_who_reads_next_finishes_what_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half_replaced(tmp_path, monkeypatch)
-    assert read_whole(tmp_path, "last", lambda: contents(tmp_path)) == {"a": "2", "b": "2", "last": "22"}
+    assert read_whole(tmp_path, LAST, lambda: contents(tmp_path)) == {"a": "2", "b": "2", LAST: "22"}
     half_replaced(tmp_path, monkeypatch)
     replace(tmp_path, {"c": "3"}, gone=("a",))
-    assert contents(tmp_path) == {"b": "2", "c": "3", "last": "3"}
+    assert contents(tmp_path) == {"b": "2", "c": "3", LAST: "3"}
 
 
 def test_who_may_not_write_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half_replaced(tmp_path, monkeypatch)
     monkeypatch.setattr(staging.os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="are being replaced"):
-        read_whole(tmp_path, "last", lambda: contents(tmp_path))
+        read_whole(tmp_path, LAST, lambda: contents(tmp_path))
 
 
 def test_a_reader_never_sees_half(tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_a_reader_never_sees_half(tmp_path: Path) -> None:
             replace(tmp_path, {"a": turn, "b": turn})
         return first + (tmp_path / "b").read_text()
 
-    assert read_whole(tmp_path, "last", read) == "44"
+    assert read_whole(tmp_path, LAST, read) == "44"
 
 
 def test_an_error_of_what_was_replaced_meanwhile_is_no_error(tmp_path: Path) -> None:
@@ -125,20 +127,20 @@ def test_an_error_of_what_was_replaced_meanwhile_is_no_error(tmp_path: Path) -> 
             replace(tmp_path, {"b": "2"}, gone=("a",))
         return (tmp_path / ("a" if len(tried) == 1 else "b")).read_text()
 
-    assert read_whole(tmp_path, "last", read) == "2"
+    assert read_whole(tmp_path, LAST, read) == "2"
     with pytest.raises(FileNotFoundError):
-        read_whole(tmp_path, "last", lambda: (tmp_path / "a").read_text())
+        read_whole(tmp_path, LAST, lambda: (tmp_path / "a").read_text())
 
 
 def test_the_plan_says_what_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not what has a successor: a second process that finishes would remove the newer file."""
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         replace(tmp_path, {"a": "1", "b": "1"})
-        patched.setattr(staging, "_put_in_place", lambda folder: (folder / "last").read_text() == "11" and stop(folder))
+        patched.setattr(staging, "_put_in_place", lambda folder: (folder / LAST).read_text() == "11" and stop(folder))
         replace(tmp_path, {"a": "2"}, gone=("a", "b"))
 
 
 def stop(folder: Path) -> None:
     if (folder / ".ksm-hw-ready").exists():
-        assert json.loads((folder / ".ksm-hw-ready" / "plan").read_text()) == {"gone": ["b"], "last": "last"}
+        assert json.loads((folder / ".ksm-hw-ready" / "plan").read_text()) == {"gone": ["b"], "last": LAST}
         raise KeyboardInterrupt

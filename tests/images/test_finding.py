@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ksm_hw.errors import UserError
+from ksm_hw.images.decoding import read_image
 from ksm_hw.images.finding import find_images, image_files, images_of_folder, subfolders
 
 NO_IMAGES = (
@@ -76,6 +77,13 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.JPG"))
     path.touch()
     assert images_of_folder(tmp_path) == [path]
+
+
+def test_a_name_that_is_too_long_is_no_folder() -> None:
+    path = Path("x" * 300 + ".jpg")
+    assert image_files([path]) == [path]
+    with pytest.raises(UserError, match=r"Cannot read .*File name too long"):
+        read_image(path)
 
 
 def test_folders_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import functools
 import gzip
 import hashlib
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ksm_hw.errors import UserError
 from ksm_hw.learning import dataset_sources, datasets
-from ksm_hw.learning.datasets import ImageSplit, TaskData, dataset_names, describe_datasets, load_task_data
+from ksm_hw.learning.datasets import FolderSplit, ImageSplit, TaskData, dataset_names, describe_datasets, load_task_data
 
 # (training images, test images, height and width)
 EXPECTED = {
@@ -167,6 +168,41 @@ def test_empty_class(tmp_path: Path) -> None:
     folder = write_folder(tmp_path)
     (folder / "test" / "dog" / "a.png").unlink()
     with pytest.raises(UserError, match="dog"):
+        load_task_data(str(folder))
+
+
+def test_several_empty_classes_are_named_at_once(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    for name in "cat", "dog":
+        (folder / "train" / name / "a.png").rename(folder / "train" / name / "a.txt")
+    with pytest.raises(UserError, match=r"train: no images in cat, dog\. Add images that end in \.bmp"):
+        load_task_data(str(folder))
+
+
+def test_what_is_an_image_and_a_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Hidden folders and those of file managers are no classes, GIFs and images further below are images."""
+    folder = write_folder(tmp_path)
+    image = folder / "train" / "cat" / "a.png"
+    for name in "cat/B.GIF", "cat/inner/c.png", "cat/._a.png", ".ipynb_checkpoints/a.png", "@eaDir/a.png", "beside.png":
+        (folder / "train" / name).parent.mkdir(exist_ok=True)
+        (folder / "train" / name).write_bytes(image.read_bytes())
+    (folder / "train" / "linked").symlink_to(folder / "train" / "dog")
+    (folder / "test" / "linked").symlink_to(folder / "test" / "dog")
+    data = load_task_data(str(folder))
+    assert data.classes == ("cat", "dog", "linked")
+    train = data.train
+    assert isinstance(train, FolderSplit)
+    assert [path.name for path in train.files] == ["B.GIF", "a.png", "c.png", "a.png", "a.png"]
+    assert list(train.labels) == [0, 0, 0, 1, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder}/train: passed over: 1 folders of file managers, 2 hidden, 1 images in no class folder"
+    ]
+
+
+def test_a_class_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    (folder / "train" / "dog").rename(os.fsdecode(os.fsencode(folder / "train") + b"/caf\xe9"))
+    with pytest.raises(UserError, match=r"class folder 'caf\\udce9' is no UTF-8"):
         load_task_data(str(folder))
 
 

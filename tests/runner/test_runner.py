@@ -333,6 +333,12 @@ def test_images_that_do_not_decode(deployable: Path, photographs: Path, tmp_path
         cat.save(tmp_path / name)
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:5000])
         reasons[name] = "it is truncated"
+    # Whose tables hold more codes than there are bytes: the decoder would write beyond its own.
+    table = bytearray((tmp_path / "half.jpg").read_bytes())
+    begin = table.index(b"\xff\xc4")
+    table[begin + 5 : begin + 21] = b"\xff" * 16
+    (tmp_path / "table.jpg").write_bytes(table)
+    reasons["table.jpg"] = "its Huffman tables are damaged"
     done = run(deployable, "--task", "kernel-task", *(tmp_path / name for name in reasons))
     assert (done.returncode, done.stdout) == (2, "")
     for (name, reason), line in zip(reasons.items(), done.stderr.splitlines(), strict=True):
@@ -392,7 +398,14 @@ def test_a_damaged_library_or_description(damaged: Path, photographs: Path) -> N
         assert_refuses(run(damaged, *arguments), f"{description} is damaged")
 
 
-@pytest.mark.parametrize(("change", "said"), [({"dtype": "nothing"}, "nothing"), ({"halves": True}, "halves of int32")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dtype": "nothing"}, "nothing"),
+        ({"halves": True}, "halves of int32"),
+        ({"values": 1 << 40}, "holds 1099511627776 values"),
+    ],
+)
 def test_types_that_the_runner_does_not_know(
     change: dict[str, object], said: str, damaged: Path, photographs: Path
 ) -> None:
@@ -446,11 +459,13 @@ def test_the_runtime_of_a_gpu_is_missing(damaged: Path, photographs: Path) -> No
 def stored(array: StoredArray, folder: Path) -> np.ndarray:
     """What a program reads there."""
     content = (folder / array.file).read_bytes()[array.offset :]
-    count = int(np.prod(array.shape))
-    if not array.halves:
-        return np.frombuffer(content, array.dtype, count).reshape(array.shape)
-    halves = np.frombuffer(content, np.uint8, -(-count // 2))
-    return np.stack([halves >> 4, halves & 15], axis=1).ravel()[:count]
+    values = np.zeros(array.shape, array.dtype)
+    if array.halves:
+        halves = np.frombuffer(content, np.uint8, -(-array.values // 2))
+        values.flat[: array.values] = np.stack([halves >> 4, halves & 15], axis=1).ravel()[: array.values]
+    else:
+        values.flat[: array.values] = np.frombuffer(content, array.dtype, array.values)
+    return values
 
 
 @pytest.mark.parametrize("hold", [False, True])
@@ -471,10 +486,13 @@ def test_the_parameter_file_holds_what_tasks_pass(hold: bool, deployable: Path, 
     assert all(place.offset % ALIGNMENT == 0 for place in own)
     # Each array is there once, and what other files hold is not.
     size = (folder / "parameters.bin").stat().st_size
-    assert 0 <= size - sum(array.nbytes for array in own.values()) < ALIGNMENT * len(own)
+    assert 0 <= size - sum(place.values * array.itemsize for place, array in own.items()) < ALIGNMENT * len(own)
     assert hold == ({place.file for place in distinct} > {"parameters.bin"})
     if hold:
         assert {place.halves for place in distinct} == {False, True}
+        # Of a head with fewer classes than another, the pack has all that is not 0.
+        assert any(len(place.shape) == 2 and place.values < np.prod(place.shape) for place in distinct)
+        assert not any(len(place.shape) == 2 for place in own)
         backbone = {place for place in distinct if place.file == "backbone.safetensors"}
         assert len(backbone) > 50 and size < (folder / "backbone.safetensors").stat().st_size / 10
 

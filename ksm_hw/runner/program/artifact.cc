@@ -7,6 +7,8 @@
 #include <tvm/ffi/string.h>
 
 #include <fstream>
+#include <functional>
+#include <numeric>
 #include <sstream>
 
 #include "error.h"
@@ -47,8 +49,12 @@ StoredArray ReadArray(const Object& object) {
   const bool halves = Field(object, "halves").cast<bool>();
   ffi::StringToDLDataType(dtype);  // Throws where there is no such type.
   if (halves && dtype != "uint8") throw std::runtime_error("it says that a file holds halves of " + dtype);
-  return {Text(object, "file"), Field(object, "offset").cast<int64_t>(), dtype, Numbers<int64_t>(object, "shape"),
-          halves};
+  const std::vector<int64_t> shape = Numbers<int64_t>(object, "shape");
+  const int64_t values = Field(object, "values").cast<int64_t>();
+  if (values < 0 || values > std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>())) {
+    throw std::runtime_error("it says that a file holds " + std::to_string(values) + " values of an array");
+  }
+  return {Text(object, "file"), Field(object, "offset").cast<int64_t>(), dtype, shape, values, halves};
 }
 
 Task ReadTask(const std::string& name, const Object& object) {

@@ -16,6 +16,7 @@ struct StoredArray {
   int64_t offset;  // of its first byte
   std::string dtype;
   std::vector<int64_t> shape;
+  int64_t values;  // that the file holds; zeros are behind them
   bool halves;  // whether the file holds two of the array's bytes in each of its own, the first in the high half
 };
 

@@ -22,7 +22,8 @@ bool FirstFrameIsSmaller(std::string_view file) {
     ++at;
   }
   // After the frame's own mark and its place comes its size.
-  return Byte(file, at) == kFrame && file.substr(at + 5, kSizeBytes) != file.substr(6, kSizeBytes);
+  const bool whole = Byte(file, at) == kFrame && at + 5 + kSizeBytes <= file.size();
+  return whole && file.substr(at + 5, kSizeBytes) != file.substr(6, kSizeBytes);
 }
 
 }  // namespace ksm

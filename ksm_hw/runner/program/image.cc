@@ -108,9 +108,10 @@ Pixels Decode(const std::string& file, int64_t max_pixels, int& width, int& heig
   if (static_cast<int64_t>(width) * height > max_pixels) {
     throw std::runtime_error("it is too large: " + std::to_string(width) + " × " + std::to_string(height) + " pixels");
   }
+  if (!HuffmanTablesFit(JpegSegments(file))) throw std::runtime_error("its Huffman tables are damaged");
+  if (FirstFrameIsSmaller(file)) throw std::runtime_error("its first frame is smaller than the picture");
   Bytes bytes{file};
   Pixels pixels(stbi_load_from_callbacks(&kReads, &bytes, &width, &height, &channels, 4), stbi_image_free);
-  if (FirstFrameIsSmaller(file)) throw std::runtime_error("its first frame is smaller than the picture");
   if (bytes.truncated) throw std::runtime_error("it is truncated");
   if (!pixels) throw std::runtime_error(stbi_failure_reason());
   return pixels;
@@ -140,7 +141,7 @@ Image ReadImage(const std::string& path, int64_t max_pixels) {
     return orientation == 1 ? image : Upright(image, orientation);
   } catch (const std::bad_alloc&) {
     reason = "there is too little memory";
-  } catch (const std::runtime_error& error) {
+  } catch (const std::exception& error) {
     reason = error.what();
   }
   throw UserError("Cannot decode " + path + " as an image (" + reason +

@@ -1,4 +1,4 @@
-// The segments of a JPEG file before its pixels.
+// The segments of a JPEG file: all of it but the pixels.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,11 @@ struct JpegSegment {
   std::string_view content;
 };
 
-// Those up to the pixels, or up to where the file is damaged; none of a file that is no JPEG.
+// Those up to where the file ends or is damaged; none of a file that is no JPEG.
 std::vector<JpegSegment> JpegSegments(std::string_view file);
+
+// Whether no Huffman table has more codes than there are bytes, or than its segment holds. stb_image before 2.28 writes
+// beyond its own tables otherwise.
+bool HuffmanTablesFit(const std::vector<JpegSegment>& segments);
 
 }  // namespace ksm

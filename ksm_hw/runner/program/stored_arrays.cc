@@ -6,6 +6,7 @@
 #include <tvm/ffi/optional.h>
 #include <tvm/ffi/string.h>
 
+#include <algorithm>
 #include <fstream>
 
 #include "error.h"
@@ -53,12 +54,14 @@ std::string Unpack(const std::string& halves, size_t count) {
 }  // namespace
 
 ffi::Tensor StoredArrays::Tensor(const StoredArray& array) {
-  const auto key = std::make_tuple(array.file, array.offset);
+  const auto key = std::make_tuple(array.file, array.offset, array.shape);
   if (auto found = tensors_.find(key); found != tensors_.end()) return found->second;
   const ffi::Tensor tensor = EmptyTensor(array.shape, array.dtype, device_);
   const size_t size = ffi::GetDataSize(tensor);
-  std::string bytes = ReadBytes(folder_ + "/" + array.file, array.offset, array.halves ? (size + 1) / 2 : size);
-  if (array.halves) bytes = Unpack(bytes, size);
+  const size_t held = size / std::max<int64_t>(tensor.numel(), 1) * array.values;
+  std::string bytes = ReadBytes(folder_ + "/" + array.file, array.offset, array.halves ? (held + 1) / 2 : held);
+  if (array.halves) bytes = Unpack(bytes, held);
+  bytes.resize(size, '\0');
   CopyFromBytes(tensor, bytes.data(), size);
   return tensors_.emplace(key, tensor).first->second;
 }

@@ -26,7 +26,8 @@ class StoredArrays {
  private:
   const std::string folder_;
   const DLDevice device_;
-  std::map<std::tuple<std::string, int64_t>, tvm::ffi::Tensor> tensors_;  // by file and offset
+  // By file, offset and shape.
+  std::map<std::tuple<std::string, int64_t, std::vector<int64_t>>, tvm::ffi::Tensor> tensors_;
 };
 
 }  // namespace ksm

@@ -27,10 +27,11 @@ from ksm_hw.boards.address import BoardAddress
 from ksm_hw.compiler.build import build_executable
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.tuning.progress import TuneProgress, TuneResult
-from ksm_hw.compiler.tuning.records_folder import read_header
+from ksm_hw.compiler.tuning.records_folder import read_header, tuned_folder, whole_records
 from ksm_hw.compiler.tuning.tune import MEASUREMENTS, tune
-from ksm_hw.compiler.tuning.tuning_records import open_records
+from ksm_hw.compiler.tuning.tuning_records import create_records, open_records
 from ksm_hw.errors import UserError
+from ksm_hw.files.locks import FOLDER_LOCK
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.report.verify import verify
 from ksm_hw.toolchains.targets import load_target
@@ -182,6 +183,33 @@ def test_records_that_do_not_fit_are_refused(bundle: Bundle, tuned: Tuned, tmp_p
     text = (folder / RECORDS).read_text()
     (folder / RECORDS).write_text(text[: len(text) // 2])
     refused(folder, "host", "are damaged")
+
+
+def test_records_are_read_while_a_tune_writes_and_go_on_where_one_was_killed(tuned: Tuned, tmp_path: Path) -> None:
+    """In the middle of a line."""
+    folder, target = shutil.copytree(tuned.folder, tmp_path / "tuned"), load_target("host")
+    whole_lines = (folder / RECORDS).read_text()
+    (folder / RECORDS).write_text(whole_lines + whole_lines[:1000])
+    with pytest.raises(UserError, match="are damaged"):
+        open_records(folder, target)
+    (folder / FOLDER_LOCK).write_text("1 ksm-hw tune")
+    count = len(open_records(tuned.folder, target).database)
+    with whole_records(folder) as copy:
+        assert len(open_records(copy, target).database) == count
+    with tuned_folder(folder):
+        assert len(create_records(folder, target).database) == count
+    assert (folder / RECORDS).read_text() == whole_lines
+
+
+def test_a_tune_holds_its_folder(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(folder: Path, _target: object) -> None:
+        assert (folder / FOLDER_LOCK).exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ksm_hw.compiler.tuning.tune.create_records", create)
+    with pytest.raises(KeyboardInterrupt):
+        tune(bundle, load_target("host"), tmp_path / "tuned", trials=1)
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:
