@@ -51,7 +51,10 @@ def provide_home() -> None:
         home = pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:
         home = ""
-    os.environ["HOME"] = home if os.path.isabs(home) else str(_temporary_folder())
+    if not os.path.isabs(home):
+        home = str(_temporary_folder())
+        _log.warning("This user has no home: %s takes its place. The system may empty that.", home)
+    os.environ["HOME"] = home
 
 
 def _base(variable: str, in_home: str) -> Path:

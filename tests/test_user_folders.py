@@ -59,7 +59,12 @@ def test_data_that_is_there_may_be_read_only(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("home", [None, "", "relative"])
 @pytest.mark.parametrize("known", [False, True])
 def test_without_a_home(
-    home: str | None, known: bool, nothing_known: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    home: str | None,
+    known: bool,
+    nothing_known: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def entry(_number: int) -> pwd.struct_passwd:
         if not known:
@@ -69,6 +74,7 @@ def test_without_a_home(
     monkeypatch.setattr(pwd, "getpwuid", entry)
     monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
     provide_home()
+    assert ("has no home" in caplog.text) == (not known)
     assert Path.home() == (tmp_path / "mine" if known else nothing_known)
     assert cache_folder("a") == Path.home() / ".cache/ksm-hw/a"
 

@@ -8,6 +8,7 @@
 So an artifact is a bundle too, and `ksm_hw.masks.bundle.load_bundle` reads it.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,9 +143,7 @@ def _read_manifest(folder: Path) -> Manifest:
         if unlisted := {*manifest.libraries, "bundle.json", *packs} - files.keys():
             raise ValueError(f"it does not list {', '.join(sorted(unlisted))}")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f"No artifact at {folder}: manifest.json is missing. Make one with `ksm-hw compile`."
-        ) from error
+        raise UserError(f"No artifact at {folder}: manifest.json is missing. {_where_else(folder)}") from error
     except OtherVersion as error:
         raise UserError(
             f"{path} has {error}; this ksm-hw reads {FORMAT_VERSION}. Compile the bundle again, or run it with the "
@@ -155,6 +154,12 @@ def _read_manifest(folder: Path) -> Manifest:
     for name, entry in files.items():
         _check_file(folder / name, entry)
     return manifest
+
+
+def _where_else(folder: Path) -> str:
+    """What to do where a folder holds no artifact: with `--fold bake` its folders hold one each."""
+    inside = sorted(shlex.quote(str(path.parent)) for path in folder.glob(f"*/{MANIFEST}"))
+    return f"Give one that is inside: {', '.join(inside)}." if inside else "Make one with `ksm-hw compile`."
 
 
 def listed_files(text: str | bytes) -> dict[str, FileEntry]:

@@ -121,7 +121,7 @@ def train(
             image_size=image_size,
             scale_bits=int(scale_bits),  # type: ignore[arg-type]
             restart=restart,
-            command=" ".join(["ksm-hw", *sys.argv[1:]]),
+            command=command(*sys.argv[1:]),
             on_batch=on_batch,
             on_epoch=on_epoch,
         )

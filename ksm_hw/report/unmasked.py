@@ -31,15 +31,13 @@ def why_not_comparable(artifact: Path, manifest: "Manifest", tuned: Path | None)
             "Comparing with the network without masks compiles it, and that needs torch, which is not installed. "
             "Install torch, or report with --no-unmasked."
         )
+    if manifest.tuning_sha256 is None:
+        return ""
     if tuned is None:
-        if manifest.tuning_sha256 is None:
-            return ""
         return (
             "it was compiled with tuning records, and without them the network without masks would be slower for that "
             "alone. Give the records: --tuned FOLDER"
         )
-    if manifest.tuning_sha256 is None:
-        raise UserError(f"{artifact} was compiled without tuning records. Report it without --tuned.")
     from ksm_hw.compiler.tuning.records_folder import records_sha256
 
     if (found := records_sha256(tuned)) != manifest.tuning_sha256:
@@ -71,7 +69,7 @@ def compile_unmasked(
         output,
         fold=fold,
         batch=manifest.input_shape[0],
-        tuned=tuned,
+        tuned=None if manifest.tuning_sha256 is None else tuned,
         ir=manifest.ir,
         on_step=lambda step: on_step(f"without masks: {step}"),
     )

@@ -26,6 +26,7 @@ from ksm_hw.errors import UserError
 
 _log = logging.getLogger(__name__)
 
+_TRACEBACK = "Traceback (most recent call last)"
 _LAST_WORDS = 2000  # Characters of what a process that died had written.
 
 Array = npt.NDArray[Any]
@@ -95,6 +96,9 @@ class ChildProcess:
             how += " (perhaps the memory ran out)"
         self._errors.seek(0)
         last_words = self._errors.read()[-_LAST_WORDS:].strip() or "It wrote nothing."
+        if _TRACEBACK in last_words:
+            _log.debug("%s: %s", self._name, last_words)
+            last_words = last_words.splitlines()[-1]  # What was raised; where says nothing to a user.
         return UserError(f"{self._name} {how}: {self._advice} Its last words:\n{last_words}")
 
 

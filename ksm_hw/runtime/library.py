@@ -25,8 +25,9 @@ def loaded_library(path: Path, load: Callable[[str], Loaded]) -> Loaded:
             system lacks.
     """
     check_machine(path)
+    place = str(path.absolute())
     try:
-        return load(str(path.absolute()))
+        return load(place)
     except (OSError, RuntimeError, ValueError) as error:
         said = (str(error).strip().splitlines() or [repr(error)])[-1]
         raise UserError(f"{path} does not load: {_why(path, said)}") from error

@@ -65,6 +65,12 @@ def test_missing_artifact(fails: Fails, photographs: Path) -> None:
     assert "No artifact at nowhere" in fails("report", "nowhere")
 
 
+def test_a_folder_of_artifacts(fails: Fails, copied_artifact: Path) -> None:
+    """`--fold bake` writes one for each task."""
+    message = fails("verify", copied_artifact.parent)
+    assert "No artifact at" in message and f"Give one that is inside: {copied_artifact}." in message
+
+
 def test_missing_image(fails: Fails, artifact: Path) -> None:
     assert "No image at dog.png" in fails("run", artifact, "dog.png", "--task", "kernel-task")
 

@@ -83,3 +83,9 @@ def test_a_process_ends_with_its_block() -> None:
         assert process.call("add", 1, 1) == 2
         child = psutil.Process(process._process.pid)
     assert not child.is_running()
+
+
+def test_of_a_traceback_what_was_raised_is_told(process: ChildProcess) -> None:
+    with pytest.raises(UserError, match=r"Its last words:\nKeyError: 'no such command'$") as told:
+        process.call("no such command")
+    assert "Traceback" not in str(told.value)

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from operator_cases import HOST, values
+from operator_cases import HOST, function, lowered, nhwc, values
 from torch.nn import functional
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
 from ksm_hw.compiler.build import build_executable
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
 from tvm_passes.relax.loops import whole_tiles
-from tvm_passes.relax.schedules.cpu import convolution
+from tvm_passes.relax.schedules.cpu import convolution, depthwise
 from tvm_passes.relax.schedules.cpu.convolution import Convolution
+from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
 from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 
@@ -26,7 +27,7 @@ A76 = vector_unit(ARM["cortex-a76"])
 @pytest.fixture
 def by_lane(monkeypatch):
     """Has this machine scheduled for as if it multiplied by lanes."""
-    for module in (convolution, whole_tiles):
+    for module in (convolution, depthwise, whole_tiles):
         monkeypatch.setattr(module, "vector_unit", lambda _: A76)
 
 
@@ -54,26 +55,66 @@ def convolution_of(batch, size, inputs, outputs, kernel, stride, padding, groups
     return te.create_prim_func([data, weight, bias, added], index_dtype_override="int64")
 
 
+def check(functions, cases):
+    """Runs functions, and compares each with the result of the case after which it and its number are named."""
+    module = {
+        symbol: function.with_attrs({"global_symbol": symbol, "target": HOST}) for symbol, function in functions.items()
+    }
+    library = build_executable(tvm.IRModule(module), HOST)
+    for symbol in functions:
+        arrays, expected = cases[symbol.rpartition("_")[0]]
+        result = tvm.runtime.tensor(np.full(expected.shape, np.nan, "float32"))
+        library[symbol](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays), result)
+        np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=2e-5, err_msg=symbol)
+
+
 def test_every_way_of_a_convolution_equals_torch(by_lane):
-    functions, arrays, expected = {}, {}, {}
+    functions, cases = {}, {}
     for name, shape in CONVOLUTIONS.items():
         batch, size, inputs, outputs, kernel, stride, padding, groups, lanes = shape
         for number, candidate in enumerate(Convolution().design_space(convolution_of(*shape), HOST)[:2]):
-            functions[f"{name}_{number}"] = candidate.mod["main"].with_attr("target", HOST)
+            functions[f"{name}_{number}"] = candidate.mod["main"]
         data, weight, bias = values(
             (batch, inputs, size, size), (outputs, inputs // groups, kernel, kernel), (outputs,)
         )
         found = functional.conv2d(*map(torch.from_numpy, (data, weight, bias)), stride, padding, 1, groups)
-        expected[name] = np.maximum(found.numpy(), 0).transpose(0, 2, 3, 1)
+        expected = np.maximum(nhwc(found.numpy()), 0)
         packed = weight.reshape(outputs // lanes, lanes, inputs // groups, kernel, kernel).transpose(0, 3, 4, 2, 1)
-        arrays[name] = [data.transpose(0, 2, 3, 1), packed, bias]
-    module = {symbol: function.with_attr("global_symbol", symbol) for symbol, function in functions.items()}
-    library = build_executable(tvm.IRModule(module), HOST)
-    for symbol in functions:
-        name = symbol.rpartition("_")[0]
-        result = tvm.runtime.tensor(np.full(expected[name].shape, np.nan, "float32"))
-        library[symbol](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays[name]), result)
-        np.testing.assert_allclose(result.numpy(), expected[name], rtol=1e-5, atol=2e-5, err_msg=symbol)
+        cases[name] = [nhwc(data), packed, bias], expected
+    check(functions, cases)
+
+
+# batch, size, channels, kernel, stride
+DEPTHWISE = {
+    "several_rows_at_once": (1, 8, 24, 3, 1),
+    "two_rows_of_a_large_kernel": (2, 14, 8, 5, 1),
+    "a_stride": (1, 9, 12, 3, 2),
+    "odd_channels": (1, 7, 5, 5, 2),
+}
+
+
+def depthwise_of(name):
+    """A depthwise convolution, its inputs, and PyTorch's result."""
+    batch, size, channels, kernel, stride = DEPTHWISE[name]
+    data, weight = values((batch, channels, size, size), (channels, 1, kernel, kernel))
+    expected = functional.conv2d(*map(torch.from_numpy, (data, weight)), None, stride, kernel // 2, 1, channels)
+
+    def compute(_, x, w):
+        padding = kernel // 2
+        return relax.op.nn.conv2d(x, w, stride, padding, 1, channels, data_layout="NHWC", kernel_layout="HWIO")
+
+    arrays = [nhwc(data), weight.transpose(2, 3, 1, 0)]
+    (operator,) = lowered(function(compute, *(array.shape for array in arrays)), HOST).functions_items()[:1]
+    return operator[1], arrays, nhwc(expected.numpy())
+
+
+def test_every_way_of_a_depthwise_convolution_equals_torch(by_lane):
+    functions, cases = {}, {}
+    for name in DEPTHWISE:
+        operator, *cases[name] = depthwise_of(name)
+        for number, candidate in enumerate(DepthwiseConvolution().design_space(operator, HOST)[:3]):
+            functions[f"{name}_{number}"] = candidate.mod["main"]
+    check(functions, cases)
 
 
 def test_cores_are_known_by_what_they_start_in_a_cycle():

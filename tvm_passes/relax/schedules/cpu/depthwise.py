@@ -3,8 +3,12 @@
 A task computes some rows of some channels. It copies what it reads of them, padding included, to a place of its own
 that stays in the cache; there the channels of a pixel are neighbours, and no step asks where the map ends. Vectors run
 over channels, and neighbouring pixels are computed at once, so that the weights are loaded once for all of them.
+
+A core whose loads are the limit computes pixels of several rows at once, which share more inputs, and goes along a row
+for each vector of channels, whose weights stay in registers.
 """
 
+import math
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -21,6 +25,8 @@ from tvm_passes.relax.schedules.cpu.vector_unit import LINE_BYTES, VectorUnit, v
 # Bytes of the input of a task: less than the first-level cache of most cores, and than their second-level cache. Tried
 # on a Zen 4; `benchmarks/convolutions.py --network mobilenet_v2` measures convolutions whose first way these decide.
 _NEAR, _NEARBY = 32 << 10, 128 << 10
+# Of several rows at once: pixels of a row, and multiply-adds that are written out together.
+_MOST_PIXELS, _MOST_PRODUCTS = 8, 512
 
 
 @dataclass(frozen=True)
@@ -49,20 +55,22 @@ class DepthwiseConvolution(DesignSpaceRule[FusedOperator, Sharing]):
     def ways(self, schedule: Schedule, operator: FusedOperator, target: Target) -> list[Sharing]:
         """The `sharings` of the convolution's shape."""
         _, height, width, _ = input_shape(schedule, operator)
-        output, dtype = extents(schedule, operator.reduction)[:4], widest_type(schedule, operator.reduction)
-        return sharings(output, (height, width), vector_unit(target), dtype)
+        *output, window, _, _ = extents(schedule, operator.reduction)
+        dtype = widest_type(schedule, operator.reduction)
+        return sharings(output, (height, width), window, vector_unit(target), dtype)
 
     def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Sharing, target: Target) -> None:
         """Shares the work out."""
         _compute(schedule, operator, way, vector_unit(target))
 
 
-def sharings(output: list[int], padded: tuple[int, int], unit: VectorUnit, dtype: str) -> list[Sharing]:
+def sharings(output: list[int], padded: tuple[int, int], window: int, unit: VectorUnit, dtype: str) -> list[Sharing]:
     """The ways to compute a depthwise convolution that are worth a measurement, the one that is likely fastest first.
 
     Args:
         output: batch, height, width and channels.
         padded: height and width of the input with its padding.
+        window: height of the kernel.
         unit: of the CPU.
         dtype: of inputs, weights and results.
     """
@@ -88,6 +96,14 @@ def sharings(output: list[int], padded: tuple[int, int], unit: VectorUnit, dtype
     most = min(8, unit.registers // 2 - 1) if stride == 1 else quarter
     pixels = [largest_divisor(width, limit) for limit in (most, quarter, 2 * quarter, 2, 1)]
     pixels.sort(key=lambda pixel: pixel < min(most, quarter))
+
+    def at_once(rows: int) -> list[int]:
+        """Numbers of pixels, the best first."""
+        if not unit.by_lane:
+            return list(dict.fromkeys(pixels))
+        numbers = [number for number in range(1, min(width, _MOST_PIXELS) + 1) if width % number == 0]
+        return sorted(numbers, key=lambda number: _inputs_an_output(number, rows, window, stride, unit))
+
     limits = (_NEARBY, _NEARBY // 2, _NEAR, 2 * _NEARBY)
     # Parts of the map for all cores are as many tasks for each, but more of the map is copied twice.
     even = unit.cores if height % unit.cores == 0 else 1
@@ -96,28 +112,55 @@ def sharings(output: list[int], padded: tuple[int, int], unit: VectorUnit, dtype
             Sharing(most_rows(task_channels, limit, parts), task_channels, pixel, lanes)
             for parts in (1, even)
             for limit in limits
-            for pixel in dict.fromkeys(pixels)
+            for pixel in at_once(most_rows(widths[0], limit, parts))
             for task_channels in widths
         )
     )
 
 
+def rows_at_once(pixels: int, rows: int, window: int, stride: int, unit: VectorUnit) -> int:
+    """Rows of a task of which so many pixels each fit into registers together, with a row of inputs and the weights."""
+    if not unit.by_lane:
+        return 1
+    # Of a large kernel LLVM keeps a row of weights. Rows that share few inputs are no gain.
+    weights, most = (window * window, rows) if window <= 3 else (window, 2)
+    others = weights + (pixels - 1) * stride + window
+    return largest_divisor(rows, min(most, (unit.registers - others) // pixels)) if stride == 1 else 1
+
+
+def _inputs_an_output(pixels: int, rows: int, window: int, stride: int, unit: VectorUnit) -> float:
+    """How many values are loaded for each one of the output that is held in registers with others."""
+    together = rows_at_once(pixels, rows, window, stride, unit)
+    return ((pixels - 1) * stride + window) * ((together - 1) * stride + window) / (pixels * together)
+
+
 def _compute(schedule: Schedule, operator: FusedOperator, sharing: Sharing, unit: VectorUnit) -> None:
     for block in operator.followers:
         schedule_elementwise(schedule, block, unit)
+    window = extents(schedule, operator.reduction)[4]
+    stride = input_shape(schedule, operator)[1] // extents(schedule, operator.reduction)[1]
+    together = rows_at_once(sharing.pixels, sharing.rows, window, stride, unit)
     n, y, x, o, ky, kx, i = schedule.get_loops(operator.reduction)
-    parts, row = schedule.split(y, [None, sharing.rows])
+    several = [together] if unit.by_lane else []
+    parts, row, *inner_rows = schedule.split(y, [None, sharing.rows // together, *several])
     outer_pixels, inner_pixels = schedule.split(x, [None, sharing.pixels])
     blocks, vectors, vector = schedule.split(o, [None, sharing.channels // sharing.lanes, sharing.lanes])
-    schedule.reorder(n, parts, blocks, row, outer_pixels, vectors, i, ky, kx, inner_pixels, vector)
+    order = [vectors, outer_pixels] if unit.by_lane else [outer_pixels, vectors]
+    schedule.reorder(n, parts, blocks, row, *order, i, ky, kx, *inner_rows, inner_pixels, vector)
     task = schedule.fuse(n, parts, blocks)
-    schedule.reverse_compute_at(operator.output, vectors, preserve_unit_loops=True)
+    schedule.reverse_compute_at(operator.output, order[-1], preserve_unit_loops=True)
     for block in operator.producers:
         schedule.compute_at(block, task, preserve_unit_loops=True)
         schedule.vectorize(schedule.split(schedule.get_loops(block)[-1], [None, sharing.lanes])[1])
     schedule.parallel(task)
     schedule.vectorize(vector)
-    schedule.unroll(inner_pixels)
-    schedule.unroll(kx)
-    schedule.vectorize(schedule.get_loops(operator.output)[-1])
+    unrolled = [inner_pixels, kx]
+    *_, output_row, output_pixel, output_vector = schedule.get_loops(operator.output)
+    if unit.by_lane:
+        unrolled += [*inner_rows, output_row, output_pixel]
+        if math.prod((together, sharing.pixels, window, window)) <= _MOST_PRODUCTS:
+            unrolled.append(ky)
+    for loop in unrolled:
+        schedule.unroll(loop)
+    schedule.vectorize(output_vector)
     schedule.decompose_reduction(operator.reduction, i)
