@@ -170,4 +170,4 @@ def report(
         from ksm_hw.report.page import write_page
 
         write_page(reports, html)
-        messages.print(f"Wrote {html}", markup=False)
+        messages.print(f"Wrote {html}", soft_wrap=True)

@@ -77,8 +77,15 @@ def locked(path: Path) -> Iterator[None]:
                 stack.callback(lock.release)
                 # While it is held: who waits finds that this file is gone, and takes the next.
                 stack.callback(path.unlink, missing_ok=True)
-                path.write_text(f"{os.getpid()} {' '.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}")
+                _sign(path)
         yield
+
+
+def _sign(path: Path) -> None:
+    """Writes who holds a lock, for those who wait; a full disk costs them that alone."""
+    command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    with contextlib.suppress(OSError):
+        path.write_text(f"{os.getpid()} {command}", encoding="utf-8", errors="backslashreplace")
 
 
 def _wait(lock: "FileLock", folder: Path) -> None:
@@ -94,7 +101,7 @@ def _wait(lock: "FileLock", folder: Path) -> None:
 def _holder(path: Path) -> str:
     """Who holds a lock, for a person."""
     try:
-        number, _, command = path.read_text(errors="replace").partition(" ")
+        number, _, command = path.read_text(encoding="utf-8", errors="replace").partition(" ")
     except OSError:
         number = command = ""
     return f"process {number} ({command})" if number else "another process"

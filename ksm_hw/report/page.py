@@ -69,7 +69,7 @@ def write_page(reports: Sequence[ArtifactReport], path: str | Path) -> None:
 </html>
 """
     with written_file(Path(path)) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # A path may be no UTF-8.
 
 
 def report_figures(report: ArtifactReport) -> dict[str, Figure]:

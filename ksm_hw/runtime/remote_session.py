@@ -1,6 +1,7 @@
 """Sessions in other processes, on this machine or on a board, that look like one in this process."""
 
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -21,12 +22,13 @@ class Connection(Protocol):
 
 
 class RemoteSession(AnySession):
-    """An artifact loaded elsewhere, for one thread."""
+    """An artifact loaded elsewhere. Safe to use from several threads: its connection takes one call at a time."""
 
     def __init__(self, connection: Connection, manifest: Manifest, packs: Mapping[str, TaskPack], task: str) -> None:
         super().__init__(manifest, packs, task)
         self._connection = connection
         self._process = os.getpid()
+        self._lock = threading.Lock()
 
     def switch(self, task: str) -> float:
         """See `AnySession`; the seconds are those that it took there."""
@@ -42,4 +44,5 @@ class RemoteSession(AnySession):
 
     def _call(self, command: str, *arguments: Any) -> Any:
         check_process(self._process, "A session in another process, or on a board,")
-        return self._connection.call(command, *arguments)
+        with self._lock:
+            return self._connection.call(command, *arguments)

@@ -56,7 +56,7 @@ def test_a_user_without_a_home_has_one(writable: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_demo(environment: str, writable: Path, bundle_folder: Path) -> None:
-    shutil.copytree(bundle_folder, writable / "bundle")
+    shutil.copytree(bundle_folder, writable / "bundle").chmod(0o755)  # What pytest makes is for its own user.
     for command in (
         ["-m", "ksm_hw.cli", "compile", "--target", "host", "--task", "all", "--bundle", "bundle", "-o", "demo"],
         [REPOSITORY / "examples" / "switch_tasks.py", "demo"],

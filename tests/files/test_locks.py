@@ -51,6 +51,26 @@ def test_who_waits_names_the_other_process(
     assert os.listdir(tmp_path) == []
 
 
+def test_a_name_that_is_no_text_is_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/ksm-hw", "train", "\udcff.jpg"])
+    with locked_folder(tmp_path):
+        assert (tmp_path / FOLDER_LOCK).read_text() == f"{os.getpid()} ksm-hw train \\udcff.jpg"
+        done: list[str] = []
+
+        def wait() -> None:
+            with locked_folder(tmp_path):
+                done.append("waited")
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.2)
+        assert done == [], "threads wait for each other, too"
+    thread.join()
+    assert done == ["waited"] and "(ksm-hw train \\udcff.jpg)" in caplog.text
+
+
 def test_ctrl_c_ends_the_wait(holder: "subprocess.Popen[str]", tmp_path: Path) -> None:
     timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()

@@ -123,6 +123,17 @@ def test_modes(mode: str, photographs: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(read_image(path)), np.asarray(kept.convert("RGB")))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_laid_over_white(mode: str, photographs: Path, tmp_path: Path) -> None:
+    image = Image.open(photographs / "cat.png").convert("RGB").resize((50, 150))
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    path = saved(image.quantize(32) if mode == "P" else image.convert(mode), tmp_path / "photo.png")
+    with Image.open(path) as opened:
+        rgba = opened.convert("RGBA")
+    expected = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(read_image(path)), np.asarray(expected))
+
+
 def test_lab(photographs: Path, tmp_path: Path) -> None:
     image = Image.open(photographs / "cat.png").convert("RGB").resize((32, 32))
     found = read_image(saved(image.convert("LAB"), tmp_path / "photo.tiff"))
