@@ -25,7 +25,7 @@ _one_large_image = threading.Lock()
 
 # Pillow's names of what IMAGE_SUFFIXES stand for. It knows forty more, old decoders among them, and starts Ghostscript
 # for a file that begins like PostScript, whatever its name.
-_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 _JPEG_REDUCTIONS = (2, 4, 8)  # What the decoder can divide width and height by.
 
