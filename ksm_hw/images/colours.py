@@ -7,6 +7,7 @@ from PIL import Image, ImageFile
 
 # What Pillow calls a PNG's pixels before they are decoded, and by what it then scales or cuts them to a byte.
 _PNG_SCALES = {"L;2": (85, 0), "L;4": (17, 0), "RGB;16B": (1, 8)}
+_STRIP = 64  # Rows that are laid over white at once.
 _NETPBM_OR_PNG = ("PNG", "PPM")  # Their mode "I" holds numbers of 16 bits.
 
 
@@ -25,10 +26,16 @@ def as_rgb(image: Image.Image) -> Image.Image:
         raise ValueError("its pixels are integers of 32 bits, of which none is known to be white; save it with 8 or 16")
     elif image.mode == "F":
         image = _from_floats(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return _over_white(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """In strips: whole, it would be in memory five times over."""
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height))).convert("RGBA")
+        rgb.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return rgb
 
 
 def scale_transparent_colour(image: ImageFile.ImageFile) -> None:

@@ -79,8 +79,8 @@ def disassemble(library: Path, architecture: str) -> dict[str, tuple[Instruction
     for line in done.stdout.splitlines():
         if found := _FUNCTION.match(line):
             function = functions.setdefault(found["name"], [])
-        elif found := _INSTRUCTION.match(line):
-            function.append(_instruction(found))
+        elif (instruction := read_instruction(line)) is not None:
+            function.append(instruction)
     return {name: tuple(instructions) for name, instructions in functions.items()}
 
 
@@ -112,7 +112,11 @@ def _packaged_llvm_objdump() -> str | None:
     return next(filter(None, (shutil.which("llvm-objdump", path=f"{folder}/bin") for folder in folders or ())), None)
 
 
-def _instruction(found: re.Match[str]) -> Instruction:
+def read_instruction(line: str) -> Instruction | None:
+    """The instruction of a disassembler's line; None if it is another."""
+    found = _INSTRUCTION.match(line)
+    if found is None:
+        return None
     operands = _COMMENT.sub("", found["operands"]).strip()
     destination = _DESTINATION.search(operands) if _BRANCH.fullmatch(found["mnemonic"]) else None
     return Instruction(

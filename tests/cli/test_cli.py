@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import resource
 import subprocess
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from ksm_hw import __version__
 from ksm_hw.cli import app
+from ksm_hw.cli.app import print_json
 from ksm_hw.learning.datasets import dataset_names
 from ksm_hw.masks.bundle import Bundle, add_task, load_bundle, save_bundle
 from ksm_hw.resources import shipped_bundle
@@ -143,6 +145,12 @@ def test_verify_in_both_forms(artifact: Path) -> None:
     # No compiled model is equal to the last bit.
     result = CliRunner().invoke(app, ["verify", str(artifact), "--tolerance", "1e-12"])
     assert result.exit_code == 1 and "FAILED" in result.stdout
+
+
+def test_json_has_numbers_that_json_knows_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"errors": [math.nan, 0.5], "ranges": {"largest": (math.inf, -math.inf)}})
+    content = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert content == {"errors": [None, 0.5], "ranges": {"largest": [None, None]}}
 
 
 def test_tasks_in_both_forms(bundle_folder: Path, artifact: Path, bundle: Bundle) -> None:

@@ -123,6 +123,17 @@ def test_modes(mode: str, photographs: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(read_image(path)), np.asarray(kept.convert("RGB")))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_laid_over_white(mode: str, photographs: Path, tmp_path: Path) -> None:
+    image = Image.open(photographs / "cat.png").convert("RGB").resize((50, 150))
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    path = saved(image.quantize(32) if mode == "P" else image.convert(mode), tmp_path / "photo.png")
+    with Image.open(path) as opened:
+        rgba = opened.convert("RGBA")
+    expected = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(read_image(path)), np.asarray(expected))
+
+
 def test_lab(photographs: Path, tmp_path: Path) -> None:
     image = Image.open(photographs / "cat.png").convert("RGB").resize((32, 32))
     found = read_image(saved(image.convert("LAB"), tmp_path / "photo.tiff"))
@@ -223,3 +234,11 @@ def test_files_are_closed(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     images = [read_image(path) for _ in range(20)]
     assert len(images) == 20 and len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    """Pillow starts Ghostscript for it, under whatever name."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(UserError, match="cannot identify image file"):
+        read_image(path)

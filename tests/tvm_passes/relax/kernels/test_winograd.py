@@ -19,8 +19,10 @@ from ksm_hw.compiler.build import build_executable
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, weight_rewrite
 from tvm_passes.relax.kernels.winograd import convolution, transforms
+from tvm_passes.relax.loops import whole_tiles
 from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels, plan_memory
 from tvm_passes.relax.schedules import cpu_rules
+from tvm_passes.relax.schedules.cpu import winograd
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 from tvm_passes.relax.schedules.cpu.winograd import WinogradConvolution
 from tvm_passes.relax.weight_layouts import WeightLayouts, best_tile
@@ -108,6 +110,13 @@ def test_every_schedule_equals_torch(name, epilogue):
         found = tvm.runtime.tensor(np.full(expected.shape, np.nan, "float32"))
         library[symbol](tensors[0], weights, *tensors[1:], found)
         np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=symbol)
+
+
+def test_every_schedule_that_multiplies_by_lanes_equals_torch(monkeypatch):
+    unit = VectorUnit(register_bytes=16, registers=32, cores=2, by_lane=True)
+    for module in (winograd, whole_tiles):
+        monkeypatch.setattr(module, "vector_unit", lambda _: unit)
+    test_every_schedule_equals_torch("small tiles", epilogue=True)
 
 
 class Network(nn.Module):

@@ -21,6 +21,7 @@ from tvm_passes.relax.loops.prefetch import ask_ahead
 from tvm_passes.relax.schedules.base.blocks import blocks_of, extent, extents, largest_divisor, static_schedule
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.precision import is_modelled, value_bytes, widest_type
+from tvm_passes.relax.schedules.cpu.lanes import apart, read_in_vectors, steps_at_once
 from tvm_passes.relax.schedules.cpu.tile_model import asking_pays, ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import LINE_BYTES, VectorUnit, vector_unit
 
@@ -80,15 +81,18 @@ class WinogradConvolution(DesignSpaceRule[Steps, Sharing]):
     def apply_way(self, schedule: Schedule, operator: Steps, way: Sharing, target: Target) -> None:
         """Shares the work out."""
         dtype = widest_type(schedule, operator.products)
-        lanes, line = vector_unit(target).lanes(dtype), LINE_BYTES // value_bytes(dtype)
+        unit, line = vector_unit(target), LINE_BYTES // value_bytes(dtype)
+        lanes = unit.lanes(dtype)
+        inputs = _inputs_apart(schedule, operator.products, unit)
         for block in (operator.data_transform, operator.products):
             schedule.storage_align(block, 0, 1, 8 * line, line)
         task = _share_output(schedule, operator, way.rows, lanes)
         if way.rows:
-            for block in (operator.products, operator.data_transform):
+            between = [] if inputs is None else [inputs[0]]
+            for block in (operator.products, *between, operator.data_transform):
                 schedule.compute_at(block, task, preserve_unit_loops=True)
         _transform_data(schedule, operator, None if way.rows == 0 else task, lanes)
-        _multiply(schedule, operator.products, way, lanes)
+        _multiply(schedule, operator.products, way, unit, inputs)
 
 
 def sharings(transform: list[int], products: list[int], unit: VectorUnit, dtype: str) -> list[Sharing]:
@@ -175,15 +179,30 @@ def _transform_data(schedule: Schedule, step: Steps, task: LoopRV | None, lanes:
     schedule.vectorize(schedule.split(channel, [None, width])[1])
 
 
-def _multiply(schedule: Schedule, products: SBlockRV, sharing: Sharing, lanes: int) -> None:
+def _inputs_apart(schedule: Schedule, products: SBlockRV, unit: VectorUnit) -> tuple[SBlockRV, int] | None:
+    """What the matrix products multiply as a block of its own, and how many steps of it are read together."""
+    steps = steps_at_once(schedule, products, unit) if unit.by_lane else 1
+    return (apart(schedule, products), steps) if steps > 1 else None
+
+
+def _multiply(
+    schedule: Schedule, products: SBlockRV, sharing: Sharing, unit: VectorUnit, inputs: tuple[SBlockRV, int] | None
+) -> None:
+    lanes = unit.lanes(widest_type(schedule, products))
     copy = schedule.cache_write(products, 0, "local")
     element_y, element_x, tiles, block, lane, channel = schedule.get_loops(products)[-6:]
     block_bytes = value_bytes(widest_type(schedule, products)) * extent(schedule, channel) * extent(schedule, lane)
     outer, inner = schedule.split(tiles, [None, sharing.tiles])
-    schedule.reorder(element_y, element_x, block, outer, channel, inner, lane)
+    steps = []
+    if inputs is not None:
+        channel, *steps = schedule.split(channel, [None, inputs[1]])
+    schedule.reorder(element_y, element_x, block, outer, channel, *steps, inner, lane)
     schedule.reverse_compute_at(copy, outer, preserve_unit_loops=True)
     if sharing.rows == 0:
         schedule.parallel(schedule.fuse(element_y, element_x, block))
+    if inputs is not None:
+        read_in_vectors(schedule, inputs[0], channel, len(schedule.get_loops(products)) - len([*steps, inner, lane]))
+        _unroll(schedule, *steps)
     # The copy's loop over blocks of channels, one block, is inside the loop over tiles.
     for one, position in ((products, -2), (copy, -3)):
         loops = schedule.get_loops(one)
@@ -191,8 +210,8 @@ def _multiply(schedule: Schedule, products: SBlockRV, sharing: Sharing, lanes: i
         schedule.vectorize(vector)
         _unroll(schedule, vectors, loops[position])
     schedule.decompose_reduction(products, channel)
-    if asking_pays(extent(schedule, outer), block_bytes):
-        ask_ahead(schedule, channel, axis=2, distance=1)
+    if unit.has_spare_slots and asking_pays(extent(schedule, outer), block_bytes):
+        ask_ahead(schedule, [channel, *steps][-1], axis=2, distance=1)
 
 
 def _unroll(schedule: Schedule, *loops: LoopRV) -> None:
