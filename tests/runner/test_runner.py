@@ -353,6 +353,8 @@ def test_images_that_do_not_decode(deployable: Path, photographs: Path, tmp_path
         (np.zeros((3, 32, 32), np.float32), "[3, 32, 32]; expected"),
         (np.zeros((0, 3, 32, 32), np.float32), "[0, 3, 32, 32]; expected"),
         (np.asfortranarray(np.zeros((2, 3, 32, 32), np.float32)), "'fortran_order': True"),
+        (np.full((1, 3, 32, 32), np.nan, np.float32), "not finite"),
+        (np.full((1, 3, 32, 32), -np.inf, np.float32), "not finite"),
     ],
 )
 def test_arrays_that_do_not_fit(array: np.ndarray, expected: str, deployable: Path, tmp_path: Path) -> None:
@@ -381,6 +383,17 @@ def test_files_that_are_truncated_or_missing(name: str, damaged: Path, photograp
     assert_refuses(run(damaged, "--task", "other-task", photographs / "cat.png"), f"{name} is truncated")
     file.unlink()
     assert_refuses(run(damaged, "--task", "other-task", photographs / "cat.png"), f"lacks {file}")
+
+
+def test_logits_that_are_not_finite_give_no_class(damaged: Path, photographs: Path) -> None:
+    pack = damaged / "tasks" / "other-task.safetensors"
+    arrays = safetensors.numpy.load_file(pack)
+    content = bytearray(pack.read_bytes())
+    at = content.index(arrays["head/bias"].tobytes())
+    content[at : at + 4] = struct.pack("<f", np.nan)
+    pack.write_bytes(content)
+    image = photographs / "cat.png"
+    assert_refuses(run(damaged, "--task", "other-task", image), f"{image}: task 'other-task' gives logits that are not")
 
 
 def test_a_damaged_library_or_description(damaged: Path, photographs: Path) -> None:
