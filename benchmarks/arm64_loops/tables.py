@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from arm64_loops.cores import Core
@@ -25,6 +26,7 @@ _ABOUT_PEERS = """The best loops in the aarch64 wheels of other engines, by the 
 convolutions multiply by lanes; depthwise convolutions multiply whole registers. Of ksm-hw the least and the greatest
 share of all operators, but for first layers: three channels are no vector. ksm-hw's depthwise loops have bias and
 activation in them; the best of ncnn's have not."""
+_TRIED = Path(__file__).parent / "what_did_not_work.md"
 _BEST = 3  # Loops of an engine and a kind.
 
 
@@ -108,7 +110,7 @@ def markdown(costs: Costs, peers: Peers, command: str) -> str:
         for (board, core), operators in of_cores.items():
             parts.append(f"## {network}, {board}: {core.title}\n")
             parts.append(_operators(operators))
-    return "\n".join(parts)
+    return "\n".join([*parts, _TRIED.read_text()])
 
 
 def _networks(costs: Costs) -> str:
