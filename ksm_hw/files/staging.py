@@ -3,7 +3,7 @@
     .ksm-hw-lock           there while a process changes the folder (`locks`)
     .ksm-hw-next/files     the new files, while they are made
     .ksm-hw-ready/files    the new files, all made: from here on they count, and the older ones do not
-    .ksm-hw-ready/plan     JSON: `gone`, names of older files that have no successor; `last`, which file is moved last
+    .ksm-hw-ready/plan     JSON: see `_Plan`
 
 A process that is killed before `next` becomes `ready`, which one renaming does, leaves the older files as they are. One
 that is killed behind it leaves `ready`, and the next process that reads or writes the folder moves what is left there
@@ -11,22 +11,33 @@ to its place. So nobody that looks through `read_whole` ever sees some older fil
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from ksm_hw.errors import UserError
 from ksm_hw.files.locks import FOLDER_LOCK, locked, locked_folder
 from ksm_hw.files.written import explained, flush_to_disk
+from ksm_hw.json_document import read_json
 
 _NEXT, _READY = ".ksm-hw-next", ".ksm-hw-ready"
 OWN_NAMES = frozenset({FOLDER_LOCK, _NEXT, _READY})  # What a folder may hold beside its files.
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How files that are ready take their places: names of older files without a successor go; one is moved last."""
+
+    gone: list[str]
+    last: str
 
 
 @contextlib.contextmanager
@@ -63,7 +74,7 @@ def staged_files(folder: Path, last: str, gone: Iterable[str] = ()) -> Iterator[
             (staging / "files").mkdir(parents=True)
             yield staging / "files"
             without_successor = [name for name in gone if not os.path.lexists(staging / "files" / name)]
-            (staging / "plan").write_text(json.dumps({"gone": without_successor, "last": last}))
+            (staging / "plan").write_text(json.dumps(dataclasses.asdict(_Plan(without_successor, last))))
             for path in staging.rglob("*"):
                 flush_to_disk(path)
             flush_to_disk(staging)
@@ -133,17 +144,33 @@ def _put_in_place(folder: Path) -> None:
     """Moves the files that are ready to their places, or those that are left of them; needs the lock."""
     ready = folder / _READY
     if (ready / "plan").exists():
-        plan = json.loads((ready / "plan").read_text())
-        for name in plan["gone"]:
-            _remove(folder, name)
+        plan = _read_plan(ready / "plan")
         files = [path.relative_to(ready / "files") for path in (ready / "files").rglob("*") if path.is_file()]
-        for file in sorted(files, key=lambda file: (str(file) == plan["last"], file)):
+        _check_inside(folder, [*plan.gone, *map(str, files)])
+        for name in plan.gone:
+            _remove(folder, name)
+        for file in sorted(files, key=lambda file: (str(file) == plan.last, file)):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             _move(ready / "files" / file, folder / file)
         for place in {folder, *((folder / file).parent for file in files)}:
             flush_to_disk(place)
     if ready.exists():
         shutil.rmtree(ready)
+
+
+def _read_plan(path: Path) -> _Plan:
+    try:
+        return read_json(path.read_bytes(), _Plan)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). Copy or make {path.parents[1]} again.") from error
+
+
+def _check_inside(folder: Path, names: Iterable[str]) -> None:
+    """A folder that somebody else made must not have files elsewhere removed or replaced, by its names or its links."""
+    inside = Path(os.path.realpath(folder))
+    for name in names:
+        if not Path(os.path.realpath((folder / name).parent)).is_relative_to(inside):
+            raise UserError(f"{folder / _READY} would change {name}, outside of its folder: it is not touched.")
 
 
 def _remove(folder: Path, name: str) -> None:

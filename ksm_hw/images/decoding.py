@@ -23,6 +23,10 @@ _say_once = functools.cache(_log.warning)  # An image is read in every epoch, an
 _LARGE = 25_000_000
 _one_large_image = threading.Lock()
 
+# Pillow's names of what IMAGE_SUFFIXES stand for. It knows forty more, old decoders among them, and starts Ghostscript
+# for a file that begins like PostScript, whatever its name.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
 _JPEG_REDUCTIONS = (2, 4, 8)  # What the decoder can divide width and height by.
 
 
@@ -59,10 +63,10 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """An image whose header was read; whatever fails in here is the file's fault."""
     try:
         try:
-            image = Image.open(path)
+            image = Image.open(path, formats=_FORMATS)
         except Image.DecompressionBombError:
             # Refused for its size. A JPEG may be decoded at a smaller one.
-            image = _as_jpeg(path) or Image.open(path)
+            image = _as_jpeg(path) or Image.open(path, formats=_FORMATS)
         with image:
             yield image
     except FileNotFoundError as error:

@@ -144,3 +144,21 @@ def stop(folder: Path) -> None:
     if (folder / ".ksm-hw-ready").exists():
         assert json.loads((folder / ".ksm-hw-ready" / "plan").read_text()) == {"gone": ["b"], "last": LAST}
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("gone", ["../precious", "{elsewhere}/precious", "link/precious"])
+def test_a_plan_of_somebody_else_removes_nothing_elsewhere(tmp_path: Path, gone: str) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    for path in (tmp_path / "precious", elsewhere / "precious"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    (folder / ".ksm-hw-ready" / "files").mkdir(parents=True)
+    (folder / "link").symlink_to(elsewhere)
+    plan = {"gone": [gone.format(elsewhere=elsewhere)], "last": LAST}
+    (folder / ".ksm-hw-ready" / "plan").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match="outside of its folder"):
+        read_whole(folder, LAST, lambda: contents(folder))
+    (folder / ".ksm-hw-ready" / "plan").write_text("{")
+    with pytest.raises(UserError, match="plan is damaged"):
+        read_whole(folder, LAST, lambda: contents(folder))
+    assert (tmp_path / "precious").exists() and (elsewhere / "precious").exists()

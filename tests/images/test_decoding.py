@@ -234,3 +234,11 @@ def test_files_are_closed(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     images = [read_image(path) for _ in range(20)]
     assert len(images) == 20 and len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    """Pillow starts Ghostscript for it, under whatever name."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(UserError, match="cannot identify image file"):
+        read_image(path)
