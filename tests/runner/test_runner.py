@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 import torch
 import tvm
+from damage import damaged_bytes
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 from tvm import relax
@@ -343,6 +344,31 @@ def test_images_that_do_not_decode(deployable: Path, photographs: Path, tmp_path
     assert (done.returncode, done.stdout) == (2, "")
     for (name, reason), line in zip(reasons.items(), done.stderr.splitlines(), strict=True):
         assert f"Cannot decode {tmp_path / name} as an image" in line and reason in line and "PNG, JPEG" in line
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+def test_damaged_images_by_the_thousand(
+    kind: str, deployable: Path, photographs: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Each is classified or refused, by one process: a decoder that writes where it must not ends it, or what follows.
+
+    10,000 with `--slow`.
+    """
+    whole = tmp_path / "whole"
+    with Image.open(photographs / "cat.png") as image:
+        image.resize((40, 30)).save(whole, kind)
+    count = 2500 if request.config.getoption("--slow") else 60
+    files = [tmp_path / str(number) for number in range(count)]
+    for number, file in enumerate(files):
+        file.write_bytes(damaged_bytes(whole.read_bytes(), np.random.default_rng(number)))
+    done = run(deployable, "--task", "kernel-task", "--threads", 1, "--top", 1, *files, whole)
+    refused = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and all(line.startswith("error: Cannot decode ") for line in refused), done.stderr[
+        -500:
+    ]
+    classified = re.findall(r"^/.*\(kernel-task\)$", done.stdout, re.MULTILINE)
+    assert len(refused) + len(classified) == count + 1 and classified[-1].startswith(str(whole))
+    assert len(refused) > count // 10, "hardly any damage was seen"
 
 
 @pytest.mark.parametrize(
