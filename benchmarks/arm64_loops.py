@@ -12,7 +12,8 @@ from pathlib import Path
 
 from arm64_loops.cores import BOARDS
 from arm64_loops.operators import compile_operators, cost_operator
-from arm64_loops.tables import Costs, costs_as_json, markdown
+from arm64_loops.peer_wheels import PEERS, peer_loops
+from arm64_loops.tables import Costs, Peers, costs_as_json, markdown
 from peers.catalogue import NETWORKS
 from peers.networks import make_bundle
 from rich.console import Console
@@ -23,7 +24,7 @@ from ksm_hw.files.written import written_file
 from ksm_hw.toolchains.targets import load_target
 
 EXAMPLES = """examples:
-  .venv/bin/python benchmarks/arm64_loops.py -o docs
+  .venv/bin/python benchmarks/arm64_loops.py --peers -o docs
   .venv/bin/python benchmarks/arm64_loops.py --models mobilenet_v2 --boards rpi5 --json
 """
 
@@ -36,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     models, boards = ", ".join(NETWORKS), ", ".join(BOARDS)
     parser.add_argument("--models", nargs="+", choices=[*NETWORKS], default=[*NETWORKS], metavar="NAME", help=models)
     parser.add_argument("--boards", nargs="+", choices=[*BOARDS], default=[*BOARDS], metavar="NAME", help=boards)
+    parser.add_argument("--peers", action="store_true", help="read the loops of other engines' aarch64 wheels too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write arm64_loops.md and .json there too")
     return parser.parse_args()
@@ -56,8 +58,13 @@ def main() -> None:
                 for core in BOARDS[board]:
                     costs[network][board, core] = [cost_operator(operator, core) for operator in operators]
                 progress.advance(steps)
-    page = markdown(costs, f".venv/bin/python {shlex.join(['benchmarks/arm64_loops.py', *sys.argv[1:]])}")
-    content = json.dumps(costs_as_json(costs), indent=1) + "\n"
+        peers: Peers = {}
+        if arguments.peers:
+            for core in dict.fromkeys(core for board in arguments.boards for core in BOARDS[board]):
+                progress.update(steps, description=f"other engines on {core.title}")
+                peers[core] = {peer.title: peer_loops(peer, core) for peer in PEERS}
+    page = markdown(costs, peers, f".venv/bin/python {shlex.join(['benchmarks/arm64_loops.py', *sys.argv[1:]])}")
+    content = json.dumps(costs_as_json(costs, peers), indent=1) + "\n"
     if arguments.output is not None:
         for ending, text in (("md", page), ("json", content)):
             with written_file(arguments.output / f"arm64_loops.{ending}") as temporary:

@@ -84,7 +84,11 @@ def _unwrapped(content: Any, path: Path) -> dict[str, "torch.Tensor"]:
         content = content[key]
     tensors = _tensors_of(content)
     if not tensors:
-        raise UserError(f"{path} holds no state dict (named tensors). Save `model.state_dict()`.")
+        several = (
+            [] if not isinstance(content, Mapping) else [str(key) for key in content if _most_tensors(content[key])]
+        )
+        found = f"several state dicts ({', '.join(several)})" if several else "no state dict (named tensors)"
+        raise UserError(f"{path} holds {found}. Save `model.state_dict()` alone.")
     if taken:
         _log.warning("%s: the state dict is taken from %s", path, ", in it ".join(taken))
     if others := [str(name) for name in content if name not in tensors]:
@@ -93,20 +97,24 @@ def _unwrapped(content: Any, path: Path) -> dict[str, "torch.Tensor"]:
 
 
 def _wrapper_key(content: Mapping[Any, Any]) -> str | None:
-    """The entry of a dictionary that holds a state dict: one of the usual names, or the only one that could."""
-    holding = [key for key, value in content.items() if isinstance(key, str) and _holds_tensors(value)]
+    """The entry of a dictionary that holds a state dict: one of the usual names, or the only one that could.
+
+    None where the dictionary itself has as many tensors: what lies beside those is an average, or of something else.
+    """
+    own = len(_tensors_of(content))
+    holding = [key for key, value in content.items() if isinstance(key, str) and _most_tensors(value) > own]
     usual = [key for key in _WRAPPERS if key in holding]
     if usual:
         return usual[0]
     return holding[0] if len(holding) == 1 else None
 
 
-def _holds_tensors(content: Any, wrappers: int = _MOST_WRAPPERS) -> bool:
-    """Whether a dictionary holds named tensors, or one that does; an optimizer's are no state dict of a network."""
+def _most_tensors(content: Any, wrappers: int = _MOST_WRAPPERS) -> int:
+    """How many named tensors a dictionary or one in it holds; 0 for an optimizer's, which are no network's."""
     if not isinstance(content, Mapping) or "param_groups" in content:
-        return False
-    inner = wrappers and any(_holds_tensors(value, wrappers - 1) for value in content.values())
-    return bool(_tensors_of(content) or inner)
+        return 0
+    inner = [_most_tensors(value, wrappers - 1) for value in content.values()] if wrappers else []
+    return max([len(_tensors_of(content)), *inner])
 
 
 def _tensors_of(content: Any) -> dict[str, "torch.Tensor"]:

@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from peers.catalogue import ENVIRONMENTS
@@ -61,10 +62,10 @@ def peer_loops(peer: Peer, core: Core) -> list[PeerLoop]:
     Raises:
         subprocess.CalledProcessError: the wheel cannot be had, or the library not be read.
     """
-    found = list(dict.fromkeys(_library_loops(_library(peer))))
+    found = library_loops(_library(peer))
     costs = cost_loops([loop for _, loop in found], core)
     return [
-        PeerLoop(symbol, loop[0].address, _multiplies_by_lane(loop), cost)
+        PeerLoop(symbol, loop[0].address, multiplies_by_lane(loop), cost)
         for (symbol, loop), cost in zip(found, costs, strict=True)
     ]
 
@@ -88,7 +89,13 @@ def _library(peer: Peer) -> Path:
     return next(folder.glob(peer.library))
 
 
-def _library_loops(library: Path) -> Iterator[tuple[str, tuple[Instruction, ...]]]:
+@cache  # Of each core the same, and it takes a minute.
+def library_loops(library: Path) -> list[tuple[str, tuple[Instruction, ...]]]:
+    """The loops of a library that multiply and add enough, each once, with the symbol before it."""
+    return list(dict.fromkeys(_loops(library)))
+
+
+def _loops(library: Path) -> Iterator[tuple[str, tuple[Instruction, ...]]]:
     """Each loop with the symbol before it. Libraries have millions of instructions, so only those of loops are read."""
     command = [*disassembler_command("aarch64"), "--disassemble", "--no-show-raw-insn", str(library)]
     recent: collections.deque[str] = collections.deque(maxlen=_LONGEST)
@@ -119,6 +126,7 @@ def _loop(lines: list[str]) -> tuple[Instruction, ...] | None:
     return None if leaves or products_of(loop) < _LEAST else loop
 
 
-def _multiplies_by_lane(loop: tuple[Instruction, ...]) -> bool:
+def multiplies_by_lane(loop: tuple[Instruction, ...]) -> bool:
+    """Whether most of a loop's products are with one value of a register."""
     products = [one.operands for one in loop if one.mnemonic == "fmla"]
     return 2 * sum(bool(_BY_LANE.search(operands)) for operands in products) > len(products)

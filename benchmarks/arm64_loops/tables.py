@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from arm64_loops.cores import Core
 from arm64_loops.operators import OperatorCost, Work
+from arm64_loops.peer_wheels import PeerLoop
 
 # Network, then board and core, then operators.
 Costs = dict[str, dict[tuple[str, Core], list[OperatorCost]]]
@@ -17,8 +19,23 @@ that all else reads or writes. Caches are left out: every load hits the first of
 loops by; no board ran it."""
 
 
-def costs_as_json(costs: Costs) -> list[dict[str, Any]]:
-    """A dictionary for each network and core."""
+# Core, then engine, then its loops.
+Peers = dict[Core, dict[str, list[PeerLoop]]]
+
+_ABOUT_PEERS = """The best loops in the aarch64 wheels of other engines, by the same tables. Matrix products and
+convolutions multiply by lanes; depthwise convolutions multiply whole registers. Of ksm-hw the least and the greatest
+share of all operators, but for first layers: three channels are no vector. ksm-hw's depthwise loops have bias and
+activation in them; the best of ncnn's have not."""
+_TRIED = Path(__file__).parent / "what_did_not_work.md"
+_BEST = 3  # Loops of an engine and a kind.
+
+
+def costs_as_json(costs: Costs, peers: Peers) -> dict[str, Any]:
+    """A dictionary for each network and core, and one for each loop of other engines."""
+    return {"networks": _networks_as_json(costs), "peers": _peers_as_json(peers)}
+
+
+def _networks_as_json(costs: Costs) -> list[dict[str, Any]]:
     return [
         {
             "network": network,
@@ -30,6 +47,31 @@ def costs_as_json(costs: Costs) -> list[dict[str, Any]]:
         for network, of_cores in costs.items()
         for (board, core), operators in of_cores.items()
     ]
+
+
+def _peers_as_json(peers: Peers) -> list[dict[str, Any]]:
+    return [
+        {
+            "core": core.title,
+            "engine": engine,
+            "by_lane": loop.by_lane,
+            "share": loop.cost.share(core),
+            "products": loop.cost.products,
+            "cycles": loop.cost.cycles,
+            "symbol": loop.symbol,
+            "address": loop.address,
+        }
+        for core, engines in peers.items()
+        for engine, loops in engines.items()
+        for by_lane in (True, False)
+        for loop in best(loops, by_lane, core)
+    ]
+
+
+def best(loops: Sequence[PeerLoop], by_lane: bool, core: Core) -> list[PeerLoop]:
+    """The best loops of a kind."""
+    of_kind = [loop for loop in loops if loop.by_lane == by_lane]
+    return sorted(of_kind, key=lambda loop: -loop.cost.share(core))[:_BEST]
 
 
 def milliseconds(operators: Sequence[OperatorCost]) -> float:
@@ -59,14 +101,16 @@ def _work_as_json(work: Work) -> dict[str, Any]:
     return {"extents": list(work.scheduled.extents), "products": work.scheduled.products, "machine": machine}
 
 
-def markdown(costs: Costs, command: str) -> str:
-    """A page: a table of networks, and one of operators for each network and core."""
+def markdown(costs: Costs, peers: Peers, command: str) -> str:
+    """A page: tables of networks and of engines, and one of operators for each network and core."""
     parts = ["# arm64: loops beside the core's peak\n", f"`{command}`\n", f"{_ABOUT}\n", _networks(costs)]
+    if peers:
+        parts += [f"## Other engines\n\n{_ABOUT_PEERS}\n", _engines(costs, peers)]
     for network, of_cores in costs.items():
         for (board, core), operators in of_cores.items():
             parts.append(f"## {network}, {board}: {core.title}\n")
             parts.append(_operators(operators))
-    return "\n".join(parts)
+    return "\n".join([*parts, _TRIED.read_text()])
 
 
 def _networks(costs: Costs) -> str:
@@ -76,6 +120,32 @@ def _networks(costs: Costs) -> str:
             about = f"{core.title}, `{core.table}`, {core.gigahertz} GHz"
             lines.append(f"| {network} | {board} | {about} | {milliseconds(operators):.1f} |")
     return "\n".join([*lines, ""])
+
+
+def _engines(costs: Costs, peers: Peers) -> str:
+    engines = list(next(iter(peers.values())))
+    lines = [f"| core | kind | ksm-hw | {' | '.join(engines)} |", f"| --- | --- | --- |{' --- |' * len(engines)}"]
+    for core, loops in peers.items():
+        for kind, by_lane in (("convolutions", True), ("depthwise convolutions", False)):
+            cells = [_best_loops(loops[engine], by_lane, core) for engine in engines]
+            lines.append(f"| {core.title} | {kind} | {_our_shares(costs, by_lane, core)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _best_loops(loops: Sequence[PeerLoop], by_lane: bool, core: Core) -> str:
+    return ", ".join(f"{loop.cost.share(core):.0%}" for loop in best(loops, by_lane, core))
+
+
+def _our_shares(costs: Costs, by_lane: bool, core: Core) -> str:
+    shares = [
+        cost.share
+        for of_cores in costs.values()
+        for (_, other), operators in of_cores.items()
+        for cost in operators
+        if other == core and cost.share is not None and "conv2d" in cost.operator.name
+        if ("depthwise" in cost.operator.name) != by_lane and cost.operator.entry.shapes[0][-1] > 3
+    ]
+    return f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
 
 
 def _operators(operators: Sequence[OperatorCost]) -> str:

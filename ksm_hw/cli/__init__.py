@@ -1,5 +1,6 @@
 """The command line. Each command parses, calls one function and prints; what is slow to import is imported in it."""
 
+import os
 import sys
 
 # isort: off
@@ -20,4 +21,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # A name may hold what the terminal's encoding does not.
             stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("PATH", os.defpath)  # A linker that was found without looks for its parts there.
     sys.exit(exit_code_of(app))

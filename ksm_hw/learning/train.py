@@ -41,7 +41,7 @@ from ksm_hw.models.task_module import task_module
 
 SAMPLES = 10  # Test images of a task that a bundle carries, so that `verify` and `make demo` have real input.
 _SAMPLE_SIDE = 256  # Samples are shrunk to this longer side, in pixels, for they travel with every artifact.
-
+_SAMPLE_NAME = 100  # Letters of the class that are in a sample's name; a folder's may be as long as any file's.
 
 _log = logging.getLogger(__name__)
 
@@ -218,5 +218,5 @@ def write_samples(split: ImageSplit, classes: tuple[str, ...], folder: Path) -> 
     for number, index in enumerate(chosen):
         image, label = split[index]
         image.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE), Image.Resampling.LANCZOS)
-        name = re.sub(r"[^A-Za-z0-9]+", "_", classes[label])
+        name = re.sub(r"[^A-Za-z0-9]+", "_", classes[label])[:_SAMPLE_NAME]
         image.save(folder / f"{number:02d}-{name}.png")

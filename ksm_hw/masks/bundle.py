@@ -111,8 +111,10 @@ def check_task_name(name: str) -> None:
     Raises:
         UserError: it cannot, or it is `all`.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == "all":
-        raise UserError(f"'{name}' cannot name a task: use letters, digits, '-' and '_', and not the word 'all'.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", name) or name == "all":
+        raise UserError(
+            f"'{name}' cannot name a task: use letters, digits, '-' and '_', at most 128, and not the word 'all'."
+        )
 
 
 def load_bundle(folder: Path) -> Bundle:

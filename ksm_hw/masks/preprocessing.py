@@ -13,7 +13,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 # Of a network's input in pixels: a damaged file must not ask for more memory than any machine has.
 Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 Share = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
-Spread = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Spread = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]  # Below, float32 overflows, or is 0.
 
 # Of an image that is longer than so many times its width, only the middle is scaled: the rest of a line of 1 × 60000
 # pixels would become gigabytes, to be cropped away.
@@ -26,7 +26,7 @@ class Preprocessing:
 
     Attributes:
         image_size: height and width of the input in pixels.
-        resize_to: length in pixels that the shorter side is scaled to, before the centre is cropped.
+        resize_to: length in pixels that the shorter side is scaled to, before the centre is cropped; no less than that.
         interpolation: how pixels are scaled.
         mean, std: red, green, blue of the normalisation (x - mean) / std, where x lies in 0…1.
     """
@@ -36,6 +36,10 @@ class Preprocessing:
     interpolation: Interpolation
     mean: tuple[Share, Share, Share]
     std: tuple[Spread, Spread, Spread]
+
+    def __post_init__(self) -> None:
+        if self.resize_to < self.image_size:
+            raise ValueError(f"images of {self.resize_to} pixels cannot be cropped to {self.image_size}")
 
 
 def resize(image: Image.Image, shorter_side: int, interpolation: Interpolation) -> Image.Image:

@@ -15,8 +15,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -85,7 +86,7 @@ class _Header:
     """The JSON header of a pack's file."""
 
     task: str
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     method: str
     granularity: Granularity
     backbone: str

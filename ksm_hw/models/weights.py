@@ -77,12 +77,12 @@ def _plain_name(name: str) -> str:
 
 
 def _common_prefix(names: Iterable[str], expected: Collection[str]) -> str:
-    """What stands before most of the expected names; the first in the file where several do alike."""
+    """What stands before most of the expected names; where several do alike the first that names no moving average."""
     found: Counter[str] = Counter()
     for name in names:
         starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
         found.update(name[:start] for start in starts if name[start:] in expected)
-    return max(found, key=lambda prefix: found[prefix], default="")
+    return max(found, key=lambda prefix: (found[prefix], "ema" not in prefix), default="")
 
 
 def _as_float32(tensor: torch.Tensor, own: torch.Tensor | None, name: str, where: str) -> torch.Tensor:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from arm64_loops.cores import BOARDS
 from arm64_loops.llvm_mca import CostedLoop, cost_loops
 from arm64_loops.operators import cost_operator, match_loops, read_operators
+from arm64_loops.peer_wheels import library_loops, multiplies_by_lane
 from arm64_loops.scheduled_loops import CompileWatch, ScheduledLoop
 
 from ksm_hw.artifact.manifest import OperatorEntry
@@ -47,16 +48,30 @@ def convolution(size: int, inputs: int, outputs: int, kernel: int, stride: int) 
 
 
 @pytest.fixture(scope="module")
-def shares(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """Of the peak of a Raspberry Pi 5's core, for each of `CONVOLUTIONS`."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompileWatch]:
+    """`CONVOLUTIONS` as an object file for a Raspberry Pi 5, and what the compiler did."""
     functions = {name: convolution(*shape).with_attr("global_symbol", name) for name, shape in CONVOLUTIONS.items()}
     library = tmp_path_factory.mktemp("arm64") / "loops.o"
     watch = CompileWatch()
     with RPI5, tvm.transform.PassContext(instruments=[watch]):
         module = ApplySchedules(cpu_rules())(tvm.IRModule(functions))
         tirx.build(module, target=RPI5, pipeline=loop_pipeline()).write_to_file(str(library))
-    entries = {name: OperatorEntry(None, 0, (), "") for name in functions}
+    return library, watch
+
+
+@pytest.fixture(scope="module")
+def shares(compiled: tuple[Path, CompileWatch]) -> dict[str, float | None]:
+    """Of the peak of its core, for each of `CONVOLUTIONS`."""
+    library, watch = compiled
+    entries = {name: OperatorEntry(None, 0, (), "") for name in CONVOLUTIONS}
     return {one.symbol: cost_operator(one, A76).share for one in read_operators(library, entries, watch)}
+
+
+def test_loops_of_a_library_of_others_are_found_and_told_apart(compiled):
+    found = library_loops(compiled[0])
+    assert {symbol.partition("_compute")[0] for symbol, _ in found} == CONVOLUTIONS.keys()
+    assert all(multiplies_by_lane(loop) for _, loop in found)
+    assert not multiplies_by_lane(loop("fmla v0.4s, v1.4s, v2.4s"))
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)

@@ -12,9 +12,10 @@ from PIL import Image
 from random_tasks import SMALL_NETWORK
 
 from ksm_hw import cli
+from ksm_hw.learning.dataset_sources import ImagesInMemory
 from ksm_hw.learning.datasets import TaskData, load_task_data
 from ksm_hw.learning.learn import LearningOptions
-from ksm_hw.learning.train import checkpoint_of, train_task
+from ksm_hw.learning.train import checkpoint_of, train_task, write_samples
 from ksm_hw.masks.bundle import Bundle
 
 
@@ -86,3 +87,9 @@ def test_ctrl_c_says_what_is_kept(
     assert exit_.value.code == 130
     assert ("Whole epochs are kept" in said) == bool(epochs) and ("nothing is kept" in said) == (not epochs)
     assert bundle.exists() == bool(epochs), "what was made for nothing is gone"
+
+
+def test_samples_of_classes_with_long_names(tmp_path: Path) -> None:
+    split = ImagesInMemory([np.zeros((8, 8, 3), np.uint8)] * 2, [0, 1])
+    write_samples(split, ("c" * 255, "é" * 127), tmp_path / "samples")
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [f"00-{'c' * 100}.png", "01-_.png"]

@@ -22,6 +22,7 @@ from ksm_hw.masks.bundle import (
     sha256_of_tensors,
 )
 from ksm_hw.masks.mask_format import GRANULARITIES
+from ksm_hw.masks.safetensors_file import read_arrays, write_arrays
 from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack, load_task_pack, save_task_pack
 
@@ -95,6 +96,29 @@ def test_numbers_that_are_not_finite_are_refused(
         load_task_pack(tmp_path / "pack.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "said"),
+    [
+        ("image_size", 64, "images of 32 pixels cannot be cropped to 64"),
+        ("std", (1e-46, 1.0, 1.0), "Expected `float` >= 1e-06"),
+        ("classes", (), "Expected `array` of length >= 1"),
+    ],
+)
+def test_headers_that_no_image_can_be_classified_by(
+    every_granularity: Bundle, tmp_path: Path, entry: str, value: Any, said: str
+) -> None:
+    """The runner would read before an image's first row, and the network see infinity."""
+    pack = every_granularity.packs["kernel-task"]
+    path = tmp_path / "pack.safetensors"
+    save_task_pack(pack, path)
+    arrays, metadata = read_arrays(path)
+    header = json.loads(metadata["ksm-hw"])
+    (header if entry in header else header["preprocessing"])[entry] = value
+    write_arrays(path, arrays, {"ksm-hw": json.dumps(header)})
+    with pytest.raises(UserError, match=f"header of .* is damaged .*{said}"):
+        load_task_pack(path)
+
+
 def test_a_backbone_with_variances_below_0_is_refused(every_granularity: Bundle, tmp_path: Path) -> None:
     name = next(name for name in every_granularity.tensors if name.endswith("running_var"))
     tensors = {**every_granularity.tensors, name: -every_granularity.tensors[name]}
@@ -162,7 +186,7 @@ def test_a_task_over_another_backbone_is_not_added(every_granularity: Bundle, tm
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["all", "", "../evil", "a b", "-x", "a/b", ".hidden"])
+@pytest.mark.parametrize("name", ["all", "", "../evil", "a b", "-x", "a/b", ".hidden", "x" * 129])
 def test_names_that_cannot_be_a_file_s_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="cannot name a task"):
         check_task_name(name)

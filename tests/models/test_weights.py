@@ -70,6 +70,8 @@ FILES: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda s: {"model": s, "model_ema": average(zeros(s)), "args": argparse.Namespace(lr=0.1), "epoch": 9},
         "from 'model' (and not model_ema)",
     ),
+    "average inside": (lambda s: {**s, "ema": zeros(s), "norm": {"mean": torch.ones(3)}}, "left out ema, norm, which"),
+    "average in front": (lambda s: {**prefixed(zeros(s), "ema."), **prefixed(s, "model.")}, "stripped model."),
     "wrapped twice": (lambda s: {"ema": {"state_dict": s}, "step": 5}, "from 'ema', in it 'state_dict'"),
     "name of its own": (
         lambda s: {"student": s, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}},
@@ -92,6 +94,14 @@ def test_weights_load_as_people_have_them(
     assert loaded.keys() == expected.keys()
     assert all(np.array_equal(loaded[name], expected[name]) for name in expected)
     assert said in caplog.text
+
+
+def test_several_networks_of_unusual_names_are_named(network: torch.nn.Module, tmp_path: Path) -> None:
+    torch.save(
+        {"generator": network.state_dict(), "critic": {"w": torch.ones(1)}, "epoch": 3}, tmp_path / "weights.pth"
+    )
+    with pytest.raises(UserError, match=r"holds several state dicts \(generator, critic\). Save"):
+        pretrained_backbone(SMALL_NETWORK, tmp_path / "weights.pth")
 
 
 def test_a_dictionary_that_contains_itself_holds_no_weights(network: torch.nn.Module, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 import torch
 import tvm
+from damage import damaged_bytes
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 from tvm import relax
@@ -354,6 +355,31 @@ def test_images_that_do_not_decode(deployable: Path, photographs: Path, tmp_path
         assert f"Cannot decode {tmp_path / name} as an image" in line and reason in line and "PNG, JPEG" in line
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+def test_damaged_images_by_the_thousand(
+    kind: str, deployable: Path, photographs: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Each is classified or refused, by one process: a decoder that writes where it must not ends it, or what follows.
+
+    10,000 with `--slow`.
+    """
+    whole = tmp_path / "whole"
+    with Image.open(photographs / "cat.png") as image:
+        image.resize((40, 30)).save(whole, kind)
+    count = 2500 if request.config.getoption("--slow") else 60
+    files = [tmp_path / str(number) for number in range(count)]
+    for number, file in enumerate(files):
+        file.write_bytes(damaged_bytes(whole.read_bytes(), np.random.default_rng(number)))
+    done = run(deployable, "--task", "kernel-task", "--threads", 1, "--top", 1, *files, whole)
+    refused = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and all(line.startswith("error: Cannot decode ") for line in refused), done.stderr[
+        -500:
+    ]
+    classified = re.findall(r"^/.*\(kernel-task\)$", done.stdout, re.MULTILINE)
+    assert len(refused) + len(classified) == count + 1 and classified[-1].startswith(str(whole))
+    assert len(refused) > count // 10, "hardly any damage was seen"
+
+
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
@@ -362,6 +388,8 @@ def test_images_that_do_not_decode(deployable: Path, photographs: Path, tmp_path
         (np.zeros((3, 32, 32), np.float32), "[3, 32, 32]; expected"),
         (np.zeros((0, 3, 32, 32), np.float32), "[0, 3, 32, 32]; expected"),
         (np.asfortranarray(np.zeros((2, 3, 32, 32), np.float32)), "'fortran_order': True"),
+        (np.full((1, 3, 32, 32), np.nan, np.float32), "not finite"),
+        (np.full((1, 3, 32, 32), -np.inf, np.float32), "not finite"),
     ],
 )
 def test_arrays_that_do_not_fit(array: np.ndarray, expected: str, deployable: Path, tmp_path: Path) -> None:
@@ -390,6 +418,17 @@ def test_files_that_are_truncated_or_missing(name: str, damaged: Path, photograp
     assert_refuses(run(damaged, "--task", "other-task", photographs / "cat.png"), f"{name} is truncated")
     file.unlink()
     assert_refuses(run(damaged, "--task", "other-task", photographs / "cat.png"), f"lacks {file}")
+
+
+def test_logits_that_are_not_finite_give_no_class(damaged: Path, photographs: Path) -> None:
+    pack = damaged / "tasks" / "other-task.safetensors"
+    arrays = safetensors.numpy.load_file(pack)
+    content = bytearray(pack.read_bytes())
+    at = content.index(arrays["head/bias"].tobytes())
+    content[at : at + 4] = struct.pack("<f", np.nan)
+    pack.write_bytes(content)
+    image = photographs / "cat.png"
+    assert_refuses(run(damaged, "--task", "other-task", image), f"{image}: task 'other-task' gives logits that are not")
 
 
 def test_a_damaged_library_or_description(damaged: Path, photographs: Path) -> None:

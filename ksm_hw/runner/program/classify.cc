@@ -24,6 +24,7 @@ Array ReadInput(const std::string& path, const Artifact& artifact, const Task& t
     throw UserError(path + " holds float32 " + ShapeText(images.shape) + "; expected any number of images " +
                     ShapeText({expected.begin() + 1, expected.end()}) + ", preprocessed for the task.");
   }
+  if (!AllFinite(images)) throw UserError(path + " holds numbers that are not finite (NaN or infinite).");
   return images;
 }
 

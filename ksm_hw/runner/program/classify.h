@@ -11,7 +11,7 @@
 namespace ksm {
 
 // The images of a file, preprocessed for a task: float32 [M, 3, H, W]. Throws UserError where it holds none that
-// fit, or one of more than `max_pixels`.
+// fit, numbers that are not finite, or an image of more than `max_pixels`.
 Array ReadInput(const std::string& path, const Artifact& artifact, const Task& task, int64_t max_pixels);
 
 // The current task's logits of any number of images, float32 [M, classes of the task].

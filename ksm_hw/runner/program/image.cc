@@ -97,13 +97,21 @@ uint8_t OverWhite(uint32_t color, uint32_t alpha) {
 
 using Pixels = std::unique_ptr<uint8_t, void (*)(void*)>;
 
+// What the decoder says, which may quote bytes of a damaged file: those that are no text are left out.
+std::string WhyNot() {
+  std::string reason = stbi_failure_reason();
+  reason.erase(std::remove_if(reason.begin(), reason.end(), [](char byte) { return byte < ' ' || byte > '~'; }),
+               reason.end());
+  return reason;
+}
+
 // Red, green, blue and alpha of each pixel; throws std::runtime_error that says why there are none.
 Pixels Decode(const std::string& file, int64_t max_pixels, int& width, int& height) {
   constexpr stbi_io_callbacks kReads = {Bytes::Read, Bytes::Skip, Bytes::AtEnd};
   int channels = 0;
   Bytes header{file};
   if (!stbi_info_from_callbacks(&kReads, &header, &width, &height, &channels)) {
-    throw std::runtime_error(stbi_failure_reason());
+    throw std::runtime_error(WhyNot());
   }
   if (static_cast<int64_t>(width) * height > max_pixels) {
     throw std::runtime_error("it is too large: " + std::to_string(width) + " × " + std::to_string(height) + " pixels");
@@ -113,7 +121,7 @@ Pixels Decode(const std::string& file, int64_t max_pixels, int& width, int& heig
   Bytes bytes{file};
   Pixels pixels(stbi_load_from_callbacks(&kReads, &bytes, &width, &height, &channels, 4), stbi_image_free);
   if (bytes.truncated) throw std::runtime_error("it is truncated");
-  if (!pixels) throw std::runtime_error(stbi_failure_reason());
+  if (!pixels) throw std::runtime_error(WhyNot());
   return pixels;
 }
 

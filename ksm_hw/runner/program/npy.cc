@@ -1,6 +1,8 @@
 #include "npy.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -60,6 +62,10 @@ Array Parse(const std::string& content) {
 }
 
 }  // namespace
+
+bool AllFinite(const Array& array) {
+  return std::all_of(array.values.begin(), array.values.end(), [](float value) { return std::isfinite(value); });
+}
 
 std::string ShapeText(const std::vector<int64_t>& shape) {
   std::string text;

@@ -12,6 +12,9 @@ struct Array {
   std::vector<float> values;
 };
 
+// Whether no value is NaN or infinite.
+bool AllFinite(const Array& array);
+
 // Throws UserError where the file is missing, truncated, no .npy file, or of another dtype or order.
 Array ReadNpy(const std::string& path);
 

@@ -35,7 +35,8 @@ void ExplainIllegalInstructions(const Artifact& artifact) {
   });
 }
 
-// Prints each input's classes as they come. An input that cannot be read is said and left out; the exit code tells.
+// Prints each input's classes as they come. An input that cannot be read, or whose logits are not
+// finite, is said and left out; the exit code tells.
 int Run(const Options& options) {
   const Artifact artifact = ReadArtifact(options.artifact);
   if (options.list) {
@@ -53,17 +54,24 @@ int Run(const Options& options) {
     return *session;
   };
   int exit_code = kDone;
+  auto leave_out = [&](const std::string& why) {
+    std::fprintf(stderr, "error: %s\n", why.c_str());
+    exit_code = kBadInput;
+  };
   Array all{{0, static_cast<int64_t>(task.classes.size())}, {}};
   for (const std::string& path : options.inputs) {
     Array input;
     try {
       input = ReadInput(path, artifact, task, options.max_pixels);
     } catch (const UserError& error) {
-      std::fprintf(stderr, "error: %s\n", error.what());
-      exit_code = kBadInput;
+      leave_out(error.what());
       continue;
     }
     const Array logits = Classify(loaded(), artifact, task, input);
+    if (!AllFinite(logits)) {
+      leave_out(path + ": task '" + task.name + "' gives logits that are not finite (NaN or infinite), and so no class.");
+      continue;
+    }
     PrintClasses(path, task, logits, options.top);
     std::fflush(stdout);
     all.shape[0] += logits.shape[0];
