@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from ksm_hw.json_document import read_json
 
 _NEXT, _READY = ".ksm-hw-next", ".ksm-hw-ready"
 OWN_NAMES = frozenset({FOLDER_LOCK, _NEXT, _READY})  # What a folder may hold beside its files.
+_PATIENCE = 5.0  # Seconds for which one who may not write waits for the process that replaces files.
+_FINISHED_LATER = f"The newer files are in its {_READY}: free space, and the next command that uses it goes on."
 
 Result = TypeVar("Result")
 
@@ -48,7 +51,7 @@ def changed_folder(folder: Path) -> Iterator[None]:
         UserError: the folder cannot be written.
     """
     with locked_folder(folder):
-        with explained(folder):
+        with explained(folder, _FINISHED_LATER):
             _put_in_place(folder)
             shutil.rmtree(folder / _NEXT, ignore_errors=True)  # Of a process that was killed.
         yield
@@ -74,6 +77,7 @@ def staged_files(folder: Path, last: str, gone: Iterable[str] = ()) -> Iterator[
             (staging / "files").mkdir(parents=True)
             yield staging / "files"
             without_successor = [name for name in gone if not os.path.lexists(staging / "files" / name)]
+            check_places(folder, [*without_successor, *files_in(staging / "files")])
             (staging / "plan").write_text(json.dumps(dataclasses.asdict(_Plan(without_successor, last))))
             for path in staging.rglob("*"):
                 flush_to_disk(path)
@@ -81,9 +85,33 @@ def staged_files(folder: Path, last: str, gone: Iterable[str] = ()) -> Iterator[
             staging.rename(folder / _READY)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    with explained(folder):
+    with explained(folder, _FINISHED_LATER):
         flush_to_disk(folder)
         _put_in_place(folder)
+
+
+def check_places(folder: Path, names: Iterable[str]) -> None:
+    """Checks that files of these names can take their places in a folder, and go from there.
+
+    Behind a name that somebody else wrote, or a link, may be files elsewhere, which must not be replaced or removed.
+
+    Raises:
+        UserError: a name or a link leads out of the folder, or a folder or a file is in the way.
+    """
+    inside = Path(os.path.realpath(folder))
+    for name in names:
+        path = folder / name
+        if "\0" in name or not Path(os.path.realpath(path.parent)).is_relative_to(inside):
+            raise UserError(
+                f"{path} is outside of its folder, by its name or a link, so nothing is changed. Give another folder, "
+                "or put what is behind the link in its place."
+            )
+        ways = [folder / parent for parent in Path(name).parents]
+        in_the_way = [way for way in ways if os.path.lexists(way) and not way.is_dir()]
+        if path.is_dir() and not path.is_symlink():
+            in_the_way.append(path)
+        if in_the_way:
+            raise UserError(f"{in_the_way[0]} is in the way of {path}. Move it elsewhere, or give another folder.")
 
 
 def read_whole(folder: Path, description: str, read: Callable[[], Result]) -> Result:
@@ -132,11 +160,17 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
 
 def _finish_replacing(folder: Path) -> None:
     if not os.access(folder, os.W_OK):
+        # A process that is not killed is done with this soon: it only renames.
+        end = time.monotonic() + _PATIENCE
+        while (folder / _READY).exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        if not (folder / _READY).exists():
+            return
         raise UserError(
             f"The files of {folder} are being replaced, or a process was killed while it replaced them. Give the "
             "command again; if it fails again, give it as a user who may write there, and it finishes that."
         )
-    with locked(folder / FOLDER_LOCK), explained(folder):
+    with locked(folder / FOLDER_LOCK), explained(folder, _FINISHED_LATER):
         _put_in_place(folder)
 
 
@@ -146,7 +180,7 @@ def _put_in_place(folder: Path) -> None:
     if (ready / "plan").exists():
         plan = _read_plan(ready / "plan")
         files = [path.relative_to(ready / "files") for path in (ready / "files").rglob("*") if path.is_file()]
-        _check_inside(folder, [*plan.gone, *map(str, files)])
+        check_places(folder, [*plan.gone, *map(str, files)])
         for name in plan.gone:
             _remove(folder, name)
         for file in sorted(files, key=lambda file: (str(file) == plan.last, file)):
@@ -163,14 +197,6 @@ def _read_plan(path: Path) -> _Plan:
         return read_json(path.read_bytes(), _Plan)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Copy or make {path.parents[1]} again.") from error
-
-
-def _check_inside(folder: Path, names: Iterable[str]) -> None:
-    """A folder that somebody else made must not have files elsewhere removed or replaced, by its names or its links."""
-    inside = Path(os.path.realpath(folder))
-    for name in names:
-        if not Path(os.path.realpath((folder / name).parent)).is_relative_to(inside):
-            raise UserError(f"{folder / _READY} would change {name}, outside of its folder: it is not touched.")
 
 
 def _remove(folder: Path, name: str) -> None:

@@ -19,8 +19,12 @@ _NOT_REPLACED = (errno.EBUSY, errno.EXDEV)
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path, outcome: str = "Nothing was left behind; free space or give another path.") -> Iterator[None]:
     """Around the writing of a file or folder.
+
+    Args:
+        path: of the file or folder.
+        outcome: what became of it where it cannot be written, and what to do, in sentences.
 
     Raises:
         UserError: it cannot be written, or the disk is full.
@@ -28,9 +32,7 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"Cannot write {path}: {error.strerror or error}. Nothing was left behind; free space or give another path."
-        ) from error
+        raise UserError(f"Cannot write {path}: {error.strerror or error}. {outcome}") from error
 
 
 @contextlib.contextmanager
@@ -143,10 +145,11 @@ def _descriptor_of(path: Path) -> int | None:
 def _pour(source: Path, path: Path) -> None:
     """Writes a file's content into what is there: behind what was printed, if it is this process's own output."""
     descriptor = _descriptor_of(path)
-    if descriptor is not None:
-        sys.stdout.flush()
-    with source.open("rb") as content, open(path if descriptor is None else os.dup(descriptor), "wb") as stream:
-        shutil.copyfileobj(content, stream)
+    with explained(path, "What is there now may be a part of it; free space or give another path."):
+        if descriptor is not None:
+            sys.stdout.flush()
+        with source.open("rb") as content, open(path if descriptor is None else os.dup(descriptor), "wb") as stream:
+            shutil.copyfileobj(content, stream)
 
 
 def _take_mode_and_owner(temporary: Path, target: Path) -> None:

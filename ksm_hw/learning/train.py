@@ -89,7 +89,7 @@ def checked_backbone(
             images of this size.
     """
     check_task_name(task)
-    check_bundle_folder(bundle)
+    check_bundle_folder(bundle, task)
     first, threshold = options.constants.initial, options.constants.threshold
     if method_named(options.method).masks and first < threshold:
         raise UserError(

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.errors import UserError
-from ksm_hw.files.staging import OWN_NAMES, changed_folder, read_whole, staged_files
+from ksm_hw.files.staging import OWN_NAMES, changed_folder, check_places, read_whole, staged_files
 from ksm_hw.files.written import check_folder, explained
 from ksm_hw.images.finding import images_of_folder
 from ksm_hw.json_document import OtherVersion, read_versioned_json
@@ -246,13 +246,14 @@ def check_same_backbone(folder: Path, backbone: str, sha256: str) -> None:
         )
 
 
-def check_bundle_folder(folder: Path) -> None:
+def check_bundle_folder(folder: Path, task: str) -> None:
     """Checks, before a task is learned, that it can be written into a folder.
 
     Raises:
         UserError: the folder is an artifact, lies in one or in a bundle, holds something else, or cannot be written.
     """
     _check_owner(folder)
+    check_places(folder, (DESCRIPTION, f"tasks/{task}.safetensors", f"samples/{task}/00-class.png"))
     for written in (folder, *(folder / name for name in ("tasks", "samples", LEARNING))):
         check_folder(written)
 

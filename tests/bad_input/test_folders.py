@@ -120,7 +120,10 @@ def test_train_where_no_task_can_be_written(
     assert "Cannot write /proc/bundle" in fails(*options, "--bundle", "/proc/bundle")
     shutil.rmtree(Path("bundle", "samples"))
     Path("bundle", "samples").write_text("a file")
-    assert "Not a directory" in fails(*options, "--bundle", "bundle")
+    assert "bundle/samples is in the way" in fails(*options, "--bundle", "bundle")
+    Path("bundle", "samples").unlink()
+    Path("bundle", "samples").symlink_to(Path("photographs").absolute())
+    assert "by its name or a link" in fails(*options, "--bundle", "bundle")
 
 
 def test_a_page_that_cannot_be_written_is_told_before_measuring(

@@ -1,5 +1,6 @@
 """Files of a folder that are replaced as one, in whatever kind of folder."""
 
+import errno
 import json
 import os
 import subprocess
@@ -73,6 +74,36 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
         Path("/dev/full").write_text("newer")
 
 
+@pytest.mark.parametrize("obstacle", ["file", "folder", "link"])
+def test_what_can_never_take_its_place_does_not_become_ready(obstacle: str, tmp_path: Path) -> None:
+    """It would be tried again by every later process, and the folder be of no use any more."""
+    folder = tmp_path / "folder"
+    replace(folder, {"a": "1"})
+    if obstacle == "link":
+        (folder / "below").symlink_to(tmp_path)
+    elif obstacle == "file":
+        (folder / "below").write_text("mine")
+    else:
+        (folder / "below" / "b").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"is in the way of|outside of its folder"):
+        replace(folder, {"a": "2", "below/b": "2"})
+    assert read_whole(folder, LAST, lambda: (folder / "a").read_text()) == "1"
+    assert set(os.listdir(folder)) == {"a", "below", LAST} and os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_disk_that_is_full_in_the_end_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace(tmp_path, {"a": "1"})
+
+    def full(source: Path, destination: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(staging, "_move", full)
+        with pytest.raises(UserError, match=r"No space left on device\. The newer files are in its \.ksm-hw-ready"):
+            replace(tmp_path, {"a": "2"})
+    assert read_whole(tmp_path, LAST, lambda: contents(tmp_path)) == {"a": "2", LAST: "2"}
+
+
 def half_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a process leaves it that is killed when it has moved one file."""
     replace(folder, {"a": "1", "b": "1"})
@@ -99,8 +130,16 @@ def test_who_reads_next_finishes_what_was_begun(tmp_path: Path, monkeypatch: pyt
 def test_who_may_not_write_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half_replaced(tmp_path, monkeypatch)
     monkeypatch.setattr(staging.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(staging, "_PATIENCE", 0)
     with pytest.raises(UserError, match="are being replaced"):
         read_whole(tmp_path, LAST, lambda: contents(tmp_path))
+
+
+def test_who_may_not_write_waits_for_who_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half_replaced(tmp_path, monkeypatch)
+    monkeypatch.setattr(staging.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(staging.time, "sleep", lambda seconds: replace(tmp_path, {"c": "3"}))
+    assert read_whole(tmp_path, LAST, lambda: (tmp_path / "c").read_text()) == "3"
 
 
 def test_a_reader_never_sees_half(tmp_path: Path) -> None:
@@ -146,7 +185,7 @@ def stop(folder: Path) -> None:
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("gone", ["../precious", "{elsewhere}/precious", "link/precious"])
+@pytest.mark.parametrize("gone", ["../precious", "{elsewhere}/precious", "link/precious", "\0"])
 def test_a_plan_of_somebody_else_removes_nothing_elsewhere(tmp_path: Path, gone: str) -> None:
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
     for path in (tmp_path / "precious", elsewhere / "precious"):

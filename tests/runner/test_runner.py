@@ -19,11 +19,13 @@ from damage import damaged_bytes
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 from tvm import relax
+from typer.testing import CliRunner
 
 from ksm_hw.artifact.manifest import read_manifest
 from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.artifact.parameter_file import ALIGNMENT, StoredArray, held_arrays, write_parameter_file
 from ksm_hw.artifact.parameters import task_parameters
+from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.images.decoding import read_image
@@ -319,6 +321,13 @@ def test_no_artifact(deployable: Path, tmp_path: Path) -> None:
     program = str(deployable / "runner" / "ksm-runner")
     for arguments, expected in ([], "No artifact given"), ([str(tmp_path), "x.png"], "ksm-hw compile --runner"):
         assert_refuses(subprocess.run([program, *arguments], capture_output=True, text=True), expected)
+
+
+def test_an_artifact_whose_files_are_half_replaced(damaged: Path, photographs: Path) -> None:
+    (damaged / ".ksm-hw-ready").mkdir()
+    assert_refuses(run(damaged, "--task", "other-task", photographs / "cat.png"), "are being replaced")
+    assert CliRunner().invoke(app, ["tasks", "--bundle", str(damaged)]).exit_code == 0, "what the message says"
+    assert run(damaged, "--task", "other-task", photographs / "cat.png").returncode == 0
 
 
 def test_images_that_do_not_decode(deployable: Path, photographs: Path, tmp_path: Path) -> None:

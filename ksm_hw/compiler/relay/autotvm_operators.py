@@ -18,11 +18,10 @@ from tvm.autotvm.task.space import FallbackConfigEntity, SplitSpace
 from tvm.autotvm.tuner import XGBTuner
 
 from ksm_hw.compiler.relay.build_candidates import BuildFunction
-from ksm_hw.compiler.tuning.records_folder import damage_explained
+from ksm_hw.compiler.tuning.records_folder import AUTOTVM_RECORDS, damage_explained
 from ksm_hw.runtime.operator_timing import Tensors
 from tvm_passes.relay.pipeline import fold_tasks
 
-RECORDS = "autotvm.log"
 # Trials of an operator between two fits of its model. TVM's own 64 are all at random where there are fewer trials.
 PLAN = 8
 
@@ -62,7 +61,7 @@ class AutotvmOperator:
     def record(self, candidate: Any, seconds: float) -> None:
         if candidate.index == self._default:
             self.default_seconds = seconds
-        with (self._folder / RECORDS).open("a") as log:
+        with (self._folder / AUTOTVM_RECORDS).open("a") as log:
             log.write(autotvm.record.encode(self._input(candidate), _result(seconds)) + "\n")
 
     def learn(self, candidates: Sequence[Any], seconds: Sequence[float]) -> None:
@@ -137,10 +136,10 @@ def _build(job: MeasureInput) -> tuple[tvm.runtime.Module, Tensors]:
 
 
 def _records(folder: Path, allow_missing: bool) -> list[tuple[MeasureInput, MeasureResult]]:
-    path = folder / RECORDS
+    path = folder / AUTOTVM_RECORDS
     if allow_missing and not path.exists():
         return []
-    with damage_explained(folder, RECORDS):
+    with damage_explained(folder, AUTOTVM_RECORDS):
         return list(autotvm.record.load_from_file(str(path)))
 
 

@@ -17,7 +17,7 @@ from tvm.meta_schedule.runner import RunnerResult
 
 from ksm_hw.compiler.relay.build_candidates import BuildFunction
 from ksm_hw.compiler.tuning.progress import FAILED
-from ksm_hw.compiler.tuning.records_folder import damage_explained
+from ksm_hw.compiler.tuning.records_folder import MEASUREMENTS, damage_explained
 from ksm_hw.compiler.tuning.tensor_intrinsics import leave_out_tensor_intrinsics
 from ksm_hw.runtime.operator_timing import Tensors
 from tvm_passes.relay.pipeline import build_settings, fold_tasks
@@ -154,5 +154,5 @@ def _seconds(record: TuningRecord) -> float:
 
 
 def _open_database(folder: Path, allow_missing: bool) -> Database:
-    with damage_explained(folder, "database_tuning_record.json"):
+    with damage_explained(folder, MEASUREMENTS):
         return JSONDatabase(work_dir=str(folder), allow_missing=allow_missing)

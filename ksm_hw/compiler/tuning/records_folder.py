@@ -26,6 +26,10 @@ from ksm_hw.toolchains.targets import CompileTarget
 
 FORMAT_VERSION = 1
 HEADER = "records.json"
+AUTOTVM_RECORDS = "autotvm.log"
+MEASUREMENTS, OPERATORS = "database_tuning_record.json", "database_workload.json"  # As MetaSchedule names them.
+# In the order in which a copy is whole: each measurement is of an operator that is copied behind it.
+_RECORDS = (AUTOTVM_RECORDS, MEASUREMENTS, OPERATORS)
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,8 @@ def read_header(folder: Path) -> dict[str, Any]:
 def records_sha256(folder: Path) -> str:
     """A hash of all that a folder's records say; not of the header, which has a date. 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.is_file() and path.name != HEADER and not path.name.startswith("."):
-            digest.update(f"{path.name}\0{sha256_of_file(path)}\n".encode())
+    for path in _records(folder):
+        digest.update(f"{path.name}\0{sha256_of_file(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -155,7 +158,7 @@ def tuned_folder(folder: Path) -> Iterator[None]:
     """
     with locked_folder(folder):
         with explained(folder):
-            for file in _measurements(folder):
+            for file in _records(folder):
                 _cut_to_whole_lines(file)
         yield
 
@@ -172,16 +175,15 @@ def whole_records(folder: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="ksm-hw-tuned-") as temporary:
         with explained(Path(temporary)):
-            # In the order of names: each measurement of MetaSchedule is of an operator that is copied behind it.
-            for file in [folder / HEADER, *_measurements(folder)]:
+            for file in [folder / HEADER, *_records(folder)]:
                 if file.exists():
                     _cut_to_whole_lines(Path(shutil.copy(file, temporary)))
         yield Path(temporary)
 
 
-def _measurements(folder: Path) -> list[Path]:
-    """The files of a line for each operator or measurement."""
-    return [path for path in sorted(folder.glob("[!.]*")) if path.is_file() and path.name != HEADER]
+def _records(folder: Path) -> list[Path]:
+    """The files of a line for each operator or measurement; what else lies there is not ours."""
+    return [folder / name for name in _RECORDS if (folder / name).is_file()]
 
 
 def _cut_to_whole_lines(file: Path) -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 import tvm
 from tvm.s_tir.meta_schedule.database import Database, JSONDatabase
 
-from ksm_hw.compiler.tuning.records_folder import Origin, check_header, damage_explained, prepare_folder, write_header
+from ksm_hw.compiler.tuning.records_folder import (
+    MEASUREMENTS,
+    Origin,
+    check_header,
+    damage_explained,
+    prepare_folder,
+    write_header,
+)
 from ksm_hw.toolchains.targets import CompileTarget
 
 _ORIGIN = Origin(ir="relax", tuner="", tvm_version=tvm.__version__)
@@ -62,5 +69,5 @@ def create_records(folder: Path, target: CompileTarget) -> TuningRecords:
 
 
 def _open_database(folder: Path, allow_missing: bool) -> Database:
-    with damage_explained(folder, "database_tuning_record.json"):
+    with damage_explained(folder, MEASUREMENTS):
         return JSONDatabase(work_dir=str(folder), allow_missing=allow_missing)

@@ -6,6 +6,7 @@
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/string.h>
 
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <numeric>
@@ -89,6 +90,12 @@ Artifact ReadObject(const std::string& folder, const Object& object) {
 }  // namespace
 
 Artifact ReadArtifact(const std::string& folder) {
+  std::error_code unknown;
+  // ksm_hw/files/staging.py: some files are older ones and some newer, until they all are in their places.
+  if (std::filesystem::exists(folder + "/.ksm-hw-ready", unknown)) {
+    throw UserError("The files of " + folder + " are being replaced, or a process was killed while it replaced them. " +
+                    "Give the command again; if it fails again, `ksm-hw tasks --bundle` with the folder finishes it.");
+  }
   const std::string path = folder + "/runner/runner.json";
   std::ifstream file(path, std::ios::binary);
   if (!file) {

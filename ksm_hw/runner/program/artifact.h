@@ -41,7 +41,7 @@ struct Artifact {
   std::vector<Task> tasks;
 };
 
-// Throws UserError where there is no artifact with a runner, or a damaged one.
+// Throws UserError where there is no artifact with a runner, a damaged one, or one whose files are being replaced.
 Artifact ReadArtifact(const std::string& folder);
 
 // The named task, or the only one where `name` is empty. Throws UserError that names the tasks there are.

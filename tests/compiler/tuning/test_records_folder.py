@@ -29,6 +29,16 @@ def test_the_next_tune_goes_on_behind_the_last_whole_line(folder: Path) -> None:
     assert not (folder / FOLDER_LOCK).exists()
 
 
+def test_what_is_no_record_is_not_touched(folder: Path) -> None:
+    digest = records_sha256(folder)
+    (folder / "photo.jpg").write_bytes(b"\xff\xd8\n\xff\xd9")
+    with tuned_folder(folder):
+        pass
+    assert (folder / "photo.jpg").read_bytes() == b"\xff\xd8\n\xff\xd9"
+    (folder / "database_tuning_record.json").write_text(LINES + "thi")
+    assert records_sha256(folder) == digest
+
+
 def test_who_reads_while_a_tune_writes_sees_whole_lines(folder: Path) -> None:
     with whole_records(folder) as whole:
         assert whole == folder, "nobody writes: what is damaged there is told"
