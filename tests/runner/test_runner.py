@@ -595,7 +595,7 @@ def test_the_runtime_of_another_architecture_without_network(tmp_path: Path, mon
     with pytest.raises(UserError, match=r"put libtvm_runtime.so and libtvm_ffi.so .* into") as caught:
         runtime_libraries("aarch64")
     assert str(folder) in str(caught.value)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in "libtvm_runtime.so", "libtvm_ffi.so":
         (folder / name).touch()
     assert [path.parent for path in runtime_libraries("aarch64")] == [folder, folder]

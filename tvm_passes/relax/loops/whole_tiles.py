@@ -5,28 +5,32 @@ TVM splits the last tile off in few cases only. Here the body of a loop over til
 and one with them, for a tile at the end.
 """
 
+from collections.abc import Callable
+
 import tvm
 from tvm import tirx
 from tvm.ir.transform import PassContext
 from tvm.sym import Analyzer
+from tvm.target import Target
 from tvm.tirx.analysis import undefined_vars
 from tvm.tirx.transform import prim_func_pass
 from tvm_ffi import structural_equal, structural_map, structural_walk
 
-from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
-
 
 @prim_func_pass(opt_level=0, name="SplitWholeTiles")
 class SplitWholeTiles:
-    """Makes two of the bodies of such loops, in lowered functions for CPUs that multiply by lanes.
+    """Makes two of the bodies of such loops, in lowered functions for the CPUs that `wanted` says.
 
     Others keep what their schedules were tried with.
     """
 
+    def __init__(self, wanted: Callable[[Target], bool]) -> None:
+        self.wanted = wanted
+
     def transform_function(self, func: tirx.PrimFunc, _module: tvm.IRModule, _context: PassContext) -> tirx.PrimFunc:
         """The function, as it is if all of its tiles lie inside."""
         target = func.attrs.get("target")
-        if target is None or "cpu" not in target.keys or not vector_unit(target).by_lane:
+        if target is None or "cpu" not in target.keys or not self.wanted(target):
             return func
         return func.with_body(structural_map(func.body, (tirx.For, _asking_once)))
 

@@ -16,10 +16,10 @@ from tvm.relax.frontend.torch import from_exported_program
 from tvm.s_tir import dlight
 
 from ksm_hw.compiler.build import build_executable
+from tvm_passes.relax import pipeline
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, weight_rewrite
 from tvm_passes.relax.kernels.winograd import convolution, transforms
-from tvm_passes.relax.loops import whole_tiles
 from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels, plan_memory
 from tvm_passes.relax.schedules import cpu_rules
 from tvm_passes.relax.schedules.cpu import winograd
@@ -114,7 +114,7 @@ def test_every_schedule_equals_torch(name, epilogue):
 
 def test_every_schedule_that_multiplies_by_lanes_equals_torch(monkeypatch):
     unit = VectorUnit(register_bytes=16, registers=32, cores=2, by_lane=True)
-    for module in (winograd, whole_tiles):
+    for module in (winograd, pipeline):
         monkeypatch.setattr(module, "vector_unit", lambda _: unit)
     test_every_schedule_equals_torch("small tiles", epilogue=True)
 

@@ -9,8 +9,8 @@ from torch.nn import functional
 from tvm import relax, te, tirx
 
 from ksm_hw.compiler.build import build_executable
+from tvm_passes.relax import pipeline
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
-from tvm_passes.relax.loops import whole_tiles
 from tvm_passes.relax.schedules.cpu import convolution, depthwise
 from tvm_passes.relax.schedules.cpu.convolution import Convolution
 from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
@@ -27,7 +27,7 @@ A76 = vector_unit(ARM["cortex-a76"])
 @pytest.fixture
 def by_lane(monkeypatch):
     """Has this machine scheduled for as if it multiplied by lanes."""
-    for module in (convolution, depthwise, whole_tiles):
+    for module in (convolution, depthwise, pipeline):
         monkeypatch.setattr(module, "vector_unit", lambda _: A76)
 
 
