@@ -3,6 +3,7 @@
 import functools
 import logging
 import signal
+import socket
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ksm_hw.cli.app import PACKAGES, CommandLine, Json, app, console, examples, messages, print_json, show_log
+from ksm_hw.cli.app import PACKAGES, STOPPED, CommandLine, Json, app, console, examples, messages, print_json, show_log
+from ksm_hw.errors import UserError
 
 board_app = CommandLine(
     help="Boards that are reached over the network, through TVM's own tracker and server.\n\n"
@@ -31,25 +33,35 @@ def tracker(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 9190,
 ) -> None:
     """Run the tracker, which hands boards to whoever asks for them. On the desk; until Ctrl-C."""
-    from ksm_hw.errors import UserError
     from ksm_hw.runtime.tvm_import import import_tvm_runtime
 
     import_tvm_runtime()
     from tvm.rpc.tracker import Tracker
 
-    try:
-        running = Tracker(bind, port, port + 1)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"Cannot listen on {bind}:{port}: the port is taken. Give another with --port.") from error
+    _check_address(bind, port)
+    running = Tracker(bind, port, port + 1)
     messages.print(f"Tracker at {bind}:{port}. Ctrl-C stops it.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while running.proc.is_alive():
             time.sleep(0.5)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(STOPPED) from None
     finally:
+        running.proc.kill()  # TVM would ask it to end at 127.0.0.1, where it may not listen.
         running.terminate()
+
+
+def _check_address(bind: str, port: int) -> None:
+    """Checks that something can listen there: TVM's tracker, where it cannot, says neither that nor why."""
+    try:
+        family = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((bind, port))
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"Cannot listen on {bind}:{port}: {reason}. Give another --port, or another --bind.") from error
 
 
 @board_app.command(
@@ -93,7 +105,7 @@ def serve(
         log = functools.partial(_log_in_server, logging.getLogger("ksm_hw").level or logging.WARNING)
         serve_board(options, log, on_start=lambda port: messages.print(f"Board '{key}' at {bind}:{port}"))
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(STOPPED) from None
 
 
 def _log_in_server(level: int) -> None:

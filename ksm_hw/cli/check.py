@@ -50,14 +50,17 @@ def verify(
     PyTorch computes in float64. An error past the tolerance still passes where it is at most 4 times that of PyTorch's
     own float32, and these 4 times are more than 1e-4: then the network is ill-conditioned, and both errors are printed.
     """
+    from ksm_hw.artifact.manifest import read_manifest
     from ksm_hw.boards.address import board_address
     from ksm_hw.runtime.tvm_import import import_tvm_before_torch
 
+    board = board_address(tracker, key, host)
+    limit_pixels(max_pixels)
+    for artifact in artifacts:
+        read_manifest(artifact)  # That one is damaged shall be told before the others are verified.
     import_tvm_before_torch()
     from ksm_hw.report.verify import verify as verify_artifact
 
-    board = board_address(tracker, key, host)
-    limit_pixels(max_pixels)
     results = []
     failures: Failures = {}
     for artifact in artifacts:

@@ -74,8 +74,7 @@ def run(
 
 
 def _print_classification(result: "Classification") -> None:
-    title = f"{result.image} ({result.task})".encode(errors="backslashreplace").decode()
-    table = Table(title=title, title_justify="left")
+    table = Table(title=f"{result.image} ({result.task})", title_justify="left")
     table.add_column("class")
     table.add_column("probability", justify="right")
     for name, probability in result.classes:

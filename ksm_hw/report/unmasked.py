@@ -38,8 +38,9 @@ def why_not_comparable(artifact: Path, manifest: "Manifest", tuned: Path | None)
             "it was compiled with tuning records, and without them the network without masks would be slower for that "
             "alone. Give the records: --tuned FOLDER"
         )
-    from ksm_hw.compiler.tuning.records_folder import records_sha256
+    from ksm_hw.compiler.tuning.records_folder import read_header, records_sha256
 
+    read_header(tuned)  # That a folder holds no records is another error than that it holds others.
     if (found := records_sha256(tuned)) != manifest.tuning_sha256:
         raise UserError(
             f"{artifact} was compiled with tuning records of SHA-256 {manifest.tuning_sha256}; those in {tuned} have "

@@ -136,6 +136,13 @@ def test_a_page_that_cannot_be_written_is_told_before_measuring(
     assert "No artifact at nowhere" in fails("report", artifact, "nowhere"), "before the first is measured"
 
 
+def test_an_artifact_that_is_missing_is_told_before_the_others_are_verified(
+    fails: Fails, monkeypatch: pytest.MonkeyPatch, artifact: Path
+) -> None:
+    monkeypatch.setattr("ksm_hw.report.verify.verify", lambda *_, **__: pytest.fail("it was verified"))
+    assert "No artifact at nowhere" in fails("verify", artifact, "nowhere")
+
+
 def test_results_are_printed_where_their_page_fails(
     artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

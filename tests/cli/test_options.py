@@ -1,6 +1,7 @@
 """Options: each that takes a number has a range, in its help and in its error, and names of options are whole."""
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from ksm_hw.cli import app
+from ksm_hw.errors import UserError
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -69,6 +71,15 @@ def test_defaults_that_no_value_shows_are_not_eaten() -> None:
 def test_ports_have_a_range(port: str) -> None:
     result = CliRunner().invoke(app, ["board", "list", "--tracker", f"127.0.0.1:{port}"])
     assert "ports go from 1 to 65535" in str(result.exception)
+
+
+def test_why_a_tracker_cannot_listen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for bind, reason in {"127.0.0.1": "Address already in use", "203.0.113.1": "Cannot assign requested"}.items():
+            result = CliRunner().invoke(app, ["board", "tracker", "--bind", bind, "--port", port])
+            assert isinstance(result.exception, UserError)
+            assert str(result.exception).startswith(f"Cannot listen on {bind}:{port}: {reason}")
 
 
 # Everything that is wrong about a command line is told before images are looked at: these are not there.

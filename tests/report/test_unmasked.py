@@ -64,7 +64,10 @@ def test_a_tuned_artifact_is_not_compared_with_an_untuned_network(tuned_artifact
     assert report.not_compared in dict(machine_facts(report))["without masks"]
 
 
-def test_other_records_are_refused(tuned_artifact: Path, tmp_path: Path) -> None:
+def test_other_records_are_refused(tuned_artifact: Path, records: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No tuning records at"):
+        measure_artifact(tuned_artifact, tuned=tmp_path)
+    (tmp_path / HEADER).write_bytes((records / HEADER).read_bytes())
     with pytest.raises(UserError, match=r"compiled with tuning records of SHA-256 .* those in .* have"):
         measure_artifact(tuned_artifact, tuned=tmp_path)
     # Beside a tuned artifact one that is not may be reported; the records are no matter of its.
