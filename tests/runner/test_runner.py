@@ -441,7 +441,9 @@ def test_a_damaged_library_or_description(damaged: Path, photographs: Path) -> N
     assert_refuses(run(damaged, *arguments), f"{library} has 1000 bytes; expected {size}")
     library.unlink()
     assert_refuses(run(damaged, *arguments), f"lacks {library}")
-    for content in "{", "[]", '{"device": "cpu"}':
+    smaller = json.loads(description.read_text())
+    smaller["tasks"][0]["preprocessing"]["resize_to"] = 31
+    for content in "{", "[]", '{"device": "cpu"}', json.dumps(smaller):
         description.write_text(content)
         assert_refuses(run(damaged, *arguments), f"{description} is damaged")
 

@@ -41,8 +41,10 @@ std::array<float, count> Floats(const Object& object, const char* name) {
 }
 
 Preprocessing ReadPreprocessing(const Object& object) {
-  return {Field(object, "image_size").cast<int>(), Field(object, "resize_to").cast<int>(),
-          Text(object, "interpolation") == "bicubic", Floats<3>(object, "mean"), Floats<3>(object, "std")};
+  const int image_size = Field(object, "image_size").cast<int>(), resize_to = Field(object, "resize_to").cast<int>();
+  if (image_size < 1 || resize_to < image_size) throw std::runtime_error("its images cannot be cropped");
+  return {image_size, resize_to, Text(object, "interpolation") == "bicubic", Floats<3>(object, "mean"),
+          Floats<3>(object, "std")};
 }
 
 StoredArray ReadArray(const Object& object) {
