@@ -50,10 +50,7 @@ def _taking_verbosity(function: Command) -> Command:
     def logged(*, verbosity: int, **parameters: Any) -> Any:
         if verbosity:
             show_log(logging.INFO if verbosity == 1 else logging.DEBUG)
-        try:
-            return function(**parameters)
-        except BrokenPipeError:  # click ends it with 1, which is for a verification that failed.
-            raise typer.Exit(NOBODY_READS) from None
+        return function(**parameters)
 
     signature = inspect.signature(function)
     more = inspect.Parameter("verbosity", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=Verbosity)

@@ -44,6 +44,8 @@ def _exit_code(command: Callable[[], object]) -> int:
     try:
         command()
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            return NOBODY_READS  # Typer ends it with 1, which is for a verification that failed.
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     return 0
 

@@ -99,6 +99,16 @@ def shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_whom_nobody_reads_did_not_fail_to_verify() -> None:
+    def printing() -> None:
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:  # As Typer and rich do.
+            sys.exit(1)
+
+    assert exit_code_of(printing) == 141
+
+
 def test_output_that_cannot_be_written() -> None:
     for option in ("", "--json"):
         full = shell(f"ksm-hw targets {option} > /dev/full")
