@@ -409,6 +409,20 @@ def test_logits_that_cannot_be_written(deployable: Path, photographs: Path, tmp_
     path = tmp_path / "missing" / "logits.npy"
     done = run(deployable, "--task", "kernel-task", "--top", 0, photographs / "cat.png", "--logits", path)
     assert_refuses(done, f"Cannot write {path}: No such file or directory")
+    # A device of our own: the runner once removed what it could not write, and root's /dev/full was gone.
+    full = tmp_path / "full"
+    if subprocess.run(["mknod", full, "c", "1", "7"], capture_output=True).returncode == 0:
+        done = run(deployable, "--task", "kernel-task", "--top", 0, photographs / "cat.png", "--logits", full)
+        assert_refuses(done, f"Cannot write {full}: No space left on device")
+        assert full.is_char_device()
+
+
+def test_logits_through_a_link(deployable: Path, photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "older.npy").write_text("older")
+    (tmp_path / "link").symlink_to("older.npy")
+    done = run(deployable, "--task", "kernel-task", "--top", 0, photographs / "cat.png", "--logits", tmp_path / "link")
+    assert done.returncode == 0 and (tmp_path / "link").is_symlink()
+    assert np.load(tmp_path / "older.npy").shape[0] == 1 and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("name", ["backbone.safetensors", "runner/parameters.bin", "tasks/other-task.safetensors"])

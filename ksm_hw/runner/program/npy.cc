@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <sstream>
+#include <system_error>
 
 #include "error.h"
 
@@ -91,15 +92,28 @@ void WriteNpy(const std::string& path, const Array& array) {
   header += "), }";
   constexpr size_t kPrefix = kMagicBytes + 4;
   header.append(63 - (kPrefix + header.size()) % 64, ' ').push_back('\n');
-  std::ofstream file(path, std::ios::binary);
+  // A file is replaced whole or not at all, also through a link. A device or a pipe is written into and never removed.
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const bool there = fs::exists(path, error), in_place = there && !fs::is_regular_file(path, error);
+  const fs::path target = there && !in_place ? fs::canonical(path, error) : fs::path(path);
+  const fs::path written = in_place ? target : fs::path(target.string() + ".incomplete");
+  errno = 0;
+  std::ofstream file(written, std::ios::binary);
   file.write(kMagic, kMagicBytes).write("\x01\x00", 2);
   file.put(static_cast<char>(header.size() & 255)).put(static_cast<char>(header.size() >> 8));
   file << header;
   file.write(reinterpret_cast<const char*>(array.values.data()), array.values.size() * sizeof(float));
   file.close();
   if (!file) {
-    std::remove(path.c_str());
-    throw UserError("Cannot write " + path + ": " + std::strerror(errno) + ". Free space or give another path.");
+    error = std::error_code(errno, std::generic_category());
+  } else if (!in_place) {
+    fs::rename(written, target, error);
+  }
+  if (!file || error) {
+    std::error_code ignored;
+    if (!in_place) fs::remove(written, ignored);
+    throw UserError("Cannot write " + path + ": " + error.message() + ". Free space or give another path.");
   }
 }
 
