@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 def exit_code_of(command: Callable[[], object]) -> int:
     """Runs a command line; whatever happens, it becomes an exit code, and at most one message."""
     try:
+        os.getcwd()  # Where there is none, relative paths mean nothing, and torch's libraries end the process.
         code = _exit_code(command)
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -6,11 +6,14 @@ from pathlib import Path
 
 def overlap(one: Path, other: Path) -> bool:
     """Whether two folders are the same, or one lies in the other; neither need exist."""
-    return _lies_in(one, other) or _lies_in(other, one)
+    return lies_in(one, other) or lies_in(other, one)
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
-    """By the paths behind all links, and by what is there: a folder that is mounted elsewhere, too, is one folder."""
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or lies in it.
+
+    By the paths behind all links, and by what is there: a folder that is mounted elsewhere, too, is one folder.
+    """
     path, folder = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     places = (path, *path.parents)
     identity = _identity(folder)

@@ -63,11 +63,8 @@ class AnySession(abc.ABC):
             UserError: the images have another shape or dtype, or are not finite.
         """
         expected = self.manifest.input_shape
-        if images.shape != expected or images.dtype != np.float32:
-            raise UserError(
-                f"Expected images as float32 {list(expected)}, found {images.dtype} {list(images.shape)}. "
-                "Preprocess them with the task's preprocessing, and compile with --batch for other batch sizes."
-            )
+        if not isinstance(images, np.ndarray) or images.shape != expected or images.dtype != np.float32:
+            raise _other_images([*expected], images)
         # By the extremes, which take no memory; what is not a number is both of them.
         if not (np.isfinite(images.min()) and np.isfinite(images.max())):
             raise UserError(
@@ -81,7 +78,20 @@ class AnySession(abc.ABC):
         Raises:
             UserError: an image has another shape or dtype than the artifact's input, or the device fails.
         """
-        batch = self.manifest.input_shape[0]
+        batch, *one = self.manifest.input_shape
+        if not isinstance(images, np.ndarray) or images.ndim != 4 or not len(images):
+            raise _other_images(["M", *one], images)
         filled = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), np.float32)])
         logits = [self.run(filled[start : start + batch]) for start in range(0, len(filled), batch)]
         return np.concatenate(logits)[: len(images)]
+
+
+def _other_images(expected: list[int | str], found: object) -> UserError:
+    what = f"a {type(found).__name__}"
+    if isinstance(found, np.ndarray):
+        what = f"{found.dtype} {list(found.shape)}"
+    shape = ", ".join(map(str, expected))
+    return UserError(
+        f"Expected images as a NumPy array, float32 [{shape}], found {what}. Preprocess them with the task's "
+        "preprocessing, and compile with --batch for other batch sizes."
+    )

@@ -173,3 +173,9 @@ def test_what_a_user_keeps_in_a_bundle_stays(tmp_path: Path, bundle: Bundle) -> 
     assert [(folder / name).read_text() for name in kept] == ["mine"] * len(kept)
     assert sorted(os.listdir(folder / "samples" / "task")) == ["01-dog.png", "mine.png"]
     assert load_bundle(folder).packs["task"].facts["accuracy"] == 0.75
+
+
+def test_a_page_in_the_artifact_that_it_is_about(fails: Fails, copied_artifact: Path) -> None:
+    before = (copied_artifact / "model.so").read_bytes()
+    assert "would lie in the artifact" in fails("report", copied_artifact, "--html", copied_artifact / "model.so")
+    assert (copied_artifact / "model.so").read_bytes() == before

@@ -417,6 +417,22 @@ def test_logits_that_cannot_be_written(deployable: Path, photographs: Path, tmp_
         assert full.is_char_device()
 
 
+def test_logits_do_not_take_the_place_of_what_is_read(deployable: Path, photographs: Path, tmp_path: Path) -> None:
+    image = Path(shutil.copy(photographs / "cat.png", tmp_path))
+    (tmp_path / "link").symlink_to(deployable)
+    for place, expected in ((tmp_path / "link" / "model.so", "would lie in the artifact"), (image, "of the input")):
+        before = place.read_bytes()
+        done = run(deployable, "--task", "kernel-task", "--top", 0, image, "--logits", place)
+        assert done.returncode == 2 and expected in done.stderr
+        assert place.read_bytes() == before
+
+
+def test_what_is_no_file_is_told(deployable: Path, tmp_path: Path) -> None:
+    done = run(deployable, "--task", "kernel-task", tmp_path, "/dev/zero")
+    assert done.returncode == 2
+    assert "is a folder. Give the image files in it" in done.stderr and "over 1024 MiB" in done.stderr
+
+
 def test_logits_through_a_link(deployable: Path, photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "older.npy").write_text("older")
     (tmp_path / "link").symlink_to("older.npy")

@@ -248,6 +248,14 @@ def test_images_of_another_shape_or_dtype_are_refused(session: Session, wrong: n
     assert f"{wrong.dtype} {list(wrong.shape)}" in str(error.value)
 
 
+@pytest.mark.parametrize("wrong", [None, [[0.0]], "photo.jpg", torch.zeros(1, 3, 32, 32)])
+def test_what_is_no_array_is_refused(session: Session, wrong: object) -> None:
+    with pytest.raises(UserError, match=f"as a NumPy array, .*, found a {type(wrong).__name__}"):
+        session.run(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="as a NumPy array"):
+        session.run_all(wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_images_that_are_not_finite_are_refused(session: Session, wrong: float) -> None:
     images = np.zeros((1, 3, 32, 32), np.float32)

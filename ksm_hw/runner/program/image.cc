@@ -28,6 +28,8 @@
 namespace ksm {
 namespace {
 
+constexpr size_t kMostBytes = size_t{1} << 30;  // A device such as /dev/zero never ends.
+
 // The content of a file. Through C, for a stream of C++ does not say what failed.
 std::string Content(const std::string& path) {
   std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen(path.c_str(), "rb"), std::fclose);
@@ -37,6 +39,13 @@ std::string Content(const std::string& path) {
   for (size_t count = 1; file && count > 0;) {
     count = std::fread(block, 1, sizeof block, file.get());
     content.append(block, count);
+    if (content.size() > kMostBytes) {
+      throw UserError("Cannot decode " + path + " as an image: it has over " + std::to_string(kMostBytes >> 20) +
+                      " MiB. Expected PNG, JPEG, BMP or GIF.");
+    }
+  }
+  if (file && errno == EISDIR && std::ferror(file.get())) {
+    throw UserError(path + " is a folder. Give the image files in it.");
   }
   if (!file || std::ferror(file.get())) {
     throw UserError("Cannot read " + path + ": " + std::strerror(errno) + ". Check the path and its permissions.");

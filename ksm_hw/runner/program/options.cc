@@ -1,8 +1,11 @@
 #include "options.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <cstdlib>
+#include <filesystem>
+#include <system_error>
 
 #include "error.h"
 
@@ -38,6 +41,22 @@ int Number(const std::string& option, const std::string& text, int least) {
   return static_cast<int>(number);
 }
 
+// The logits must not take the place of what is read.
+void CheckPlace(const Options& options) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  const fs::path artifact = fs::weakly_canonical(options.artifact, ignored);
+  const fs::path logits = fs::weakly_canonical(fs::absolute(options.logits, ignored), ignored);
+  if (std::mismatch(artifact.begin(), artifact.end(), logits.begin(), logits.end()).first == artifact.end()) {
+    throw UserError("The logits " + options.logits + " would lie in the artifact. Give another file.");
+  }
+  for (const std::string& input : options.inputs) {
+    if (fs::is_regular_file(options.logits, ignored) && fs::equivalent(input, options.logits, ignored)) {
+      throw UserError("The logits would take the place of the input " + input + ". Give another file.");
+    }
+  }
+}
+
 // What runs needs an artifact, and something to run on.
 void CheckComplete(const Options& options) {
   if (options.artifact.empty()) throw UserError("No artifact given. ksm-runner --help says how.");
@@ -47,6 +66,7 @@ void CheckComplete(const Options& options) {
   if (options.inputs.empty() && !options.logits.empty()) {
     throw UserError("--logits writes the logits of inputs, and none is given.");
   }
+  if (!options.logits.empty()) CheckPlace(options);
 }
 
 }  // namespace
