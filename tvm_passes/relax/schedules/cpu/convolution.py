@@ -6,6 +6,7 @@ which a row is an output pixel and a column an output channel. Where a CPU multi
 inputs of several steps are loaded at once.
 """
 
+import dataclasses
 import math
 
 from tvm import tirx
@@ -40,7 +41,10 @@ class Convolution(DesignSpaceRule[FusedOperator, Tiling]):
         dtype = widest_type(schedule, operator.reduction)
         shape = Shape(pixels, channels, depth, value_bytes(dtype) * min(math.prod(data) // pixels, depth), dtype)
         lanes = schedule.get(operator.reduction).annotations.get(ANNOTATION)
-        return tilings(shape, data[3] // inputs, vector_unit(target), None if lanes is None else int(lanes))
+        unit = vector_unit(target)
+        if _steps_at_once(schedule, operator, unit) == 1:
+            unit = dataclasses.replace(unit, by_lane=False)  # Each input is a load of its own.
+        return tilings(shape, data[3] // inputs, unit, None if lanes is None else int(lanes))
 
     def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Tiling, target: Target) -> None:
         """Computes tile by tile."""
