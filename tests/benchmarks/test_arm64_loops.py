@@ -35,7 +35,7 @@ CONVOLUTIONS = {
     "strided": (28, 64, 128, 3, 2),
 }
 # Three channels are no vector: each input is a load of its own, and tiles are ranked by that.
-FIRST_LAYER = {"first_layer": (112, 3, 32, 3, 2)}
+FIRST_LAYER = {"first_layer": (224, 3, 32, 3, 2)}
 
 
 def convolution(size: int, inputs: int, outputs: int, kernel: int, stride: int) -> tirx.PrimFunc:
