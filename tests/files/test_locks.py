@@ -72,10 +72,14 @@ def test_a_name_that_is_no_text_is_told_all_the_same(
 
 
 def test_ctrl_c_ends_the_wait(holder: "subprocess.Popen[str]", tmp_path: Path) -> None:
-    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt), locked_folder(tmp_path):
-        pytest.fail("the lock was not held")
+    # A shell has what it starts in the background ignore Ctrl-C, these tests too: the wait would have no end.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt), locked_folder(tmp_path):
+            pytest.fail("the lock was not held")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / FOLDER_LOCK).exists(), "it is the other's still"
 
 
