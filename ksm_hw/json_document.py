@@ -1,6 +1,7 @@
 """JSON documents that other programs or a faulty disk may have written, read as dataclasses."""
 
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -17,6 +18,13 @@ class OtherVersion(Exception):
     def __init__(self, found: int) -> None:
         super().__init__(f"format version {found}")
         self.found = found
+
+
+@dataclass(frozen=True)
+class _Version:
+    """What a document of whichever form has."""
+
+    format_version: int
 
 
 def read_json(text: str | bytes, form: type[Form]) -> Form:
@@ -42,9 +50,7 @@ def read_versioned_json(text: str | bytes, form: type[Form], version: int) -> Fo
         ValueError: as `read_json`.
         OtherVersion: the document is of another version; no more of it is looked at.
     """
-    found = read_json(text, dict[str, Any]).get("format_version")
-    if not isinstance(found, int):
-        raise ValueError("it has no `format_version`")
+    found = read_json(text, _Version).format_version
     if found != version:
         raise OtherVersion(found)
     return read_json(text, form)

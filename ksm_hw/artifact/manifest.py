@@ -19,6 +19,7 @@ import msgspec
 from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
 from ksm_hw.errors import UserError
 from ksm_hw.files.hashes import sha256_of_file
+from ksm_hw.files.places import leads_out
 from ksm_hw.files.staging import read_whole
 from ksm_hw.json_document import Count, OtherVersion, Positive, read_json, read_versioned_json
 
@@ -170,7 +171,7 @@ def listed_files(text: str | bytes) -> dict[str, FileEntry]:
     """
     files = read_json(text, _Files).files
     for name in files:
-        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        if leads_out(name):
             raise ValueError(f"it lists {name!r}, which lies outside")
     return files
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from ksm_hw.errors import UserError
+from ksm_hw.files.places import leads_out
 from ksm_hw.files.staging import OWN_NAMES
 from ksm_hw.files.written import check_folder, explained, written_file
 
@@ -38,7 +39,7 @@ def empty_dump_folder(folder: Path) -> None:
     with explained(folder):
         older = folder / LIST
         for name in older.read_text().splitlines() if older.is_file() else []:
-            if not Path(name).is_absolute() and ".." not in Path(name).parts:
+            if not leads_out(name):
                 (folder / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # One that is not empty, or the dump's own.
                     (folder / name).parent.rmdir()

@@ -1,7 +1,12 @@
-"""Whether folders lie in each other, whatever paths, links and mounts lead to them."""
+"""Whether files and folders lie in folders, whatever names, paths, links and mounts lead to them."""
 
 import os
 from pathlib import Path
+
+
+def leads_out(name: str) -> bool:
+    """Whether the name of a file in a folder, as somebody wrote it down, is that of one elsewhere, or of none."""
+    return os.path.isabs(name) or ".." in Path(name).parts or "\0" in name
 
 
 def overlap(one: Path, other: Path) -> bool:

@@ -23,6 +23,16 @@ def upload(folder: Path, content: bytes, suffix: str = ".so", name: str | None =
     return path
 
 
+def nearly_full(kept: KeptFiles, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Four files of which a cache holds two, the first used before the second; it has no room for another."""
+    monkeypatch.setattr(kept_files, "LIMIT", 250)
+    files = [upload(folder, bytes([number]) * 100) for number in range(4)]
+    for number, file in enumerate(files[:2]):
+        kept.keep(file)
+        os.utime(folder / "cache" / "files" / file.name, (number, number))
+    return files
+
+
 def test_what_is_kept_is_not_missing(kept: KeptFiles, tmp_path: Path) -> None:
     file = upload(tmp_path, b"library")
     assert kept.missing([file.name, "other"]) == [file.name, "other"]
@@ -55,11 +65,7 @@ def test_an_artifact_is_links_to_kept_files(kept: KeptFiles, tmp_path: Path) -> 
 def test_the_files_that_were_not_used_for_longest_go(
     kept: KeptFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept_files, "LIMIT", 250)
-    files = [upload(tmp_path, bytes([number]) * 100) for number in range(4)]
-    for number, file in enumerate(files[:2]):
-        kept.keep(file)
-        os.utime(tmp_path / "cache" / "files" / file.name, (number, number))
+    files = nearly_full(kept, tmp_path, monkeypatch)
     os.utime(tmp_path / "cache" / "files" / files[0].name, (5, 5))  # It is used again.
     kept.keep(files[2])
     assert kept.missing([file.name for file in files]) == [files[1].name, files[3].name]
@@ -69,11 +75,7 @@ def test_what_a_session_was_told_is_kept_stays_for_it(
     kept: KeptFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A desk that loads an artifact sends the rest of its files while the cache is full."""
-    monkeypatch.setattr(kept_files, "LIMIT", 250)
-    files = [upload(tmp_path, bytes([number]) * 100) for number in range(4)]
-    for number, file in enumerate(files[:2]):
-        kept.keep(file)
-        os.utime(tmp_path / "cache" / "files" / file.name, (number, number))
+    files = nearly_full(kept, tmp_path, monkeypatch)
     wanted = [file.name for file in (files[0], files[2], files[3])]
     session = KeptFiles(tmp_path / "cache")  # Of a server that was started again: it holds nothing by itself.
     assert session.missing(wanted) == wanted[1:]
