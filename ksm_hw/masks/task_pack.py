@@ -6,6 +6,8 @@ The file is safetensors. Its metadata holds one entry, `ksm-hw`, a JSON header; 
     mask/<layer>/scale     float32 or uint8    the soft values
     batch_norm/<name>      float32  weight, bias, running mean and variance of each BatchNorm
     head/weight, head/bias float32  [classes, features] or, of a convolution, [classes, features, 1, 1]; [classes]
+    ranges                 float32  [tensors, 2], of a calibrated task the least and largest value of each tensor
+                                    that the header names; since format version 2
 
 A layer without a mask keeps the backbone's weight, a BatchNorm that is absent the backbone's.
 """
@@ -23,12 +25,14 @@ import numpy.typing as npt
 
 from ksm_hw.errors import UserError
 from ksm_hw.json_document import OtherVersion, Positive, read_versioned_json
+from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
-from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.preprocessing import Preprocessing, Side
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
 from ksm_hw.masks.soft_mask import PackedMask, check_packed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_OLDER_VERSIONS = (1,)  # Whose packs are read as well: they have no ranges.
 _METADATA_KEY = "ksm-hw"
 
 
@@ -49,6 +53,7 @@ class TaskPack:
         head_weight: float32 [classes, features]; [classes, features, 1, 1] where the network ends in a convolution.
         head_bias: float32 [classes].
         facts: how it was learned and what it reached (accuracy in 0…1, seconds, command); may be empty.
+        calibration: the ranges of the network's tensors, for int8; None where nobody calibrated the task.
     """
 
     task: str
@@ -63,13 +68,15 @@ class TaskPack:
     head_weight: npt.NDArray[np.float32]
     head_bias: npt.NDArray[np.float32]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors at rest, without the header."""
         masks = sum(mask.nbytes for mask in self.masks.values())
         batch_norms = sum(array.nbytes for array in self.batch_norms.values())
-        return masks + batch_norms + self.head_weight.nbytes + self.head_bias.nbytes
+        ranges = 0 if self.calibration is None else _ranges_array(self.calibration).nbytes
+        return masks + batch_norms + self.head_weight.nbytes + self.head_bias.nbytes + ranges
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,17 @@ class _MaskEntry:
     shape: tuple[Positive, ...]
     scale_bits: ScaleBits
     scale_range: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _CalibrationEntry:
+    """What the header says of a calibration; see `Calibration`. `tensors` are those of the rows of `ranges`."""
+
+    observer: str
+    images: Positive
+    image_size: Side
+    backbone_sha256: str
+    tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,7 @@ class _Header:
     preprocessing: Preprocessing
     masks: dict[str, _MaskEntry]
     facts: dict[str, Any]
+    calibration: _CalibrationEntry | None = None
     format_version: int = FORMAT_VERSION
 
 
@@ -111,7 +130,13 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
         tensors[f"batch_norm/{name}"] = array
     tensors["head/weight"] = pack.head_weight
     tensors["head/bias"] = pack.head_bias
+    if pack.calibration is not None:
+        tensors["ranges"] = _ranges_array(pack.calibration)
     write_arrays(path, tensors, {_METADATA_KEY: json.dumps(dataclasses.asdict(_header(pack)))})
+
+
+def _ranges_array(calibration: Calibration) -> npt.NDArray[np.float32]:
+    return np.array(list(calibration.ranges.values()), np.float32).reshape(-1, 2)
 
 
 def _header(pack: TaskPack) -> _Header:
@@ -125,7 +150,14 @@ def _header(pack: TaskPack) -> _Header:
         preprocessing=pack.preprocessing,
         masks={layer: _MaskEntry(mask.shape, mask.scale_bits, mask.scale_range) for layer, mask in pack.masks.items()},
         facts=dict(pack.facts),
+        calibration=_calibration_entry(pack.calibration),
     )
+
+
+def _calibration_entry(found: Calibration | None) -> _CalibrationEntry | None:
+    if found is None:
+        return None
+    return _CalibrationEntry(found.observer, found.images, found.image_size, found.backbone_sha256, tuple(found.ranges))
 
 
 def load_task_pack(path: Path) -> TaskPack:
@@ -154,6 +186,7 @@ def load_task_pack(path: Path) -> TaskPack:
             head_weight=tensors["head/weight"],
             head_bias=tensors["head/bias"],
             facts=header.facts,
+            calibration=_calibration(tensors, header.calibration, path),
         )
     except KeyError as error:
         raise UserError(
@@ -170,11 +203,11 @@ def _header_of(metadata: Mapping[str, str], path: Path) -> _Header:
             "Give a file that `ksm-hw train` wrote."
         )
     try:
-        return read_versioned_json(metadata[_METADATA_KEY], _Header, FORMAT_VERSION)
+        return read_versioned_json(metadata[_METADATA_KEY], _Header, FORMAT_VERSION, *_OLDER_VERSIONS)
     except OtherVersion as error:
+        known = " and ".join(map(str, (*_OLDER_VERSIONS, FORMAT_VERSION)))
         raise UserError(
-            f"{path} has {error}; this ksm-hw reads {FORMAT_VERSION}. Learn the task again, or use the ksm-hw that "
-            "wrote it."
+            f"{path} has {error}; this ksm-hw reads {known}. Learn the task again, or use the ksm-hw that wrote it."
         ) from error
     except ValueError as error:
         raise UserError(
@@ -190,6 +223,22 @@ def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: _Ma
         scale_bits=entry.scale_bits,
         scale_range=entry.scale_range,
     )
+
+
+def _calibration(
+    tensors: Mapping[str, npt.NDArray[Any]], entry: _CalibrationEntry | None, path: Path
+) -> Calibration | None:
+    """The calibration; whether its numbers make sense is for whoever uses them, so that a new one can replace them."""
+    if entry is None:
+        return None
+    ranges = tensors["ranges"]
+    if ranges.shape != (len(entry.tensors), 2) or ranges.dtype != np.float32:
+        raise UserError(
+            f"{path}: the ranges of {len(entry.tensors)} tensors are as many pairs of float32, found "
+            f"{list(ranges.shape)} of {ranges.dtype}. The file is damaged; copy the task again."
+        )
+    pairs = {name: (float(low), float(high)) for name, (low, high) in zip(entry.tensors, ranges, strict=True)}
+    return Calibration(entry.observer, entry.images, entry.image_size, entry.backbone_sha256, pairs)
 
 
 def _check_parts(pack: TaskPack, path: Path) -> None:
