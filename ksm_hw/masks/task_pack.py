@@ -181,9 +181,9 @@ def _header_of(metadata: Mapping[str, str], path: Path) -> _Header:
     try:
         return read_versioned_json(metadata[_METADATA_KEY], _Header, *FORMAT_VERSIONS)
     except OtherVersion as error:
+        known = " and ".join(map(str, FORMAT_VERSIONS))
         raise UserError(
-            f"{path} has {error}; this ksm-hw reads {' and '.join(map(str, FORMAT_VERSIONS))}. Learn the task again, or use "
-            "the ksm-hw that wrote it."
+            f"{path} has {error}; this ksm-hw reads {known}. Learn the task again, or use the ksm-hw that wrote it."
         ) from error
     except ValueError as error:
         raise UserError(

@@ -100,7 +100,7 @@ def test_a_task_has_a_mask_of_a_weight_or_its_own_weight_and_not_both(
 ) -> None:
     own = {"conv1.0.weight": every_granularity.tensors["conv1.0.weight"]}
     changed_pack(every_granularity, tmp_path, "kernel-task", parameters=own)
-    with pytest.raises(UserError, match="has 'conv1.0.weight' with shape .*; expected no such tensor"):
+    with pytest.raises(UserError, match=r"has 'conv1.0.weight' with shape .*; expected no such tensor"):
         load_bundle(tmp_path)
 
 
