@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from tvm.target import Target
 
-# LLVM orders instructions for a Cortex-A76 by the tables of an A57, and has none of its own. Neoverse-N1 is the form of
-# the A76 in servers; beside its instructions it has those of a profiler. By the tables of the A55 a load of two registers
-# takes as long as six loads, and LLVM makes one of two all the same.
+# LLVM orders instructions for a Cortex-A76 by the tables of an A57, and has none of its own. Neoverse-N1 is the A76 of
+# servers; beside its instructions it has those of a profiler. By the tables of the A55 a load of two registers takes as
+# long as six loads, and LLVM makes one of two all the same.
 _TABLES: Mapping[str, Mapping[str, str | list[str]]] = {
     "cortex-a55": {"mattr": ["+slow-paired-128"]},
     "cortex-a76": {"mcpu": "neoverse-n1", "mattr": ["-spe"]},
