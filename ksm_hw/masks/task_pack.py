@@ -5,11 +5,13 @@ The file is safetensors. Its metadata holds one entry, `ksm-hw`, a JSON header; 
     mask/<layer>/bits      uint8    the binary mask, one bit a value     see `ksm_hw.masks.soft_mask.PackedMask`
     mask/<layer>/scale     float32 or uint8    the soft values
     batch_norm/<name>      float32  weight, bias, running mean and variance of each BatchNorm
+    parameter/<name>       float32  a bias of a layer, or the slopes of a PReLU
     head/weight, head/bias float32  [classes, features] or, of a convolution, [classes, features, 1, 1]; [classes]
-    ranges                 float32  [tensors, 2], of a calibrated task the least and largest value of each tensor
-                                    that the header names; since format version 2
+    ranges                 float32  [tensors, 2], the least and largest value of each tensor that the header names
 
-A layer without a mask keeps the backbone's weight, a BatchNorm that is absent the backbone's.
+A layer without a mask keeps the backbone's weight; a BatchNorm, a bias or slopes that are absent are the backbone's.
+Packs with ranges are of format version 3, others with parameters, or with soft values of 1 bit, of version 2, and the rest
+of version 1.
 """
 
 import dataclasses
@@ -31,8 +33,7 @@ from ksm_hw.masks.preprocessing import Preprocessing, Side
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
 from ksm_hw.masks.soft_mask import PackedMask, check_packed
 
-FORMAT_VERSION = 2
-_OLDER_VERSIONS = (1,)  # Whose packs are read as well: they have no ranges.
+FORMAT_VERSIONS = (1, 2, 3)
 _METADATA_KEY = "ksm-hw"
 
 
@@ -53,6 +54,7 @@ class TaskPack:
         head_weight: float32 [classes, features]; [classes, features, 1, 1] where the network ends in a convolution.
         head_bias: float32 [classes].
         facts: how it was learned and what it reached (accuracy in 0…1, seconds, command); may be empty.
+        parameters: biases of layers and slopes of PReLUs, by the name in the network's state dict; may be empty.
         calibration: the ranges of the network's tensors, for int8; None where nobody calibrated the task.
     """
 
@@ -68,15 +70,21 @@ class TaskPack:
     head_weight: npt.NDArray[np.float32]
     head_bias: npt.NDArray[np.float32]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, npt.NDArray[np.float32]] = dataclasses.field(default_factory=dict)
     calibration: Calibration | None = None
+
+    @property
+    def own_tensors(self) -> dict[str, npt.NDArray[np.float32]]:
+        """What the task has instead of the backbone's tensors, by the name in the network's state dict."""
+        return {**self.batch_norms, **self.parameters}
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors at rest, without the header."""
         masks = sum(mask.nbytes for mask in self.masks.values())
-        batch_norms = sum(array.nbytes for array in self.batch_norms.values())
+        own = sum(array.nbytes for array in self.own_tensors.values())
         ranges = 0 if self.calibration is None else _ranges_array(self.calibration).nbytes
-        return masks + batch_norms + self.head_weight.nbytes + self.head_bias.nbytes + ranges
+        return masks + own + self.head_weight.nbytes + self.head_bias.nbytes + ranges
 
 
 @dataclass(frozen=True)
@@ -112,8 +120,8 @@ class _Header:
     preprocessing: Preprocessing
     masks: dict[str, _MaskEntry]
     facts: dict[str, Any]
+    format_version: int
     calibration: _CalibrationEntry | None = None
-    format_version: int = FORMAT_VERSION
 
 
 def save_task_pack(pack: TaskPack, path: Path) -> None:
@@ -128,6 +136,8 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
         tensors[f"mask/{layer}/scale"] = mask.scale
     for name, array in pack.batch_norms.items():
         tensors[f"batch_norm/{name}"] = array
+    for name, array in pack.parameters.items():
+        tensors[f"parameter/{name}"] = array
     tensors["head/weight"] = pack.head_weight
     tensors["head/bias"] = pack.head_bias
     if pack.calibration is not None:
@@ -150,8 +160,16 @@ def _header(pack: TaskPack) -> _Header:
         preprocessing=pack.preprocessing,
         masks={layer: _MaskEntry(mask.shape, mask.scale_bits, mask.scale_range) for layer, mask in pack.masks.items()},
         facts=dict(pack.facts),
+        format_version=_version_of(pack),
         calibration=_calibration_entry(pack.calibration),
     )
+
+
+def _version_of(pack: TaskPack) -> int:
+    """The least version that has all that a pack has."""
+    if pack.calibration is not None:
+        return 3
+    return 2 if pack.parameters or any(mask.scale_bits == 1 for mask in pack.masks.values()) else 1
 
 
 def _calibration_entry(found: Calibration | None) -> _CalibrationEntry | None:
@@ -178,14 +196,11 @@ def load_task_pack(path: Path) -> TaskPack:
             backbone_sha256=header.backbone_sha256,
             preprocessing=header.preprocessing,
             masks={layer: _packed_mask(tensors, layer, entry) for layer, entry in header.masks.items()},
-            batch_norms={
-                name.removeprefix("batch_norm/"): array
-                for name, array in tensors.items()
-                if name.startswith("batch_norm/")
-            },
+            batch_norms=_tensors_under(tensors, "batch_norm/"),
             head_weight=tensors["head/weight"],
             head_bias=tensors["head/bias"],
             facts=header.facts,
+            parameters=_tensors_under(tensors, "parameter/"),
             calibration=_calibration(tensors, header.calibration, path),
         )
     except KeyError as error:
@@ -203,9 +218,9 @@ def _header_of(metadata: Mapping[str, str], path: Path) -> _Header:
             "Give a file that `ksm-hw train` wrote."
         )
     try:
-        return read_versioned_json(metadata[_METADATA_KEY], _Header, FORMAT_VERSION, *_OLDER_VERSIONS)
+        return read_versioned_json(metadata[_METADATA_KEY], _Header, *FORMAT_VERSIONS)
     except OtherVersion as error:
-        known = " and ".join(map(str, (*_OLDER_VERSIONS, FORMAT_VERSION)))
+        known = ", ".join(map(str, FORMAT_VERSIONS))
         raise UserError(
             f"{path} has {error}; this ksm-hw reads {known}. Learn the task again, or use the ksm-hw that wrote it."
         ) from error
@@ -213,6 +228,10 @@ def _header_of(metadata: Mapping[str, str], path: Path) -> _Header:
         raise UserError(
             f"The header of {path} is damaged ({error}). Learn the task again, or copy it again."
         ) from error
+
+
+def _tensors_under(tensors: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
 
 
 def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: _MaskEntry) -> PackedMask:
@@ -244,7 +263,7 @@ def _calibration(
 def _check_parts(pack: TaskPack, path: Path) -> None:
     for layer, mask in pack.masks.items():
         check_packed(mask, f"{path}, layer {layer}")
-    check_float32({**pack.batch_norms, "head/weight": pack.head_weight, "head/bias": pack.head_bias}, path)
+    check_float32({**pack.own_tensors, "head/weight": pack.head_weight, "head/bias": pack.head_bias}, path)
     classes = len(pack.classes)
     if pack.head_weight.shape[:1] != (classes,) or pack.head_bias.shape != (classes,):
         raise UserError(

@@ -21,19 +21,19 @@ def folded_weights(network: Network, bundle: Bundle, pack: TaskPack) -> dict[str
 
 
 def _folded(layer: Convolution, bundle: Bundle, pack: TaskPack, is_head: bool) -> tuple[Float32Array, Float32Array]:
+    tensors = {**bundle.tensors, **pack.own_tensors}
     if is_head:
         weight, bias = pack.head_weight, pack.head_bias
     else:
         weight = bundle.tensors[f"{layer.layer}.weight"]
-        bias = bundle.tensors[f"{layer.layer}.bias"] if layer.has_bias else np.zeros(len(weight), np.float32)
+        bias = tensors[f"{layer.layer}.bias"] if layer.has_bias else np.zeros(len(weight), np.float32)
         if layer.layer in pack.masks:
             mask = unpack_mask(pack.masks[layer.layer])
             weight = weight * broadcast_mask(mask, weight.shape, pack.granularity)
     if layer.batch_norm is None:
         return weight, bias
     gamma, beta, mean, variance = (
-        pack.batch_norms.get(f"{layer.batch_norm}.{part}", bundle.tensors[f"{layer.batch_norm}.{part}"])
-        for part in ("weight", "bias", "running_mean", "running_var")
+        tensors[f"{layer.batch_norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
     )
     scale = gamma / np.sqrt(variance + np.float32(layer.epsilon))
     shift = beta + (bias - mean) * scale if layer.has_bias else beta - mean * scale
