@@ -10,8 +10,8 @@ The file is safetensors. Its metadata holds one entry, `ksm-hw`, a JSON header; 
     ranges                 float32  [tensors, 2], the least and largest value of each tensor that the header names
 
 A layer without a mask keeps the backbone's weight; a BatchNorm, a bias or slopes that are absent are the backbone's.
-Packs with ranges are of format version 3, others with parameters, or with soft values of 1 bit, of version 2, and the rest
-of version 1.
+Packs with ranges are of format version 3, others with parameters, or with soft values of 1 bit, of version 2, and the
+rest of version 1.
 """
 
 import dataclasses

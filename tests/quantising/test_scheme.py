@@ -30,7 +30,7 @@ def test_ties_round_to_even() -> None:
 
 
 def test_an_activation_is_the_clamp_of_quantised_values() -> None:
-    into = quantisation_of(-3.0, 9.0)
+    into = quantisation_of(-3.0, 9.5)
     low, high = clamp_bounds(0.0, 6.0, into)
     assert low == into.zero_point
     assert high == into.zero_point + round(6.0 / into.scale)
