@@ -16,6 +16,7 @@ from ksm_hw.compiler.loop_sharing import loop_sharing_object
 from ksm_hw.runtime.machine import available_cores
 from ksm_hw.toolchains.cuda import cuda_compiler
 from ksm_hw.toolchains.linker import link_shared_library, linker_command
+from tvm_passes.relax.loops.llvm_tables import by_tables
 from tvm_passes.relax.pipeline import loop_pipeline
 
 # The same on every machine, and so the library too: more of them would share the work out no better among few cores.
@@ -74,7 +75,7 @@ class Builder:
         if known is None or not tvm_ffi.structural_equal(known, loops):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "loops.o"
-                tvm.tirx.build(loops, target=self.target, pipeline=loop_pipeline()).write_to_file(str(path))
+                tvm.tirx.build(loops, target=by_tables(self.target), pipeline=loop_pipeline()).write_to_file(str(path))
                 content = path.read_bytes()
                 self._known[key] = loops, content
         return content
@@ -110,7 +111,7 @@ def build_executable(
     """
     cuda = target.kind.name == "cuda"
     with cuda_compiler(architectures or [target.attrs["arch"]]) if cuda else contextlib.nullcontext():
-        return tvm.compile(module, target=target, relax_pipeline=None, tir_pipeline=loop_pipeline())
+        return tvm.compile(module, target=by_tables(target), relax_pipeline=None, tir_pipeline=loop_pipeline())
 
 
 def export_library(built: Built, path: Path, architecture: str) -> None:
