@@ -150,12 +150,12 @@ def _lower_loops() -> tuple[Pass, object, object]:
     lower, finalize_host, finalize_device = default_s_tir_pipeline()
 
     def finish_host() -> Pass:
-        return Sequential([AllocateOnStack(), finalize_host()])
+        return Sequential([ShareLoops(), AllocateOnStack(), finalize_host()])
 
     # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check it
     # again before each loop nest, strides and devices too, was more code than many of the loops.
     whole_tiles = SplitWholeTiles(lambda target: vector_unit(target).by_lane)
-    passes = [InsertPrefetch(), LowerLoops(lower), whole_tiles, ShareLoops(), ConvertSSA(), SkipAssert()]
+    passes = [InsertPrefetch(), LowerLoops(lower), whole_tiles, ConvertSSA(), SkipAssert()]
     return _phase("loops", passes), finish_host, finalize_device
 
 
