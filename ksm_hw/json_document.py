@@ -43,14 +43,14 @@ def read_json(text: str | bytes, form: type[Form]) -> Form:
         raise ValueError(str(error)) from error
 
 
-def read_versioned_json(text: str | bytes, form: type[Form], version: int) -> Form:
-    """As `read_json`, of a document whose `format_version` says which form it has.
+def read_versioned_json(text: str | bytes, form: type[Form], *versions: int) -> Form:
+    """As `read_json`, of a document whose `format_version` says which form it has: one of those given.
 
     Raises:
         ValueError: as `read_json`.
-        OtherVersion: the document is of another version; no more of it is looked at.
+        OtherVersion: the document is of none of them; no more of it is looked at.
     """
     found = read_json(text, _Version).format_version
-    if found != version:
+    if found not in versions:
         raise OtherVersion(found)
     return read_json(text, form)

@@ -1,9 +1,6 @@
 """State dicts, the named tensors of networks: reading them safely, comparing them, and those that packages carry."""
 
-import argparse
 import logging
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.errors import UserError
+from ksm_hw.torch_files.reading import read_torch_file
+from ksm_hw.torch_files.records import DamagedFile, is_module, mapping_of
 
 if TYPE_CHECKING:
     import torch
@@ -34,37 +33,43 @@ Tensors = Mapping[str, npt.NDArray[np.float32]]
 def read_state_dict(path: Path) -> dict[str, "torch.Tensor"]:
     """The named tensors of a file of safetensors or `torch.save`, never running code that the file holds.
 
-    The content says which of the two it is, not the name. Where training scripts wrap the state dict in others
-    (`{"epoch": 3, "model": {…}}`) it is taken out; where there are several, the network's before its moving average's.
-    What is left out is logged as a warning. Names and types stay as they are.
+    The content says which of the two it is, not the name. A pickled network gives its state dict. Where training
+    scripts wrap the state dict in others (`{"epoch": 3, "model": {…}}`) it is taken out; where there are several, the
+    network's before its moving average's. What is left out is logged as a warning. Names and types stay as they are.
 
     Raises:
         UserError: the file is missing, truncated, or holds no named tensors.
     """
-    return _unwrapped(_read_container(path), path)
+    content = read_checkpoint(path, "a state dict")
+    try:
+        return _unwrapped(content, path)
+    except DamagedFile as error:
+        raise UserError(f"Cannot read {path} as a state dict: {error}. Save `model.state_dict()`.") from error
 
 
-def _read_container(path: Path) -> Any:
-    """Whatever a file holds."""
-    import torch
+def read_checkpoint(path: Path, what: str) -> Any:
+    """Whatever a file of safetensors or `torch.save` holds; objects of foreign classes are records (`torch_files`).
+
+    Args:
+        path: of the file.
+        what: is expected of it, for messages.
+
+    Raises:
+        UserError: the file is missing, truncated or damaged; the message says in what.
+    """
     from safetensors.torch import load_file
 
     try:
         if _is_safetensors(path):
             return load_file(path)
-        # Training scripts keep their command line beside the weights; this class is a bag of names without code.
-        safe = torch.serialization.safe_globals([argparse.Namespace])
-        with path.open("rb") as stream, safe, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of pickle's protocols: nothing that a user could change.
-            return torch.load(stream, map_location="cpu", weights_only=True)  # By a path it would look at the name.
+        return read_torch_file(path)
     except FileNotFoundError as error:
         raise UserError(f"No weights at {path}. Check the path.") from error
-    except Exception as error:  # torch and safetensors raise many types for damaged files; each means the same here.
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    except Exception as error:  # safetensors raises many types for damaged files; each means the same here.
+        reason = error if isinstance(error, DamagedFile) else str(error).strip(".")[:300]
         raise UserError(
-            f"Cannot read {path} as a state dict: it is truncated, or it holds objects other than tensors"
-            f"{f' ({refused[1]})' if refused else ''}, which ksm-hw does not unpickle. Save `model.state_dict()` with "
-            "torch.save or safetensors."
+            f"Cannot read {path} as {what}: {reason}. Copy it again, or save `model.state_dict()` with torch.save or "
+            "safetensors."
         ) from error
 
 
@@ -78,22 +83,30 @@ def _unwrapped(content: Any, path: Path) -> dict[str, "torch.Tensor"]:
     """The state dict in what a file holds, however many dictionaries are around it."""
     taken: list[str] = []
     # Not for ever: what a pickle holds may contain itself.
-    while len(taken) < _MOST_WRAPPERS and isinstance(content, Mapping) and (key := _wrapper_key(content)) is not None:
-        left_out = [str(other) for other in content if other != key and isinstance(content[other], Mapping)]
-        taken.append(f"'{key}'" + (f" (and not {', '.join(left_out)})" if left_out else ""))
-        content = content[key]
-    tensors = _tensors_of(content)
+    while (
+        len(taken) < _MOST_WRAPPERS
+        and (inner := mapping_of(content)) is not None
+        and (key := _wrapper_key(inner)) is not None
+    ):
+        left_out = [str(other) for other, value in inner.items() if other != key and _is_left_out(value)]
+        taken.append(f"'{key}'" + (f" (and not {', '.join(left_out[:5])})" if left_out else ""))
+        content = inner[key]
+    mapping = mapping_of(content) or {}
+    tensors = _tensors_of(mapping)
     if not tensors:
-        several = (
-            [] if not isinstance(content, Mapping) else [str(key) for key in content if _most_tensors(content[key])]
-        )
+        several = [str(key) for key, value in list(mapping.items())[:100] if _most_tensors(value)]
         found = f"several state dicts ({', '.join(several)})" if several else "no state dict (named tensors)"
         raise UserError(f"{path} holds {found}. Save `model.state_dict()` alone.")
     if taken:
         _log.warning("%s: the state dict is taken from %s", path, ", in it ".join(taken))
-    if others := [str(name) for name in content if name not in tensors]:
+    if others := [str(name) for name in mapping if name not in tensors]:
         _log.warning("%s: left out %s, which are no tensors", path, ", ".join(others[:5]))
     return tensors
+
+
+def _is_left_out(content: Any) -> bool:
+    """Whether something beside a state dict is worth a word."""
+    return isinstance(content, Mapping) or is_module(content)
 
 
 def _wrapper_key(content: Mapping[Any, Any]) -> str | None:
@@ -101,20 +114,33 @@ def _wrapper_key(content: Mapping[Any, Any]) -> str | None:
 
     None where the dictionary itself has as many tensors: what lies beside those is an average, or of something else.
     """
-    own = len(_tensors_of(content))
-    holding = [key for key, value in content.items() if isinstance(key, str) and _most_tensors(value) > own]
+    own, counted = len(_tensors_of(content)), dict[tuple[int, int], int]()
+    holding = [key for key, value in content.items() if isinstance(key, str) and _most_tensors(value, counted) > own]
     usual = [key for key in _WRAPPERS if key in holding]
     if usual:
         return usual[0]
     return holding[0] if len(holding) == 1 else None
 
 
-def _most_tensors(content: Any, wrappers: int = _MOST_WRAPPERS) -> int:
-    """How many named tensors a dictionary or one in it holds; 0 for an optimizer's, which are no network's."""
-    if not isinstance(content, Mapping) or "param_groups" in content:
+def _most_tensors(
+    content: Any, counted: dict[tuple[int, int], int] | None = None, wrappers: int = _MOST_WRAPPERS
+) -> int:
+    """How many named tensors a dictionary or one in it holds; 0 for an optimizer's, which are no network's.
+
+    Args:
+        content: whatever a file holds.
+        counted: what was found of objects by identity and `wrappers`: a pickle may hold one any number of times.
+        wrappers: how many dictionaries more are looked into.
+    """
+    mapping = mapping_of(content)
+    if mapping is None or "param_groups" in mapping:
         return 0
-    inner = [_most_tensors(value, wrappers - 1) for value in content.values()] if wrappers else []
-    return max([len(_tensors_of(content)), *inner])
+    counted = {} if counted is None else counted
+    place = (id(content), wrappers)
+    if place not in counted:
+        inner = [_most_tensors(value, counted, wrappers - 1) for value in mapping.values()] if wrappers else []
+        counted[place] = max([len(_tensors_of(mapping)), *inner])
+    return counted[place]
 
 
 def _tensors_of(content: Any) -> dict[str, "torch.Tensor"]:

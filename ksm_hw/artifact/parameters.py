@@ -2,7 +2,7 @@
 
 A function takes, by these names and in the order of the manifest's entry:
 
-    a name of the network's state dict    the backbone's weight, or a BatchNorm's tensor, the task's if it learned one
+    a name of the network's state dict    the backbone's tensor, or the task's own (BatchNorms, biases)
     head/weight, head/bias                the classifier, whatever the network calls it
     mask/<layer>/<part>                   of each masked layer, its parts in the order of `MaskPart`:
 
@@ -39,7 +39,7 @@ def task_parameters(
     Args:
         names: of the parameters.
         pack: the task.
-        backbone: the tensors that tasks share; a BatchNorm that the task learned comes from the pack.
+        backbone: the tensors that tasks share; those that the task has of its own come from the pack.
         classes: outputs of the compiled head; a task with fewer gets zeros behind its own.
     """
     return [_parameter(name, pack, backbone, classes) for name in names]
@@ -61,7 +61,7 @@ def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
 
 def is_shared(name: str, pack: TaskPack) -> bool:
     """Whether a parameter is the backbone's, the same for all tasks."""
-    return mask_part_of(name) is None and name not in (HEAD_WEIGHT, HEAD_BIAS) and name not in pack.batch_norms
+    return mask_part_of(name) is None and name not in (HEAD_WEIGHT, HEAD_BIAS) and name not in pack.own_tensors
 
 
 def _parameter(
@@ -75,7 +75,7 @@ def _parameter(
         padded = np.zeros((classes, *own.shape[1:]), own.dtype)
         padded[: len(own)] = own
         return padded
-    return pack.batch_norms[name] if name in pack.batch_norms else backbone[name]
+    return pack.own_tensors[name] if name in pack.own_tensors else backbone[name]
 
 
 def _mask_part(mask: PackedMask, part: MaskPart) -> npt.NDArray[np.generic]:

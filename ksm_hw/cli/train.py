@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     BitsOfSoftValue = str
 else:
     MethodName = Literal[tuple(PACK_METHODS)]
-    BitsOfSoftValue = Literal[tuple(str(bits) for bits in get_args(ScaleBits) if bits)]
+    BitsOfSoftValue = Literal[tuple(str(bits) for bits in get_args(ScaleBits) if bits > 1)]
 
 
 _MASKS = "Masks"  # A part of the help of its own: in one table the names of options would be cut.

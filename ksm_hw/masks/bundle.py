@@ -204,7 +204,7 @@ def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping
     """Checks that a task was learned over this backbone, and that its tensors have the shapes of the backbone's.
 
     Raises:
-        UserError: the hash differs, a layer does not exist, or a mask or BatchNorm has another shape.
+        UserError: the hash differs, a layer does not exist, or a mask or a tensor of its own has another shape.
     """
     if pack.backbone_sha256 != sha256:
         raise UserError(
@@ -220,8 +220,10 @@ def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping
                 f"{'no such layer' if expected is None else list(expected)} ({pack.granularity}-wise over {backbone}). "
                 "The file is damaged or belongs to another network."
             )
-    for name, array in pack.batch_norms.items():
+    for name, array in pack.own_tensors.items():
         expected = None if name not in tensors else tensors[name].shape
+        if name.removesuffix(".weight") in pack.masks:
+            expected = None  # A weight is the backbone's with a mask, or the task's own, and not both.
         if array.shape != expected:
             raise UserError(
                 f"Task '{pack.task}' has '{name}' with shape {list(array.shape)}; expected "

@@ -17,8 +17,9 @@ Granularity = Literal["kernel", "element", "channel", "group"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 GROUP_SIZE = 8  # Input channels that share a value in a `group` mask; 8 floats are one AVX2 vector.
 
-# Of a soft value: 32 is float32 as it was learned, 8 and 4 are codes, and 0 is a binary mask, which has none.
-ScaleBits = Literal[0, 4, 8, 32]
+# Of a soft value: 32 is float32 as it was learned, 8 and 4 are codes, 1 is a code of two values, such as 0 and -1 of a
+# ternary mask, and 0 is a binary mask, which has none.
+ScaleBits = Literal[0, 1, 4, 8, 32]
 
 
 def group_size(granularity: Granularity) -> int:

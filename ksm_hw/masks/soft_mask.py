@@ -1,7 +1,7 @@
 """The soft mask of a layer, packed: one bit a mask value, and a number only where the bit is 0.
 
 Where the binary mask is 1 the soft mask is exactly 1.0; where it is 0 the soft mask is a number, 0.5·a of KSM (Yang et
-al., CVPR 2021, arXiv 2009.05668), or 0 in a binary mask. So packing loses nothing.
+al., CVPR 2021, arXiv 2009.05668), 0 or -1 in a ternary mask, or 0 in a binary one. So packing loses nothing.
 """
 
 import math
@@ -26,9 +26,10 @@ class PackedMask:
         shape: shape of the mask, as its granularity says.
         bits: uint8 [⌈n/8⌉], the binary mask in C order, the first value in the highest bit of the first byte.
         scale: the soft values where the binary mask is 0, in C order: float32 [zeros] with `scale_bits` 32;
-            uint8 [zeros] with 8; uint8 [⌈zeros/2⌉], the first of a pair in the high half, with 4; empty with 0.
+            uint8 [zeros] with 8; uint8 [⌈zeros/2⌉], the first of a pair in the high half, with 4; uint8 [⌈zeros/8⌉],
+            the first of eight in the highest bit, with 1; empty with 0.
         scale_bits: bits of a soft value; 0 is a binary mask, whose soft values are all 0.
-        scale_range: (low, step): with 8 and 4 bits a code q means low + q·step, computed in float32.
+        scale_range: (low, step): with 8, 4 and 1 bits a code q means low + q·step, computed in float32.
     """
 
     shape: tuple[int, ...]
@@ -40,7 +41,7 @@ class PackedMask:
     @property
     def coded(self) -> bool:
         """Whether the soft values are codes."""
-        return self.scale_bits in (4, 8)
+        return self.scale_bits in (1, 4, 8)
 
     @property
     def nbytes(self) -> int:
@@ -58,10 +59,11 @@ def pack_mask(soft_mask: Float32Array, scale_bits: ScaleBits = 32) -> PackedMask
     """Packs a soft mask of any shape (float32).
 
     A value of exactly 1.0 becomes a bit; any other is stored. With `scale_bits` 32 nothing is lost; 8 and 4 round a
-    value to the nearest of 256 or 16 steps of the layer's range; 0 packs a binary mask.
+    value to the nearest of 256 or 16 steps of the layer's range; 1 packs a mask of two values beside 1, such as a
+    ternary one, and 0 a binary mask, both as they are.
 
     Raises:
-        ValueError: the mask is not float32, not finite, or not binary though `scale_bits` is 0.
+        ValueError: the mask is not float32, not finite, or has more values than `scale_bits` 1 or 0 can tell apart.
     """
     if soft_mask.dtype != np.float32 or not np.isfinite(soft_mask).all():
         raise ValueError(f"a soft mask is finite float32, not {soft_mask.dtype}")
@@ -75,6 +77,11 @@ def pack_mask(soft_mask: Float32Array, scale_bits: ScaleBits = 32) -> PackedMask
     if scale_bits == 32:
         return PackedMask(soft_mask.shape, bits, values, 32)
     codes, scale_range = _quantise(values, scale_bits)
+    if scale_bits == 1:
+        packed = PackedMask(soft_mask.shape, bits, np.packbits(codes), 1, scale_range)
+        if not np.array_equal(soft_values(packed), values):
+            raise ValueError("scale_bits 1 packs masks of two values beside 1, and this mask has more")
+        return packed
     if scale_bits == 4:
         codes = np.append(codes, np.zeros(len(codes) % 2, np.uint8))
         codes = np.left_shift(codes[0::2], 4, dtype=np.uint8) | codes[1::2]
@@ -105,16 +112,18 @@ def soft_values(packed: PackedMask) -> Float32Array:
 
 
 def soft_codes(packed: PackedMask) -> UInt8Array:
-    """The codes of the soft values of a mask with 8 or 4 `scale_bits`, uint8 [zeros], in C order, each in a byte."""
+    """The codes of the soft values of a mask with 8, 4 or 1 `scale_bits`, uint8 [zeros], in C order, each in a byte."""
     codes = packed.scale.astype(np.uint8, copy=False)
     if packed.scale_bits == 8:
         return codes
     zeros = int(np.prod(packed.shape)) - int(binary_mask(packed).sum())
+    if packed.scale_bits == 1:
+        return np.unpackbits(codes, count=zeros)
     return np.stack([codes >> 4, codes & 15], axis=1).ravel()[:zeros]
 
 
 def unpack_mask(packed: PackedMask) -> Float32Array:
-    """The soft mask, float32, in the mask's shape; bit-identical to what was packed when `scale_bits` is 0 or 32."""
+    """The soft mask, float32, in the mask's shape; bit-identical to what was packed when `scale_bits` is 0, 1 or 32."""
     ones = binary_mask(packed)
     soft_mask = ones.astype(np.float32)
     if packed.scale_bits:
@@ -155,7 +164,7 @@ def check_packed(packed: PackedMask, where: str) -> None:
             f"{packed.bits.size}. The file is damaged; learn or copy the task again."
         )
     zeros = count - int(binary_mask(packed).sum())
-    expected = {0: 0, 4: -(-zeros // 2), 8: zeros, 32: zeros}[packed.scale_bits]
+    expected = {0: 0, 1: -(-zeros // 8), 4: -(-zeros // 2), 8: zeros, 32: zeros}[packed.scale_bits]
     if packed.scale.shape != (expected,):
         raise UserError(
             f"{where}: {zeros} zeros of the mask need {expected} stored soft values, found {packed.scale.size}. "

@@ -5,9 +5,11 @@ The file is safetensors. Its metadata holds one entry, `ksm-hw`, a JSON header; 
     mask/<layer>/bits      uint8    the binary mask, one bit a value     see `ksm_hw.masks.soft_mask.PackedMask`
     mask/<layer>/scale     float32 or uint8    the soft values
     batch_norm/<name>      float32  weight, bias, running mean and variance of each BatchNorm
+    parameter/<name>       float32  a bias of a layer, or the slopes of a PReLU
     head/weight, head/bias float32  [classes, features] or, of a convolution, [classes, features, 1, 1]; [classes]
 
-A layer without a mask keeps the backbone's weight, a BatchNorm that is absent the backbone's.
+A layer without a mask keeps the backbone's weight; a BatchNorm, a bias or slopes that are absent are the backbone's.
+Packs with parameters, or with soft values of 1 bit, are of format version 2, the others of version 1.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ from ksm_hw.masks.preprocessing import Preprocessing
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
 from ksm_hw.masks.soft_mask import PackedMask, check_packed
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
 _METADATA_KEY = "ksm-hw"
 
 
@@ -49,6 +51,7 @@ class TaskPack:
         head_weight: float32 [classes, features]; [classes, features, 1, 1] where the network ends in a convolution.
         head_bias: float32 [classes].
         facts: how it was learned and what it reached (accuracy in 0…1, seconds, command); may be empty.
+        parameters: biases of layers and slopes of PReLUs, by the name in the network's state dict; may be empty.
     """
 
     task: str
@@ -63,13 +66,19 @@ class TaskPack:
     head_weight: npt.NDArray[np.float32]
     head_bias: npt.NDArray[np.float32]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, npt.NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def own_tensors(self) -> dict[str, npt.NDArray[np.float32]]:
+        """What the task has instead of the backbone's tensors, by the name in the network's state dict."""
+        return {**self.batch_norms, **self.parameters}
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors at rest, without the header."""
         masks = sum(mask.nbytes for mask in self.masks.values())
-        batch_norms = sum(array.nbytes for array in self.batch_norms.values())
-        return masks + batch_norms + self.head_weight.nbytes + self.head_bias.nbytes
+        own = sum(array.nbytes for array in self.own_tensors.values())
+        return masks + own + self.head_weight.nbytes + self.head_bias.nbytes
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ class _Header:
     preprocessing: Preprocessing
     masks: dict[str, _MaskEntry]
     facts: dict[str, Any]
-    format_version: int = FORMAT_VERSION
+    format_version: int
 
 
 def save_task_pack(pack: TaskPack, path: Path) -> None:
@@ -109,6 +118,8 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
         tensors[f"mask/{layer}/scale"] = mask.scale
     for name, array in pack.batch_norms.items():
         tensors[f"batch_norm/{name}"] = array
+    for name, array in pack.parameters.items():
+        tensors[f"parameter/{name}"] = array
     tensors["head/weight"] = pack.head_weight
     tensors["head/bias"] = pack.head_bias
     write_arrays(path, tensors, {_METADATA_KEY: json.dumps(dataclasses.asdict(_header(pack)))})
@@ -125,6 +136,7 @@ def _header(pack: TaskPack) -> _Header:
         preprocessing=pack.preprocessing,
         masks={layer: _MaskEntry(mask.shape, mask.scale_bits, mask.scale_range) for layer, mask in pack.masks.items()},
         facts=dict(pack.facts),
+        format_version=2 if pack.parameters or any(mask.scale_bits == 1 for mask in pack.masks.values()) else 1,
     )
 
 
@@ -146,14 +158,11 @@ def load_task_pack(path: Path) -> TaskPack:
             backbone_sha256=header.backbone_sha256,
             preprocessing=header.preprocessing,
             masks={layer: _packed_mask(tensors, layer, entry) for layer, entry in header.masks.items()},
-            batch_norms={
-                name.removeprefix("batch_norm/"): array
-                for name, array in tensors.items()
-                if name.startswith("batch_norm/")
-            },
+            batch_norms=_tensors_under(tensors, "batch_norm/"),
             head_weight=tensors["head/weight"],
             head_bias=tensors["head/bias"],
             facts=header.facts,
+            parameters=_tensors_under(tensors, "parameter/"),
         )
     except KeyError as error:
         raise UserError(
@@ -170,16 +179,20 @@ def _header_of(metadata: Mapping[str, str], path: Path) -> _Header:
             "Give a file that `ksm-hw train` wrote."
         )
     try:
-        return read_versioned_json(metadata[_METADATA_KEY], _Header, FORMAT_VERSION)
+        return read_versioned_json(metadata[_METADATA_KEY], _Header, *FORMAT_VERSIONS)
     except OtherVersion as error:
+        known = " and ".join(map(str, FORMAT_VERSIONS))
         raise UserError(
-            f"{path} has {error}; this ksm-hw reads {FORMAT_VERSION}. Learn the task again, or use the ksm-hw that "
-            "wrote it."
+            f"{path} has {error}; this ksm-hw reads {known}. Learn the task again, or use the ksm-hw that wrote it."
         ) from error
     except ValueError as error:
         raise UserError(
             f"The header of {path} is damaged ({error}). Learn the task again, or copy it again."
         ) from error
+
+
+def _tensors_under(tensors: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
 
 
 def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: _MaskEntry) -> PackedMask:
@@ -195,7 +208,7 @@ def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: _Ma
 def _check_parts(pack: TaskPack, path: Path) -> None:
     for layer, mask in pack.masks.items():
         check_packed(mask, f"{path}, layer {layer}")
-    check_float32({**pack.batch_norms, "head/weight": pack.head_weight, "head/bias": pack.head_bias}, path)
+    check_float32({**pack.own_tensors, "head/weight": pack.head_weight, "head/bias": pack.head_bias}, path)
     classes = len(pack.classes)
     if pack.head_weight.shape[:1] != (classes,) or pack.head_bias.shape != (classes,):
         raise UserError(

@@ -10,12 +10,13 @@ from ksm_hw.models.backbones import build_backbone, head_path, load_backbone_ten
 
 
 def task_module(bundle: Bundle, pack: TaskPack) -> nn.Module:
-    """Builds the network of a task in evaluation mode: W · soft_mask in each masked layer, its BatchNorms, its head.
+    """Builds the network of a task in evaluation mode: W · soft_mask in each masked layer, its own BatchNorms
+    and biases, its head.
 
     Input float32 [N, 3, H, W], output the logits float32 [N, classes].
     """
     model = build_backbone(bundle.backbone, len(pack.classes))
-    tensors = dict(bundle.tensors) | dict(pack.batch_norms)
+    tensors = dict(bundle.tensors) | pack.own_tensors
     for layer, packed in pack.masks.items():
         weight = bundle.tensors[f"{layer}.weight"]
         tensors[f"{layer}.weight"] = weight * broadcast_mask(unpack_mask(packed), weight.shape, pack.granularity)

@@ -85,6 +85,17 @@ def test_a_binary_mask_stores_no_soft_values() -> None:
     assert soft_values(packed).size == 0
 
 
+@pytest.mark.parametrize("others", [(0, -1), (-1, -1), (0.25, 0.75)])
+def test_a_mask_of_two_values_beside_1_takes_a_bit_for_each_and_one_more_where_it_is_not_1(
+    others: tuple[float, float],
+) -> None:
+    mask = np.random.default_rng(0).choice(np.array([1, *others], np.float32), (19, 3, 3, 3))
+    packed = pack_mask(mask, 1)
+    check_packed(packed, "test")
+    assert packed.nbytes == math.ceil(mask.size / 8) + math.ceil((mask != 1).sum() / 8)
+    assert_same_bits(unpack_mask(packed), mask)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("shape", [(37, 11), (9,), (64,)])
 def test_quantising_is_off_by_at_most_half_a_step(bits: int, shape: tuple[int, ...]) -> None:
@@ -100,7 +111,7 @@ def test_quantising_is_off_by_at_most_half_a_step(bits: int, shape: tuple[int, .
     assert np.isclose(soft_values(packed).min(), values.min()) and np.isclose(soft_values(packed).max(), values.max())
 
 
-@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("bits", [32, 8, 4, 1])
 @pytest.mark.parametrize("value", [0.0, 0.25])
 def test_a_layer_whose_soft_values_are_all_the_same(value: float, bits: int) -> None:
     mask = np.array([[1, value, value], [value, 1, value]], np.float32)
@@ -109,7 +120,7 @@ def test_a_layer_whose_soft_values_are_all_the_same(value: float, bits: int) -> 
     assert_same_bits(unpack_mask(packed), mask)
 
 
-@pytest.mark.parametrize("bits", [32, 8, 4, 0])
+@pytest.mark.parametrize("bits", [32, 8, 4, 1, 0])
 def test_a_layer_without_zeros(bits: int) -> None:
     packed = pack_mask(np.ones((5, 3), np.float32), bits)  # type: ignore[arg-type]
     check_packed(packed, "test")
@@ -124,6 +135,7 @@ def test_a_layer_without_zeros(bits: int) -> None:
         (np.array([1, np.nan], np.float32), 32),
         (np.array([1, np.inf], np.float32), 8),
         (np.array([1, 0.5], np.float32), 0),
+        (np.array([1, 0, -1, 0.5], np.float32), 1),
     ],
 )
 def test_what_is_no_soft_mask_is_refused(mask: np.ndarray, bits: int) -> None:
@@ -167,10 +179,11 @@ def test_broadcasting_equals_a_loop(weight_shape: tuple[int, ...], granularity: 
 
 
 def packed_example(bits: int = 32) -> PackedMask:
-    return pack_mask(random_mask((9, 5, 1, 1)), bits)  # type: ignore[arg-type]
+    mask = random_mask((9, 5, 1, 1))
+    return pack_mask(np.floor(mask) if bits == 1 else mask, bits)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("bits", [32, 8, 4, 1])
 def test_too_few_bits_or_soft_values_are_named(bits: int) -> None:
     packed = packed_example(bits)
     with pytest.raises(UserError, match=r"here: .*needs 6 bytes of bits, found 5"):

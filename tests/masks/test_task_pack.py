@@ -41,7 +41,7 @@ def every_granularity() -> Bundle:
 
 def assert_same_pack(left: TaskPack, right: TaskPack) -> None:
     def without_arrays(pack: TaskPack) -> dict[str, Any]:
-        arrays = ("masks", "batch_norms", "head_weight", "head_bias")
+        arrays = ("masks", "batch_norms", "parameters", "head_weight", "head_bias")
         return {key: value for key, value in vars(pack).items() if key not in arrays}
 
     assert without_arrays(left) == without_arrays(right)
@@ -52,9 +52,10 @@ def assert_same_pack(left: TaskPack, right: TaskPack) -> None:
         assert_same_bits(mask.bits, other.bits)
         assert_same_bits(mask.scale, other.scale)
         assert_same_bits(unpack_mask(mask), unpack_mask(other))
-    assert left.batch_norms.keys() == right.batch_norms.keys()
-    for name, array in left.batch_norms.items():
-        assert_same_bits(array, right.batch_norms[name])
+    for own, other_s in ((left.batch_norms, right.batch_norms), (left.parameters, right.parameters)):
+        assert own.keys() == other_s.keys()
+        for name, array in own.items():
+            assert_same_bits(array, other_s[name])
     assert_same_bits(left.head_weight, right.head_weight)
     assert_same_bits(left.head_bias, right.head_bias)
 
@@ -74,6 +75,33 @@ def test_a_pack_is_read_as_it_was_written(every_granularity: Bundle, tmp_path: P
     assert loaded.nbytes == pack.nbytes
     # The file holds the tensors and a header, and nothing else.
     assert 0 < path.stat().st_size - pack.nbytes < 60_000
+
+
+def with_more(pack: TaskPack) -> TaskPack:
+    """A pack with a tensor of its own beside its BatchNorms, and a ternary mask: of format version 2."""
+    masks = {**pack.masks, "fc1": pack_mask(np.array([[1, 0], [-1, 1]], np.float32), 1)}
+    return dataclasses.replace(pack, masks=masks, parameters={"fc1.bias": np.array([2, 3], np.float32)})
+
+
+def test_biases_and_ternary_masks_are_read_as_they_were_written_and_make_a_pack_of_version_2(
+    every_granularity: Bundle, tmp_path: Path
+) -> None:
+    plain = every_granularity.packs["kernel-task"]
+    for pack, version in ((plain, 1), (with_more(plain), 2)):
+        save_task_pack(pack, tmp_path / "pack.safetensors")
+        assert_same_pack(load_task_pack(tmp_path / "pack.safetensors"), pack)
+        assert pack.nbytes == plain.nbytes + (10 if version == 2 else 0)
+        _, metadata = read_arrays(tmp_path / "pack.safetensors")
+        assert json.loads(metadata["ksm-hw"])["format_version"] == version
+
+
+def test_a_task_has_a_mask_of_a_weight_or_its_own_weight_and_not_both(
+    every_granularity: Bundle, tmp_path: Path
+) -> None:
+    own = {"conv1.0.weight": every_granularity.tensors["conv1.0.weight"]}
+    changed_pack(every_granularity, tmp_path, "kernel-task", parameters=own)
+    with pytest.raises(UserError, match=r"has 'conv1.0.weight' with shape .*; expected no such tensor"):
+        load_bundle(tmp_path)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

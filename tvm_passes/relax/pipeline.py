@@ -36,6 +36,7 @@ from tvm_passes.relax.join_tasks import TaskFunctions, join_tasks
 from tvm_passes.relax.loops.allocate_on_stack import AllocateOnStack
 from tvm_passes.relax.loops.lower_loops import LowerLoops
 from tvm_passes.relax.loops.prefetch import InsertPrefetch
+from tvm_passes.relax.loops.share_loops import ShareLoops
 from tvm_passes.relax.loops.vector_functions import VectorFunctions
 from tvm_passes.relax.loops.whole_tiles import SplitWholeTiles
 from tvm_passes.relax.name_parameters import NameParameters
@@ -150,7 +151,7 @@ def _lower_loops() -> tuple[Pass, object, object]:
     lower, finalize_host, finalize_device = default_s_tir_pipeline()
 
     def finish_host() -> Pass:
-        return Sequential([AllocateOnStack(), finalize_host()])
+        return Sequential([ShareLoops(), AllocateOnStack(), finalize_host()])
 
     # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check it
     # again before each loop nest, strides and devices too, was more code than many of the loops.
