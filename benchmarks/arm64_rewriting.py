@@ -21,6 +21,7 @@ from ksm_hw.report.innermost_loops import innermost_loops
 from ksm_hw.toolchains.disassembly import Instruction, disassemble
 from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, weight_rewrite
+from tvm_passes.relax.loops.llvm_tables import by_tables
 from tvm_passes.relax.pipeline import loop_pipeline
 
 KERNELS = {
@@ -45,7 +46,8 @@ def inner_loops(rewrite: WeightRewrite, target: tvm.target.Target, folder: Path)
     """The loops of a kernel that read, scale and store the values of a weight."""
     kernel = weight_rewrite(rewrite.shared, target).with_attr("global_symbol", "rewrite")
     path = folder / "kernel.o"
-    tirx.build(tvm.IRModule({"rewrite": kernel}), target=target, pipeline=loop_pipeline()).write_to_file(str(path))
+    library = tirx.build(tvm.IRModule({"rewrite": kernel}), target=by_tables(target), pipeline=loop_pipeline())
+    library.write_to_file(str(path))
     functions = disassemble(path, "aarch64")
     loops = [loop.instructions for function in functions.values() for loop in innermost_loops(function)]
     return [loop for loop in loops if _values(loop)]

@@ -12,9 +12,11 @@ import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir.transform import PassContext
 
+from ksm_hw.compiler.loop_sharing import loop_sharing_object
 from ksm_hw.runtime.machine import available_cores
 from ksm_hw.toolchains.cuda import cuda_compiler
 from ksm_hw.toolchains.linker import link_shared_library, linker_command
+from tvm_passes.relax.loops.llvm_tables import by_tables
 from tvm_passes.relax.pipeline import loop_pipeline
 
 # The same on every machine, and so the library too: more of them would share the work out no better among few cores.
@@ -73,7 +75,7 @@ class Builder:
         if known is None or not tvm_ffi.structural_equal(known, loops):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "loops.o"
-                tvm.tirx.build(loops, target=self.target, pipeline=loop_pipeline()).write_to_file(str(path))
+                tvm.tirx.build(loops, target=by_tables(self.target), pipeline=loop_pipeline()).write_to_file(str(path))
                 content = path.read_bytes()
                 self._known[key] = loops, content
         return content
@@ -109,11 +111,16 @@ def build_executable(
     """
     cuda = target.kind.name == "cuda"
     with cuda_compiler(architectures or [target.attrs["arch"]]) if cuda else contextlib.nullcontext():
-        return tvm.compile(module, target=target, relax_pipeline=None, tir_pipeline=loop_pipeline())
+        return tvm.compile(module, target=by_tables(target), relax_pipeline=None, tir_pipeline=loop_pipeline())
 
 
 def export_library(built: Built, path: Path, architecture: str) -> None:
-    """Links machine code into a shared library for an architecture (`x86_64`, `aarch64`).
+    """Links machine code, and what shares its loops out, into a shared library.
+
+    Args:
+        built: the machine code.
+        path: of the library.
+        architecture: `x86_64`, `aarch64`.
 
     Raises:
         UserError: there is no linker, or it fails, as on a full disk.
@@ -121,8 +128,9 @@ def export_library(built: Built, path: Path, architecture: str) -> None:
     command = linker_command(architecture)
 
     with tempfile.TemporaryDirectory() as folder:
-        others = [Path(folder) / f"part{number}.o" for number in range(len(built.objects))]
-        for other, content in zip(others, built.objects, strict=True):
+        contents = [*built.objects, loop_sharing_object(tuple(command))]
+        others = [Path(folder) / f"part{number}.o" for number in range(len(contents))]
+        for other, content in zip(others, contents, strict=True):
             other.write_bytes(content)
 
         def link(output: str, objects: list[str], **_options: object) -> None:

@@ -219,16 +219,21 @@ def _check_cpu(target: CompileTarget) -> None:
         raise UserError(f"Target '{target.name}': TVM does not take it: {message}") from error
 
 
+# How to order instructions, which no CPU of LLVM's has: `targets/rk3588.toml`.
+_OF_NO_CPU = {"slow-paired-128"}
+
+
 def _known_features(triple: Mapping[str, Any]) -> set[str]:
     """All features that LLVM knows for an architecture, of whatever CPU."""
     from tvm.target import Target
     from tvm.target.codegen import llvm_get_cpu_archlist, llvm_get_cpu_features
 
-    return {
+    of_cpus = {
         str(feature)
         for cpu in llvm_get_cpu_archlist(Target(dict(triple)))
         for feature in llvm_get_cpu_features(Target({**triple, "mcpu": str(cpu)}))
     }
+    return of_cpus | _OF_NO_CPU
 
 
 def _check_known(target: str, field: str, value: str, known: Collection[str]) -> None:

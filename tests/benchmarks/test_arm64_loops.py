@@ -20,6 +20,7 @@ from ksm_hw.toolchains.disassembly import Instruction
 from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.apply_schedules import ApplySchedules
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
+from tvm_passes.relax.loops.llvm_tables import by_tables
 from tvm_passes.relax.pipeline import loop_pipeline
 from tvm_passes.relax.schedules import cpu_rules
 from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
@@ -58,7 +59,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompileWat
     watch = CompileWatch()
     with RPI5, tvm.transform.PassContext(instruments=[watch]):
         module = ApplySchedules(cpu_rules())(tvm.IRModule(functions))
-        tirx.build(module, target=RPI5, pipeline=loop_pipeline()).write_to_file(str(library))
+        tirx.build(module, target=by_tables(RPI5), pipeline=loop_pipeline()).write_to_file(str(library))
     return library, watch
 
 

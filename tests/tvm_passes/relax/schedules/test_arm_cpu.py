@@ -7,10 +7,12 @@ import tvm
 from operator_cases import HOST, function, lowered, nhwc, values
 from torch.nn import functional
 from tvm import relax, te, tirx
+from tvm.target.codegen import llvm_get_cpu_features
 
 from ksm_hw.compiler.build import build_executable
 from tvm_passes.relax import pipeline
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
+from tvm_passes.relax.loops.llvm_tables import by_tables
 from tvm_passes.relax.schedules.cpu import convolution, depthwise
 from tvm_passes.relax.schedules.cpu.convolution import Convolution
 from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
@@ -94,18 +96,19 @@ DEPTHWISE = {
 
 
 def depthwise_of(name):
-    """A depthwise convolution, its inputs, and PyTorch's result."""
+    """A depthwise convolution with bias and activation, its inputs, and PyTorch's result."""
     batch, size, channels, kernel, stride = DEPTHWISE[name]
-    data, weight = values((batch, channels, size, size), (channels, 1, kernel, kernel))
-    expected = functional.conv2d(*map(torch.from_numpy, (data, weight)), None, stride, kernel // 2, 1, channels)
+    data, weight, bias = values((batch, channels, size, size), (channels, 1, kernel, kernel), (channels,))
+    found = functional.conv2d(*map(torch.from_numpy, (data, weight, bias)), stride, kernel // 2, 1, channels)
 
-    def compute(_, x, w):
+    def compute(emit, x, w, b):
         padding = kernel // 2
-        return relax.op.nn.conv2d(x, w, stride, padding, 1, channels, data_layout="NHWC", kernel_layout="HWIO")
+        sums = emit(relax.op.nn.conv2d(x, w, stride, padding, 1, channels, data_layout="NHWC", kernel_layout="HWIO"))
+        return relax.op.clip(emit(relax.op.add(b, sums)), 0, 2)
 
-    arrays = [nhwc(data), weight.transpose(2, 3, 1, 0)]
+    arrays = [nhwc(data), weight.transpose(2, 3, 1, 0), bias]
     (operator,) = lowered(function(compute, *(array.shape for array in arrays)), HOST).functions_items()[:1]
-    return operator[1], arrays, nhwc(expected.numpy())
+    return operator[1], arrays, nhwc(found.clamp(0, 2).numpy())
 
 
 def test_every_way_of_a_depthwise_convolution_equals_torch(by_lane):
@@ -139,3 +142,19 @@ def test_where_loads_are_the_limit_tiles_are_squarer():
     speeds = [dict(ranked_tiles(196, 192, 64, unit, "float32")) for unit in (few_slots, many_slots)]
     assert speeds[0][7, 12] > 1.1 * speeds[0][4, 12]
     assert speeds[1][7, 12] == pytest.approx(speeds[1][4, 12], rel=0.02)
+
+
+def test_sums_of_a_depthwise_convolution_begin_with_its_bias(by_lane):
+    operator, *_ = depthwise_of("several_rows_at_once")
+    code = next(iter(DepthwiseConvolution().candidates(operator, HOST))).schedule.mod.script()
+    assert code.count("T.float32(0.0)") == 2  # Of the padding and of the clip, and none where the sums begin.
+
+
+def test_orders_of_instructions_are_those_of_tables_that_describe_the_core():
+    described = {name: by_tables(target).attrs for name, target in ARM.items()}
+    assert described["cortex-a76"]["mcpu"] == "neoverse-n1" and "-spe" in described["cortex-a76"]["mattr"]
+    assert described["cortex-a55"]["mcpu"] == "cortex-a55" and "+slow-paired-128" in described["cortex-a55"]["mattr"]
+    for name in ("cortex-a72", "cortex-a78ae", "generic"):
+        assert by_tables(ARM[name]).same_as(ARM[name])
+    features = [set(llvm_get_cpu_features(one)) for one in (ARM["cortex-a76"], by_tables(ARM["cortex-a76"]))]
+    assert features[0] ^ features[1] == {"a76", "neoversen1", "use-postra-scheduler"}  # No instruction more or less.

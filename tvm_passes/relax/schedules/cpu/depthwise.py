@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
 from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, largest_divisor, widest_vector
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, is_depthwise, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
+from tvm_passes.relax.schedules.cpu.bias_first import begin_with_bias
 from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
 from tvm_passes.relax.schedules.cpu.vector_unit import LINE_BYTES, VectorUnit, vector_unit
 
@@ -150,8 +152,11 @@ def _compute(schedule: Schedule, operator: FusedOperator, sharing: Sharing, unit
     task = schedule.fuse(n, parts, blocks)
     schedule.reverse_compute_at(operator.output, order[-1], preserve_unit_loops=True)
     for block in operator.producers:
+        if unit.by_lane:
+            _together(schedule, block, sharing.lanes)
         schedule.compute_at(block, task, preserve_unit_loops=True)
-        schedule.vectorize(schedule.split(schedule.get_loops(block)[-1], [None, sharing.lanes])[1])
+        last = schedule.get_loops(block)[-1]
+        schedule.vectorize(last if unit.by_lane else schedule.split(last, [None, sharing.lanes])[1])
     schedule.parallel(task)
     schedule.vectorize(vector)
     unrolled = [inner_pixels, kx]
@@ -163,4 +168,16 @@ def _compute(schedule: Schedule, operator: FusedOperator, sharing: Sharing, unit
     for loop in unrolled:
         schedule.unroll(loop)
     schedule.vectorize(output_vector)
-    schedule.decompose_reduction(operator.reduction, i)
+    start = schedule.decompose_reduction(operator.reduction, i)
+    if unit.by_lane:
+        begin_with_bias(schedule, start, operator.output)
+
+
+def _together(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
+    """Lays a copy of inputs out such that vectors of neighbouring pixels are neighbours: two are one load."""
+
+    def packed(n: tirx.Var, y: tirx.Var, x: tirx.Var, i: tirx.Var) -> list[tirx.Expr]:
+        return [n, i // lanes, y, x, i % lanes]
+
+    schedule.transform_layout(block, ("write", 0), packed)
+    schedule.transform_block_layout(block, packed)
