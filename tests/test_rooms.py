@@ -20,6 +20,7 @@ FLOORS = [
     "ksm_hw.masks",
     "ksm_hw.models",
     "ksm_hw.learning ksm_hw.artifact",
+    "ksm_hw.importing",
     "ksm_hw.runtime",
     "ksm_hw.toolchains",
     "ksm_hw.measuring ksm_hw.runner",
