@@ -12,6 +12,7 @@ import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir.transform import PassContext
 
+from ksm_hw.compiler.loop_sharing import loop_sharing_object
 from ksm_hw.runtime.machine import available_cores
 from ksm_hw.toolchains.cuda import cuda_compiler
 from ksm_hw.toolchains.linker import link_shared_library, linker_command
@@ -114,7 +115,12 @@ def build_executable(
 
 
 def export_library(built: Built, path: Path, architecture: str) -> None:
-    """Links machine code into a shared library for an architecture (`x86_64`, `aarch64`).
+    """Links machine code, and what shares its loops out, into a shared library.
+
+    Args:
+        built: the machine code.
+        path: of the library.
+        architecture: `x86_64`, `aarch64`.
 
     Raises:
         UserError: there is no linker, or it fails, as on a full disk.
@@ -122,8 +128,9 @@ def export_library(built: Built, path: Path, architecture: str) -> None:
     command = linker_command(architecture)
 
     with tempfile.TemporaryDirectory() as folder:
-        others = [Path(folder) / f"part{number}.o" for number in range(len(built.objects))]
-        for other, content in zip(others, built.objects, strict=True):
+        contents = [*built.objects, loop_sharing_object(tuple(command))]
+        others = [Path(folder) / f"part{number}.o" for number in range(len(contents))]
+        for other, content in zip(others, contents, strict=True):
             other.write_bytes(content)
 
         def link(output: str, objects: list[str], **_options: object) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ksm_hw.errors import UserError
@@ -55,9 +56,22 @@ def link_shared_library(command: Sequence[str], output: str, objects: Sequence[s
     Raises:
         UserError: the linker fails, as on a full disk.
     """
-    whole = [*command, "-shared", "-fPIC", "-o", output, *objects]
+    _run(command, ["-shared", "-fPIC", "-o", output, *objects], f"link {output}")
+
+
+def compile_c(command: Sequence[str], source: Path, output: Path, options: Sequence[str] = ()) -> None:
+    """Compiles a C file that includes no header into an object file for a shared library.
+
+    Raises:
+        UserError: the compiler fails, as on a full disk.
+    """
+    _run(command, ["-O2", "-g0", "-fPIC", *options, "-c", "-o", str(output), str(source)], f"compile {source}")
+
+
+def _run(command: Sequence[str], arguments: Sequence[str], what: str) -> None:
+    whole = [*command, *arguments]
     _log.debug("%s", " ".join(whole))
     done = subprocess.run(whole, capture_output=True, text=True, errors="replace")
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[0]
-        raise UserError(f"{' '.join(command)} cannot link {output}: {said}. Nothing was left behind.")
+        raise UserError(f"{' '.join(command)} cannot {what}: {said}. Nothing was left behind.")

@@ -1,0 +1,75 @@
+// How a library's parallel loops are shared out among TVM's threads: in parts that a thread takes as it becomes free.
+//
+// TVM gives each thread one equal part and waits for the slowest, which another process or a slower core may have made
+// late. The compiled loops call TVM's function through a pointer of this name, which TVM sets in every library that shows
+// one when it loads it. Here the pointer is hidden, so it stays as it is, and all loops of the library call `Launch`, which
+// has each of TVM's threads run `RunThread`. Every library carries this code: nothing is to be installed where it runs.
+//
+// A loop has kUnits steps (tvm_passes/relax/loops/share_loops.py). They are given out in rounds of as many parts as there
+// are threads, each round half of what is left, down to single steps: the first parts are long, so that there are few, and
+// the last ones short, so that all threads end at about the same time. A part changes no value: each step of a loop
+// computes what it would alone.
+//
+// Compiled without any header, so that a cross compiler needs no C library.
+
+typedef struct {
+  void* sync_handle;
+  int parts;
+} Group;  // TVMParallelGroupEnv
+
+// The body of a loop, that does one of so many equal parts. (With a barrier of TVM's in it, of which no schedule makes
+// one, parts would wait for others that have not begun.)
+typedef int (*Loop)(int part, Group* group, void* data);
+
+extern int TVMBackendParallelLaunch(Loop loop, void* data, int threads);
+
+enum { kUnits = UNITS };
+
+typedef struct {
+  const Loop loop;
+  void* const data;
+  unsigned taken;  // Parts so far, by all threads.
+  int failure;     // What a part returned that failed. TVM throws it, but does not where it has one thread.
+} SharedLoop;
+
+static __thread int inside;  // Whether this thread is in a loop: one in it is its own, for TVM's threads are taken.
+
+static int RunWhole(Loop loop, void* data, void* sync_handle) {
+  Group alone = {sync_handle, 1};
+  return loop(0, &alone, data);
+}
+
+static int TakeParts(SharedLoop* shared, const Group* threads) {
+  unsigned width = 2;  // Parts of a round: a power of two, as sizes of parts are.
+  while ((int)width < threads->parts && width < kUnits / 2) width *= 2;
+  for (;;) {
+    const unsigned part = __atomic_fetch_add(&shared->taken, 1, __ATOMIC_RELAXED);
+    const unsigned left = kUnits >> part / width;  // Units when this round began.
+    if (left < width) return 0;
+    const unsigned size = left / 2 < width ? 1 : left / 2 / width;
+    const unsigned first = kUnits - left + part % width * size;
+    Group parts = {threads->sync_handle, kUnits / size};
+    const int failure = shared->loop(first / size, &parts, shared->data);
+    if (failure != 0) return failure;
+  }
+}
+
+static int RunThread(int thread, Group* threads, void* shared_loop) {
+  (void)thread;
+  SharedLoop* shared = shared_loop;
+  inside = 1;
+  const int failure = threads->parts == 1 ? RunWhole(shared->loop, shared->data, threads->sync_handle)
+                                          : TakeParts(shared, threads);
+  inside = 0;
+  if (failure != 0) __atomic_store_n(&shared->failure, failure, __ATOMIC_RELAXED);
+  return failure;
+}
+
+static int Launch(Loop loop, void* data, int threads) {
+  if (inside) return RunWhole(loop, data, 0);
+  SharedLoop shared = {loop, data, 0, 0};
+  const int failure = TVMBackendParallelLaunch(RunThread, &shared, threads);
+  return failure != 0 ? failure : shared.failure;
+}
+
+__attribute__((visibility("hidden"))) int (*__TVMBackendParallelLaunch)(Loop, void*, int) = Launch;
