@@ -19,6 +19,7 @@ FLOORS = [
     "ksm_hw.images",
     "ksm_hw.masks",
     "ksm_hw.models",
+    "ksm_hw.quantising",
     "ksm_hw.learning ksm_hw.artifact",
     "ksm_hw.importing",
     "ksm_hw.runtime",
