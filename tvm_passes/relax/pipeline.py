@@ -8,7 +8,7 @@
     kernels     ops become fused loops
     scheduled   each loop nest gets a schedule, and what it costs as attributes
     planned     calls become instructions of Relax's virtual machine, over memory that is planned ahead
-    loops       loops become what LLVM, or a GPU's code generator, takes
+    loops       functions such as exp become arithmetic, loops what LLVM, or a GPU's code generator, takes
 
 Folded, layouts and lifted run once for each layout of masks (`MaskLayout` of every layer), what follows on the joined
 module; the last inside `tvm.compile`. Each phase is a `Sequential` of that name, so that a `PassInstrument` sees the
@@ -37,6 +37,7 @@ from tvm_passes.relax.loops.allocate_on_stack import AllocateOnStack
 from tvm_passes.relax.loops.lower_loops import LowerLoops
 from tvm_passes.relax.loops.prefetch import InsertPrefetch
 from tvm_passes.relax.loops.share_loops import ShareLoops
+from tvm_passes.relax.loops.vector_functions import VectorFunctions
 from tvm_passes.relax.loops.whole_tiles import SplitWholeTiles
 from tvm_passes.relax.name_parameters import NameParameters
 from tvm_passes.relax.schedules import target_rules
@@ -155,7 +156,7 @@ def _lower_loops() -> tuple[Pass, object, object]:
     # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check it
     # again before each loop nest, strides and devices too, was more code than many of the loops.
     whole_tiles = SplitWholeTiles(lambda target: vector_unit(target).by_lane)
-    passes = [InsertPrefetch(), LowerLoops(lower), whole_tiles, ConvertSSA(), SkipAssert()]
+    passes = [InsertPrefetch(), LowerLoops(lower), whole_tiles, VectorFunctions(), ConvertSSA(), SkipAssert()]
     return _phase("loops", passes), finish_host, finalize_device
 
 

@@ -1,0 +1,141 @@
+"""VectorFunctions: exp, sigmoid, tanh and erf of float32 as arithmetic that vector units have.
+
+In:  lowered loops, vectorised where a schedule says so.
+Out: the same loops. For these four LLVM would call a function of the C library for each value of a vector; nothing is
+     called now.
+
+Polynomials are minimax fits, rational ones for tanh and erf, evaluated by Horner's rule. Measured against float64, over
+all of float32 (`test_vector_functions.py`):
+
+    exp        relative error below 1.2e-7; results below 2^-125.5 (x < -86.99) become 0.
+    sigmoid    1 / (1 + exp(-x)): relative error below 2.5e-7, and 0 below x = -88.73.
+    tanh, erf  relative error below 4e-7, which may lead beyond 1 by as much.
+
+NaN stays NaN, and infinities have the limits of the functions.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import tvm
+from tvm import tirx
+from tvm.ir.transform import PassContext
+from tvm.tirx.transform import prim_func_pass
+from tvm_ffi import structural_map
+
+# exp(r) for |r| <= log(2) / 2, lowest power first.
+_EXP = (1.0, 1.0, 0.49999994, 0.16666421, 0.041668057, 0.008374966, 0.0013842714)
+# exp(x) = 2^n · exp(r) with n = rint(x / log(2)). log(2) in two parts, so that n times the first is exact.
+_LOG2_HIGH, _LOG2_LOW = 0.693359375, -2.12194440e-4
+_ROUNDING = 1.5 * 2.0**23
+"""Added to a float32 of less than 2^22, it leaves the nearest integer in the lowest bits, and no fraction."""
+_EXP_LEAST, _EXP_MOST = -87.3, 88.8
+# What x² is to be raised to, lowest power first; of x·P(x²)/Q(x²), where |x| is no more than the last number.
+_TANH = (
+    (0.99999998, 0.13374469, 0.0034878037, 2.0481069e-05, 1.3177368e-08),
+    (1.0, 0.46707783, 0.02584736, 0.00032729083, 7.7039812e-07),
+    9.1,
+)
+_ERF = (
+    (1.1283791, 0.1935467, 0.05310197, 0.003883416, 0.00028456782, 1.9867740e-06),
+    (1.0, 0.50485885, 0.11535068, 0.015207395, 0.0011855891, 3.7420188e-05),
+    4.0,
+)
+
+# TVM leaves loops with erf as they are, for LLVM has no such function of vectors.
+tvm.ir.register_op_attr("tirx.erf", "TVectorizable", True)
+
+
+@prim_func_pass(opt_level=0, name="VectorFunctions")
+class VectorFunctions:
+    """Writes the functions out, in lowered functions for CPUs."""
+
+    def transform_function(self, func: tirx.PrimFunc, _module: tvm.IRModule, _context: PassContext) -> tirx.PrimFunc:
+        """The function, as it is if it calls none of them."""
+        target = func.attrs.get("target")
+        if target is None or "cpu" not in target.keys:
+            return func
+        return func.with_body(structural_map(func.body, (tvm.ir.Call, _written_out)))
+
+
+def _written_out(call: tvm.ir.Call) -> tirx.Expr:
+    name = call.op.name if isinstance(call.op, tvm.ir.Op) else ""
+    if name not in _FUNCTIONS:
+        return call
+    dtype = call.ty.dtype
+    if dtype.with_lanes(1) == "float32":
+        return _with_value(call.args[0], _FUNCTIONS[name])
+    if name == "tirx.erf" and dtype.lanes > 1:
+        return _with_value(call.args[0], lambda x: _value_by_value(x, tirx.erf))
+    return call
+
+
+def _value_by_value(x: tirx.Expr, function: Callable[[tirx.Expr], tirx.Expr]) -> tirx.Expr:
+    lanes = range(x.ty.dtype.lanes)
+    return tirx.Shuffle([function(tirx.Shuffle([x], [lane])) for lane in lanes], list(lanes))
+
+
+def _exp(x: tirx.Expr) -> tirx.Expr:
+    within = _at_most(_at_least(x, _EXP_LEAST), _EXP_MOST)
+    return _with_value(within, _exp_within)
+
+
+def _exp_within(x: tirx.Expr) -> tirx.Expr:
+    def scaled(shifted: tirx.Expr) -> tirx.Expr:
+        n = shifted - _number(_ROUNDING, x)
+        rest = x - n * _number(_LOG2_HIGH, x) - n * _number(_LOG2_LOW, x)
+        integers = str(x.ty.dtype).replace("float", "int")
+        # 2^(n-1), whose exponent is valid for n = 128 too: the bits above those of n fall out.
+        power = (tirx.reinterpret(integers, shifted) << _number(23, integers)) + _number(126 << 23, integers)
+        twice = [2 * coefficient for coefficient in _EXP]
+        return _with_value(rest, lambda r: _polynomial(r, twice)) * tirx.reinterpret(x.ty.dtype, power)
+
+    return _with_value(x * _number(1 / math.log(2), x) + _number(_ROUNDING, x), scaled)
+
+
+def _sigmoid(x: tirx.Expr) -> tirx.Expr:
+    one = _number(1, x)
+    return one / (one + _exp(_number(0, x) - x))
+
+
+def _odd_rational(x: tirx.Expr, numerator: Sequence[float], denominator: Sequence[float], limit: float) -> tirx.Expr:
+    def of_clipped(x: tirx.Expr) -> tirx.Expr:
+        return _with_value(x * x, lambda z: x * _polynomial(z, numerator) / _polynomial(z, denominator))
+
+    return _with_value(_at_most(_at_least(x, -limit), limit), of_clipped)
+
+
+_FUNCTIONS: dict[str, Callable[[tirx.Expr], tirx.Expr]] = {
+    "tirx.exp": _exp,
+    "tirx.sigmoid": _sigmoid,
+    "tirx.tanh": lambda x: _odd_rational(x, *_TANH),
+    "tirx.erf": lambda x: _odd_rational(x, *_ERF),
+}
+
+
+def _polynomial(x: tirx.Expr, coefficients: Sequence[float]) -> tirx.Expr:
+    """The sum of coefficients by powers of x, the lowest first."""
+    result = _number(coefficients[-1], x)
+    for coefficient in reversed(coefficients[:-1]):
+        result = result * x + _number(coefficient, x)
+    return result
+
+
+def _at_least(x: tirx.Expr, limit: float) -> tirx.Expr:
+    """What is less than a limit, raised to it; NaN stays, as it is less than nothing."""
+    return tirx.Select(x < _number(limit, x), _number(limit, x), x)
+
+
+def _at_most(x: tirx.Expr, limit: float) -> tirx.Expr:
+    return tirx.Select(x > _number(limit, x), _number(limit, x), x)
+
+
+def _number(value: float, like: tirx.Expr | str) -> tirx.Expr:
+    """A number of the type of an expression, or of a type: as often as its vectors have values."""
+    return tirx.const(value, like if isinstance(like, str) else like.ty.dtype)
+
+
+def _with_value(value: tirx.Expr, result: Callable[[tirx.Expr], tirx.Expr]) -> tirx.Expr:
+    """What is computed from a value that is computed once."""
+    variable = tirx.Var("value", value.ty.dtype)
+    return tirx.Let(variable, value, result(variable))
