@@ -74,7 +74,9 @@ def import_checkpoint(
         preprocessing = default_preprocessing(backbone, image_size)
         preprocessing = dataclasses.replace(preprocessing, resize_to=resize_to or image_size)
         facts = {"source": checkpoint.name}
-        bundle = imported_bundle(content, tasks, network, backbone, form_found.name, preprocessing, names, facts)
+        bundle = imported_bundle(
+            checkpoint, content, tasks, network, backbone, form_found.name, preprocessing, names, facts
+        )
         found = describe(checkpoint, form_found.title, content, tasks)
         found["preprocessing"] = dataclasses.asdict(preprocessing)
         found["pack_bytes"] = {name: pack.nbytes for name, pack in bundle.packs.items()}

@@ -5,7 +5,8 @@
 // one when it loads it. Here the pointer is hidden, so it stays as it is, and all loops of the library call `Launch`, which
 // has each of TVM's threads run `RunThread`. Every library carries this code: nothing is to be installed where it runs.
 //
-// A loop has kUnits steps (tvm_passes/relax/loops/share_loops.py). They are given out in rounds of as many parts as there
+// A loop must have kUnits steps (tvm_passes/relax/loops/share_loops.py): of any other number TVM's parts of one size would
+// not end where those of half the size begin. They are given out in rounds of as many parts as there
 // are threads, each round half of what is left, down to single steps: the first parts are long, so that there are few, and
 // the last ones short, so that all threads end at about the same time. A part changes no value: each step of a loop
 // computes what it would alone.
