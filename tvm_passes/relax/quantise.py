@@ -3,9 +3,10 @@
 In:  `main(input, *parameters)`, masks and BatchNorms folded into weights (`FoldTaskMask`), activations channels-last
      (`ConvertToChannelsLast`).
 Out: the same `main` with a parameter more for each quantised tensor, `quantisation/<tensor>`, float32 [2]: its scale
-     and zero point. The image is quantised once, and all between it and the logits is uint8: every operator is a call of a
-     kernel of `kernels/quantised.py`, or moves values. What is calculated of weights and quantisations alone depends on
-     parameters alone, so that `LiftTransformParams` moves it out of `main`: one library serves tasks of any scales.
+     and zero point. The image is quantised once, and all between it and the logits is uint8: every operator is a call
+     of a kernel of `kernels/quantised.py`, or moves values. What is calculated of weights and quantisations alone
+     depends on parameters alone, so that `LiftTransformParams` moves it out of `main`: one library serves tasks of any
+     scales.
 
      A tensor's name is that of the layer that computes it, or of the layer that comes last among its operands, `/`, and
      what the operator is (docs/quantisation.md).
@@ -13,7 +14,7 @@ Out: the same `main` with a parameter more for each quantised tensor, `quantisat
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import tvm
@@ -315,8 +316,3 @@ class _Quantiser:
         result = kernel.params[-1].ty
         out_type = relax.TensorType(tuple(map(int, result.shape)), result.dtype)
         return self.builder.emit(relax.call_tir(variable, arguments, out_ty=out_type))
-
-
-def tensors_of(parameters: Mapping[str, object]) -> list[str]:
-    """The tensors whose quantisations are among parameters."""
-    return [name.removeprefix(QUANTISATION) for name in parameters if name.startswith(QUANTISATION)]
