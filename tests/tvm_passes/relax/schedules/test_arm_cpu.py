@@ -13,8 +13,9 @@ from ksm_hw.compiler.build import build_executable
 from tvm_passes.relax import pipeline
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
 from tvm_passes.relax.loops.llvm_tables import by_tables
-from tvm_passes.relax.schedules.cpu import convolution, depthwise
+from tvm_passes.relax.schedules.cpu import convolution, dense, depthwise
 from tvm_passes.relax.schedules.cpu.convolution import Convolution
+from tvm_passes.relax.schedules.cpu.dense import Dense
 from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
 from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
@@ -29,7 +30,7 @@ A76 = vector_unit(ARM["cortex-a76"])
 @pytest.fixture
 def by_lane(monkeypatch):
     """Has this machine scheduled for as if it multiplied by lanes."""
-    for module in (convolution, depthwise, pipeline):
+    for module in (convolution, dense, depthwise, pipeline):
         monkeypatch.setattr(module, "vector_unit", lambda _: A76)
 
 
@@ -142,6 +143,23 @@ def test_where_loads_are_the_limit_tiles_are_squarer():
     speeds = [dict(ranked_tiles(196, 192, 64, unit, "float32")) for unit in (few_slots, many_slots)]
     assert speeds[0][7, 12] > 1.1 * speeds[0][4, 12]
     assert speeds[1][7, 12] == pytest.approx(speeds[1][4, 12], rel=0.02)
+
+
+# rows, inputs, outputs
+DENSE = {"one_row": (1, 64, 40), "rows": (3, 24, 16), "no_vectors": (2, 7, 5)}
+
+
+def test_every_way_of_a_dense_layer_equals_numpy(by_lane):
+    functions, cases = {}, {}
+    for name, (rows, inputs, outputs) in DENSE.items():
+        data, weight, bias = values((rows, inputs), (inputs, outputs), (outputs,))
+        shapes = (data.shape, weight.shape, bias.shape)
+        module = lowered(function(lambda emit, x, w, b: relax.op.add(emit(relax.op.matmul(x, w)), b), *shapes), HOST)
+        (operator,) = (one for _, one in module.functions_items() if isinstance(one, tirx.PrimFunc))
+        cases[name] = [data, weight, bias], data @ weight + bias
+        for number, candidate in enumerate(Dense().design_space(operator, HOST)[:3]):
+            functions[f"{name}_{number}"] = candidate.mod["main"]
+    check(functions, cases)
 
 
 def test_sums_of_a_depthwise_convolution_begin_with_its_bias(by_lane):
