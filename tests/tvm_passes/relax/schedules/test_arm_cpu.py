@@ -1,18 +1,25 @@
 """Schedules for cores that multiply by lanes compute what PyTorch computes. Here they run on this machine."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import tvm
+from board_processes import EMULATED_PYTHON, needs_emulated_board
 from operator_cases import HOST, function, lowered, nhwc, values
 from torch.nn import functional
 from tvm import relax, te, tirx
 from tvm.target.codegen import llvm_get_cpu_features
 
 from ksm_hw.compiler.build import build_executable
+from ksm_hw.toolchains.linker import link_shared_library, linker_command
 from tvm_passes.relax import pipeline
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
 from tvm_passes.relax.loops.llvm_tables import by_tables
+from tvm_passes.relax.pipeline import loop_pipeline
 from tvm_passes.relax.schedules.cpu import convolution, dense, depthwise
 from tvm_passes.relax.schedules.cpu.convolution import Convolution
 from tvm_passes.relax.schedules.cpu.dense import Dense
@@ -119,6 +126,31 @@ def test_every_way_of_a_depthwise_convolution_equals_torch(by_lane):
         for number, candidate in enumerate(DepthwiseConvolution().design_space(operator, HOST)[:3]):
             functions[f"{name}_{number}"] = candidate.mod["main"]
     check(functions, cases)
+
+
+@needs_emulated_board
+@pytest.mark.slow
+@pytest.mark.parametrize("core", ["cortex-a55", "cortex-a76", "cortex-a78ae"])
+def test_code_for_a_core_runs_on_it(core, tmp_path):
+    target, kernels, arguments, expected = ARM[core], {}, {}, {}
+    for name in DEPTHWISE:
+        operator, inputs, expected[name] = depthwise_of(name)
+        schedule = next(iter(DepthwiseConvolution().candidates(operator, target))).schedule
+        kernels[name] = schedule.mod["main"].with_attrs({"global_symbol": name, "target": target})
+        for place, array in enumerate([*inputs, np.full_like(expected[name], np.nan)]):
+            arguments[f"{name}/0/{place}"] = np.ascontiguousarray(array)
+    np.savez(tmp_path / "arguments.npz", **arguments)
+    objects = str(tmp_path / "kernels.o")
+    tirx.build(tvm.IRModule(kernels), target=by_tables(target), pipeline=loop_pipeline()).write_to_file(objects)
+    link_shared_library(linker_command("aarch64"), str(tmp_path / "kernels.so"), [objects])
+    program = Path(__file__).parents[3] / "kernels_on_a_board.py"
+    files = (tmp_path / name for name in ("kernels.so", "arguments.npz", "results.npz"))
+    # QEMU of Debian 12 has no A55 and no A78AE.
+    environment = {**os.environ, "QEMU_CPU": core if core == "cortex-a76" else "max"}
+    subprocess.run([EMULATED_PYTHON, program, *files], check=True, env=environment)
+    results = np.load(tmp_path / "results.npz")
+    for name, result in expected.items():
+        np.testing.assert_allclose(results[f"{name}/0"], result, rtol=1e-5, atol=2e-5, err_msg=name)
 
 
 def test_cores_are_known_by_what_they_start_in_a_cycle():
