@@ -62,7 +62,7 @@ def import_checkpoint(
     with messages.status("read the checkpoint"):
         network = build_backbone(backbone)
         form_found, content = read_tasks(checkpoint, form, network)
-        tasks = chosen_tasks(content, task or [])
+        tasks = chosen_tasks(checkpoint, content, task or [])
         names = _class_names(classes or [], [each.name for each in tasks])
         if output is not None:
             for each in tasks:

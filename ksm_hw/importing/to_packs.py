@@ -19,10 +19,11 @@ from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import backbone_tensors, check_can_grow, head_path, load_backbone_tensors, widen
 
 
-def chosen_tasks(checkpoint: Checkpoint, wanted: Sequence[str]) -> tuple[ImportedTask, ...]:
+def chosen_tasks(path: Path, checkpoint: Checkpoint, wanted: Sequence[str]) -> tuple[ImportedTask, ...]:
     """The tasks that a user wants, under the names that they give.
 
     Args:
+        path: of the checkpoint, for messages.
         checkpoint: which has them.
         wanted: `NAME` or `NAME=OTHER` each; none are all. A file of one task takes any name.
 
@@ -36,12 +37,15 @@ def chosen_tasks(checkpoint: Checkpoint, wanted: Sequence[str]) -> tuple[Importe
     for each in wanted or tasks:
         name, _, other = each.partition("=")
         if name not in tasks:
-            raise UserError(f"The checkpoint has no task named '{name}'. There are: {', '.join(tasks) or 'none'}.")
+            raise UserError(f"{path} has no task named '{name}'. There are: {', '.join(tasks) or 'none'}.")
         chosen.append(dataclasses.replace(tasks[name], name=other or name))
     for number, task in enumerate(chosen):
-        check_task_name(task.name)
+        try:
+            check_task_name(task.name)
+        except UserError as error:
+            raise UserError(f"{path}: {error} Give it another name: --task TASK=NAME.") from error
         if task.name in {other.name for other in chosen[:number]}:
-            raise UserError(f"Two tasks would be called '{task.name}', or it is wanted twice. Give TASK=NAME.")
+            raise UserError(f"{path}: two tasks would be called '{task.name}', or it is wanted twice. Give TASK=NAME.")
     return tuple(chosen)
 
 
