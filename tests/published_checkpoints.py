@@ -71,6 +71,9 @@ class Published:
     logits: dict[str, Callable[[torch.Tensor], torch.Tensor]]
 
 
+Made = Callable[..., Published]
+
+
 def evaluated(model: Model, number: int) -> Callable[[torch.Tensor], torch.Tensor]:
     model = copy.deepcopy(model).eval()
 

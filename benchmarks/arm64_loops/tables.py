@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from arm64_loops import uneven_cores
 from arm64_loops.cores import Core
 from arm64_loops.operators import OperatorCost, Work
 from arm64_loops.peer_wheels import PeerLoop
@@ -22,6 +23,9 @@ loops by; no board ran it."""
 # Core, then engine, then its loops.
 Peers = dict[Core, dict[str, list[PeerLoop]]]
 
+_ABOUT_UNEVEN = """By the same numbers: `equal` is a part for each core, as TVM shares a loop out, and `shared` parts
+that each core takes as it becomes free, as artifacts do (ksm_hw/compiler/loop_sharing.c). To wake threads takes nothing
+here. The board's target takes what is best."""
 _ABOUT_PEERS = """The best loops in the aarch64 wheels of other engines, by the same tables. Matrix products and
 convolutions multiply by lanes. Depthwise convolutions multiply whole registers, in a step a multiple of their window's
 size; which stride a loop of others has is not seen. Of ksm-hw the least and the greatest share of all operators, but
@@ -124,6 +128,8 @@ def _work_as_json(work: Work) -> dict[str, Any]:
 def markdown(costs: Costs, peers: Peers, command: str) -> str:
     """A page: tables of networks and of engines, and one of operators for each network and core."""
     parts = ["# arm64: loops beside the core's peak\n", f"`{command}`\n", f"{_ABOUT}\n", _networks(costs)]
+    if uneven := _uneven(costs):
+        parts += [f"## Fast and slow cores\n\n{_ABOUT_UNEVEN}\n", uneven]
     if peers:
         parts += [f"## Other engines\n\n{_ABOUT_PEERS}\n", _engines(costs, peers)]
     for network, of_cores in costs.items():
@@ -140,6 +146,20 @@ def _networks(costs: Costs) -> str:
             about = f"{core.title}, `{core.table}`, {core.gigahertz} GHz"
             lines.append(f"| {network} | {board} | {about} | {milliseconds(operators):.1f} |")
     return "\n".join([*lines, ""])
+
+
+def _uneven(costs: Costs) -> str:
+    """A line for each network on a board with cores of two kinds; nothing without one."""
+    lines = []
+    for network, of_cores in costs.items():
+        for board in dict.fromkeys(board for board, _ in of_cores):
+            kinds = [(core, operators) for (other, core), operators in of_cores.items() if other == board]
+            if len(kinds) > 1:
+                ways = (kinds[:1], False), (kinds[:1], True), (kinds, False), (kinds, True)
+                cells = " | ".join(f"{uneven_cores.milliseconds(cores, shared):.2f}" for cores, shared in ways)
+                lines.append(f"| {network} | {board} | {cells} |")
+    heads = "| network | board | fast, equal, ms | fast, shared | fast and slow, equal | fast and slow, shared |"
+    return "\n".join([heads, "| --- | --- |" + " ---: |" * 4, *lines, ""]) if lines else ""
 
 
 def _engines(costs: Costs, peers: Peers) -> str:

@@ -62,7 +62,7 @@ def import_checkpoint(
     with messages.status("read the checkpoint"):
         network = build_backbone(backbone)
         form_found, content = read_tasks(checkpoint, form, network)
-        tasks = chosen_tasks(content, task or [])
+        tasks = chosen_tasks(checkpoint, content, task or [])
         names = _class_names(classes or [], [each.name for each in tasks])
         if output is not None:
             for each in tasks:
@@ -74,7 +74,9 @@ def import_checkpoint(
         preprocessing = default_preprocessing(backbone, image_size)
         preprocessing = dataclasses.replace(preprocessing, resize_to=resize_to or image_size)
         facts = {"source": checkpoint.name}
-        bundle = imported_bundle(content, tasks, network, backbone, form_found.name, preprocessing, names, facts)
+        bundle = imported_bundle(
+            checkpoint, content, tasks, network, backbone, form_found.name, preprocessing, names, facts
+        )
         found = describe(checkpoint, form_found.title, content, tasks)
         found["preprocessing"] = dataclasses.asdict(preprocessing)
         found["pack_bytes"] = {name: pack.nbytes for name, pack in bundle.packs.items()}

@@ -12,17 +12,18 @@ from ksm_hw.errors import UserError
 from ksm_hw.importing.checkpoint import Checkpoint, ImportedTask
 from ksm_hw.masks.bundle import Bundle, check_task_name, sha256_of_tensors
 from ksm_hw.masks.growth import Tensors, padded, padded_tensor
-from ksm_hw.masks.mask_format import mask_shape
+from ksm_hw.masks.mask_format import Granularity, mask_shape
 from ksm_hw.masks.preprocessing import Preprocessing
 from ksm_hw.masks.soft_mask import PackedMask, fewest_bits, pack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import backbone_tensors, check_can_grow, head_path, load_backbone_tensors, widen
 
 
-def chosen_tasks(checkpoint: Checkpoint, wanted: Sequence[str]) -> tuple[ImportedTask, ...]:
+def chosen_tasks(path: Path, checkpoint: Checkpoint, wanted: Sequence[str]) -> tuple[ImportedTask, ...]:
     """The tasks that a user wants, under the names that they give.
 
     Args:
+        path: of the checkpoint, for messages.
         checkpoint: which has them.
         wanted: `NAME` or `NAME=OTHER` each; none are all. A file of one task takes any name.
 
@@ -36,14 +37,20 @@ def chosen_tasks(checkpoint: Checkpoint, wanted: Sequence[str]) -> tuple[Importe
     for each in wanted or tasks:
         name, _, other = each.partition("=")
         if name not in tasks:
-            raise UserError(f"The checkpoint has no task named '{name}'. There are: {', '.join(tasks) or 'none'}.")
+            raise UserError(f"{path} has no task named '{name}'. There are: {', '.join(tasks) or 'none'}.")
         chosen.append(dataclasses.replace(tasks[name], name=other or name))
-    for task in chosen:
-        check_task_name(task.name)
+    for number, task in enumerate(chosen):
+        try:
+            check_task_name(task.name)
+        except UserError as error:
+            raise UserError(f"{path}: {error} Give it another name: --task TASK=NAME.") from error
+        if task.name in {other.name for other in chosen[:number]}:
+            raise UserError(f"{path}: two tasks would be called '{task.name}', or it is wanted twice. Give TASK=NAME.")
     return tuple(chosen)
 
 
 def imported_bundle(
+    path: Path,
     checkpoint: Checkpoint,
     tasks: Sequence[ImportedTask],
     network: nn.Module,
@@ -56,6 +63,7 @@ def imported_bundle(
     """The tasks as packs over the checkpoint's backbone, or over that of the network where it has none.
 
     Args:
+        path: of the checkpoint, for messages.
         checkpoint, tasks: what is imported.
         network: the backbone with the user's weights, in its published widths; it may be changed.
         backbone: its name.
@@ -67,6 +75,25 @@ def imported_bundle(
     Raises:
         UserError: a tensor is missing or has a shape that does not fit, or the network cannot grow.
     """
+    try:
+        tensors, features = _fitted_backbone(checkpoint, tasks, network, backbone)
+        sha256 = sha256_of_tensors(tensors)
+        packs = {}
+        for task in tasks:
+            names = classes.get(task.name) or tuple(f"class {number}" for number in range(len(task.head_bias)))
+            blank = _pack_of(task, tensors, features, checkpoint.granularity, preprocessing, names)
+            packs[task.name] = dataclasses.replace(
+                blank, backbone=backbone, backbone_sha256=sha256, method=method, facts=dict(facts)
+            )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Bundle(backbone, sha256, tensors, packs)
+
+
+def _fitted_backbone(
+    checkpoint: Checkpoint, tasks: Sequence[ImportedTask], network: nn.Module, backbone: str
+) -> tuple[dict[str, Any], int]:
+    """The backbone's tensors, which fit the network, and the features that its head takes."""
     published = {name: array.shape for name, array in backbone_tensors(network).items()}
     tensors = {name: array.copy() for name, array in (checkpoint.tensors or backbone_tensors(network)).items()}
     widest = max(task.head_weight.shape[1] for task in tasks)
@@ -79,32 +106,38 @@ def imported_bundle(
     elif widest != features:
         raise UserError(f"The heads take {widest} features, and {backbone} gives {features}. Give another --backbone.")
     load_backbone_tensors(network, tensors)
-    sha256 = sha256_of_tensors(tensors)
-    packs = {}
-    for task in tasks:
-        norms, parameters = _own_tensors(task, tensors)
-        names = classes.get(task.name) or tuple(f"class {number}" for number in range(len(task.head_bias)))
-        if len(names) != len(task.head_bias):
-            raise UserError(f"Task '{task.name}' has {len(task.head_bias)} classes, and {len(names)} names are given.")
-        packs[task.name] = TaskPack(
-            task=task.name,
-            classes=names,
-            method=method,
-            granularity=checkpoint.granularity,
-            backbone=backbone,
-            backbone_sha256=sha256,
-            preprocessing=preprocessing,
-            masks={
-                layer: _packed(mask, mask_shape(shapes[f"{layer}.weight"], checkpoint.granularity))
-                for layer, mask in task.masks.items()
-            },
-            batch_norms=norms,
-            parameters=parameters,
-            head_weight=padded(task.head_weight, (len(task.head_bias), widest)),
-            head_bias=task.head_bias,
-            facts=dict(facts),
-        )
-    return Bundle(backbone, sha256, tensors, packs)
+    return tensors, widest
+
+
+def _pack_of(
+    task: ImportedTask,
+    tensors: Tensors,
+    features: int,
+    granularity: Granularity,
+    preprocessing: Preprocessing,
+    classes: tuple[str, ...],
+) -> TaskPack:
+    """The task as a pack in the backbone's widths, which does not say yet what it belongs to."""
+    if len(classes) != len(task.head_bias):
+        raise UserError(f"Task '{task.name}' has {len(task.head_bias)} classes, and {len(classes)} names are given.")
+    norms, parameters = _own_tensors(task, tensors)
+    return TaskPack(
+        task=task.name,
+        classes=classes,
+        method="",
+        granularity=granularity,
+        backbone="",
+        backbone_sha256="",
+        preprocessing=preprocessing,
+        masks={
+            layer: _packed(mask, mask_shape(tensors[f"{layer}.weight"].shape, granularity))
+            for layer, mask in task.masks.items()
+        },
+        batch_norms=norms,
+        parameters=parameters,
+        head_weight=padded(task.head_weight, (len(task.head_bias), features)),
+        head_bias=task.head_bias,
+    )
 
 
 def _packed(mask: np.ndarray, shape: tuple[int, ...]) -> PackedMask:

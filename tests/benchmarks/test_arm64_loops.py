@@ -17,6 +17,7 @@ from arm64_loops.llvm_mca import CostedLoop, cost_loops
 from arm64_loops.operators import OperatorCost, cost_operator, match_loops, read_operators
 from arm64_loops.peer_wheels import library_loops, multiplies_by_lane
 from arm64_loops.scheduled_loops import CompileWatch, ScheduledLoop
+from arm64_loops.uneven_cores import loop_milliseconds, regions_of
 
 from ksm_hw.artifact.manifest import OperatorEntry
 from ksm_hw.toolchains.disassembly import Instruction
@@ -24,6 +25,7 @@ from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.apply_schedules import ApplySchedules
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
 from tvm_passes.relax.loops.llvm_tables import by_tables
+from tvm_passes.relax.loops.share_loops import UNITS
 from tvm_passes.relax.pipeline import loop_pipeline
 from tvm_passes.relax.schedules import cpu_rules
 from tvm_passes.relax.schedules.cpu.convolution import Convolution
@@ -189,3 +191,20 @@ def test_loops_are_matched_by_their_products():
     found = match_loops([last, tiles, unrolled], [other, main, rest])
     assert [work.loop for work in found] == [rest, main, other]
     assert [work.products for work in found] == [288, 1920, 35]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_parts_are_those_of_the_library(threads: int) -> None:
+    parts = [part for region in regions_of(threads) for part in region]
+    assert [unit for part in parts for unit in part] == [*range(UNITS)]
+    assert len(parts[0]) == UNITS // 4 // (1 << (threads - 1).bit_length()) and len(parts[-1]) == 1
+
+
+def test_slow_cores_help_where_loops_are_shared_out_as_it_comes() -> None:
+    fast, both = [1.0] * 4, [*[1.0] * 4, *[3.0] * 4]
+    assert loop_milliseconds(1000, fast, shared=False) == loop_milliseconds(4, fast, shared=True) == 0.25
+    assert loop_milliseconds(1000, both, shared=False) == 3 / 8
+    # At the best 3 / 16: what four fast cores and a third of four do together.
+    assert 3 / 16 < loop_milliseconds(1000, both, shared=True) < 1.15 * 3 / 16
+    # Of four iterations a core does one, a slow one too.
+    assert loop_milliseconds(4, both, shared=False) == 3 / 4
