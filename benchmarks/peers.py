@@ -30,7 +30,8 @@ from peers.noise import Watch
 from peers.places import RESULTS
 from peers.preparation import prepare_network
 from peers.results import Result
-from peers.tables import markdown
+from peers.stored import read_results
+from peers.tables import machine_class, markdown, page
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -64,8 +65,9 @@ class Record:
 
     @property
     def name(self) -> str:
-        """Of the files, without their endings."""
-        return "multitask" if self.facts["multitask"] else "peers"
+        """Of the JSON and the plot, without their endings: latencies are kept by the machine's class."""
+        kind = machine_class(self.facts["cpu_flags"]).lower().replace("-", "")
+        return "multitask" if self.facts["multitask"] else f"peers-{kind}"
 
     def content(self) -> dict[str, Any]:
         """As dictionaries, lists, numbers and texts alone."""
@@ -77,14 +79,18 @@ class Record:
         return [*self.results, *self.current]
 
     def page(self) -> str:
-        """The Markdown page."""
-        return markdown(self.all_results(), self.costs, self.facts)
+        """The Markdown page: this machine, and behind it those of other classes whose results are in the folder."""
+        machines = [markdown(self.all_results(), self.costs, self.facts)]
+        if not self.facts["multitask"]:
+            others = sorted(file for file in self.folder.glob("peers-*.json") if file.stem != self.name)
+            machines += [markdown(results, [], facts) for results, facts in map(read_results, others)]
+        return page(machines)
 
     def write(self) -> None:
         """Writes JSON and Markdown."""
         with written_file(self.folder / f"{self.name}.json") as temporary:
             temporary.write_text(json.dumps(self.content(), indent=1) + "\n")
-        with written_file(self.folder / f"{self.name}.md") as temporary:
+        with written_file(self.folder / f"{'multitask' if self.facts['multitask'] else 'peers'}.md") as temporary:
             temporary.write_text(self.page())
 
     def round_done(self, current: Sequence[Result]) -> None:
@@ -190,7 +196,7 @@ def draw(record: Record) -> None:
     """Draws the plots."""
     from peers.plots import plot_latency, plot_tasks  # Here: matplotlib takes seconds to import.
 
-    plot_latency(record.all_results(), record.folder / "peers.png")
+    plot_latency(record.all_results(), record.folder / f"{record.name}.png")
     plot_tasks(record.costs, record.folder / "multitask.png")
 
 

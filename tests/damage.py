@@ -6,10 +6,12 @@ number.
 """
 
 import copy
+import io
 import json
 import re
 import resource
 import struct
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -134,3 +136,35 @@ def read_damaged(file: Path, damage: Damage, read: Callable[[], None], numbers: 
     assert outcomes["refused"] > len(numbers) // 10, "hardly any damage was seen"
     taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     assert taken < MEMORY, f"reading took {taken >> 20} MiB"
+
+
+# Instructions of pickles that make, call, nest and refer: what a hostile file is made of.
+_INSTRUCTIONS = (
+    *(b"cposix\nsystem\n(X\x04\x00\x00\x00trueltR", b"cbuiltins\neval\n(X\x03\x00\x00\x001+1ltR", b"(lp9\n", b"h\x00a"),
+    *(b"]", b"}", b")", b"(", b"0", b"2", b"t", b"\x85", b"\x81", b"R", b"b", b"s", b"u", b"e", b"Q", b"h\x01", b"N"),
+    *(b"j\xff\xff\xff\x7f", b"r\xff\xff\xff\x7f", b"\x8d\xff\xff\xff\xff\xff\x00\x00\x00", b"\x8b\xff\xff\xff\x7f"),
+    *(b"M\xff\xff", b"J\xff\xff\xff\x7f", b"\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\x7f", b"G\x7f\xf0" + bytes(6)),
+)
+
+
+def damaged_torch_file(content: bytes, generator: np.random.Generator) -> bytes:
+    """A file of `torch.save` whose bytes are damaged, or a zip archive that is whole around a pickle that is not."""
+    if content[:2] != b"PK" or generator.random() < 0.3:
+        return damaged_bytes(content, generator)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in files if name.endswith("data.pkl"))
+    pickled = files[name]
+    for _ in range(int(generator.integers(1, 4))):
+        if generator.random() < 0.5:
+            pickled = damaged_bytes(pickled, generator)
+        else:
+            place = int(generator.integers(len(pickled) or 1))
+            what = _INSTRUCTIONS[int(generator.integers(len(_INSTRUCTIONS)))]
+            pickled = pickled[:place] + what * int(generator.choice([1, 1, 2, 1000])) + pickled[place:]
+    files[name] = pickled
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for other, inner in files.items():
+            archive.writestr(other, inner)
+    return made.getvalue()

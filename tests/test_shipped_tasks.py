@@ -43,3 +43,15 @@ def test_the_accuracy_of_the_stored_task_is_the_stated_one(shipped: Bundle, task
 @pytest.mark.parametrize("task", TASKS)
 def test_samples_are_of_known_classes(shipped: Bundle, task: str) -> None:
     assert len(sample_images(shipped, task)) == 10
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks_are_calibrated_on_300_images(shipped: Bundle, task: str) -> None:
+    pack = shipped.packs[task]
+    found = pack.calibration
+    assert found is not None and found.images == 300
+    assert (found.backbone_sha256, found.image_size) == (pack.backbone_sha256, pack.preprocessing.image_size)
+    assert len(found.ranges) == 60
+    assert all(low <= 0 <= high and low < high for low, high in found.ranges.values())
+    assert found.ranges["_blocks.1._expand_conv"][0] == 0, "a ReLU6 is behind it"
+    assert found.ranges["_blocks.1._expand_conv"][1] <= 6

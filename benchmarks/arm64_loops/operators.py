@@ -90,8 +90,14 @@ class OperatorCost:
     @property
     def milliseconds(self) -> float:
         """Of a call on one core, caches left out; what neither multiplies nor adds takes a cycle a register moved."""
-        moved = sum(loop.moved * loop.steps for loop in self.operator.scheduled if loop.products < _LEAST)
-        return (sum(one.cycles(self.core) for one in self.work) + moved) / self.core.gigahertz / 1e6
+        return sum(milliseconds for _, milliseconds in self.nests)
+
+    @property
+    def nests(self) -> list[tuple[int, float]]:
+        """Of each loop the steps of the outermost around it, which is the parallel one, and its milliseconds."""
+        cycles = [(one.scheduled, one.cycles(self.core)) for one in self.work]
+        cycles += [(loop, loop.moved * loop.steps) for loop in self.operator.scheduled if loop.products < _LEAST]
+        return [((loop.extents or (1,))[0], count / self.core.gigahertz / 1e6) for loop, count in cycles]
 
 
 def compile_operators(bundle: Bundle, target: CompileTarget) -> list[CompiledOperator]:

@@ -1,10 +1,11 @@
 """The costs of operators as JSON and Markdown."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from arm64_loops import uneven_cores
 from arm64_loops.cores import Core
 from arm64_loops.operators import OperatorCost, Work
 from arm64_loops.peer_wheels import PeerLoop
@@ -22,12 +23,36 @@ loops by; no board ran it."""
 # Core, then engine, then its loops.
 Peers = dict[Core, dict[str, list[PeerLoop]]]
 
+_ABOUT_UNEVEN = """By the same numbers: `equal` is a part for each core, as TVM shares a loop out, and `shared` parts
+that each core takes as it becomes free, as artifacts do (ksm_hw/compiler/loop_sharing.c). To wake threads takes nothing
+here. The board's target takes what is best."""
 _ABOUT_PEERS = """The best loops in the aarch64 wheels of other engines, by the same tables. Matrix products and
-convolutions multiply by lanes; depthwise convolutions multiply whole registers. Of ksm-hw the least and the greatest
-share of all operators, but for first layers: three channels are no vector. ksm-hw's depthwise loops have bias and
-activation in them; the best of ncnn's have not."""
+convolutions multiply by lanes. Depthwise convolutions multiply whole registers, in a step a multiple of their window's
+size; which stride a loop of others has is not seen. Of ksm-hw the least and the greatest share of all operators, but
+for first layers: three channels are no vector. ksm-hw's depthwise loops have bias and activation in them; the best of
+ncnn's have no activation."""
 _TRIED = Path(__file__).parent / "what_did_not_work.md"
 _BEST = 3  # Loops of an engine and a kind.
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of loops: how it is called, whether it multiplies by lanes, and the window of depthwise convolutions."""
+
+    title: str
+    by_lane: bool
+    window: int = 1
+
+    def has(self, loop: PeerLoop) -> bool:
+        """Whether a loop of another engine is of the kind."""
+        return loop.by_lane == self.by_lane and loop.cost.products % self.window**2 == 0
+
+
+KINDS = (
+    Kind("convolutions", by_lane=True),
+    Kind("depthwise 3×3", by_lane=False, window=3),
+    Kind("depthwise 5×5", by_lane=False, window=5),
+)
 
 
 def costs_as_json(costs: Costs, peers: Peers) -> dict[str, Any]:
@@ -54,7 +79,7 @@ def _peers_as_json(peers: Peers) -> list[dict[str, Any]]:
         {
             "core": core.title,
             "engine": engine,
-            "by_lane": loop.by_lane,
+            "kind": kind.title,
             "share": loop.cost.share(core),
             "products": loop.cost.products,
             "cycles": loop.cost.cycles,
@@ -63,15 +88,14 @@ def _peers_as_json(peers: Peers) -> list[dict[str, Any]]:
         }
         for core, engines in peers.items()
         for engine, loops in engines.items()
-        for by_lane in (True, False)
-        for loop in best(loops, by_lane, core)
+        for kind in KINDS
+        for loop in best(loops, kind, core)
     ]
 
 
-def best(loops: Sequence[PeerLoop], by_lane: bool, core: Core) -> list[PeerLoop]:
+def best(loops: Sequence[PeerLoop], kind: Kind, core: Core) -> list[PeerLoop]:
     """The best loops of a kind."""
-    of_kind = [loop for loop in loops if loop.by_lane == by_lane]
-    return sorted(of_kind, key=lambda loop: -loop.cost.share(core))[:_BEST]
+    return sorted(filter(kind.has, loops), key=lambda loop: -loop.cost.share(core))[:_BEST]
 
 
 def milliseconds(operators: Sequence[OperatorCost]) -> float:
@@ -104,6 +128,8 @@ def _work_as_json(work: Work) -> dict[str, Any]:
 def markdown(costs: Costs, peers: Peers, command: str) -> str:
     """A page: tables of networks and of engines, and one of operators for each network and core."""
     parts = ["# arm64: loops beside the core's peak\n", f"`{command}`\n", f"{_ABOUT}\n", _networks(costs)]
+    if uneven := _uneven(costs):
+        parts += [f"## Fast and slow cores\n\n{_ABOUT_UNEVEN}\n", uneven]
     if peers:
         parts += [f"## Other engines\n\n{_ABOUT_PEERS}\n", _engines(costs, peers)]
     for network, of_cores in costs.items():
@@ -122,30 +148,58 @@ def _networks(costs: Costs) -> str:
     return "\n".join([*lines, ""])
 
 
+def _uneven(costs: Costs) -> str:
+    """A line for each network on a board with cores of two kinds; nothing without one."""
+    lines = []
+    for network, of_cores in costs.items():
+        for board in dict.fromkeys(board for board, _ in of_cores):
+            kinds = [(core, operators) for (other, core), operators in of_cores.items() if other == board]
+            if len(kinds) > 1:
+                ways = (kinds[:1], False), (kinds[:1], True), (kinds, False), (kinds, True)
+                cells = " | ".join(f"{uneven_cores.milliseconds(cores, shared):.2f}" for cores, shared in ways)
+                lines.append(f"| {network} | {board} | {cells} |")
+    heads = "| network | board | fast, equal, ms | fast, shared | fast and slow, equal | fast and slow, shared |"
+    return "\n".join([heads, "| --- | --- |" + " ---: |" * 4, *lines, ""]) if lines else ""
+
+
 def _engines(costs: Costs, peers: Peers) -> str:
     engines = list(next(iter(peers.values())))
     lines = [f"| core | kind | ksm-hw | {' | '.join(engines)} |", f"| --- | --- | --- |{' --- |' * len(engines)}"]
     for core, loops in peers.items():
-        for kind, by_lane in (("convolutions", True), ("depthwise convolutions", False)):
-            cells = [_best_loops(loops[engine], by_lane, core) for engine in engines]
-            lines.append(f"| {core.title} | {kind} | {_our_shares(costs, by_lane, core)} | {' | '.join(cells)} |")
+        for kind in KINDS:
+            cells = [_best_loops(loops[engine], kind, core) for engine in engines]
+            lines.append(f"| {core.title} | {kind.title} | {_our_cell(costs, kind, core)} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
-def _best_loops(loops: Sequence[PeerLoop], by_lane: bool, core: Core) -> str:
-    return ", ".join(f"{loop.cost.share(core):.0%}" for loop in best(loops, by_lane, core))
+def _best_loops(loops: Sequence[PeerLoop], kind: Kind, core: Core) -> str:
+    return ", ".join(f"{loop.cost.share(core):.0%}" for loop in best(loops, kind, core))
 
 
-def _our_shares(costs: Costs, by_lane: bool, core: Core) -> str:
-    shares = [
+def _our_cell(costs: Costs, kind: Kind, core: Core) -> str:
+    """The least and the greatest share; of depthwise convolutions those with a stride apart."""
+    if kind.by_lane:
+        return _range(our_shares(costs, kind, core))
+    strided = _range(our_shares(costs, kind, core, strided=True))
+    return ", stride 2: ".join(filter(None, (_range(our_shares(costs, kind, core, strided=False)), strided)))
+
+
+def _range(shares: Sequence[float]) -> str:
+    return f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
+
+
+def our_shares(costs: Costs, kind: Kind, core: Core, strided: bool | None = None) -> list[float]:
+    """Of ksm-hw's operators of a kind; where given, of those with or without a stride alone."""
+    return [
         cost.share
         for of_cores in costs.values()
         for (_, other), operators in of_cores.items()
         for cost in operators
         if other == core and cost.share is not None and "conv2d" in cost.operator.name
-        if ("depthwise" in cost.operator.name) != by_lane and cost.operator.entry.shapes[0][-1] > 3
+        if ("depthwise" in cost.operator.name) != kind.by_lane and cost.operator.entry.shapes[0][-1] > 3
+        if kind.by_lane or f"{kind.window}×{kind.window}" in cost.operator.name
+        if strided is None or (" s2 " in cost.operator.name) == strided
     ]
-    return f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
 
 
 def _operators(operators: Sequence[OperatorCost]) -> str:

@@ -77,6 +77,12 @@ NETWORKS: Mapping[str, str] = {
     "vgg16_bn": "VGG16-BN",
     "mobilenet_v2": "MobileNetV2",
     "efficientnet-lite0": "EfficientNet-Lite0",
+    "mobilenet_v3_large": "MobileNetV3-Large",
+    "regnet_y_400mf": "RegNetY-400MF",
+    "shufflenet_v2_x1_0": "ShuffleNetV2",
+    "efficientnet_b0": "EfficientNet-B0",
+    "densenet121": "DenseNet-121",
+    "vit_b_16": "ViT-B/16",
 }
 IMAGE_SIZE = 224
 CLASSES = 1000  # ImageNet's, where one network is measured.

@@ -1,6 +1,6 @@
 """The results as Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from peers.catalogue import CLASSES_OF_TASKS, NETWORKS
@@ -10,19 +10,32 @@ from peers.results import Result, best_peer, cells, mean_ratios, ratios_to_best_
 # The vector instructions that decide how fast a CPU can be here, by the names of /proc/cpuinfo.
 TELLING_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
 
+# Of these the first that a CPU has says its class: machines of one class are compared, and results kept by it.
+_CLASSES = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "sve": "SVE", "asimd": "NEON"}
+
+
+def machine_class(flags: Collection[str]) -> str:
+    """The class of a machine, such as `AVX2`, by the names of its instructions in /proc/cpuinfo."""
+    return next((title for flag, title in _CLASSES.items() if flag in flags), "other")
+
+
+def page(machines: Sequence[str]) -> str:
+    """The whole page, of what `markdown` makes for each machine."""
+    return "\n".join(["# ksm-hw beside other engines", "", *machines])
+
 
 def markdown(results: Sequence[Result], costs: Sequence[TaskCost], facts: Mapping[str, Any]) -> str:
-    """The whole page."""
-    parts = ["# ksm-hw beside other engines", "", *machine_lines(facts), ""]
+    """What was measured on one machine."""
+    parts = [f"## {machine_class(facts['cpu_flags'])}", "", *machine_lines(facts), ""]
     if results:
         parts += [*overview(results), ""]
         for (network, threads), cell in cells(results).items():
-            parts += [f"## {NETWORKS[network]}, {_threads(threads)}", "", *latency_table(cell), ""]
+            parts += [f"### {NETWORKS[network]}, {_threads(threads)}", "", *latency_table(cell), ""]
         parts += [noise_line(results), "", f"Versions: {versions(results)}.", ""]
     if costs:
         for network, threads in dict.fromkeys((cost.network, cost.threads) for cost in costs):
             table = task_table([cost for cost in costs if (cost.network, cost.threads) == (network, threads)])
-            parts += [f"## Many tasks of {NETWORKS[network]}, {_threads(threads)}", "", *table, ""]
+            parts += [f"### Many tasks of {NETWORKS[network]}, {_threads(threads)}", "", *table, ""]
     return "\n".join(parts)
 
 

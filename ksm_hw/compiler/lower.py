@@ -1,6 +1,7 @@
 """From a PyTorch network to Relax: torch.export, with every tensor that a task may change as a parameter."""
 
 import warnings
+from collections.abc import Mapping
 
 import torch
 import tvm
@@ -11,7 +12,7 @@ from tvm.relax.frontend.torch import from_exported_program
 from ksm_hw.artifact.parameters import HEAD_BIAS, HEAD_WEIGHT
 from ksm_hw.compiler.exported_operators import CONVERTERS, needs_decomposition
 from ksm_hw.errors import UserError
-from ksm_hw.models.backbones import build_backbone, head_path
+from ksm_hw.models.backbones import build_backbone, head_path, widen
 
 
 class _BatchNormOfParameters(nn.Module):
@@ -32,16 +33,19 @@ class _BatchNormOfParameters(nn.Module):
         )
 
 
-def lower_backbone(backbone: str, classes: int, batch: int, image_size: int) -> tvm.IRModule:
+def lower_backbone(
+    backbone: str, classes: int, batch: int, image_size: int, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> tvm.IRModule:
     """Lowers a network to `main(input, *parameters)`.
 
     `input` is float32 [batch, 3, image_size, image_size] and the result the logits, float32 [batch, classes]. A
     parameter's name is its path in the network's state dict; those of the head are `head/weight` and `head/bias`.
+    Layers have the widths that `shapes` gives them (`network_shapes`).
 
     Raises:
         UserError: there is no such network, or it is not in float32.
     """
-    model = build_backbone(backbone, classes).eval()
+    model = widen(build_backbone(backbone, classes), shapes or {}).eval()
     for path, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             # TVM's importer writes float32 for what convolutions and matrix products of any type give.

@@ -16,6 +16,7 @@ from torch import nn
 from ksm_hw.errors import UserError
 from ksm_hw.files.locks import locked_folder
 from ksm_hw.files.written import explained
+from ksm_hw.learning.calibration_images import split_batches
 from ksm_hw.learning.datasets import ImageSplit, TaskData
 from ksm_hw.learning.learn import Epoch, LearningOptions, learn, measure_accuracy, task_pack_of
 from ksm_hw.learning.methods import method_named
@@ -38,6 +39,9 @@ from ksm_hw.models.backbones import (
     pretrained_backbone,
 )
 from ksm_hw.models.task_module import task_module
+from ksm_hw.quantising.calibrate import calibrate
+from ksm_hw.quantising.network import NotQuantisable
+from ksm_hw.quantising.observers import DEFAULT_OBSERVER, IMAGES
 
 SAMPLES = 10  # Test images of a task that a bundle carries, so that `verify` and `make demo` have real input.
 _SAMPLE_SIDE = 256  # Samples are shrunk to this longer side, in pixels, for they travel with every artifact.
@@ -152,13 +156,26 @@ def train_task(
         network, history = learn(network, data, preprocessing, options, checkpoint, on_batch, on_epoch)
         exact = task_pack_of(network, data, task, options, identity, preprocessing)
         pack = task_pack_of(network, data, task, options, identity, preprocessing, scale_bits)
-        reference = task_module(Bundle(*identity, tensors, {task: pack}), pack)
+        whole = Bundle(*identity, tensors, {task: pack})
+        reference = task_module(whole, pack)
         # Of the pack as it is stored, which with 8 or 4 bits is not quite the network that was learned.
         accuracy = measure_accuracy(reference, data.test, preprocessing)
         pack = dataclasses.replace(pack, facts={**_facts(data, history), "command": command, "accuracy": accuracy})
+        pack = _calibrated(whole, pack, data)
         _add(bundle, pack, tensors, data)
         checkpoint.unlink(missing_ok=True)
     return Trained(pack, _scale_error(exact, pack), replaced)
+
+
+def _calibrated(bundle: Bundle, pack: TaskPack, data: TaskData) -> TaskPack:
+    """The task with ranges of its tensors, where int8 knows its network."""
+    count = min(IMAGES, len(data.train))
+    batches = split_batches(data.train, pack.preprocessing, count, data.name)
+    try:
+        return dataclasses.replace(pack, calibration=calibrate(bundle, pack, batches, DEFAULT_OBSERVER))
+    except NotQuantisable as error:
+        _log.info("task %s is not calibrated: %s", pack.task, error)
+        return pack
 
 
 def _replaced_accuracy(bundle: Path, task: str) -> float | None:

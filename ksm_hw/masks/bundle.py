@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from ksm_hw.files.staging import OWN_NAMES, changed_folder, check_places, read_w
 from ksm_hw.files.written import check_folder, explained
 from ksm_hw.images.finding import images_of_folder
 from ksm_hw.json_document import OtherVersion, read_versioned_json
+from ksm_hw.masks.growth import carried_over
 from ksm_hw.masks.mask_format import mask_shape
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
 from ksm_hw.masks.task_pack import TaskPack, load_task_pack, save_task_pack
@@ -322,21 +323,71 @@ def add_task(
     _check_owner(folder)
     folder = Path(os.path.realpath(folder))
     with changed_folder(folder):
-        tasks: list[str] = []
-        is_new = not (folder / DESCRIPTION).exists()
+        older = [] if samples is None else _sample_names(folder, pack.task)
+        is_new, tasks = not (folder / DESCRIPTION).exists(), []
         if not is_new:
             description = _read_description(folder)
             check_pack_fits(pack, description.backbone, description.backbone_sha256, tensors)
             tasks = description.tasks
-        older = [] if samples is None else _sample_names(folder, pack.task)
         with staged_files(folder, DESCRIPTION, older) as staging:
-            if is_new and not _is_packaged(pack.backbone, pack.backbone_sha256):
-                write_arrays(staging / "backbone.safetensors", tensors)
-            save_task_pack(pack, staging / "tasks" / f"{pack.task}.safetensors")
             if samples is not None:
                 _copy_samples(samples, staging / "samples" / pack.task)
-            tasks = sorted({*tasks, pack.task})
-            _write_description(staging, _Description(pack.backbone, pack.backbone_sha256, tasks))
+            _write_tasks(staging, [pack], tasks, tensors if is_new else None)
+
+
+def add_tasks_over(
+    folder: Path, packs: Sequence[TaskPack], tensors: Mapping[str, npt.NDArray[np.float32]]
+) -> list[str]:
+    """Adds tasks to a bundle, whose backbone they may replace, or replaces tasks of their names; all or nothing.
+
+    Another backbone replaces the bundle's only where every older task that stays computes what it did (`growth`).
+
+    Args:
+        folder: the bundle, which is made when there is none.
+        packs: the tasks, one at least.
+        tensors: the backbone that they were all learned over.
+
+    Returns:
+        The names of the older tasks that are now over another backbone.
+
+    Raises:
+        UserError: the bundle is over another network, an older task would change, or the folder cannot be written.
+    """
+    backbone, sha256, names = packs[0].backbone, packs[0].backbone_sha256, {pack.task for pack in packs}
+    for pack in packs:
+        check_task_name(pack.task)
+        check_pack_fits(pack, backbone, sha256, tensors)
+    _check_owner(folder)
+    folder = Path(os.path.realpath(folder))
+    with changed_folder(folder):
+        older = _load_bundle(folder) if (folder / DESCRIPTION).exists() else None
+        carried: list[TaskPack] = []
+        if older is not None and older.backbone_sha256 != sha256:
+            if older.backbone != backbone:
+                raise UserError(f"{folder} is over {older.backbone}, and the tasks are over {backbone}. Give another.")
+            staying = [pack for task, pack in older.packs.items() if task not in names]
+            carried = [carried_over(pack, older.tensors, tensors, sha256) for pack in staying]
+        is_same = older is not None and older.backbone_sha256 == sha256
+        with staged_files(folder, DESCRIPTION) as staging:
+            tasks = [] if older is None else list(older.packs)
+            _write_tasks(staging, [*packs, *carried], tasks, None if is_same else tensors)
+        return [pack.task for pack in carried]
+
+
+def _write_tasks(
+    staging: Path,
+    packs: Sequence[TaskPack],
+    older: Iterable[str],
+    tensors: Mapping[str, npt.NDArray[np.float32]] | None,
+) -> None:
+    """Writes tasks, the description of a bundle that has them and older ones, and a backbone if there is a new one."""
+    backbone, sha256 = packs[0].backbone, packs[0].backbone_sha256
+    if tensors is not None and not _is_packaged(backbone, sha256):
+        write_arrays(staging / "backbone.safetensors", tensors)
+    for pack in packs:
+        save_task_pack(pack, staging / "tasks" / f"{pack.task}.safetensors")
+    tasks = sorted({*older, *(pack.task for pack in packs)})
+    _write_description(staging, _Description(backbone, sha256, tasks))
 
 
 def _sample_names(folder: Path, task: str) -> list[str]:

@@ -88,6 +88,16 @@ def pack_mask(soft_mask: Float32Array, scale_bits: ScaleBits = 32) -> PackedMask
     return PackedMask(soft_mask.shape, bits, codes, scale_bits, scale_range)
 
 
+def fewest_bits(soft_mask: Float32Array) -> ScaleBits:
+    """The fewest `scale_bits` that lose nothing of a soft mask: 0 for a binary one, 1 for a ternary one, or 32."""
+    others = soft_mask[soft_mask != 1]
+    if not others.any():
+        return 0
+    low, high = others.min(), others.max()
+    # As `pack_mask` computes them, for which the sum must give the higher value again.
+    return 1 if ((others == low) | ((others == high) & (low + (high - low) == high))).all() else 32
+
+
 def _quantise(values: Float32Array, bits: int) -> tuple[UInt8Array, tuple[float, float]]:
     if not len(values):
         return np.empty(0, np.uint8), (0.0, 0.0)

@@ -7,9 +7,11 @@ The file is safetensors. Its metadata holds one entry, `ksm-hw`, a JSON header; 
     batch_norm/<name>      float32  weight, bias, running mean and variance of each BatchNorm
     parameter/<name>       float32  a bias of a layer, or the slopes of a PReLU
     head/weight, head/bias float32  [classes, features] or, of a convolution, [classes, features, 1, 1]; [classes]
+    ranges                 float32  [tensors, 2], the least and largest value of each tensor that the header names
 
 A layer without a mask keeps the backbone's weight; a BatchNorm, a bias or slopes that are absent are the backbone's.
-Packs with parameters, or with soft values of 1 bit, are of format version 2, the others of version 1.
+Packs with ranges are of format version 3, others with parameters, or with soft values of 1 bit, of version 2, and the
+rest of version 1.
 """
 
 import dataclasses
@@ -25,12 +27,13 @@ import numpy.typing as npt
 
 from ksm_hw.errors import UserError
 from ksm_hw.json_document import OtherVersion, Positive, read_versioned_json
+from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
-from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.preprocessing import Preprocessing, Side
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
 from ksm_hw.masks.soft_mask import PackedMask, check_packed
 
-FORMAT_VERSIONS = (1, 2)
+FORMAT_VERSIONS = (1, 2, 3)
 _METADATA_KEY = "ksm-hw"
 
 
@@ -52,6 +55,7 @@ class TaskPack:
         head_bias: float32 [classes].
         facts: how it was learned and what it reached (accuracy in 0…1, seconds, command); may be empty.
         parameters: biases of layers and slopes of PReLUs, by the name in the network's state dict; may be empty.
+        calibration: the ranges of the network's tensors, for int8; None where nobody calibrated the task.
     """
 
     task: str
@@ -67,6 +71,7 @@ class TaskPack:
     head_bias: npt.NDArray[np.float32]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     parameters: Mapping[str, npt.NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @property
     def own_tensors(self) -> dict[str, npt.NDArray[np.float32]]:
@@ -78,7 +83,8 @@ class TaskPack:
         """Bytes of the tensors at rest, without the header."""
         masks = sum(mask.nbytes for mask in self.masks.values())
         own = sum(array.nbytes for array in self.own_tensors.values())
-        return masks + own + self.head_weight.nbytes + self.head_bias.nbytes
+        ranges = 0 if self.calibration is None else _ranges_array(self.calibration).nbytes
+        return masks + own + self.head_weight.nbytes + self.head_bias.nbytes + ranges
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,17 @@ class _MaskEntry:
     shape: tuple[Positive, ...]
     scale_bits: ScaleBits
     scale_range: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _CalibrationEntry:
+    """What the header says of a calibration; see `Calibration`. `tensors` are those of the rows of `ranges`."""
+
+    observer: str
+    images: Positive
+    image_size: Side
+    backbone_sha256: str
+    tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -104,6 +121,7 @@ class _Header:
     masks: dict[str, _MaskEntry]
     facts: dict[str, Any]
     format_version: int
+    calibration: _CalibrationEntry | None = None
 
 
 def save_task_pack(pack: TaskPack, path: Path) -> None:
@@ -122,7 +140,13 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
         tensors[f"parameter/{name}"] = array
     tensors["head/weight"] = pack.head_weight
     tensors["head/bias"] = pack.head_bias
+    if pack.calibration is not None:
+        tensors["ranges"] = _ranges_array(pack.calibration)
     write_arrays(path, tensors, {_METADATA_KEY: json.dumps(dataclasses.asdict(_header(pack)))})
+
+
+def _ranges_array(calibration: Calibration) -> npt.NDArray[np.float32]:
+    return np.array(list(calibration.ranges.values()), np.float32).reshape(-1, 2)
 
 
 def _header(pack: TaskPack) -> _Header:
@@ -136,8 +160,22 @@ def _header(pack: TaskPack) -> _Header:
         preprocessing=pack.preprocessing,
         masks={layer: _MaskEntry(mask.shape, mask.scale_bits, mask.scale_range) for layer, mask in pack.masks.items()},
         facts=dict(pack.facts),
-        format_version=2 if pack.parameters or any(mask.scale_bits == 1 for mask in pack.masks.values()) else 1,
+        format_version=_version_of(pack),
+        calibration=_calibration_entry(pack.calibration),
     )
+
+
+def _version_of(pack: TaskPack) -> int:
+    """The least version that has all that a pack has."""
+    if pack.calibration is not None:
+        return 3
+    return 2 if pack.parameters or any(mask.scale_bits == 1 for mask in pack.masks.values()) else 1
+
+
+def _calibration_entry(found: Calibration | None) -> _CalibrationEntry | None:
+    if found is None:
+        return None
+    return _CalibrationEntry(found.observer, found.images, found.image_size, found.backbone_sha256, tuple(found.ranges))
 
 
 def load_task_pack(path: Path) -> TaskPack:
@@ -163,6 +201,7 @@ def load_task_pack(path: Path) -> TaskPack:
             head_bias=tensors["head/bias"],
             facts=header.facts,
             parameters=_tensors_under(tensors, "parameter/"),
+            calibration=_calibration(tensors, header.calibration, path),
         )
     except KeyError as error:
         raise UserError(
@@ -181,7 +220,7 @@ def _header_of(metadata: Mapping[str, str], path: Path) -> _Header:
     try:
         return read_versioned_json(metadata[_METADATA_KEY], _Header, *FORMAT_VERSIONS)
     except OtherVersion as error:
-        known = " and ".join(map(str, FORMAT_VERSIONS))
+        known = ", ".join(map(str, FORMAT_VERSIONS))
         raise UserError(
             f"{path} has {error}; this ksm-hw reads {known}. Learn the task again, or use the ksm-hw that wrote it."
         ) from error
@@ -203,6 +242,22 @@ def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: _Ma
         scale_bits=entry.scale_bits,
         scale_range=entry.scale_range,
     )
+
+
+def _calibration(
+    tensors: Mapping[str, npt.NDArray[Any]], entry: _CalibrationEntry | None, path: Path
+) -> Calibration | None:
+    """The calibration; whether its numbers make sense is for whoever uses them, so that a new one can replace them."""
+    if entry is None:
+        return None
+    ranges = tensors["ranges"]
+    if ranges.shape != (len(entry.tensors), 2) or ranges.dtype != np.float32:
+        raise UserError(
+            f"{path}: the ranges of {len(entry.tensors)} tensors are as many pairs of float32, found "
+            f"{list(ranges.shape)} of {ranges.dtype}. The file is damaged; copy the task again."
+        )
+    pairs = {name: (float(low), float(high)) for name, (low, high) in zip(entry.tensors, ranges, strict=True)}
+    return Calibration(entry.observer, entry.images, entry.image_size, entry.backbone_sha256, pairs)
 
 
 def _check_parts(pack: TaskPack, path: Path) -> None:

@@ -11,6 +11,7 @@ the input belongs to the preprocessing.
 
 import difflib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ksm_hw.errors import UserError
 from ksm_hw.masks.preprocessing import Interpolation, Preprocessing
@@ -64,6 +66,75 @@ def build_backbone(name: str, classes: int = 1000) -> nn.Module:
         model = torchvision.models.get_model(name, weights=None, **options)
     replace_head(model, classes)
     return model
+
+
+def widen(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """Gives layers the widths of weights that grew, in place, with random weights; returns the network.
+
+    Args:
+        model: as `build_backbone` gives it.
+        shapes: of the network's tensors by name, and of a head's weight, whatever its classes, as `head/weight`; those
+            that are absent stay as they are.
+
+    Raises:
+        UserError: a layer cannot have the shape.
+    """
+    head = head_path(model)
+    for path, module in list(model.named_modules()):
+        shape = shapes.get(f"{path}.weight")
+        if path == head and "head/weight" in shapes:
+            shape = (len(module.weight), *shapes["head/weight"][1:])
+        if shape is None or tuple(module.weight.shape) == tuple(shape):
+            continue
+        wider: nn.Module | None = None
+        if isinstance(module, nn.Conv2d) and len(shape) == 4 and tuple(module.kernel_size) == tuple(shape[2:]):
+            depthwise = module.groups == module.in_channels
+            if module.groups == 1 or (depthwise and shape[1] == 1 and module.in_channels == module.out_channels):
+                groups, inputs = (shape[0], shape[0]) if module.groups > 1 else (1, shape[1])
+                options = (module.stride, module.padding, module.dilation, groups, module.bias is not None)
+                wider = nn.Conv2d(inputs, shape[0], module.kernel_size, *options)  # type: ignore[arg-type]
+        elif isinstance(module, nn.Linear) and len(shape) == 2:
+            wider = nn.Linear(shape[1], shape[0], module.bias is not None)
+        elif isinstance(module, nn.BatchNorm2d) and len(shape) == 1:
+            wider = nn.BatchNorm2d(shape[0], module.eps, module.momentum)
+        if wider is None:
+            raise UserError(
+                f"'{path}' of {type(model).__name__} cannot have a weight of shape {list(shape)}. The weights belong "
+                "to another architecture."
+            )
+        model.set_submodule(path, wider)
+    return model
+
+
+def check_can_grow(model: nn.Module, image_size: int = 224) -> None:
+    """Checks that in a wider network the first channels of each layer compute what the narrower network did.
+
+    Raises:
+        UserError: it puts channels behind each other, or mixes all of a layer's.
+    """
+    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.PReLU)
+    modules = [module for module in model.modules() if list(module.parameters(recurse=False))]
+    mixing = any(not isinstance(module, kinds) for module in modules)
+    grouped = any(isinstance(module, nn.Conv2d) and module.groups not in (1, module.in_channels) for module in modules)
+    joined = _Joined()
+    state = {path: tensor.to("meta") for path, tensor in model.state_dict().items()}
+    with joined, torch.no_grad():
+        torch.func.functional_call(model.eval(), state, torch.zeros(2, 3, image_size, image_size, device="meta"))
+    if mixing or grouped or joined.found:
+        raise UserError(
+            f"{type(model).__name__} cannot grow: it puts the channels of layers behind each other, or mixes all or "
+            "groups of a layer's, so that the first channels of a wider network are not those of the narrower one."
+        )
+
+
+class _Joined(TorchFunctionMode):
+    """Notes whether tensors are put behind each other."""
+
+    found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found |= func in (torch.cat, torch.concat, torch.concatenate)
+        return func(*args, **(kwargs or {}))
 
 
 def head_path(model: nn.Module) -> str:

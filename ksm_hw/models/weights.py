@@ -46,7 +46,7 @@ def fitted_weights(
     Raises:
         UserError: a tensor is no plain one of floating-point numbers, or has one that is not finite.
     """
-    plain_names = {name: _plain_name(name) for name in state}
+    plain_names = {name: plain_name(name) for name in state}
     prefix = _common_prefix(plain_names.values(), expected)
     fitted: dict[str, torch.Tensor] = {}
     dropped = []
@@ -68,7 +68,7 @@ def fitted_weights(
     return fitted
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """A tensor's name without the wrappers of single modules, and as torchvision calls it today."""
     name = _WRAPPED.sub("", name)
     for old, new in _OLD_NAMES:

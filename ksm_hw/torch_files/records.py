@@ -52,7 +52,9 @@ def is_module(content: object) -> bool:
 
 
 def attribute(record: object, name: str) -> Any:
-    """What an object had under a name: an attribute, an entry, or a module in it; None where it has none."""
+    """What an object or a dictionary has under a name: an attribute, an entry, or a module in it; or None."""
+    if isinstance(record, Mapping):
+        return record.get(name)
     if not isinstance(record, Record) or not isinstance(record.state, dict):
         return None
     inner = record.state.get("_modules")

@@ -1,6 +1,7 @@
 """The parts of benchmarks/peers.py that need no engine: ratios, means, noise, tables."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from peers.results import (
     ratios_to_best_peer,
     wrong_outputs,
 )
-from peers.tables import latency_table, markdown, noise_line, overview, task_table
+from peers.stored import read_results
+from peers.tables import latency_table, machine_class, markdown, noise_line, overview, task_table
 
 FACTS = {
     "command": "peers.py",
@@ -102,7 +104,38 @@ def test_the_page_names_failures_and_noise():
     assert "| Ours | 8.00~ | 0.80 |" in page
     assert "| One | **10.00** | 1.00 |" in page
     assert "| Two | failed | — |" in page
-    assert "avx2" in page and "sse" not in page
+    assert "avx2" in page and "sse" not in page and page.startswith("## AVX2\n")
+
+
+def test_machines_have_classes_by_their_widest_instructions():
+    flags = {"sse", "avx2", "avx512f", "amx_tile"}
+    assert machine_class(flags) == "AMX"
+    assert machine_class(flags - {"amx_tile"}) == "AVX-512"
+    assert machine_class({"avx2"}) == "AVX2" and machine_class({"asimd"}) == "NEON"
+    assert machine_class(()) == "other"
+
+
+def test_what_was_measured_elsewhere_is_shown_as_it_was_measured(tmp_path, monkeypatch):
+    results = [
+        result("ours", 8, rounds=((0.008, 0.009, 0.010), (0.008,)), disturbed=1, repeated=4),
+        result("one", 10, network="vit_b_16"),
+        result("two", 1, failure="no | way", rounds=()),
+    ]
+    (tmp_path / "peers-avx2.json").write_text(
+        json.dumps({"facts": FACTS, "results": [one.summary() for one in results]})
+    )
+    stored, facts = read_results(tmp_path / "peers-avx2.json")
+    assert markdown(stored, [], facts) == markdown(results, [], FACTS)
+    assert [one.summary() for one in stored] == json.loads(json.dumps([one.summary() for one in results]))
+    # A machine of another class writes files of its own, and a page of both.
+    for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(threads, "1")  # The program sets them for its process.
+    record_of = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "peers.py"))["Record"]
+    record = record_of(tmp_path, FACTS | {"cpu_flags": ["avx512f"], "multitask": False}, [result("one", 5)])
+    record.write()
+    text = (tmp_path / "peers.md").read_text()
+    assert text.index("## AVX-512") < text.index("## AVX2") and "| Two | failed |" in text
+    assert {file.name for file in tmp_path.iterdir()} == {"peers-avx2.json", "peers-avx512.json", "peers.md"}
 
 
 def test_spread_is_that_of_the_quartiles():

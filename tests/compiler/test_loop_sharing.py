@@ -90,8 +90,25 @@ def test_each_step_is_done_once(run: Run, threads: int) -> None:
     if threads == 1:
         assert lengths == [UNITS]
     else:
-        assert lengths == sorted(lengths, reverse=True) and lengths[-1] == 1
-        assert lengths[0] == max(1, UNITS // 2 // (1 << (threads - 1).bit_length()))
+        # As many regions, up to 16, each cut alike, its parts ever shorter.
+        regions = min(1 << (threads - 1).bit_length(), 16)
+        region = lengths[: len(lengths) // regions]
+        assert lengths == region * regions
+        assert region == sorted(region, reverse=True) and (region[0], region[-1]) == (UNITS // regions // 4, 1)
+
+
+def test_a_thread_keeps_to_its_region_while_there_is_something_left_in_it(run: Run) -> None:
+    regions: dict[int, list[int]] = {}
+
+    def body(units: range) -> int:
+        time.sleep(len(units) * 1e-3)
+        regions.setdefault(threading.get_ident(), []).append(units.start // (UNITS // 2))
+        return 0
+
+    caller = on_threads(2, lambda: [run(body), threading.get_ident()])[1]
+    helper = next(other for other in regions if other != caller)
+    assert 0 in regions[caller] and regions[caller] == sorted(regions[caller])
+    assert 1 in regions[helper] and regions[helper] == sorted(regions[helper], reverse=True)
 
 
 @pytest.mark.parametrize("threads", [2, 4])

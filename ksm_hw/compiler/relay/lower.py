@@ -1,25 +1,29 @@
 """From a PyTorch network to Relay: torch.jit.trace. Runs in Relay's environment."""
 
 import warnings
+from collections.abc import Mapping
 
 import torch
 import tvm
 from tvm import relay
 
 from ksm_hw.artifact.parameters import HEAD_BIAS, HEAD_WEIGHT
-from ksm_hw.models.backbones import build_backbone, head_path
+from ksm_hw.models.backbones import build_backbone, head_path, widen
 from tvm_passes.relay.names import INPUT
 
 
-def lower_backbone(backbone: str, classes: int, batch: int, image_size: int) -> tvm.IRModule:
+def lower_backbone(
+    backbone: str, classes: int, batch: int, image_size: int, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> tvm.IRModule:
     """Lowers a network to `main(input, *parameters)`, with the names of its sibling for Relax.
 
     `input` is float32 [batch, 3, image_size, image_size] and the result the logits, float32 [batch, classes].
+    Layers have the widths that `shapes` gives them (`network_shapes`).
 
     Raises:
         UserError: there is no such network.
     """
-    model = build_backbone(backbone, classes).eval()
+    model = widen(build_backbone(backbone, classes), shapes or {}).eval()
     head = head_path(model)
     shape = (batch, 3, image_size, image_size)
     with warnings.catch_warnings(), torch.inference_mode():

@@ -12,7 +12,7 @@ from tvm.ir.transform import PassContext
 from tvm.tirx.transform import prim_func_pass
 from tvm_ffi import structural_map
 
-UNITS = 64
+UNITS = 128
 """Steps of a parallel loop: a power of two, so that parts of half the size are as many steps each."""
 
 

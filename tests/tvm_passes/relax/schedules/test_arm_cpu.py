@@ -1,20 +1,28 @@
 """Schedules for cores that multiply by lanes compute what PyTorch computes. Here they run on this machine."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import tvm
+from board_processes import EMULATED_PYTHON, needs_emulated_board
 from operator_cases import HOST, function, lowered, nhwc, values
 from torch.nn import functional
 from tvm import relax, te, tirx
 from tvm.target.codegen import llvm_get_cpu_features
 
 from ksm_hw.compiler.build import build_executable
+from ksm_hw.toolchains.linker import link_shared_library, linker_command
 from tvm_passes.relax import pipeline
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
 from tvm_passes.relax.loops.llvm_tables import by_tables
-from tvm_passes.relax.schedules.cpu import convolution, depthwise
+from tvm_passes.relax.pipeline import loop_pipeline
+from tvm_passes.relax.schedules.cpu import convolution, dense, depthwise
 from tvm_passes.relax.schedules.cpu.convolution import Convolution
+from tvm_passes.relax.schedules.cpu.dense import Dense
 from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
 from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
@@ -29,7 +37,7 @@ A76 = vector_unit(ARM["cortex-a76"])
 @pytest.fixture
 def by_lane(monkeypatch):
     """Has this machine scheduled for as if it multiplied by lanes."""
-    for module in (convolution, depthwise, pipeline):
+    for module in (convolution, dense, depthwise, pipeline):
         monkeypatch.setattr(module, "vector_unit", lambda _: A76)
 
 
@@ -120,6 +128,31 @@ def test_every_way_of_a_depthwise_convolution_equals_torch(by_lane):
     check(functions, cases)
 
 
+@needs_emulated_board
+@pytest.mark.slow
+@pytest.mark.parametrize("core", ["cortex-a55", "cortex-a76", "cortex-a78ae"])
+def test_code_for_a_core_runs_on_it(core, tmp_path):
+    target, kernels, arguments, expected = ARM[core], {}, {}, {}
+    for name in DEPTHWISE:
+        operator, inputs, expected[name] = depthwise_of(name)
+        schedule = next(iter(DepthwiseConvolution().candidates(operator, target))).schedule
+        kernels[name] = schedule.mod["main"].with_attrs({"global_symbol": name, "target": target})
+        for place, array in enumerate([*inputs, np.full_like(expected[name], np.nan)]):
+            arguments[f"{name}/0/{place}"] = np.ascontiguousarray(array)
+    np.savez(tmp_path / "arguments.npz", **arguments)
+    objects = str(tmp_path / "kernels.o")
+    tirx.build(tvm.IRModule(kernels), target=by_tables(target), pipeline=loop_pipeline()).write_to_file(objects)
+    link_shared_library(linker_command("aarch64"), str(tmp_path / "kernels.so"), [objects])
+    program = Path(__file__).parents[3] / "kernels_on_a_board.py"
+    files = (tmp_path / name for name in ("kernels.so", "arguments.npz", "results.npz"))
+    # QEMU of Debian 12 has no A55 and no A78AE.
+    environment = {**os.environ, "QEMU_CPU": core if core == "cortex-a76" else "max"}
+    subprocess.run([EMULATED_PYTHON, program, *files], check=True, env=environment)
+    results = np.load(tmp_path / "results.npz")
+    for name, result in expected.items():
+        np.testing.assert_allclose(results[f"{name}/0"], result, rtol=1e-5, atol=2e-5, err_msg=name)
+
+
 def test_cores_are_known_by_what_they_start_in_a_cycle():
     units = {name: vector_unit(target) for name, target in ARM.items()}
     assert all(unit.by_lane and unit.cores == 4 for unit in units.values())
@@ -142,6 +175,23 @@ def test_where_loads_are_the_limit_tiles_are_squarer():
     speeds = [dict(ranked_tiles(196, 192, 64, unit, "float32")) for unit in (few_slots, many_slots)]
     assert speeds[0][7, 12] > 1.1 * speeds[0][4, 12]
     assert speeds[1][7, 12] == pytest.approx(speeds[1][4, 12], rel=0.02)
+
+
+# rows, inputs, outputs
+DENSE = {"one_row": (1, 64, 40), "rows": (3, 24, 16), "no_vectors": (2, 7, 5)}
+
+
+def test_every_way_of_a_dense_layer_equals_numpy(by_lane):
+    functions, cases = {}, {}
+    for name, (rows, inputs, outputs) in DENSE.items():
+        data, weight, bias = values((rows, inputs), (inputs, outputs), (outputs,))
+        shapes = (data.shape, weight.shape, bias.shape)
+        module = lowered(function(lambda emit, x, w, b: relax.op.add(emit(relax.op.matmul(x, w)), b), *shapes), HOST)
+        (operator,) = (one for _, one in module.functions_items() if isinstance(one, tirx.PrimFunc))
+        cases[name] = [data, weight, bias], data @ weight + bias
+        for number, candidate in enumerate(Dense().design_space(operator, HOST)[:3]):
+            functions[f"{name}_{number}"] = candidate.mod["main"]
+    check(functions, cases)
 
 
 def test_sums_of_a_depthwise_convolution_begin_with_its_bias(by_lane):

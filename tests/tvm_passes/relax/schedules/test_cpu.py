@@ -78,7 +78,31 @@ def test_dense_equals_torch(batch, inputs, outputs):
         *arrays,
     )
     np.testing.assert_allclose(found, arrays[0] @ arrays[1] + arrays[2], rtol=1e-5, atol=1e-5)
-    assert counts == {"Dense": 1}
+    assert counts == {"Dense" if batch < 8 else "MatrixProduct": 1}
+
+
+@pytest.mark.parametrize(
+    ("data", "weight"),
+    [((49, 40), (40, 64)), ((3, 19, 24), (3, 24, 19)), ((2, 3, 49, 49), (2, 3, 49, 32)), ((9, 5), (5, 1))],
+    ids=["one", "filled up", "batch of two axes", "one output"],
+)
+def test_products_of_many_rows_equal_numpy(data, weight):
+    arrays = values(data, weight, (weight[-1],))
+    found, counts = run(
+        function(
+            lambda emit, x, w, b: relax.op.nn.relu(emit(relax.op.add(emit(relax.op.matmul(x, w)), b))),
+            *(a.shape for a in arrays),
+        ),
+        *arrays,
+    )
+    np.testing.assert_allclose(found, np.maximum(arrays[0] @ arrays[1] + arrays[2], 0), rtol=1e-5, atol=2e-5)
+    assert counts == {"MatrixProduct": 1}
+
+
+@pytest.mark.parametrize("target", OTHERS.values(), ids=OTHERS.keys())
+def test_products_of_many_rows_are_computed_in_vectors(target):
+    module, _ = schedule(function(lambda _, x, w: relax.op.matmul(x, w), (3, 19, 24), (3, 24, 19)), target)
+    assert vector_unit(target).lanes("float32") in vectors_of(module)
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 9, 24), (3, 6, 6, 10)])

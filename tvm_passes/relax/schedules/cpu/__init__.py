@@ -8,6 +8,7 @@ from tvm_passes.relax.schedules.cpu.dense import Dense
 from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
 from tvm_passes.relax.schedules.cpu.fallback import Fallback
 from tvm_passes.relax.schedules.cpu.mask_decoder import MaskDecoder
+from tvm_passes.relax.schedules.cpu.matrix_product import MatrixProduct
 from tvm_passes.relax.schedules.cpu.reduction import PixelReduction
 from tvm_passes.relax.schedules.cpu.winograd import WinogradConvolution
 
@@ -18,6 +19,7 @@ def cpu_rules() -> list[ScheduleRule]:
         WinogradConvolution(),
         DepthwiseConvolution(),
         Convolution(),
+        MatrixProduct(),
         Dense(),
         PixelReduction(),
         Concatenation(),

@@ -4,8 +4,9 @@ A task computes some rows of some channels. It copies what it reads of them, pad
 that stays in the cache; there the channels of a pixel are neighbours, and no step asks where the map ends. Vectors run
 over channels, and neighbouring pixels are computed at once, so that the weights are loaded once for all of them.
 
-A core whose loads are the limit computes pixels of several rows at once, which share more inputs, and goes along a row
-for each vector of channels, whose weights stay in registers.
+A core whose loads are the limit computes pixels of several rows at once, which share more inputs, and goes along a row,
+or all rows of a narrow map, for each vector of channels, whose weights stay in registers. In its copy the vectors of
+neighbouring pixels are neighbours, so that one instruction loads two, and its sums begin with their bias.
 """
 
 import math
@@ -16,7 +17,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
-from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, largest_divisor, widest_vector
+from tvm_passes.relax.schedules.base.blocks import FusedOperator, extent, extents, largest_divisor, widest_vector
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, is_depthwise, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
@@ -27,8 +28,10 @@ from tvm_passes.relax.schedules.cpu.vector_unit import LINE_BYTES, VectorUnit, v
 # Bytes of the input of a task: less than the first-level cache of most cores, and than their second-level cache. Tried
 # on a Zen 4; `benchmarks/convolutions.py --network mobilenet_v2` measures convolutions whose first way these decide.
 _NEAR, _NEARBY = 32 << 10, 128 << 10
-# Of several rows at once: pixels of a row, and multiply-adds that are written out together.
-_MOST_PIXELS, _MOST_PRODUCTS = 8, 512
+# Of several rows at once: pixels of a row, all of them, and multiply-adds that are written out together.
+_MOST_PIXELS, _MOST_SUMS, _MOST_PRODUCTS = 8, 16, 512
+# Tiles of a row that LLVM unrolls.
+_FEW_TILES = 2
 
 
 @dataclass(frozen=True)
@@ -121,13 +124,13 @@ def sharings(output: list[int], padded: tuple[int, int], window: int, unit: Vect
 
 
 def rows_at_once(pixels: int, rows: int, window: int, stride: int, unit: VectorUnit) -> int:
-    """Rows of a task of which so many pixels each fit into registers together, with a row of inputs and the weights."""
+    """Rows of a task of which so many pixels each are held in registers together, beside weights and inputs."""
     if not unit.by_lane:
         return 1
-    # Of a large kernel LLVM keeps a row of weights. Rows that share few inputs are no gain.
-    weights, most = (window * window, rows) if window <= 3 else (window, 2)
-    others = weights + (pixels - 1) * stride + window
-    return largest_divisor(rows, min(most, (unit.registers - others) // pixels)) if stride == 1 else 1
+    # Rows that share few inputs are no gain, and of a column of pixels LLVM keeps all inputs, and spills.
+    fitting = min(rows, pixels, _MOST_SUMS // pixels) if stride == 1 else 1
+    # Of a large kernel LLVM keeps a row of weights.
+    return largest_divisor(rows, max(1, min(fitting, 2) if window > 3 else fitting))
 
 
 def _inputs_an_output(pixels: int, rows: int, window: int, stride: int, unit: VectorUnit) -> float:
@@ -147,10 +150,15 @@ def _compute(schedule: Schedule, operator: FusedOperator, sharing: Sharing, unit
     parts, row, *inner_rows = schedule.split(y, [None, sharing.rows // together, *several])
     outer_pixels, inner_pixels = schedule.split(x, [None, sharing.pixels])
     blocks, vectors, vector = schedule.split(o, [None, sharing.channels // sharing.lanes, sharing.lanes])
-    order = [vectors, outer_pixels] if unit.by_lane else [outer_pixels, vectors]
-    schedule.reorder(n, parts, blocks, row, *order, i, ky, kx, *inner_rows, inner_pixels, vector)
+    few_tiles = extent(schedule, outer_pixels) <= _FEW_TILES
+    order = [row, outer_pixels, vectors]
+    if unit.by_lane:
+        # Weights are loaded once for all of a loop: a longer one than LLVM would unroll.
+        order = [vectors, row, outer_pixels] if few_tiles else [row, vectors, outer_pixels]
+    schedule.reorder(n, parts, blocks, *order, i, ky, kx, *inner_rows, inner_pixels, vector)
     task = schedule.fuse(n, parts, blocks)
-    schedule.reverse_compute_at(operator.output, order[-1], preserve_unit_loops=True)
+    tile = schedule.fuse(row, outer_pixels) if unit.by_lane and few_tiles else order[-1]
+    schedule.reverse_compute_at(operator.output, tile, preserve_unit_loops=True)
     for block in operator.producers:
         if unit.by_lane:
             _together(schedule, block, sharing.lanes)

@@ -23,6 +23,8 @@ _UNEVEN = 0.99
 """The speed of tiles of which the last runs over the end of the map, which takes a second version of the code."""
 _FEW_TILES, _ASKED = 16, 80 << 10
 """Tiles of one block of weights that are few, and bytes of such a block that fit beside the one in use."""
+TASKS = 8
+"""Of each core at least, where a map can be cut: a core that is slowed to half then makes the others wait little."""
 _MOST_PIXELS = 14
 """Of a tile, to keep the ways few: more load fewer weights a product, but these are few by then."""
 
@@ -119,10 +121,10 @@ def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = Non
     speeds = dict(ranked)
     # Where no tile's map can stay near, all are as far.
     tiles.sort(key=lambda tile: speeds[tile] * (1.0 if tile in near else _FAR), reverse=True)
-    found = [near.get(tile, by_channels(*tile, 4, False)) for tile in tiles]
+    found = [near.get(tile, by_channels(*tile, TASKS, False)) for tile in tiles]
     found += [way for limit in (NEARBY, NEARBY // 4, 2 * NEARBY) for tile in tiles if (way := by_pixels(*tile, limit))]
     found += [way for tile in tiles if (way := by_cores(*tile))]
-    found += [by_channels(*tile, tasks, False) for tasks in (4, 1, 16) for tile in tiles]
+    found += [by_channels(*tile, tasks, False) for tasks in (TASKS, 4, 1, 16) for tile in tiles]
     return list(dict.fromkeys(found))
 
 

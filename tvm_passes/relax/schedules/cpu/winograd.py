@@ -22,7 +22,7 @@ from tvm_passes.relax.schedules.base.blocks import blocks_of, extent, extents, l
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.precision import is_modelled, value_bytes, widest_type
 from tvm_passes.relax.schedules.cpu.lanes import apart, read_in_vectors, steps_at_once
-from tvm_passes.relax.schedules.cpu.tile_model import asking_pays, ranked_tiles
+from tvm_passes.relax.schedules.cpu.tile_model import TASKS, asking_pays, ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import LINE_BYTES, VectorUnit, vector_unit
 
 # Transformed weights up to the first size stay in a shared cache from task to task, and what a task holds itself, up to
@@ -112,16 +112,17 @@ def sharings(transform: list[int], products: list[int], unit: VectorUnit, dtype:
     # Of a row of tiles, and of its products.
     row_bytes = size * side * side * columns * (inputs + blocks * lanes)
 
-    def longest_task(number: int) -> int:
-        """Rows that the busiest core computes if a task has so many."""
-        return -(-(batch * rows // number) // unit.cores) * number
+    def preference(number: int) -> tuple[bool, int, int]:
+        """Of tasks of so many rows, the smaller the better: as few as there may be, but enough to be shared out."""
+        tasks = batch * rows // number
+        return number > 1 and number * row_bytes > TASK_BYTES, -min(tasks, TASKS * unit.cores), -number
 
     # Divisors alone: a task that runs over the end would check bounds everywhere.
     divisors = [number for number in range(1, rows + 1) if rows % number == 0]
-    by_tiles = sorted(
-        divisors, key=lambda number: (number > 1 and number * row_bytes > TASK_BYTES, longest_task(number), -number)
-    )[:4]
-    ways = [0, *by_tiles] if weight_bytes > CACHED_BYTES else [*by_tiles, 0]
+    by_tiles = sorted(divisors, key=preference)[:4]
+    # By frequencies the weights are read once, but what is transformed goes through memory.
+    once = weight_bytes > min(CACHED_BYTES, batch * rows * row_bytes)
+    ways = [0, *by_tiles] if once else [*by_tiles, 0]
     found = []
     for number in ways:
         pixels = (number or batch * rows) * columns

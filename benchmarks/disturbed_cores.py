@@ -1,0 +1,203 @@
+"""Measures what the second thread gains while a neighbour takes half of one of two cores: ksm-hw beside other engines.
+
+    git worktree add build/before COMMIT
+    .venv/bin/python benchmarks/disturbed_cores.py --before build/before
+
+Every engine has a process for one thread and one for two, and all take turns in rounds, each first undisturbed and
+then beside the neighbour. That is kept to the second of two cores, and all others may use both. `half` works and rests
+by turns of 0.2 ms, in real time where it may, so that the core is half as fast for all else; `busy` works all the time,
+and the system gives it half of the core, some milliseconds at a time. With --before another checkout of ksm-hw is
+measured too, with artifacts of its own.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Before NumPy: its thread pool would keep the second core busy beside the engines.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+
+from machine_facts import facts
+from peers.catalogue import ENGINES, NETWORKS, Engine
+from peers.children import end_child, start_child
+from peers.engine_process import EngineProcess, engine_process
+from peers.engines.ksm_hw_engine import artifact_folder
+from peers.failures import EngineError
+from peers.places import BENCHMARKS
+from peers.preparation import compile_artifact, prepare_engine, prepare_network
+
+BEFORE = "before"  # The variant of the other checkout's artifacts.
+SECONDS_A_TURN = 0.5
+NEIGHBOURS = ("half", "busy")
+TURN = 2e-4  # Seconds that `half` works, and rests.
+THREADS = (1, 2)
+
+
+@dataclass
+class Measured:
+    """An engine with a number of threads on a network.
+
+    Attributes:
+        title: of the engine.
+        threads: that it has.
+        process: in which it runs.
+        seconds: of each inference, by the neighbour, "" where there is none.
+    """
+
+    title: str
+    threads: int
+    process: EngineProcess
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def neighbour(kind: str, core: int) -> Iterator[None]:
+    """A process that takes half of a core, until the block ends; none of kind ""."""
+    if not kind:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, __file__, "--be", kind, "--core", str(core)])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def be_neighbour(kind: str, core: int) -> None:
+    """Takes half of a core, for good."""
+    os.sched_setaffinity(0, {core})
+    if kind == "half":
+        # Otherwise it would get its turns late.
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    while True:
+        end = time.perf_counter() + TURN
+        while time.perf_counter() < end or kind == "busy":
+            pass
+        time.sleep(TURN)
+
+
+def compile_before(checkout: Path, network: Path, threads: int) -> None:
+    """Compiles a network with another checkout of ksm-hw."""
+    artifact = artifact_folder(network, threads, BEFORE)
+    arguments = [str(network / "bundle"), str(artifact), BEFORE, str(threads), "1", "0", str(artifact / "records")]
+    command = [sys.executable, str(BENCHMARKS / "peers" / "compile_artifact.py"), *arguments]
+    process = start_child(command, {"PYTHONPATH": str(checkout)})
+    try:
+        if process.wait() != 0:
+            raise EngineError(f"{checkout} cannot compile {network.name}")
+    finally:
+        end_child(process)
+
+
+def started(engine: Engine, network: Path, before: Path | None, stack: contextlib.ExitStack) -> list[Measured]:
+    """The engine's processes on a network, one for each number of threads; `before` is another checkout of ksm-hw."""
+    prepare_engine(engine, network / "task-00")
+    variables = {**engine.variables, **({} if before is None else {"PYTHONPATH": str(before)})}
+    variant = engine.variant if before is None else BEFORE
+    found = []
+    for threads in THREADS:
+        if before is not None:
+            compile_before(before, network, threads)
+        elif engine.ours:
+            compile_artifact(network, variant, threads)
+        arguments = (engine.module, variant, network / "task-00", str(threads))
+        process = engine_process(engine.environment, "peers.serve", *arguments, variables=variables)
+        title = engine.title if before is None else f"{engine.title}, before"
+        found.append(Measured(title, threads, stack.enter_context(process)))
+    return found
+
+
+def measure(arguments: argparse.Namespace, name: str, cores: list[int]) -> list[dict[str, Any]]:
+    """The results of a network."""
+    network = prepare_network(name)
+    with contextlib.ExitStack() as stack:
+        running = []
+        for engine in (one for one in ENGINES if one.name in arguments.engines):
+            sides = [None, arguments.before.resolve()] if engine.name == "ksm-hw" and arguments.before else [None]
+            for before in sides:
+                running += started(engine, network, before, stack)
+        for number in range(arguments.rounds):
+            print(f"{NETWORKS[name]}: round {number + 1} of {arguments.rounds}", file=sys.stderr)
+            for one in running[number % len(running) :] + running[: number % len(running)]:
+                for kind in ("", *arguments.neighbours):
+                    with neighbour(kind, cores[1]):
+                        one.seconds.setdefault(kind, []).extend(one.process.ask(seconds=SECONDS_A_TURN)["seconds"])
+    return [
+        {
+            "network": NETWORKS[name],
+            "engine": one.title,
+            "version": one.process.facts["version"],
+            "threads": one.threads,
+            "neighbour": kind,
+            "runs": len(seconds),
+            "least_ms": min(seconds) * 1e3,
+            "median_ms": statistics.median(seconds) * 1e3,
+        }
+        for one in running
+        for kind, seconds in one.seconds.items()
+    ]
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """A table with a line for each network, engine and neighbour."""
+    lines = [
+        "| network | neighbour | engine | 1 thread, ms | 2 threads, ms | what the second gains |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
+    cells = {(one["network"], one["neighbour"], one["engine"], one["threads"]): one for one in results}
+    for network, kind, engine in sorted(dict.fromkeys(key[:3] for key in cells)):
+        one, two = (cells[network, kind, engine, threads] for threads in THREADS)
+        times = [f"{cell['median_ms']:.1f} ({cell['least_ms']:.1f})" for cell in (one, two)]
+        gains = [one[which] / two[which] for which in ("median_ms", "least_ms")]
+        gain = f"{gains[0]:.2f} ({gains[1]:.2f})"
+        lines.append(f"| {network} | {kind or 'none'} | {engine} {one['version']} | {' | '.join([*times, gain])} |")
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [engine.name for engine in ENGINES]
+    parser.add_argument("--models", nargs="+", choices=[*NETWORKS], default=[*NETWORKS], metavar="NAME")
+    parser.add_argument("--engines", nargs="+", choices=names, default=["ksm-hw", "onnxruntime"], metavar="NAME")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="another checkout of ksm-hw")
+    parser.add_argument("--neighbours", nargs="+", choices=NEIGHBOURS, default=[*NEIGHBOURS], metavar="KIND")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--be", choices=NEIGHBOURS, help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """The command."""
+    arguments = parse_arguments()
+    if arguments.be:
+        be_neighbour(arguments.be, arguments.core)
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        sys.exit("error: it takes two cores.")
+    os.sched_setaffinity(0, cores)  # And all that it starts.
+    results = [one for name in arguments.models for one in measure(arguments, name, cores)]
+    found = facts()
+    if arguments.json:
+        print(json.dumps({**found, "results": results}, indent=1))
+        return
+    machine = found["machine"]
+    print(f"{machine['cpu']}, two cores, load at the end {machine['load']:.1f}; medians (minima)\n")
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    main()

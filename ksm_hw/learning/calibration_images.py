@@ -1,0 +1,57 @@
+"""Images to calibrate a task on: some of its training images, or those of a folder."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ksm_hw.errors import UserError
+from ksm_hw.images.finding import image_files
+from ksm_hw.learning.datasets import REGISTERED, ImageSplit, load_task_data
+from ksm_hw.masks.input_batches import read_batches
+from ksm_hw.masks.preprocessing import Preprocessing, preprocess_batch
+
+_BATCH = 25  # Images at once, between the layers of which all tensors of the network are held.
+
+Batches = Iterator[npt.NDArray[np.float32]]
+
+
+def calibration_batches(data: str, preprocessing: Preprocessing, count: int) -> Batches:
+    """Images of a registered set's or a folder's `train/`, or of a folder without one, chosen with seed 0.
+
+    Args:
+        data: name of a set, or path of a folder.
+        preprocessing: of the task.
+        count: how many images.
+
+    Returns:
+        Batches, float32 [N, 3, H, W].
+
+    Raises:
+        UserError: there are fewer images, no such folder or set, or an image cannot be read.
+    """
+    if data in REGISTERED or (Path(data) / "train").is_dir() or not os.path.exists(data):
+        return split_batches(load_task_data(data).train, preprocessing, count, data)
+    files = image_files([Path(data)])
+    chosen = [files[index] for index in _chosen(len(files), count, data)]
+    return (batch for _, batch in read_batches(chosen, preprocessing, _BATCH))
+
+
+def split_batches(split: ImageSplit, preprocessing: Preprocessing, count: int, name: str) -> Batches:
+    """The same, of the images of a split; `name` says in an error whose they are."""
+    chosen = _chosen(len(split), count, name)
+    return (
+        preprocess_batch([split[index][0] for index in chosen[start : start + _BATCH]], preprocessing)
+        for start in range(0, count, _BATCH)
+    )
+
+
+def _chosen(there_are: int, count: int, name: str) -> list[int]:
+    if there_are < count:
+        raise UserError(
+            f"{name} has {there_are} images to calibrate on, and {count} were asked for. Give more, or --images "
+            f"{max(there_are, 1)}."
+        )
+    return sorted(np.random.default_rng(0).permutation(there_are)[:count].tolist())

@@ -1,0 +1,54 @@
+"""A task's folded network in float32, operator by operator: what quantisation is calibrated on and compared with."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ksm_hw.quantising.network import INPUT, Addition, Concatenation, Convolution, Mean, Network, Operator
+
+Float32Array = npt.NDArray[np.float32]
+Folded = Mapping[str, tuple[Float32Array, Float32Array]]
+
+
+@torch.inference_mode()
+def float_results(network: Network, folded: Folded, images: Float32Array) -> dict[str, torch.Tensor]:
+    """Every tensor of the network, the logits among them, by its name.
+
+    Args:
+        network: the operators.
+        folded: `folded_weights`.
+        images: float32 [N, 3, H, W].
+    """
+    known = {INPUT: torch.from_numpy(images)}
+    for operator in network.operators:
+        known[operator.result] = _computed(operator, known, folded)
+    return known
+
+
+def _computed(operator: Operator, known: Mapping[str, torch.Tensor], folded: Folded) -> torch.Tensor:
+    match operator:
+        case Convolution():
+            weight, bias = (torch.from_numpy(np.ascontiguousarray(array)) for array in folded[operator.layer])
+            return convolved(operator, known[operator.data], weight, bias).clamp(*operator.clamp)
+        case Addition():
+            return (known[operator.left] + known[operator.right]).clamp(*operator.clamp)
+        case Mean():
+            return known[operator.data].mean((2, 3), keepdim=operator.keeps)
+        case Concatenation():
+            return torch.cat([known[part] for part in operator.parts], 1)
+        case _:
+            return operator.function(known[operator.data])
+
+
+def convolved(
+    operator: Convolution, data: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, fill: float = 0.0
+) -> torch.Tensor:
+    """The sums of products of a layer, in the type of data and weight; what is padded is `fill`."""
+    if operator.dense:
+        return torch.nn.functional.linear(data, weight, bias)
+    top, left, bottom, right = operator.padding
+    if any(operator.padding):
+        data = torch.nn.functional.pad(data, (left, right, top, bottom), value=fill)
+    return torch.nn.functional.conv2d(data, weight, bias, operator.strides, 0, operator.dilation, operator.groups)

@@ -1,0 +1,115 @@
+"""A network as int8 sees it, what is calibrated of it, and the integer model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from random_tasks import random_bundle
+
+from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.calibration import Calibration
+from ksm_hw.models.task_module import task_module
+from ksm_hw.quantising.calibrate import calibrate
+from ksm_hw.quantising.float_model import float_results
+from ksm_hw.quantising.folded_weights import folded_weights
+from ksm_hw.quantising.integer_model import integer_model, sums
+from ksm_hw.quantising.network import Convolution, NotQuantisable, read_network
+from ksm_hw.quantising.scheme import QuantisedLayer, dequantise
+
+IMAGES = np.random.default_rng(0).standard_normal((6, 3, 32, 32), np.float32)
+
+
+def calibrated(bundle: Bundle, task: str, observer: str = "minmax") -> Bundle:
+    pack = bundle.packs[task]
+    found = calibrate(bundle, pack, [IMAGES[:4], IMAGES[4:]], observer)  # type: ignore[arg-type]
+    return dataclasses.replace(bundle, packs={task: dataclasses.replace(pack, calibration=found)})
+
+
+@pytest.fixture(scope="module")
+def residual() -> Bundle:
+    """A network with residual additions, ReLUs behind them, and pooling."""
+    return random_bundle("resnet18", image_size=32, granularities=("kernel",))
+
+
+@pytest.mark.parametrize("network", ["bundle", "residual"])
+def test_the_operators_of_a_network_compute_its_logits(network: str, request: pytest.FixtureRequest) -> None:
+    bundle: Bundle = request.getfixturevalue(network)
+    pack = bundle.packs["kernel-task"]
+    operators = read_network(bundle.backbone, len(pack.classes), 32)
+    with torch.inference_mode():
+        expected = task_module(bundle, pack)(torch.from_numpy(IMAGES)).numpy()
+    found = float_results(operators, folded_weights(operators, bundle, pack), IMAGES)[operators.logits].numpy()
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_tensors_have_the_names_of_layers() -> None:
+    names = read_network("resnet18", 5, 32).ranged_tensors()
+    assert names[:4] == ["input", "conv1", "layer1.0.conv1", "layer1.0.conv2"]
+    assert "layer2.0.downsample.0/addition" in names
+    assert names[-1] == "layer4.1.conv2/mean"
+
+
+def test_a_network_that_int8_does_not_know_is_refused() -> None:
+    with pytest.raises(NotQuantisable, match=r"int8 does not know .*head 'classifier.1'.*squeezenet1_1.*float32"):
+        read_network("squeezenet1_1", 5, 32)
+
+
+def test_ranges_are_the_extremes_of_all_images_with_zero_in_them(bundle: Bundle) -> None:
+    pack = bundle.packs["kernel-task"]
+    found = calibrated(bundle, "kernel-task").packs["kernel-task"].calibration
+    assert found is not None
+    assert (found.images, found.image_size, found.backbone_sha256) == (6, 32, bundle.backbone_sha256)
+    network = read_network(bundle.backbone, len(pack.classes), 32)
+    results = float_results(network, folded_weights(network, bundle, pack), IMAGES)
+    assert list(found.ranges) == network.ranged_tensors()
+    for name, (low, high) in found.ranges.items():
+        assert (low, high) == pytest.approx((min(0, float(results[name].min())), float(results[name].max())), rel=1e-4)
+
+
+@pytest.mark.parametrize("observer", ["histogram", "percentile"])
+def test_other_observers_choose_ranges_inside_of_the_extremes(bundle: Bundle, observer: str) -> None:
+    extremes, chosen = (
+        calibrated(bundle, "kernel-task", name).packs["kernel-task"].calibration for name in ("minmax", observer)
+    )
+    assert extremes is not None and chosen is not None
+    widths = [
+        (chosen.ranges[name][1] - chosen.ranges[name][0]) / (high - low)
+        for name, (low, high) in extremes.ranges.items()
+    ]
+    assert max(widths) < 1.02
+    assert 0.3 < min(widths) < 0.999
+
+
+@pytest.mark.parametrize("network", ["bundle", "residual"])
+def test_the_integer_model_is_near_the_float_one(network: str, request: pytest.FixtureRequest) -> None:
+    bundle = calibrated(request.getfixturevalue(network), "kernel-task")
+    pack = bundle.packs["kernel-task"]
+    operators = read_network(bundle.backbone, len(pack.classes), 32)
+    model = integer_model(operators, bundle, pack)
+    exact = float_results(operators, folded_weights(operators, bundle, pack), IMAGES)
+    for name, result in model.results(IMAGES).items():
+        found = result if name == operators.logits else dequantise(result, model.quantisations[name])
+        noise = float(np.square(found - exact[name].numpy()).mean())
+        assert noise < 0.1 * float(exact[name].square().mean()), name
+
+
+def test_sums_are_exact_where_float32_is_not() -> None:
+    generator = np.random.default_rng(0)
+    data = generator.integers(200, 256, (1, 700, 5, 5)).astype(np.uint8)
+    layer = QuantisedLayer(
+        generator.integers(100, 128, (8, 700, 3, 3)).astype(np.int8),
+        generator.integers(-9, 9, 8).astype(np.int32),
+        np.ones(8, np.float32),
+    )
+    found = sums(Convolution("c", "x", "c", True, padding=(1, 0, 0, 1)), data, 3, layer)
+    padded = np.pad(data.astype(np.int64) - 3, ((0, 0), (0, 0), (1, 0), (0, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+    exact = np.einsum("niyxkl,oikl->noyx", windows, layer.weight.astype(np.int64)) + layer.bias.reshape(-1, 1, 1)
+    assert exact.max() > 2**24
+    assert np.array_equal(found, exact)
+
+
+def test_the_same_calibration_of_the_same_images(bundle: Bundle) -> None:
+    first, again = (calibrated(bundle, "element-task").packs["element-task"].calibration for _ in range(2))
+    assert isinstance(first, Calibration) and first == again

@@ -1,0 +1,113 @@
+"""Matrix products of many rows, one or a batch of them: [B…, N, I] × [B…, I, O], as linear layers and attention have.
+
+A tile of rows × outputs stays in vector registers while the whole reduction runs, as a convolution's does: a row is a
+pixel and an output a channel. A task copies the part of the second matrix that it multiplies by together first, for its
+rows lie far apart. Where vectors do not divide the outputs, these are filled up for the tiles.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import SBlockRV
+from tvm.target import Target
+
+from tvm_passes.relax.schedules.base.blocks import (
+    FusedOperator,
+    blocks_of,
+    extents,
+    match_reduction,
+    widest_vector,
+)
+from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
+from tvm_passes.relax.schedules.base.precision import is_modelled, value_bytes, widest_type
+from tvm_passes.relax.schedules.cpu.tile_model import Shape, Tiling, tilings
+from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
+
+_FEWEST_ROWS = 8
+"""With fewer, the second matrix is read at the speed of memory whatever registers hold: see `Dense`."""
+
+
+@dataclass
+class Product:
+    """A matrix product in a schedule: what is computed, and what copies the second matrix."""
+
+    operator: FusedOperator
+    copy: SBlockRV
+
+
+class MatrixProduct(DesignSpaceRule[Product, Tiling]):
+    """Matches [B…, N, I] × [B…, I, O] of many rows N, with elementwise operators behind them."""
+
+    def match(self, func: tirx.PrimFunc, target: Target) -> tuple[Schedule, Product] | None:
+        """A schedule of the product, what follows it fused."""
+        matched = match_reduction(func, target, "S{2,}R")
+        if matched is None:
+            return None
+        schedule, operator = matched
+        reduction = operator.reduction
+        if operator.producers or operator.followers or not is_modelled(schedule, reduction):
+            return None
+        if not _is_matrix_product(schedule, reduction) or extents(schedule, reduction)[-3] < _FEWEST_ROWS:
+            return None
+        lanes = vector_unit(target).lanes(widest_type(schedule, reduction))
+        return schedule, Product(operator, _copied(schedule, operator, lanes))
+
+    def ways(self, schedule: Schedule, product: Product, target: Target) -> list[Tiling]:
+        """The `tilings` of a convolution of as many pixels and channels whose tasks copy their weights."""
+        *batch, rows, outputs, inputs = extents(schedule, product.operator.reduction)
+        dtype, unit = widest_type(schedule, product.operator.reduction), vector_unit(target)
+        # Each product of a batch is a task of its own. Inputs are read one by one.
+        unit = dataclasses.replace(unit, by_lane=False, cores=-(-unit.cores // math.prod(batch)))
+        shape = Shape(rows, outputs, inputs, value_bytes(dtype) * inputs, dtype)
+        return [way for way in tilings(shape, 1, unit) if way.copied]
+
+    def apply_way(self, schedule: Schedule, product: Product, way: Tiling, target: Target) -> None:
+        """Computes tile by tile."""
+        _tile(schedule, product, way, vector_unit(target))
+
+
+def _copied(schedule: Schedule, operator: FusedOperator, lanes: int) -> SBlockRV:
+    """Makes copying the second matrix a block of its own, whose rows are filled up with zeros to whole vectors."""
+    *outer, outputs, _ = extents(schedule, operator.reduction)
+    if outputs % lanes == 0:
+        return schedule.cache_read(operator.reduction, 1, "global")
+    schedule.pad_einsum(operator.reduction, [*(1 for _ in outer), lanes, 1])
+    copy, reduction, cropped, _output = blocks_of(schedule)
+    schedule.compute_inline(cropped)
+    operator.reduction = reduction
+    return copy
+
+
+def _tile(schedule: Schedule, product: Product, tiling: Tiling, unit: VectorUnit) -> None:
+    reduction, output = product.operator.reduction, product.operator.output
+    *batch, rows, outputs, depth = schedule.get_loops(reduction)
+    output_tiles, inner_outputs = schedule.split(outputs, [None, tiling.channels])
+    row_tiles, inner_rows = schedule.split(rows, [None, tiling.pixels])
+    cut, tile = schedule.split(row_tiles, [tiling.cuts, None])
+    schedule.reorder(*batch, output_tiles, cut, tile, depth, inner_rows, inner_outputs)
+    task = schedule.fuse(*batch, output_tiles, cut)
+    schedule.reverse_compute_at(output, tile, preserve_unit_loops=True)
+    schedule.compute_at(product.copy, task, preserve_unit_loops=True)
+    schedule.parallel(task)
+    # Splits off the last tile, if the tiles run over the end, so that the others need no bounds check.
+    schedule.annotate(tile, "pragma_loop_partition_hint", True)
+    lanes = widest_vector(tiling.channels, unit.lanes(widest_type(schedule, reduction)))
+    for block in (reduction, output):
+        *_, row_loop, output_loop = schedule.get_loops(block)
+        vectors, vector = schedule.split(output_loop, [None, lanes])
+        schedule.vectorize(vector)
+        schedule.unroll(vectors)
+        schedule.unroll(row_loop)
+    schedule.decompose_reduction(reduction, depth)
+
+
+def _is_matrix_product(schedule: Schedule, block: SBlockRV) -> bool:
+    """Whether a block with axes (batch, row, column, depth) reads [batch, row, depth] and [batch, depth, column]."""
+    statement = schedule.get(block)
+    *batch, row, column, depth = (axis.var for axis in statement.iter_vars)
+    wanted = [*batch, row, depth, *batch, depth, column]
+    found = [axis.min for read in statement.reads for axis in read.region]
+    return len(found) == len(wanted) and all(one.same_as(other) for one, other in zip(found, wanted, strict=True))
