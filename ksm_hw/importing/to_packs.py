@@ -100,10 +100,10 @@ def _fitted_backbone(
     shapes = {name: array.shape for name, array in tensors.items()}
     if any(_is_narrower(task, tensors) for task in tasks):
         check_can_grow(network)
-    features = network.state_dict()[f"{head_path(network)}.weight"].shape[1]
     if shapes != published:
-        widen(network, {**shapes, "head/weight": (0, widest)})
-    elif widest != features:
+        widen(network, shapes)
+    features = network.state_dict()[f"{head_path(network)}.weight"].shape[1]
+    if widest != features:
         raise UserError(f"The heads take {widest} features, and {backbone} gives {features}. Give another --backbone.")
     load_backbone_tensors(network, tensors)
     return tensors, widest

@@ -1,5 +1,6 @@
 """Relay: its environment comes and goes by one command, and what it compiles computes what Relax's computes."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,12 +21,13 @@ from random_tasks import random_bundle
 from typer.testing import CliRunner
 from verifications import ARCHITECTURES, assert_all_passed
 
-from ksm_hw.artifact.modes import FOLD_MODES, FoldMode
+from ksm_hw.artifact.modes import FOLD_MODES, FoldMode, IntermediateRepresentation
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.relay.process import compiler_process
+from ksm_hw.compiler.relay.tune import tune_through_relay
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
@@ -36,7 +39,7 @@ from ksm_hw.resources import shipped_bundle
 from ksm_hw.runtime.relay import environment
 from ksm_hw.runtime.relay.process import relay_process
 from ksm_hw.runtime.session import Session
-from ksm_hw.toolchains.targets import load_target
+from ksm_hw.toolchains.targets import CompileTarget, load_target
 
 # Two minutes each where the machine is slow.
 SWITCH_AND_SLOW_OTHERS = [
@@ -48,6 +51,31 @@ def test_without_the_environment_a_message_says_what_to_do(no_relay: None, bundl
     with pytest.raises(UserError, match=r"not installed\. Install it: ksm-hw relay install"):
         compile_bundle(bundle, load_target("host"), tmp_path / "artifact", ir="relay")
     assert not (tmp_path / "artifact").exists()
+
+
+@pytest.mark.parametrize(("ir", "threads"), [("relax", 8), ("relay", 4)])
+def test_loops_in_equal_parts_are_for_fast_cores_alone(
+    ir: IntermediateRepresentation, threads: int, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def compile_nothing(_bundle: Bundle, target: CompileTarget, *_others: object) -> None:
+        raise UserError(f"{target.cpu['num-cores']} threads")
+
+    name = "compile_through_relay" if ir == "relay" else "compile_through_relax"
+    monkeypatch.setattr(f"ksm_hw.compiler.{ir if ir == 'relax' else 'relay.compile'}.{name}", compile_nothing)
+    with pytest.raises(UserError, match=f"{threads} threads"):
+        compile_bundle(bundle, load_target("rk3588"), tmp_path / "artifact", ir=ir)
+
+
+def test_schedules_are_tuned_for_the_cores_that_relay_compiles_for(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def prepare_nothing(_folder: Path, target: CompileTarget, _origin: object) -> None:
+        raise UserError(f"{target.cpu['num-cores']} threads")
+
+    monkeypatch.setattr("ksm_hw.compiler.relay.tune.compiler_process", lambda **_: contextlib.nullcontext(Mock()))
+    monkeypatch.setattr("ksm_hw.compiler.relay.tune.prepare_folder", prepare_nothing)
+    with pytest.raises(UserError, match="4 threads"):
+        tune_through_relay(bundle, load_target("rk3588"), tmp_path / "tuned", tuner="autotvm", trials=1)
 
 
 def test_an_installation_that_fails_leaves_nothing(
