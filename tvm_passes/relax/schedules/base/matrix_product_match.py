@@ -1,5 +1,6 @@
 """What a matrix product [N, I] × [I, O] is, or a batch of them."""
 
+import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
@@ -34,8 +35,4 @@ def _is_matrix_product(schedule: Schedule, block: SBlockRV) -> bool:
     *batch, row, column, depth = (axis.var for axis in statement.iter_vars)
     wanted = [[*batch, row, depth], [*batch, depth, column]]
     found = [[axis.min for axis in read.region] for read in statement.reads]
-    return [len(read) for read in found] == [len(read) for read in wanted] and all(
-        one.same_as(other)
-        for read, indices in zip(found, wanted, strict=True)
-        for one, other in zip(read, indices, strict=True)
-    )
+    return bool(tvm_ffi.structural_equal(found, wanted))

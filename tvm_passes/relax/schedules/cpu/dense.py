@@ -1,8 +1,8 @@
 """Dense layers: [N, I] × [I, O], the weight with its outputs last as `permute_dims` of PyTorch's [O, I] gives it.
 
-Those of few rows, which `MatrixProduct` leaves: the weight is read once, at the speed of memory. So a task owns a band of outputs, keeps their sums in the
-first-level cache, and reads its part of the weight a few rows at a time for all N. A core that multiplies by lanes does
-so for several vectors of sums, which are in registers meanwhile.
+With few rows, which `MatrixProduct` leaves, the weight is read once, at the speed of memory. So a task owns a band of
+outputs, keeps their sums in the first-level cache, and reads its part of the weight a few rows at a time for all N. A
+core that multiplies by lanes does so for several vectors of sums, which are in registers meanwhile.
 """
 
 import itertools
