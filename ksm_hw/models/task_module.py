@@ -11,10 +11,7 @@ from ksm_hw.models.backbones import build_backbone, head_path, load_backbone_ten
 
 def network_shapes(bundle: Bundle) -> dict[str, tuple[int, ...]]:
     """Shapes of a bundle's network for `widen`: it may have grown beyond what `build_backbone` gives."""
-    shapes = {name: array.shape for name, array in bundle.tensors.items()}
-    for pack in bundle.packs.values():
-        shapes["head/weight"] = pack.head_weight.shape
-    return shapes
+    return {name: array.shape for name, array in bundle.tensors.items()}
 
 
 def task_module(bundle: Bundle, pack: TaskPack) -> nn.Module:
