@@ -128,9 +128,18 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
     """Writes the pack's file; the same pack always gives the same bytes.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or its header could not be read again: a word in it is no text, a number
+            is not finite.
     """
-    write_arrays(path, _stored_tensors(pack), {_METADATA_KEY: json.dumps(dataclasses.asdict(_header(pack)))})
+    header = json.dumps(dataclasses.asdict(_header(pack)))
+    try:
+        read_versioned_json(header, _Header, *FORMAT_VERSIONS)
+    except ValueError as error:
+        raise UserError(
+            f"Task '{pack.task}' cannot be written to {path}: {error}. Names of classes and facts are words of Unicode "
+            "and finite numbers."
+        ) from error
+    write_arrays(path, _stored_tensors(pack), {_METADATA_KEY: header})
 
 
 def is_same_task(pack: TaskPack, other: TaskPack) -> bool:

@@ -35,7 +35,7 @@ class Quantisation:
 
 
 def is_range(low: float, high: float) -> bool:
-    """Whether values in low…high can be quantised: 0.0 is one of them, and the range is neither too narrow nor too wide."""
+    """Whether values in low…high can be quantised: 0.0 is one of them, and the width is one that scales can have."""
     return low <= 0 <= high and NARROWEST <= high - low <= WIDEST
 
 

@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.ir.transform import PassContext
 from tvm.tirx.transform import prim_func_pass
@@ -47,8 +48,25 @@ _ERF = (
     4.3,
 )
 
-# TVM leaves loops with erf as they are, for LLVM has no such function of vectors.
-tvm.ir.register_op_attr("tirx.erf", "TVectorizable", True)
+# TVM makes no vectors of loops with erf, for LLVM has no such function of them. In functions for CPUs it is this
+# operator meanwhile, and for GPUs all stays as it is.
+_ERF_IN_VECTORS = "tvm_passes.erf"
+tvm_ffi.get_global_func("ir.RegisterOp")(_ERF_IN_VECTORS, "erf, which VectorFunctions writes out.")
+tvm.ir.register_op_attr(_ERF_IN_VECTORS, "TCallEffectKind", tvm.ir.Op.get("tirx.erf").get_attr("TCallEffectKind"))
+tvm.ir.register_op_attr(_ERF_IN_VECTORS, "TVectorizable", True)
+
+
+@prim_func_pass(opt_level=0, name="VectorizeErf")
+class VectorizeErf:
+    """Has loops with erf become vectors, in scheduled functions for CPUs; `VectorFunctions` must follow."""
+
+    def transform_function(self, func: tirx.PrimFunc, _module: tvm.IRModule, _context: PassContext) -> tirx.PrimFunc:
+        """The function, as it is if it does not call erf."""
+        return func.with_body(structural_map(func.body, (tvm.ir.Call, _erf_in_vectors))) if _is_for_cpu(func) else func
+
+
+def _erf_in_vectors(call: tvm.ir.Call) -> tvm.ir.Call:
+    return tvm.ir.Call(_ERF_IN_VECTORS, call.args, ret_ty=call.ty) if _operator(call) == "tirx.erf" else call
 
 
 @prim_func_pass(opt_level=0, name="VectorFunctions")
@@ -57,27 +75,36 @@ class VectorFunctions:
 
     def transform_function(self, func: tirx.PrimFunc, _module: tvm.IRModule, _context: PassContext) -> tirx.PrimFunc:
         """The function, as it is if it calls none of them."""
-        target = func.attrs.get("target")
-        if target is None or "cpu" not in target.keys:
-            return func
-        return func.with_body(structural_map(func.body, (tvm.ir.Call, _written_out)))
+        return func.with_body(structural_map(func.body, (tvm.ir.Call, _written_out))) if _is_for_cpu(func) else func
+
+
+def _is_for_cpu(func: tirx.PrimFunc) -> bool:
+    target = func.attrs.get("target")
+    return target is not None and "cpu" in target.keys
+
+
+def _operator(call: tvm.ir.Call) -> str:
+    """The name of what is called; empty if it is no operator."""
+    return str(call.op.name) if isinstance(call.op, tvm.ir.Op) else ""
 
 
 def _written_out(call: tvm.ir.Call) -> tirx.Expr:
-    name = call.op.name if isinstance(call.op, tvm.ir.Op) else ""
+    name = _operator(call)
     if name not in _FUNCTIONS:
         return call
     dtype = call.ty.dtype
     if dtype.with_lanes(1) == "float32":
         return _with_value(call.args[0], _FUNCTIONS[name])
-    if name == "tirx.erf" and dtype.lanes > 1:
-        return _with_value(call.args[0], lambda x: _value_by_value(x, tirx.erf))
+    if name == _ERF_IN_VECTORS:
+        return _with_value(call.args[0], _erf_value_by_value)
     return call
 
 
-def _value_by_value(x: tirx.Expr, function: Callable[[tirx.Expr], tirx.Expr]) -> tirx.Expr:
+def _erf_value_by_value(x: tirx.Expr) -> tirx.Expr:
     lanes = range(x.ty.dtype.lanes)
-    return tirx.Shuffle([function(tirx.Shuffle([x], [lane])) for lane in lanes], list(lanes))
+    if len(lanes) == 1:
+        return tirx.erf(x)
+    return tirx.Shuffle([tirx.erf(tirx.Shuffle([x], [lane])) for lane in lanes], list(lanes))
 
 
 def _exp(x: tirx.Expr) -> tirx.Expr:
@@ -113,7 +140,7 @@ _FUNCTIONS: dict[str, Callable[[tirx.Expr], tirx.Expr]] = {
     "tirx.exp": _exp,
     "tirx.sigmoid": _sigmoid,
     "tirx.tanh": lambda x: _odd_rational(x, *_TANH),
-    "tirx.erf": lambda x: _odd_rational(x, *_ERF),
+    _ERF_IN_VECTORS: lambda x: _odd_rational(x, *_ERF),
 }
 
 

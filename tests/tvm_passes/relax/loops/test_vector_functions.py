@@ -145,9 +145,21 @@ def activated(emit: Callable[[relax.Expr], relax.Expr], x: relax.Expr, weight: r
     return result
 
 
+def compiled(network: tvm.IRModule, target: Target) -> tvm.runtime.Module:
+    """The loops of a network, without the rest of it."""
+    planned = plan_memory(schedule_kernels(network, target), target)
+    loops = {name: one for name, one in planned.functions.items() if isinstance(one, tirx.PrimFunc)}
+    return tirx.build(tvm.IRModule(loops), target, loop_pipeline())
+
+
 @pytest.mark.parametrize("target", [HOST, OTHERS["neon"]], ids=["host", "neon"])
 def test_a_network_calls_no_function_of_the_c_library(target: Target) -> None:
-    planned = plan_memory(schedule_kernels(function(activated, (1, 6, 6, 24), (1, 1, 24, 24)), target), target)
-    loops = {name: one for name, one in planned.functions.items() if isinstance(one, tirx.PrimFunc)}
-    code = tirx.build(tvm.IRModule(loops), target, loop_pipeline()).inspect_source("asm")
+    code = compiled(function(activated, (1, 6, 6, 24), (1, 1, 24, 24)), target).inspect_source("asm")
     assert called(code) and not called(code) & OF_THE_LIBRARY
+
+
+def test_gpus_compute_erf_value_by_value() -> None:
+    target = Target({"kind": "opencl", "device": "mali", "host": HOST})
+    (kernels,) = compiled(function(lambda _, x: relax.op.nn.gelu(x), (1, 8, 8, 64)), target).imports
+    lines = [line for line in kernels.inspect_source().splitlines() if "erf" in line]
+    assert lines and all("erf(" in line and "vload" not in line for line in lines)
