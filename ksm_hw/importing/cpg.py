@@ -92,7 +92,9 @@ def _by_path(content: Any, what: str, names: LayerNames) -> dict[str, Any]:
     return {paths[name]: value for name, value in found.items()}
 
 
-def _masks(owners: Mapping[str, Array], number: int, piggymasks: Mapping[str, Any]) -> dict[str, Callable[[], Array]]:
+def _masks(
+    owners: Mapping[str, Array], number: int, piggymasks: Mapping[str, Any]
+) -> Mapping[str, Callable[[], Array]]:
     masks = {}
     for path, owner in owners.items():
         real = None
