@@ -70,7 +70,7 @@ def test_a_file_that_computes_something_else_is_not_left(
 ) -> None:
     monkeypatch.setattr(export, "plain_network", lambda bundle, pack: plain_network(bundle, bundle.packs["other-task"]))
     with pytest.raises(UserError, match="computes something else"):
-        export.export_task(bundle, bundle.packs["kernel-task"], "pt2", tmp_path / "task.pt2")
+        export.export_task(bundle, bundle.packs["kernel-task"], "state-dict", tmp_path / "task.pt")
     assert not list(tmp_path.iterdir())
 
 
