@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from ksm_hw.cli.app import Json, app, console, examples, messages, print_json
+from ksm_hw.cli.endings import say_error
 
 
 @app.command(
@@ -23,18 +24,29 @@ def export(
         Literal["onnx", "pt2", "state-dict"],
         typer.Option("--format", help="pt2 is for torch.export.load; a state dict is safetensors if called so."),
     ] = "onnx",
-    batch: Annotated[int, typer.Option(min=1, max=1024, help="Images an inference, for onnx and pt2.")] = 1,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=1024, help=r"Images an inference, for onnx and pt2. \[default: 1]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a task as a plain network for other engines: masks and BatchNorms folded, and checked against PyTorch."""
-    from ksm_hw.exporting.export import check_export, export_task
+    """Write a task as a plain network for other engines: masks and BatchNorms folded, and checked against PyTorch.
+
+    Exit code 1 where what was written computes something else, and is removed.
+    """
+    from ksm_hw.artifact.output import check_output_file
+    from ksm_hw.exporting.export import OtherLogits, check_export, export_task
     from ksm_hw.masks.bundle import load_bundle, task_of
 
-    check_export(form, output)
+    check_output_file(output, "--output", [bundle])
+    check_export(form, batch)
     with messages.status("export and check"):
         loaded = load_bundle(bundle)
         pack = task_of(loaded.packs, task)
-        exported = export_task(loaded, pack, form, output, batch)
+        try:
+            exported = export_task(loaded, pack, form, output, batch)
+        except OtherLogits as error:
+            say_error(str(error))
+            raise typer.Exit(1) from error
     if as_json:
         preprocessing = dataclasses.asdict(pack.preprocessing)
         print_json({**dataclasses.asdict(exported), "classes": pack.classes, "preprocessing": preprocessing})
@@ -44,9 +56,9 @@ def export(
         f"where the largest is {exported.largest_logit:.2g}.",
         soft_wrap=True,
     )
-    shape = f"{batch} × 3 × {pack.preprocessing.image_size} × {pack.preprocessing.image_size}"
+    count, size = "N" if form == "state-dict" else batch or 1, pack.preprocessing.image_size
     console.print(
-        f"It takes images {shape}, RGB from 0 to 1, less {list(pack.preprocessing.mean)}, by "
+        f"It takes images {count} × 3 × {size} × {size}, RGB from 0 to 1, less {list(pack.preprocessing.mean)}, by "
         f"{list(pack.preprocessing.std)}; {len(pack.classes)} classes (--json names them).",
         soft_wrap=True,
     )

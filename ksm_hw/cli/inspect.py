@@ -21,14 +21,14 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Look into masks: ones and soft values by layer, what tasks have in common, bytes beside the entropy."""
-    from ksm_hw.files.written import check_file
+    from ksm_hw.artifact.output import check_output_file
     from ksm_hw.masks.bundle import load_bundle
     from ksm_hw.masks.task_pack import load_task_pack
     from ksm_hw.report.inspection import inspect_packs, inspection_tables
     from ksm_hw.report.terminal import print_table
 
     if page is not None:
-        check_file(page)
+        check_output_file(page, "--html", [source])
     if source.is_file():
         pack = load_task_pack(source)
         packs = {pack.task: pack}

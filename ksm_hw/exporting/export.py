@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +16,20 @@ from torch import nn
 
 from ksm_hw.errors import UserError
 from ksm_hw.exporting.plain_network import plain_network
-from ksm_hw.files.written import check_file, written_file
+from ksm_hw.files.written import written_file
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module
 
 ExportFormat = Literal["onnx", "pt2", "state-dict"]
-EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 _TOLERANCE = 1e-4  # Of the largest logit: folding rounds, and each engine adds in an order of its own.
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 Logits = Callable[[torch.Tensor], npt.NDArray[Any]]
+
+
+class OtherLogits(Exception):
+    """What was written computes something else than the task does in PyTorch; the message has both numbers."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,19 @@ class Exported:
     largest_logit: float
 
 
-def check_export(form: ExportFormat, path: Path) -> None:
-    """Checks, before the task is read, that it can be written in a format into a file.
+def check_export(form: ExportFormat, batch: int | None = None) -> None:
+    """Checks, before the task is read, that it can be written in a format; `batch` is None where nobody gave it.
 
     Raises:
-        UserError: packages are missing, or the file cannot be written.
+        UserError: packages are missing, or the format has no batch.
     """
+    if form == "state-dict" and batch is not None:
+        raise UserError("A state dict takes any --batch. Leave that out, or give --format onnx or pt2.")
     if form == "onnx" and (missing := [name for name in _ONNX if importlib.util.find_spec(name) is None]):
         raise UserError(f"ONNX needs {', '.join(missing)}. Install them: pip install 'ksm-hw[onnx]'.")
-    check_file(path)
 
 
-def export_task(bundle: Bundle, pack: TaskPack, form: ExportFormat, path: Path, batch: int = 1) -> Exported:
+def export_task(bundle: Bundle, pack: TaskPack, form: ExportFormat, path: Path, batch: int | None = None) -> Exported:
     """Writes a task as a plain network, which must give the logits that the task gives in PyTorch.
 
     Args:
@@ -65,15 +69,16 @@ def export_task(bundle: Bundle, pack: TaskPack, form: ExportFormat, path: Path, 
         form: of the file: `onnx` and `pt2` take images float32 [batch, 3, H, W] as `images` and give `logits`;
             `state-dict` holds the tensors of `plain_network`, as safetensors where the file is called so.
         path: of the file, which is there whole or not at all.
-        batch: images an inference.
+        batch: images an inference, 1 without it; not for `state-dict`.
 
     Raises:
-        UserError: packages are missing, the file cannot be written, or what it computes is something else.
+        UserError: packages are missing, the format has no batch, or the file cannot be written.
+        OtherLogits: what it computes is something else; nothing is written.
     """
-    check_export(form, path)
+    check_export(form, batch)
     network = plain_network(bundle, pack)
     size = pack.preprocessing.image_size
-    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(batch or 1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with written_file(path) as temporary:
         {"onnx": _write_onnx, "pt2": _write_program, "state-dict": _write_state}[form](network, images, temporary, path)
         read = {"onnx": _read_onnx, "pt2": _read_program, "state-dict": _read_state}[form]
@@ -82,7 +87,7 @@ def export_task(bundle: Bundle, pack: TaskPack, form: ExportFormat, path: Path, 
             found = read(temporary, path, bundle, pack)(images)
         difference, largest = float(np.abs(found - expected).max()), float(np.abs(expected).max())
         if not difference <= _TOLERANCE * max(largest, 1e-3):
-            raise UserError(
+            raise OtherLogits(
                 f"As {form} task '{pack.task}' computes something else: logits differ by {difference:.3g}, where the "
                 f"largest is {largest:.3g}. Nothing is written. Try another --format, or report this."
             )

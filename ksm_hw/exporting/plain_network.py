@@ -34,11 +34,18 @@ def plain_network(bundle: Bundle, pack: TaskPack) -> nn.Module:
     return network.requires_grad_(False).eval()
 
 
+class _LayersTracer(torch.fx.Tracer):
+    """Takes convolutions of packages, which pad their input themselves, as single layers as it does PyTorch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _foldable(network: nn.Module) -> list[tuple[str, str]]:
     """Paths of the convolutions whose result one BatchNorm alone takes, and of that."""
     modules = dict(network.named_modules())
     try:
-        graph = torch.fx.symbolic_trace(network).graph
+        graph = _LayersTracer().trace(network)
     except Exception as error:  # A network whose way depends on its input fails in ways of its own.
         _log.info("no BatchNorm is folded: the network cannot be traced (%s)", error)
         return []

@@ -28,7 +28,7 @@ from ksm_hw.importing.checkpoint import (
     vectors,
     whole_numbers,
 )
-from ksm_hw.masks.growth import padded
+from ksm_hw.masks.soft_mask import padded
 from ksm_hw.models.weights import plain_name
 
 _OWN = {

@@ -128,8 +128,17 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
     """Writes the pack's file; the same pack always gives the same bytes.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or its header could not be read again: a word in it is no text, a number
+            is not finite.
     """
+    header = json.dumps(dataclasses.asdict(_header(pack)))
+    try:
+        read_versioned_json(header, _Header, *FORMAT_VERSIONS)
+    except ValueError as error:
+        raise UserError(
+            f"Task '{pack.task}' cannot be written to {path}: {error}. Names of classes and facts are words of Unicode "
+            "and finite numbers."
+        ) from error
     tensors: dict[str, npt.NDArray[Any]] = {}
     for layer, mask in pack.masks.items():
         tensors[f"mask/{layer}/bits"] = mask.bits
@@ -142,7 +151,7 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
     tensors["head/bias"] = pack.head_bias
     if pack.calibration is not None:
         tensors["ranges"] = _ranges_array(pack.calibration)
-    write_arrays(path, tensors, {_METADATA_KEY: json.dumps(dataclasses.asdict(_header(pack)))})
+    write_arrays(path, tensors, {_METADATA_KEY: header})
 
 
 def _ranges_array(calibration: Calibration) -> npt.NDArray[np.float32]:

@@ -101,7 +101,8 @@ def _layer(layer: str, mask: PackedMask) -> LayerMask:
     count = math.prod(mask.shape)
     soft = soft_values(mask)
     low, high = (float(soft.min()), float(soft.max())) if len(soft) else (0.0, 0.0)
-    counts = np.histogram(soft, BINS, (low, high))[0].tolist() if len(soft) else [0] * BINS
+    # Between two neighbours in float32 there are no limits of bins.
+    counts = np.histogram(soft.astype(np.float64), BINS, (low, high))[0].tolist() if len(soft) else [0] * BINS
     bits = _entropy_bits(np.array([ones, count - ones]))
     if mask.coded:
         bits += _entropy_bits(np.bincount(soft_codes(mask), minlength=1))

@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from random_tasks import SMALL_NETWORK
 from torch import nn
 from typer.testing import CliRunner
 
@@ -14,8 +15,10 @@ from ksm_hw.cli import app
 from ksm_hw.errors import UserError
 from ksm_hw.exporting import export
 from ksm_hw.exporting.plain_network import plain_network
-from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.models.task_module import task_module
+from ksm_hw.models.torchvision_import import import_torchvision
+from ksm_hw.resources import shipped_bundle
 from ksm_hw.state_dicts import read_state_dict
 
 TASK = "element-task"
@@ -24,6 +27,19 @@ TASK = "element-task"
 @torch.no_grad()
 def logits_of(bundle: Bundle, images: torch.Tensor) -> np.ndarray:
     return task_module(bundle, bundle.packs[TASK])(images).numpy()
+
+
+@torch.no_grad()
+def logits_of_torchvision(state: dict[str, torch.Tensor], classes: int, images: torch.Tensor) -> np.ndarray:
+    """What torchvision's own network gives, without BatchNorms and with biases instead."""
+    network = import_torchvision().models.get_model(SMALL_NETWORK, num_classes=classes).eval()
+    for path, module in list(network.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            network.set_submodule(path, nn.Identity())
+        elif isinstance(module, nn.Conv2d):
+            module.bias = nn.Parameter(torch.zeros(module.out_channels))
+    network.load_state_dict(state)
+    return network(images).numpy()
 
 
 @pytest.mark.parametrize(
@@ -35,7 +51,8 @@ def test_what_is_written_computes_the_task(
 ) -> None:
     path = tmp_path / name
     arguments = ["export", str(bundle_folder), "--task", TASK, "--format", form, "-o", str(path), "--json"]
-    done = CliRunner().invoke(app, [*arguments, "--batch", "2"], catch_exceptions=False)
+    batch = [] if form == "state-dict" else ["--batch", "2"]
+    done = CliRunner().invoke(app, [*arguments, *batch], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert said["bytes"] == path.stat().st_size and said["classes"] == list(bundle.packs[TASK].classes)
@@ -47,14 +64,7 @@ def test_what_is_written_computes_the_task(
     elif form == "pt2":
         found = torch.export.load(path).module()(images).detach().numpy()
     else:
-        network = plain_network(bundle, bundle.packs["other-task"])  # Another's tensors, which are replaced.
-        network.load_state_dict(
-            {n: t for n, t in read_state_dict(path).items() if not n.startswith("fc.")}, strict=False
-        )
-        network.fc = nn.Identity()
-        head = bundle.packs[TASK]
-        with torch.no_grad():
-            found = network(images).numpy() @ head.head_weight.T + head.head_bias
+        found = logits_of_torchvision(read_state_dict(path), len(said["classes"]), images)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -66,12 +76,37 @@ def test_batch_norms_behind_convolutions_are_folded(bundle: Bundle) -> None:
 
 
 def test_a_file_that_computes_something_else_is_not_left(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "plain_network", lambda bundle, pack: plain_network(bundle, bundle.packs["other-task"]))
-    with pytest.raises(UserError, match="computes something else"):
-        export.export_task(bundle, bundle.packs["kernel-task"], "state-dict", tmp_path / "task.pt")
+    arguments = ["export", str(bundle_folder), "--task", "kernel-task", "--format", "state-dict", "-o"]
+    done = CliRunner().invoke(app, [*arguments, str(tmp_path / "task.pt")], catch_exceptions=False)
+    assert done.exit_code == 1 and "computes something else" in " ".join(done.stderr.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_is_refused_where_it_means_nothing(bundle_folder: Path, tmp_path: Path) -> None:
+    arguments = ["export", str(bundle_folder), "--task", TASK, "--format", "state-dict", "--batch", "1", "-o"]
+    with pytest.raises(UserError, match="A state dict takes any --batch"):
+        CliRunner().invoke(app, [*arguments, str(tmp_path / "task.pt")], catch_exceptions=False)
+
+
+def test_the_convolutions_of_the_shipped_backbone_take_their_batch_norms(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """They are a package's own, which pad their input themselves."""
+    shipped = load_bundle(shipped_bundle())
+    pack = next(iter(shipped.packs.values()))
+    with caplog.at_level("INFO"):
+        network = plain_network(shipped, pack)
+    assert "49 BatchNorms are folded into convolutions, 0 follow none and stay" in caplog.text
+    assert "_conv_stem.bias" in network.state_dict() and not any(
+        "running_mean" in name for name in network.state_dict()
+    )
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = task_module(shipped, pack)(images).numpy()
+        np.testing.assert_allclose(network(images).numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_missing_packages_and_tasks_are_named(
@@ -79,7 +114,7 @@ def test_missing_packages_and_tasks_are_named(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"ONNX needs onnx, onnxscript, onnxruntime. .*ksm-hw\[onnx\]"):
-        export.check_export("onnx", tmp_path / "task.onnx")
+        export.check_export("onnx")
     with pytest.raises(UserError, match="No task named 'cars'"):
         arguments = ["export", str(bundle_folder), "--task", "cars", "--format", "pt2", "-o", str(tmp_path / "x.pt2")]
         CliRunner().invoke(app, arguments, catch_exceptions=False)

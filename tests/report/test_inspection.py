@@ -1,5 +1,6 @@
 """What is said of masks is what is in them, counted here another way."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -41,13 +42,19 @@ def test_shares_overlaps_and_soft_values_are_those_of_the_masks(bundle: Bundle) 
     ((1, 1, 0.25, 0.5), 32, 4 / 8 + 8),
 ])  # fmt: skip
 def test_entropy(bundle: Bundle, values: tuple[float, ...], bits: int, expected: float) -> None:
-    import dataclasses
-
     mask = pack_mask(np.array(values, np.float32), bits)  # type: ignore[arg-type]
     pack = dataclasses.replace(bundle.packs["kernel-task"], masks={"layer": mask})
     (task,) = inspect_packs("here", {"task": pack}).tasks
     assert math.isclose(task.layers[0].entropy_bytes, expected, abs_tol=1e-6)
     assert task.layers[0].stored_bytes == mask.nbytes
+
+
+@pytest.mark.parametrize("other", [np.nextafter(np.float32(0.3), np.float32(1)), np.float32(0.3000001)])
+def test_soft_values_next_to_each_other_are_counted(bundle: Bundle, other: np.float32) -> None:
+    mask = pack_mask(np.array([1, 0.3, other], np.float32))
+    pack = dataclasses.replace(bundle.packs["kernel-task"], masks={"layer": mask})
+    (layer,) = inspect_packs("here", {"task": pack}).tasks[0].layers
+    assert layer.soft_counts == (1, *(0,) * (BINS - 2), 1)
 
 
 def test_the_command_says_it_in_the_terminal_as_json_and_as_a_page(bundle_folder: Path, tmp_path: Path) -> None:

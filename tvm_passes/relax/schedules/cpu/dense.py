@@ -1,8 +1,8 @@
 """Dense layers: [N, I] × [I, O], the weight with its outputs last as `permute_dims` of PyTorch's [O, I] gives it.
 
-With few rows the weight is read once, at the speed of memory. So a task owns a band of outputs, keeps their sums in the
-first-level cache, and reads its part of the weight a few rows at a time for all N. A core that multiplies by lanes does
-so for several vectors of sums, which are in registers meanwhile.
+With few rows, which `MatrixProduct` leaves, the weight is read once, at the speed of memory. So a task owns a band of
+outputs, keeps their sums in the first-level cache, and reads its part of the weight a few rows at a time for all N. A
+core that multiplies by lanes does so for several vectors of sums, which are in registers meanwhile.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.s_tir import Schedule
-from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.s_tir.schedule import LoopRV
 from tvm.target import Target
 
 from tvm_passes.relax.loops.prefetch import ask_ahead
@@ -19,17 +19,18 @@ from tvm_passes.relax.schedules.base.blocks import (
     extent,
     extents,
     largest_divisor,
-    match_reduction,
     widest_vector,
 )
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
-from tvm_passes.relax.schedules.base.precision import is_modelled, value_bytes, widest_type
+from tvm_passes.relax.schedules.base.matrix_product_match import match_matrix_product
+from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
 from tvm_passes.relax.schedules.cpu.lanes import apart, read_in_vectors
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 
-# Bytes of a row of a band's sums, how many inputs are read at a time, and rows whose sums a task keeps: by default 32
-# KiB at most, a first-level cache. Tried on a Zen 4; no benchmark measures dense layers alone, `ksm-hw profile` does.
-_BAND_BYTES, _DEPTHS, _ROWS = (2048, 1024, 512, 256, 4096), (8, 4, 16, 2), 16
+# Bytes of a row of a band's sums, and how many inputs are read at a time. `MatrixProduct` has taken what has 16 rows or
+# more: sums are less than 32 KiB by default, a first-level cache. Tried on a Zen 4; no benchmark measures dense layers
+# alone, `ksm-hw profile` does.
+_BAND_BYTES, _DEPTHS = (2048, 1024, 512, 256, 4096), (8, 4, 16, 2)
 # Of a core that multiplies by lanes: vectors of sums that are held in registers together, and what is read at a time:
 # sums are loaded and stored once for all of these. By the table of Neoverse-N1 a load of weights takes two of the three
 # instructions that start in a cycle, and so half of the multiply-adds is all that it can do.
@@ -49,13 +50,7 @@ class Dense(DesignSpaceRule[FusedOperator, Band]):
 
     def match(self, func: tirx.PrimFunc, target: Target) -> tuple[Schedule, FusedOperator] | None:
         """A schedule of the product, what follows it fused."""
-        matched = match_reduction(func, target, "SSR")
-        if matched is None:
-            return None
-        schedule, operator = matched
-        if operator.producers or operator.followers or not is_modelled(schedule, operator.reduction):
-            return None
-        return matched if _is_matrix_product(schedule, operator.reduction) else None
+        return match_matrix_product(func, target)
 
     def ways(self, schedule: Schedule, operator: FusedOperator, target: Target) -> list[Band]:
         """The `bands` of the product's shape."""
@@ -75,21 +70,18 @@ def bands(width: int, inputs: int, dtype: str, unit: VectorUnit) -> list[Band]:
 
 
 def _compute_bands(schedule: Schedule, operator: FusedOperator, size: Band, unit: VectorUnit) -> None:
-    batch, *_ = extents(schedule, operator.reduction)
     lanes = unit.lanes(widest_type(schedule, operator.reduction))
     inputs = apart(schedule, operator.reduction) if unit.by_lane else None
-    rows, outputs, reduction = schedule.get_loops(operator.reduction)
-    row_tiles, row = schedule.split(rows, [None, largest_divisor(batch, _ROWS)])
+    row, outputs, reduction = schedule.get_loops(operator.reduction)
     bands, band = schedule.split(outputs, [None, size.outputs])
     vectors, vector = schedule.split(band, [None, widest_vector(size.outputs, lanes)])
     outer, inner = schedule.split(reduction, [None, size.inputs])
     several: list[LoopRV] = []
     if unit.by_lane:
         vectors, *several = schedule.split(vectors, [None, largest_divisor(extent(schedule, vectors), _MOST_VECTORS)])
-    schedule.reorder(row_tiles, bands, outer, row, vectors, inner, *several, vector)
-    task = schedule.fuse(row_tiles, bands)
-    schedule.reverse_compute_at(operator.output, task, preserve_unit_loops=True)
-    schedule.parallel(task)
+    schedule.reorder(bands, outer, row, vectors, inner, *several, vector)
+    schedule.reverse_compute_at(operator.output, bands, preserve_unit_loops=True)
+    schedule.parallel(bands)
     if inputs is not None:
         read_in_vectors(schedule, inputs, row, 3)
     for loop in (inner, *several):
@@ -101,13 +93,3 @@ def _compute_bands(schedule: Schedule, operator: FusedOperator, size: Band, unit
     schedule.decompose_reduction(operator.reduction, outer)
     if unit.has_spare_slots:
         ask_ahead(schedule, inner, axis=0, distance=size.inputs)
-
-
-def _is_matrix_product(schedule: Schedule, block: SBlockRV) -> bool:
-    """Whether a block with axes (row, column, depth) reads [row, depth] and [depth, column]."""
-    statement = schedule.get(block)
-    row, column, depth = (axis.var for axis in statement.iter_vars)
-    if len(statement.reads) != 2 or any(len(read.region) != 2 for read in statement.reads):
-        return False
-    found = [axis.min for read in statement.reads for axis in read.region]
-    return all(one.same_as(other) for one, other in zip(found, [row, depth, depth, column], strict=True))
