@@ -94,14 +94,14 @@ def write_artifact(folder: Path, manifest: Manifest, export: Callable[[Path], No
         folder: to write.
         manifest: what the artifact is.
         export: writes the libraries, and what else belongs to the artifact, into a folder that has the bundle.
-        bundle: backbone and tasks.
+        bundle: backbone and tasks; their ranges are left out.
 
     Raises:
         UserError: the folder holds something else, or cannot be written, or `export` raises it.
     """
     folder = Path(os.path.realpath(folder))
     with changed_folder(folder), staged_files(folder, MANIFEST, _replaceable_files(folder)) as staging:
-        save_bundle(bundle, staging)
+        save_bundle(_without_ranges(bundle), staging)
         export(staging)
         files = {
             str(path.relative_to(staging)): dataclasses.asdict(FileEntry(path.stat().st_size, sha256_of_file(path)))
@@ -110,6 +110,12 @@ def write_artifact(folder: Path, manifest: Manifest, export: Callable[[Path], No
         }
         content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest), "files": files}
         (staging / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _without_ranges(bundle: Bundle) -> Bundle:
+    """Float code reads no ranges, and the ksm-hw of a device may be one that does not know packs with them."""
+    packs = {task: dataclasses.replace(pack, calibration=None) for task, pack in bundle.packs.items()}
+    return dataclasses.replace(bundle, packs=packs)
 
 
 def _replaceable_files(folder: Path) -> list[str]:

@@ -77,7 +77,7 @@ def import_checkpoint(
         bundle = imported_bundle(
             checkpoint, content, tasks, network, backbone, form_found.name, preprocessing, names, facts
         )
-        found = describe(checkpoint, form_found.title, content, tasks)
+        found = describe(checkpoint, form_found.title, content, tasks, bundle.packs)
         found["preprocessing"] = dataclasses.asdict(preprocessing)
         found["pack_bytes"] = {name: pack.nbytes for name, pack in bundle.packs.items()}
         older = tasks_in(output) if output is not None and is_bundle(output) else []

@@ -31,18 +31,21 @@ class ImportedTask:
     """A task out of a checkpoint.
 
     Attributes:
-        name: what the checkpoint calls it.
-        masks: soft mask of each masked layer by its path in the backbone, float32 or int8, in the shape that the
-            granularity gives; smaller where the task was learned before the network grew.
+        name: what the checkpoint calls it, or the user.
+        masks: what makes the soft mask of each masked layer, by its path in the backbone: float32 or int8, in the shape
+            that the granularity gives; smaller where the task was learned before the network grew. They are made one
+            after the other, because those of all tasks may take many times the memory that the file does.
         tensors: the task's own BatchNorms, biases and slopes by their names in the backbone's state dict, float32.
         head_weight, head_bias: float32 [classes, features] and [classes].
+        source: what the checkpoint calls it, where the user gave it another name.
     """
 
     name: str
-    masks: Mapping[str, Array]
+    masks: Mapping[str, Callable[[], Array]]
     tensors: Mapping[str, npt.NDArray[np.float32]]
     head_weight: npt.NDArray[np.float32]
     head_bias: npt.NDArray[np.float32]
+    source: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 classifier 0 is ImageNet's, 1 the task's, which is called as `args.dataset`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,14 @@ def read_ksm(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint:
         raise FormError("its model has no masks (mask_real)")
     paths = names.by_path(real)
     granularity = _granularity({paths[name]: tuple(mask.shape) for name, mask in real.items()}, names)
-    masks = {paths[name]: _soft_mask(mask, paths[name], granularity, names) for name, mask in real.items()}
+    masks = {
+        paths[name]: functools.partial(
+            _soft_mask,
+            numbers(mask, f"the mask of '{paths[name]}'"),
+            mask_shape(names.shapes[paths[name]], granularity),
+        )
+        for name, mask in real.items()
+    }
     own = vectors(tensors, names, network.state_dict(), lambda name: name.startswith("classifier") or name in real)
     chosen = classifier_numbers(tensors)
     if not chosen:
@@ -88,6 +96,5 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _soft_mask(mask_real: torch.Tensor, path: str, granularity: Granularity, names: LayerNames) -> Array:
-    real = torch.from_numpy(numbers(mask_real, f"the mask of '{path}'"))
-    return soft_mask(real).numpy().reshape(mask_shape(names.shapes[path], granularity))
+def _soft_mask(real: Array, shape: tuple[int, ...]) -> Array:
+    return soft_mask(torch.from_numpy(real)).numpy().reshape(shape)

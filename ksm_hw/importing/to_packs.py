@@ -1,6 +1,7 @@
 """From what a checkpoint holds to task packs over a backbone."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ksm_hw.masks.bundle import Bundle, check_task_name, sha256_of_tensors
 from ksm_hw.masks.growth import Tensors, padded_tensor
 from ksm_hw.masks.mask_format import Granularity, mask_shape
 from ksm_hw.masks.preprocessing import Preprocessing
-from ksm_hw.masks.soft_mask import PackedMask, fewest_bits, pack_mask, padded
+from ksm_hw.masks.soft_mask import PackedMask, binary_mask, fewest_bits, pack_mask, padded, soft_values
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import backbone_tensors, check_can_grow, head_path, load_backbone_tensors, widen
 
@@ -38,7 +39,7 @@ def chosen_tasks(path: Path, checkpoint: Checkpoint, wanted: Sequence[str]) -> t
         name, _, other = each.partition("=")
         if name not in tasks:
             raise UserError(f"{path} has no task named '{name}'. There are: {', '.join(tasks) or 'none'}.")
-        chosen.append(dataclasses.replace(tasks[name], name=other or name))
+        chosen.append(dataclasses.replace(tasks[name], name=other or name, source=name))
     for number, task in enumerate(chosen):
         try:
             check_task_name(task.name)
@@ -76,7 +77,7 @@ def imported_bundle(
         UserError: a tensor is missing or has a shape that does not fit, or the network cannot grow.
     """
     try:
-        tensors, features = _fitted_backbone(checkpoint, tasks, network, backbone)
+        tensors, features = _fitted_backbone(checkpoint, tasks, network)
         sha256 = sha256_of_tensors(tensors)
         packs = {}
         for task in tasks:
@@ -91,22 +92,31 @@ def imported_bundle(
 
 
 def _fitted_backbone(
-    checkpoint: Checkpoint, tasks: Sequence[ImportedTask], network: nn.Module, backbone: str
+    checkpoint: Checkpoint, tasks: Sequence[ImportedTask], network: nn.Module
 ) -> tuple[dict[str, Any], int]:
     """The backbone's tensors, which fit the network, and the features that its head takes."""
     published = {name: array.shape for name, array in backbone_tensors(network).items()}
     tensors = {name: array.copy() for name, array in (checkpoint.tensors or backbone_tensors(network)).items()}
-    widest = max(task.head_weight.shape[1] for task in tasks)
     shapes = {name: array.shape for name, array in tensors.items()}
     if any(_is_narrower(task, tensors) for task in tasks):
         check_can_grow(network)
     if shapes != published:
         widen(network, shapes)
-    features = network.state_dict()[f"{head_path(network)}.weight"].shape[1]
-    if widest != features:
-        raise UserError(f"The heads take {widest} features, and {backbone} gives {features}. Give another --backbone.")
+    features, *window = network.state_dict()[f"{head_path(network)}.weight"].shape[1:]
+    if window:
+        raise UserError(
+            f"{type(network).__name__} ends in a convolution, and the heads of checkpoints are linear layers. Give "
+            "another --backbone."
+        )
+    for task in tasks:
+        own = task.head_weight.shape[1]
+        if own > features or (own < features and not _is_narrower(task, tensors)):
+            raise UserError(
+                f"The head of task '{task.name}' takes {own} features, and the backbone gives {features}. Give another "
+                "--backbone."
+            )
     load_backbone_tensors(network, tensors)
-    return tensors, widest
+    return tensors, features
 
 
 def _pack_of(
@@ -130,8 +140,8 @@ def _pack_of(
         backbone_sha256="",
         preprocessing=preprocessing,
         masks={
-            layer: _packed(mask, mask_shape(tensors[f"{layer}.weight"].shape, granularity))
-            for layer, mask in task.masks.items()
+            layer: _packed(make(), mask_shape(tensors[f"{layer}.weight"].shape, granularity))
+            for layer, make in task.masks.items()
         },
         batch_norms=norms,
         parameters=parameters,
@@ -174,8 +184,11 @@ def _own_tensors(task: ImportedTask, tensors: Tensors) -> tuple[dict[str, Any], 
     return norms, parameters
 
 
-def describe(path: Path, title: str, checkpoint: Checkpoint, tasks: Sequence[ImportedTask]) -> dict[str, Any]:
-    """What a file holds and what of it is taken, for people and as JSON."""
+def describe(
+    path: Path, title: str, checkpoint: Checkpoint, tasks: Sequence[ImportedTask], packs: Mapping[str, TaskPack]
+) -> dict[str, Any]:
+    """What a file holds and what of it is taken, as packs by the tasks' names, for people and as JSON."""
+    taken = {task.source for task in tasks}
     return {
         "checkpoint": str(path),
         "format": title,
@@ -185,18 +198,19 @@ def describe(path: Path, title: str, checkpoint: Checkpoint, tasks: Sequence[Imp
             task.name: {
                 "classes": len(task.head_bias),
                 "masked_layers": len(task.masks),
-                "ones": _share(task, 1),
-                "minus_ones": _share(task, -1),
+                **_shares(packs[task.name]),
                 "own_tensors": len(task.tensors),
             }
             for task in tasks
         },
-        "left_out": [task.name for task in checkpoint.tasks if task.name not in {each.name for each in tasks}],
+        "left_out": [task.name for task in checkpoint.tasks if task.name not in taken],
         "notes": list(checkpoint.notes),
     }
 
 
-def _share(task: ImportedTask, value: int) -> float:
-    """Which part of a task's mask values is so."""
-    total = sum(mask.size for mask in task.masks.values())
-    return sum(int((mask == value).sum()) for mask in task.masks.values()) / max(total, 1)
+def _shares(pack: TaskPack) -> dict[str, float]:
+    """Which part of a task's mask values is 1, and which -1."""
+    total = max(sum(math.prod(mask.shape) for mask in pack.masks.values()), 1)
+    ones = sum(int(binary_mask(mask).sum()) for mask in pack.masks.values())
+    minus_ones = sum(int((soft_values(mask) == -1).sum()) for mask in pack.masks.values())
+    return {"ones": ones / total, "minus_ones": minus_ones / total}

@@ -25,10 +25,11 @@ from ksm_hw.files.staging import OWN_NAMES, changed_folder, check_places, read_w
 from ksm_hw.files.written import check_folder, explained
 from ksm_hw.images.finding import images_of_folder
 from ksm_hw.json_document import OtherVersion, read_versioned_json
+from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.growth import carried_over
 from ksm_hw.masks.mask_format import mask_shape
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
-from ksm_hw.masks.task_pack import TaskPack, load_task_pack, save_task_pack
+from ksm_hw.masks.task_pack import TaskPack, is_same_task, load_task_pack, save_task_pack
 from ksm_hw.state_dicts import packaged_tensors
 
 FORMAT_VERSION = 1
@@ -334,6 +335,35 @@ def add_task(
             if samples is not None:
                 _copy_samples(samples, staging / "samples" / pack.task)
             _write_tasks(staging, [pack], tasks, tensors if is_new else None)
+
+
+def add_calibration(folder: Path, pack: TaskPack, found: Calibration) -> TaskPack:
+    """Writes ranges into the pack of a task of a bundle, in the place of those that it had.
+
+    Args:
+        folder: the bundle.
+        pack: the task that was calibrated, as it was read.
+        found: its ranges.
+
+    Returns:
+        The pack as it is now.
+
+    Raises:
+        UserError: the task changed since it was read, or is gone; the folder cannot be written.
+    """
+    _check_owner(folder)
+    folder = Path(os.path.realpath(folder))
+    with changed_folder(folder):
+        now = pack_in(folder, pack.task)
+        if now is None or not is_same_task(now, pack):
+            raise UserError(
+                f"Task '{pack.task}' of {folder} was replaced or removed while it was calibrated, so these ranges are "
+                "not its. Nothing is written; calibrate it again."
+            )
+        calibrated = dataclasses.replace(now, calibration=found)
+        with staged_files(folder, DESCRIPTION) as staging:
+            _write_tasks(staging, [calibrated], _read_description(folder).tasks, None)
+    return calibrated
 
 
 def add_tasks_over(

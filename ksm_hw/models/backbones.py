@@ -314,7 +314,7 @@ def _downloaded_weights(name: str) -> tuple[str, dict[str, torch.Tensor]]:
     except Exception as error:  # No network, or a damaged file in the cache, of which torch raises many types.
         raise UserError(
             f"The pretrained weights of {name} could not be downloaded, or are damaged ({error}). Give a state dict "
-            "with --weights."
+            "of your own."
         ) from error
     return weights.url, state
 

@@ -75,6 +75,7 @@ def zipped(pickled: bytes, path: Path) -> Path:
         # A tuple of a million elements, of which each call takes all but the first.
         (b"(ca\nb\n" + b"N" * 1_000_000 + b"tq\x01ccopyreg\n__newobj__\nq\x02", b"h\x02h\x01R"),
     ],
+    ids=["set", "__newobj__"],
 )
 def test_calls_that_share_their_arguments(tmp_path: Path, first: bytes, call: bytes) -> None:
     path = zipped(b"\x80\x02" + first + b"](" + call * 100 + b"e.", tmp_path / "file.pt")
@@ -93,7 +94,7 @@ def test_an_object_as_a_key_is_left_out_and_its_text_is_short(tmp_path: Path) ->
     assert entries == {} and isinstance(record, Record) and str(record) == "<a.b>"
 
 
-@pytest.mark.parametrize("keys", [b"](" + doubled(18) + b"e", doubled(18), b"}"])
+@pytest.mark.parametrize("keys", [b"](" + doubled(18) + b"e", doubled(18), b"}"], ids=["tuples", "a tuple", "none"])
 def test_keys_of_storages_that_are_no_texts(tmp_path: Path, keys: bytes) -> None:
     path = tmp_path / "file.pt"
     path.write_bytes(

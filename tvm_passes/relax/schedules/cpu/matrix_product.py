@@ -32,6 +32,9 @@ _FEWEST_ROWS, _FEWEST_ROWS_FROM_FAR, _FAR_BYTES = 8, 16, 32 << 20
 From memory weights arrive slower than from a cache, and it takes more rows to be worth a copy. By the minima on a Xeon
 with AVX-512 and one thread `Dense` takes 1.0 to 2.6 times as long as this with 8 rows and weights to 32 MiB, 0.6 to 0.9
 times with 8 rows and 48 to 128 MiB, 0.85 to 0.9 times with 12, 0.9 to 1.2 with 16, and 1.4 to 1.8 with 20.
+On arm64, where `Dense` multiplies by lanes and this does not, llvm-mca says of loops with 8 rows that this reaches 57 %
+of the peak of a Cortex-A76, 99 of an A72 and 100 of an A55, `Dense` 45, 50 and 88. What boards' memory does to it is
+not measured.
 """
 
 
