@@ -79,8 +79,8 @@ def test_a_file_that_computes_something_else_is_not_left(
     bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "plain_network", lambda bundle, pack: plain_network(bundle, bundle.packs["other-task"]))
-    arguments = ["export", str(bundle_folder), "--task", "kernel-task", "--format", "pt2", "-o"]
-    done = CliRunner().invoke(app, [*arguments, str(tmp_path / "task.pt2")], catch_exceptions=False)
+    arguments = ["export", str(bundle_folder), "--task", "kernel-task", "--format", "state-dict", "-o"]
+    done = CliRunner().invoke(app, [*arguments, str(tmp_path / "task.pt")], catch_exceptions=False)
     assert done.exit_code == 1 and "computes something else" in " ".join(done.stderr.split())
     assert not list(tmp_path.iterdir())
 
