@@ -10,7 +10,7 @@ from random_tasks import random_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
 from ksm_hw.masks.calibration import Calibration
-from ksm_hw.masks.growth import carried_over, padded, padded_tensor
+from ksm_hw.masks.growth import carried_over, padded_tensor
 from ksm_hw.models.task_module import task_module
 from ksm_hw.quantising.calibrate import calibrate
 from ksm_hw.quantising.float_model import float_results
@@ -103,9 +103,8 @@ def test_a_depthwise_network_that_grew_is_as_wide_as_its_weights() -> None:
               for name, array in narrow.tensors.items()}  # fmt: skip
     tensors = {name: padded_tensor(name, array, shapes[name]) for name, array in narrow.tensors.items()}
     sha256 = sha256_of_tensors(tensors)
-    wide = carried_over(pack, narrow.tensors, tensors, sha256)
-    head = padded(wide.head_weight, (len(wide.classes), wide.head_weight.shape[1] * 3 // 2))
-    wide = dataclasses.replace(wide, head_weight=head, calibration=None)
+    head = (pack.head_weight.shape[1] * 3 // 2,)
+    wide = carried_over(pack, narrow.tensors, tensors, sha256, head)
     grown = Bundle(narrow.backbone, sha256, tensors, {wide.task: wide})
     found = calibrated(grown, pack.task).packs[pack.task].calibration
     operators = network_of(grown, wide)
