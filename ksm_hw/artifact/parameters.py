@@ -20,7 +20,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ksm_hw.masks.soft_mask import PackedMask, binary_mask, soft_codes, soft_values
+from ksm_hw.masks.soft_mask import PackedMask, binary_mask, padded, soft_codes, soft_values
 from ksm_hw.masks.task_pack import TaskPack
 
 MaskPart = Literal["bits", "scale", "row_start", "scale_range"]
@@ -42,7 +42,8 @@ def task_parameters(
         backbone: the tensors that tasks share; those that the task has of its own come from the pack.
         classes: outputs of the compiled head; a task with fewer gets zeros behind its own.
     """
-    return [_parameter(name, pack, backbone, classes) for name in names]
+    tensors = {**backbone, **pack.own_tensors}
+    return [_parameter(name, pack, tensors, classes) for name in names]
 
 
 def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
@@ -61,21 +62,20 @@ def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
 
 def is_shared(name: str, pack: TaskPack) -> bool:
     """Whether a parameter is the backbone's, the same for all tasks."""
-    return mask_part_of(name) is None and name not in (HEAD_WEIGHT, HEAD_BIAS) and name not in pack.own_tensors
+    of_task = name in (HEAD_WEIGHT, HEAD_BIAS) or name in pack.batch_norms or name in pack.parameters
+    return mask_part_of(name) is None and not of_task
 
 
 def _parameter(
-    name: str, pack: TaskPack, backbone: Mapping[str, npt.NDArray[np.float32]], classes: int
+    name: str, pack: TaskPack, tensors: Mapping[str, npt.NDArray[np.float32]], classes: int
 ) -> npt.NDArray[np.generic]:
     if (masked := mask_part_of(name)) is not None:
         layer, part = masked
         return _mask_part(pack.masks[layer], part)
     if name in (HEAD_WEIGHT, HEAD_BIAS):
         own = pack.head_weight if name == HEAD_WEIGHT else pack.head_bias
-        padded = np.zeros((classes, *own.shape[1:]), own.dtype)
-        padded[: len(own)] = own
-        return padded
-    return pack.own_tensors[name] if name in pack.own_tensors else backbone[name]
+        return padded(own, (classes, *own.shape[1:]))
+    return tensors[name]
 
 
 def _mask_part(mask: PackedMask, part: MaskPart) -> npt.NDArray[np.generic]:

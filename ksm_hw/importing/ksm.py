@@ -18,23 +18,23 @@ from ksm_hw.importing.checkpoint import (
     ImportedTask,
     LayerNames,
     classifier_numbers,
+    dataset_of,
     head_of,
+    is_real_mask,
     layer_names,
     numbers,
     plain_tensors,
+    real_masks,
     vectors,
 )
 from ksm_hw.learning.mask_equations import soft_mask
 from ksm_hw.masks.mask_format import Granularity, mask_shape
-from ksm_hw.torch_files.records import attribute
-
-_MASK = ".mask_real"
 
 
 def is_ksm(content: Mapping[Any, Any]) -> bool:
     """Whether a file's content is of this form: a state dict with masks."""
     model = content.get("model")
-    return isinstance(model, Mapping) and any(isinstance(name, str) and name.endswith(_MASK) for name in model)
+    return isinstance(model, Mapping) and any(map(is_real_mask, model))
 
 
 def read_ksm(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint:
@@ -45,9 +45,7 @@ def read_ksm(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint:
     """
     tensors = plain_tensors(content.get("model"), "model")
     names = layer_names(network)
-    real = {name.removesuffix(_MASK): tensor for name, tensor in tensors.items() if name.endswith(_MASK)}
-    if not real:
-        raise FormError("its model has no masks (mask_real)")
+    real = real_masks(tensors)
     paths = names.by_path(real)
     granularity = _granularity({paths[name]: tuple(mask.shape) for name, mask in real.items()}, names)
     masks = {
@@ -64,9 +62,8 @@ def read_ksm(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint:
         raise FormError("its model has no classifiers")
     number = 1 if 1 in chosen else chosen[-1]
     head = head_of(tensors, f"classifiers.{number}.", f"classifier {number}")
-    dataset = attribute(content.get("args"), "dataset")
     task = ImportedTask(
-        dataset if isinstance(dataset, str) else "task",
+        dataset_of(content.get("args")),
         masks,
         {name: array for name, array in own.items() if array.ndim == 1},
         *head,

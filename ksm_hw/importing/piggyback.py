@@ -18,17 +18,18 @@ from ksm_hw.importing.checkpoint import (
     FormError,
     ImportedTask,
     classifier_numbers,
+    dataset_of,
     entries,
     head_of,
+    is_real_mask,
     layer_names,
     numbers,
     plain_tensors,
+    real_masks,
     vectors,
     whole_numbers,
 )
 from ksm_hw.torch_files.records import Record, attribute, is_module
-
-_MASK = ".mask_real"
 
 
 def is_piggyback(content: Mapping[Any, Any]) -> bool:
@@ -36,7 +37,7 @@ def is_piggyback(content: Mapping[Any, Any]) -> bool:
     if "dataset2masks" in content:
         return True
     model = content.get("model")
-    return is_module(model) and any(name.endswith(_MASK) for name in entries(model, "model"))
+    return is_module(model) and any(map(is_real_mask, entries(model, "model")))
 
 
 def read_piggyback(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint:
@@ -77,9 +78,7 @@ def _read_training(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint
     model = content.get("model")
     tensors = plain_tensors(model, "model")
     names = layer_names(network)
-    real = {name.removesuffix(_MASK): tensor for name, tensor in tensors.items() if name.endswith(_MASK)}
-    if not real:
-        raise FormError("its model has no masks (mask_real)")
+    real = real_masks(tensors)
     paths = names.by_path(real)
     ternary = _is_ternary(model, content.get("args"))
     masks = {}
@@ -91,10 +90,8 @@ def _read_training(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint
     shared = vectors(tensors, names, network.state_dict(), lambda name: name.startswith("classifier"))
     last = (classifier_numbers(tensors) or [0])[-1]
     prefix = "classifier." if "classifier.weight" in tensors else f"classifiers.{last}."
-    dataset = attribute(content.get("args"), "dataset")
-    task = ImportedTask(
-        dataset if isinstance(dataset, str) else "task", masks, {}, *head_of(tensors, prefix, "the classifier")
-    )
+    head = head_of(tensors, prefix, "the classifier")
+    task = ImportedTask(dataset_of(content.get("args")), masks, {}, *head)
     return Checkpoint("element", shared, (task,), (f"masks are {'ternary' if ternary else 'binary'}, from 0.005 on",))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from ksm_hw.errors import UserError
 from ksm_hw.importing.checkpoint import Checkpoint, ImportedTask
 from ksm_hw.masks.bundle import Bundle, check_task_name, sha256_of_tensors
-from ksm_hw.masks.growth import Tensors, padded_tensor
+from ksm_hw.masks.growth import Tensors, by_kind, padded_tensor, shapes_of
 from ksm_hw.masks.mask_format import Granularity, mask_shape
 from ksm_hw.masks.preprocessing import Preprocessing
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, fewest_bits, pack_mask, padded, soft_values
@@ -78,26 +78,24 @@ def imported_bundle(
     """
     try:
         tensors, features = _fitted_backbone(checkpoint, tasks, network)
-        sha256 = sha256_of_tensors(tensors)
+        over = Bundle(backbone, sha256_of_tensors(tensors), tensors, {})
         packs = {}
         for task in tasks:
             names = classes.get(task.name) or tuple(f"class {number}" for number in range(len(task.head_bias)))
-            blank = _pack_of(task, tensors, features, checkpoint.granularity, preprocessing, names)
-            packs[task.name] = dataclasses.replace(
-                blank, backbone=backbone, backbone_sha256=sha256, method=method, facts=dict(facts)
-            )
+            pack = _pack_of(task, over, features, checkpoint.granularity, method, preprocessing, names)
+            packs[task.name] = dataclasses.replace(pack, facts=dict(facts))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return Bundle(backbone, sha256, tensors, packs)
+    return dataclasses.replace(over, packs=packs)
 
 
 def _fitted_backbone(
     checkpoint: Checkpoint, tasks: Sequence[ImportedTask], network: nn.Module
 ) -> tuple[dict[str, Any], int]:
     """The backbone's tensors, which fit the network, and the features that its head takes."""
-    published = {name: array.shape for name, array in backbone_tensors(network).items()}
+    published = shapes_of(backbone_tensors(network))
     tensors = {name: array.copy() for name, array in (checkpoint.tensors or backbone_tensors(network)).items()}
-    shapes = {name: array.shape for name, array in tensors.items()}
+    shapes = shapes_of(tensors)
     if any(_is_narrower(task, tensors) for task in tasks):
         check_can_grow(network)
     if shapes != published:
@@ -121,26 +119,27 @@ def _fitted_backbone(
 
 def _pack_of(
     task: ImportedTask,
-    tensors: Tensors,
+    over: Bundle,
     features: int,
     granularity: Granularity,
+    method: str,
     preprocessing: Preprocessing,
     classes: tuple[str, ...],
 ) -> TaskPack:
-    """The task as a pack in the backbone's widths, which does not say yet what it belongs to."""
+    """The task as a pack over a backbone, in its widths; the heads there take so many features."""
     if len(classes) != len(task.head_bias):
         raise UserError(f"Task '{task.name}' has {len(task.head_bias)} classes, and {len(classes)} names are given.")
-    norms, parameters = _own_tensors(task, tensors)
+    norms, parameters = by_kind(_own_tensors(task, over.tensors), over.tensors)
     return TaskPack(
         task=task.name,
         classes=classes,
-        method="",
+        method=method,
         granularity=granularity,
-        backbone="",
-        backbone_sha256="",
+        backbone=over.backbone,
+        backbone_sha256=over.backbone_sha256,
         preprocessing=preprocessing,
         masks={
-            layer: _packed(make(), mask_shape(tensors[f"{layer}.weight"].shape, granularity))
+            layer: _packed(make(), mask_shape(over.tensors[f"{layer}.weight"].shape, granularity))
             for layer, make in task.masks.items()
         },
         batch_norms=norms,
@@ -160,28 +159,26 @@ def _is_narrower(task: ImportedTask, tensors: Tensors) -> bool:
     return any(name in tensors and array.shape != tensors[name].shape for name, array in task.tensors.items())
 
 
-def _own_tensors(task: ImportedTask, tensors: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
+def _own_tensors(task: ImportedTask, tensors: Tensors) -> dict[str, Any]:
     """BatchNorms and other tensors that the task has instead of the backbone's, in the backbone's widths.
 
     Raises:
         UserError: the backbone has no such tensor, it is smaller, or a narrower task lacks one of its own.
     """
     narrower = _is_narrower(task, tensors)
-    norms: dict[str, Any] = {}
-    parameters: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     for name, array in task.tensors.items():
         wide = tensors.get(name)
         if wide is None or wide.ndim != array.ndim or len(array) > len(wide):
             raise UserError(f"Task '{task.name}' has '{name}' {list(array.shape)}, which the backbone does not have.")
-        of_batch_norm = f"{name.rpartition('.')[0]}.running_mean" in tensors
-        (norms if of_batch_norm else parameters)[name] = padded_tensor(name, array, wide.shape)
+        own[name] = padded_tensor(name, array, wide.shape)
     missing = sorted(name for name, array in tensors.items() if array.ndim == 1 and name not in task.tensors)
     if narrower and missing:
         raise UserError(
             f"Task '{task.name}' is narrower than the backbone and has no '{missing[0]}' of its own, so that its width "
             "there is not known. The checkpoint is incomplete."
         )
-    return norms, parameters
+    return own
 
 
 def describe(

@@ -26,7 +26,7 @@ from ksm_hw.files.written import check_folder, explained
 from ksm_hw.images.finding import images_of_folder
 from ksm_hw.json_document import OtherVersion, read_versioned_json
 from ksm_hw.masks.calibration import Calibration
-from ksm_hw.masks.growth import carried_over
+from ksm_hw.masks.growth import carried_over, shapes_of
 from ksm_hw.masks.mask_format import mask_shape
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
 from ksm_hw.masks.task_pack import TaskPack, is_same_task, load_task_pack, save_task_pack
@@ -405,7 +405,7 @@ def add_tasks_over(
         if older is not None and older.backbone != backbone:
             raise UserError(f"{folder} is over {older.backbone}, and the tasks are over {backbone}. Give another.")
         if older is not None and not is_same:
-            if staying and _shapes(older.tensors) != _shapes(tensors):
+            if staying and shapes_of(older.tensors) != shapes_of(tensors):
                 check_can_grow()
             head = packs[0].head_weight.shape[1:]
             staying = [carried_over(pack, older.tensors, tensors, sha256, head) for pack in staying]
@@ -417,10 +417,6 @@ def add_tasks_over(
         with staged_files(folder, DESCRIPTION, gone) as staging:
             _write_tasks(staging, [*packs, *carried], tasks, None if is_same else tensors)
         return [pack.task for pack in carried]
-
-
-def _shapes(tensors: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape for name, array in tensors.items()}
 
 
 def _check_heads(packs: Sequence[TaskPack]) -> None:

@@ -21,6 +21,20 @@ from ksm_hw.masks.task_pack import TaskPack
 Tensors = Mapping[str, npt.NDArray[np.float32]]
 
 
+def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    """The shapes of tensors by their names: a network that grew has others than its architecture."""
+    return {name: array.shape for name, array in tensors.items()}
+
+
+def by_kind(own: Tensors, backbone: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a task has instead of a backbone's tensors, apart: those of BatchNorms, and biases and slopes."""
+    norms = {name for name in own if f"{name.rpartition('.')[0]}.running_mean" in backbone}
+    return (
+        {name: array for name, array in own.items() if name in norms},
+        {name: array for name, array in own.items() if name not in norms},
+    )
+
+
 def padded_tensor(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """A BatchNorm's tensor, a bias or slopes for more channels: those give 0."""
     return padded(array, shape, 1 if name.endswith("running_var") else 0)
@@ -43,26 +57,26 @@ def carried_over(pack: TaskPack, old: Tensors, new: Tensors, sha256: str, head: 
     if len(head) + 1 != pack.head_weight.ndim or any(map(int.__gt__, pack.head_weight.shape[1:], head)):
         raise _changes(pack, f"the head takes {list(head)} features, and its own {list(pack.head_weight.shape[1:])}")
     masks: dict[str, PackedMask] = {}
-    own: dict[str, npt.NDArray[np.float32]] = {}
+    before, own = pack.own_tensors, dict[str, npt.NDArray[np.float32]]()
     for name, wide in new.items():
         layer, narrow = name.removesuffix(".weight"), old.get(name)
         if narrow is None or narrow.ndim != wide.ndim or any(map(int.__gt__, narrow.shape, wide.shape)):
             raise _changes(pack, f"'{name}' has shape {list(wide.shape)}")
         if wide.ndim == 1:
-            mine = pack.own_tensors.get(name, narrow)
-            if name in pack.own_tensors or not np.array_equal(mine, wide):
+            mine = before.get(name, narrow)
+            if name in before or not np.array_equal(mine, wide):
                 own[name] = padded_tensor(name, mine, wide.shape)
         elif layer in pack.masks or narrow.shape != wide.shape:
             masks[layer] = _carried_mask(pack, layer, narrow, wide)
         elif not np.array_equal(narrow, wide):
             raise _changes(pack, f"'{name}', which it uses without a mask, is another")
-    norms = {name for name in own if f"{name.rpartition('.')[0]}.running_mean" in new}
+    norms, parameters = by_kind(own, new)
     return dataclasses.replace(
         pack,
         backbone_sha256=sha256,
         masks=masks,
-        batch_norms={name: array for name, array in own.items() if name in norms},
-        parameters={name: array for name, array in own.items() if name not in norms},
+        batch_norms=norms,
+        parameters=parameters,
         head_weight=padded(pack.head_weight, (len(pack.head_weight), *head)),
         # The ranges stay true of a network that computes what it did: what is new in it is 0, or is not looked at.
         calibration=pack.calibration and dataclasses.replace(pack.calibration, backbone_sha256=sha256),

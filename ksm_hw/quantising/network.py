@@ -19,9 +19,9 @@ from torch import fx
 
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.growth import shapes_of
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import build_backbone, head_path, widen
-from ksm_hw.models.task_module import network_shapes
 
 INPUT = "input"
 _aten = torch.ops.aten
@@ -131,7 +131,7 @@ class NotQuantisable(UserError):
 
 def network_of(bundle: Bundle, pack: TaskPack) -> Network:
     """Reads the network of a task, as wide as its bundle's weights; raises as `read_network`."""
-    shapes = tuple(network_shapes(bundle).items())
+    shapes = tuple(shapes_of(bundle.tensors).items())
     return read_network(bundle.backbone, len(pack.classes), pack.preprocessing.image_size, shapes)
 
 
@@ -145,7 +145,7 @@ def read_network(
         backbone: a name that `build_backbone` knows.
         classes: outputs of the head.
         image_size: height and width of the input in pixels.
-        shapes: names and shapes of weights that may have grown (`network_shapes`).
+        shapes: names and shapes of weights that may have grown (`shapes_of`).
 
     Raises:
         NotQuantisable: it has an operator that int8 does not know.
