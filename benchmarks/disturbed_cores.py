@@ -28,11 +28,8 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
 from machine_facts import facts
 from peers.catalogue import ENGINES, NETWORKS, Engine
-from peers.children import end_child, start_child
 from peers.engine_process import EngineProcess, engine_process
-from peers.engines.ksm_hw_engine import artifact_folder
 from peers.failures import EngineError
-from peers.places import BENCHMARKS
 from peers.preparation import compile_artifact, prepare_engine, prepare_network
 
 BEFORE = "before"  # The variant of the other checkout's artifacts.
@@ -50,7 +47,7 @@ class Measured:
         title: of the engine.
         threads: that it has.
         process: in which it runs.
-        seconds: of each inference, by the neighbour, "" where there is none.
+        seconds: of each inference, by the neighbour, as `neighbour` calls it.
     """
 
     title: str
@@ -60,44 +57,42 @@ class Measured:
 
 
 @contextlib.contextmanager
-def neighbour(kind: str, core: int) -> Iterator[None]:
-    """A process that takes half of a core, until the block ends; none of kind ""."""
+def neighbour(kind: str, core: int) -> Iterator[str]:
+    """A process that takes half of a core, at work until the block ends; none of kind "". Gives what it is called.
+
+    Raises:
+        EngineError: it did not begin, or ended before the block did.
+    """
     if not kind:
-        yield
+        yield "none"
         return
-    process = subprocess.Popen([sys.executable, __file__, "--be", kind, "--core", str(core)])
+    command = [sys.executable, __file__, "--be", kind, "--core", str(core)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        yield
+        assert process.stdout is not None
+        policy = process.stdout.readline().strip()  # Its imports take as long as a turn.
+        if policy:
+            yield f"{kind}, {policy}"
+        if not policy or process.poll() is not None:
+            raise EngineError(f"the neighbour '{kind}' ended with status {process.wait()}")
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def be_neighbour(kind: str, core: int) -> None:
-    """Takes half of a core, for good."""
+    """Takes half of a core, for good, and first prints by which policy the system schedules it."""
     os.sched_setaffinity(0, {core})
     if kind == "half":
         # Otherwise it would get its turns late.
         with contextlib.suppress(PermissionError):
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    print("in real time" if os.sched_getscheduler(0) == os.SCHED_FIFO else "not in real time", flush=True)
     while True:
         end = time.perf_counter() + TURN
         while time.perf_counter() < end or kind == "busy":
             pass
         time.sleep(TURN)
-
-
-def compile_before(checkout: Path, network: Path, threads: int) -> None:
-    """Compiles a network with another checkout of ksm-hw."""
-    artifact = artifact_folder(network, threads, BEFORE)
-    arguments = [str(network / "bundle"), str(artifact), BEFORE, str(threads), "1", "0", str(artifact / "records")]
-    command = [sys.executable, str(BENCHMARKS / "peers" / "compile_artifact.py"), *arguments]
-    process = start_child(command, {"PYTHONPATH": str(checkout)})
-    try:
-        if process.wait() != 0:
-            raise EngineError(f"{checkout} cannot compile {network.name}")
-    finally:
-        end_child(process)
 
 
 def started(engine: Engine, network: Path, before: Path | None, stack: contextlib.ExitStack) -> list[Measured]:
@@ -107,10 +102,8 @@ def started(engine: Engine, network: Path, before: Path | None, stack: contextli
     variant = engine.variant if before is None else BEFORE
     found = []
     for threads in THREADS:
-        if before is not None:
-            compile_before(before, network, threads)
-        elif engine.ours:
-            compile_artifact(network, variant, threads)
+        if engine.ours:
+            compile_artifact(network, variant, threads, checkout=before)
         arguments = (engine.module, variant, network / "task-00", str(threads))
         process = engine_process(engine.environment, "peers.serve", *arguments, variables=variables)
         title = engine.title if before is None else f"{engine.title}, before"
@@ -131,8 +124,9 @@ def measure(arguments: argparse.Namespace, name: str, cores: list[int]) -> list[
             print(f"{NETWORKS[name]}: round {number + 1} of {arguments.rounds}", file=sys.stderr)
             for one in running[number % len(running) :] + running[: number % len(running)]:
                 for kind in ("", *arguments.neighbours):
-                    with neighbour(kind, cores[1]):
-                        one.seconds.setdefault(kind, []).extend(one.process.ask(seconds=SECONDS_A_TURN)["seconds"])
+                    with neighbour(kind, cores[1]) as called:
+                        seconds = one.process.ask(seconds=SECONDS_A_TURN)["seconds"]
+                    one.seconds.setdefault(called, []).extend(seconds)
     return [
         {
             "network": NETWORKS[name],
@@ -161,7 +155,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
         times = [f"{cell['median_ms']:.1f} ({cell['least_ms']:.1f})" for cell in (one, two)]
         gains = [one[which] / two[which] for which in ("median_ms", "least_ms")]
         gain = f"{gains[0]:.2f} ({gains[1]:.2f})"
-        lines.append(f"| {network} | {kind or 'none'} | {engine} {one['version']} | {' | '.join([*times, gain])} |")
+        lines.append(f"| {network} | {kind} | {engine} {one['version']} | {' | '.join([*times, gain])} |")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ Prints the table of docs/quantisation.md. Calibration looks at training images; 
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -12,20 +13,22 @@ import torch
 from ksm_hw.learning.calibration_images import split_batches
 from ksm_hw.learning.datasets import load_task_data
 from ksm_hw.learning.images import test_batches
-from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.bundle import Bundle, load_bundle, select_tasks
 from ksm_hw.models.task_module import task_module
 from ksm_hw.quantising.calibrate import calibrate
 from ksm_hw.quantising.folded_weights import folded_weights
 from ksm_hw.quantising.integer_model import quantised_model
-from ksm_hw.quantising.network import read_network
-from ksm_hw.quantising.observers import IMAGES, OBSERVERS
+from ksm_hw.quantising.network import network_of
+from ksm_hw.quantising.observers import IMAGES, ObserverName
 from ksm_hw.resources import shipped_bundle
+
+OBSERVERS = get_args(ObserverName)
 
 
 def row(bundle: Bundle, task: str) -> str:
     """A task's row: the accuracy in float32, and for each observer the points that int8 gains or loses."""
     pack, data = bundle.packs[task], load_task_data(task)
-    network = read_network(bundle.backbone, len(pack.classes), pack.preprocessing.image_size)
+    network = network_of(bundle, pack)
     folded = folded_weights(network, bundle, pack)
     models = {}
     for observer in OBSERVERS:
@@ -48,7 +51,9 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=shipped_bundle())
-    bundle = load_bundle(parser.parse_args().bundle)
+    parser.add_argument("--task", default="all", help="one task alone")
+    arguments = parser.parse_args()
+    bundle = select_tasks(load_bundle(arguments.bundle), arguments.task)
     print(f"| task | test images | float32 | {' | '.join(OBSERVERS)}, points |")
     print("|" + " --- |" * (3 + len(OBSERVERS)))
     for task in bundle.packs:

@@ -94,7 +94,8 @@ def _unwrapped(content: Any, path: Path) -> dict[str, "torch.Tensor"]:
     mapping = mapping_of(content) or {}
     tensors = _tensors_of(mapping)
     if not tensors:
-        several = [str(key) for key, value in list(mapping.items())[:100] if _most_tensors(value)]
+        counted: dict[tuple[int, int], int] = {}
+        several = [str(key) for key, value in list(mapping.items())[:100] if _most_tensors(value, counted)]
         found = f"several state dicts ({', '.join(several)})" if several else "no state dict (named tensors)"
         raise UserError(f"{path} holds {found}. Save `model.state_dict()` alone.")
     if taken:
@@ -122,9 +123,7 @@ def _wrapper_key(content: Mapping[Any, Any]) -> str | None:
     return holding[0] if len(holding) == 1 else None
 
 
-def _most_tensors(
-    content: Any, counted: dict[tuple[int, int], int] | None = None, wrappers: int = _MOST_WRAPPERS
-) -> int:
+def _most_tensors(content: Any, counted: dict[tuple[int, int], int], wrappers: int = _MOST_WRAPPERS) -> int:
     """How many named tensors a dictionary or one in it holds; 0 for an optimizer's, which are no network's.
 
     Args:
@@ -132,12 +131,11 @@ def _most_tensors(
         counted: what was found of objects by identity and `wrappers`: a pickle may hold one any number of times.
         wrappers: how many dictionaries more are looked into.
     """
-    mapping = mapping_of(content)
-    if mapping is None or "param_groups" in mapping:
-        return 0
-    counted = {} if counted is None else counted
     place = (id(content), wrappers)
-    if place not in counted:
+    if place not in counted:  # Looked up first: to walk through a module takes long.
+        mapping = mapping_of(content)
+        if mapping is None or "param_groups" in mapping:
+            return 0
         inner = [_most_tensors(value, counted, wrappers - 1) for value in mapping.values()] if wrappers else []
         counted[place] = max([len(_tensors_of(mapping)), *inner])
     return counted[place]

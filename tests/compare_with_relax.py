@@ -26,4 +26,4 @@ def assert_same_as_relax(
             other.switch(task)
             expected, found = session.run_all(images), other.run_all(images)
             error = np.abs(found - expected).max() / np.abs(expected).max()
-            assert 0 < error <= 1e-4
+            assert 0 < error <= 1e-4, f"{task}: {error}"

@@ -7,6 +7,7 @@ task a network that PyTorch evaluates by the method's own rule, on weights that 
 import argparse
 import collections
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from settled_networks import settle
 from torch import nn
 
 CLASSES = {"imagenet": 11, "cubs": 7, "flowers": 5}
+SIZE = 64  # Of the images over which BatchNorms settle, in pixels.
 
 
 class View(nn.Module):
-    """As the scripts' own, before PyTorch had Flatten."""
+    """As the scripts' own, before PyTorch had Flatten.
+
+    It pools to the 7 × 7 places of images of 224 pixels as well, so that a VGG takes others; those it leaves as they
+    are.
+    """
 
     def forward(self, data: torch.Tensor) -> torch.Tensor:
-        return data.flatten(1)
+        return F.adaptive_avg_pool2d(data, 7).flatten(1)
 
 
 class Model(nn.Module):
@@ -90,26 +97,44 @@ def masked(model: Model) -> dict[int, nn.Module]:
 
 
 def new_model(network: nn.Module, family: str, datasets: tuple[str, ...]) -> Model:
-    """With classifiers, BatchNorms that have seen something, and biases that are not 0."""
+    """With random weights and biases, BatchNorms that have seen nothing, and classifiers."""
     torch.manual_seed(1)
-    model = Model(copy.deepcopy(network), family)
+    network = copy.deepcopy(network)
+    initialise(network)
+    model = Model(network, family)
     features = [module for module in network.modules() if isinstance(module, nn.Linear)][-1].in_features
     for dataset in datasets:
         model.add(dataset, features, CLASSES[dataset])
-    settle(model)
     return model
 
 
+def settle_for_all(model: Model) -> None:
+    """The BatchNorms of tasks that share them, and use about half of the weights each."""
+    halved = copy.deepcopy(model)
+    for module in masked(halved).values():
+        module.weight.data *= torch.rand(module.weight.shape) < 0.5
+    settle(halved, SIZE, 0)
+    statistics = {name: tensor for name, tensor in halved.shared.state_dict().items() if "running_" in name}
+    model.shared.load_state_dict(statistics, strict=False)
+
+
 @torch.no_grad()
-def settle(model: Model) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+def initialise(network: nn.Module) -> None:
+    """Random weights, by which a signal neither dies out nor grows where half of them are 0; biases around 0."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.weight.normal_(0, 2 / math.sqrt(module.weight[0].numel()))  # Kaiming's, of half the inputs.
+            if module.bias is not None:
+                module.bias.uniform_(-0.1, 0.1)
+        elif isinstance(module, nn.BatchNorm2d):
             module.weight.uniform_(0.8, 1.2)
             module.bias.uniform_(-0.2, 0.2)
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-        elif isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
-            module.bias.uniform_(-0.1, 0.1)
+
+
+def random_owners(shape: torch.Size) -> torch.Tensor:
+    """Of each weight the task that learned it: the first half of them, two others and none a sixth each; uint8."""
+    drawn = torch.randint(6, shape, dtype=torch.uint8)
+    return (drawn > 0).byte() + (drawn > 3) + (drawn > 4)
 
 
 def backbone_of(network: nn.Module, model: Model, family: str) -> dict[str, torch.Tensor]:
@@ -123,7 +148,6 @@ def backbone_of(network: nn.Module, model: Model, family: str) -> dict[str, torc
 def ksm(network: nn.Module, family: str, granularity: str = "kernel") -> Published:
     model = new_model(network, family, ("imagenet", "cubs"))
     backbone = backbone_of(network, model, family)
-    settle(model)  # The task's own BatchNorms.
     state: dict[str, torch.Tensor] = collections.OrderedDict()
     for path, module in model.shared.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -137,10 +161,14 @@ def ksm(network: nn.Module, family: str, granularity: str = "kernel") -> Publish
             a = np.where(a != 0, (a - a.min()) / (a.max() - a.min() or 1), 0)
             with torch.no_grad():
                 module.weight *= torch.from_numpy((binary + 0.5 * a).astype(np.float32))
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm2d):  # The task's own.
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+    settle(model, SIZE, 1)
+    for path, module in model.shared.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
             for name, tensor in module.state_dict().items():
                 state[f"shared.{path}.{name}"] = tensor.clone()
-    restore_biases(model, network, backbone, family)
     for name, tensor in model.classifiers.state_dict().items():
         state[f"classifiers.{name}"] = tensor.clone()
     args = argparse.Namespace(dataset="cubs", lr=1e-3, mode="finetune")
@@ -148,20 +176,10 @@ def ksm(network: nn.Module, family: str, granularity: str = "kernel") -> Publish
     return Published(content, backbone, {"cubs": evaluated(model, 1)})
 
 
-@torch.no_grad()
-def restore_biases(model: Model, network: nn.Module, backbone: dict[str, torch.Tensor], family: str) -> None:
-    """Biases of layers are the backbone's: KSM has none of its own."""
-    like = copy.deepcopy(network)
-    like.load_state_dict(backbone)
-    original = Model(like, family)
-    for own, other in zip(model.shared.modules(), original.shared.modules(), strict=True):
-        if isinstance(own, (nn.Conv2d, nn.Linear)) and own.bias is not None:
-            own.bias.copy_(other.bias)
-
-
 def piggyback(network: nn.Module, family: str) -> Published:
     """Packed masks of two data sets, the second with ternary ones."""
     model = new_model(network, family, ("cubs", "flowers"))
+    settle_for_all(model)
     masks: dict[str, dict[int, torch.Tensor]] = {}
     logits = {}
     for number, dataset in enumerate(model.datasets):
@@ -192,6 +210,7 @@ class Ternarizer(nn.Module):
 def piggyback_training(network: nn.Module, family: str, ternary: bool) -> Published:
     """The whole model object of one data set, as training saves it, in DataParallel."""
     model = new_model(network, family, ("cubs",))
+    settle_for_all(model)
     backbone = backbone_of(network, model, family)
     task = copy.deepcopy(model)
     for saved, own in zip(masked(model).values(), masked(task).values(), strict=True):
@@ -208,7 +227,8 @@ def piggyback_training(network: nn.Module, family: str, ternary: bool) -> Publis
 
 def packnet(network: nn.Module, family: str, biases: bool = False, parallel: bool = False) -> Published:
     model = new_model(network, family, ("imagenet", "cubs", "flowers"))
-    owners = {n: torch.randint(0, 4, m.weight.shape, dtype=torch.uint8) for n, m in masked(model).items()}
+    settle_for_all(model)
+    owners = {n: random_owners(m.weight.shape) for n, m in masked(model).items()}
     indices = {dataset: number + 1 for number, dataset in enumerate(model.datasets)}
     own: dict[str, dict[int, torch.Tensor]] = {}
     logits = {}
@@ -263,6 +283,7 @@ def cpg(network: nn.Module, family: str, widths: tuple[float, ...] = (1, 1, 1.5)
     torch.manual_seed(2)
     datasets = ("imagenet", "cubs", "flowers")
     wide = scaled(network, max(widths))
+    initialise(wide)
     state = {f"module.{name}": tensor for name, tensor in wide.state_dict().items()}
     state = {
         name: tensor for name, tensor in state.items() if not name.startswith(("module.fc.", "module.classifier.6."))
@@ -270,7 +291,7 @@ def cpg(network: nn.Module, family: str, widths: tuple[float, ...] = (1, 1, 1.5)
     layers = {p: m for p, m in wide.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     layers.pop(list(layers)[-1])
     narrow = scaled(network, min(widths))
-    owners = {path: torch.randint(0, 4, module.weight.shape, dtype=torch.uint8) for path, module in layers.items()}
+    owners = {path: random_owners(module.weight.shape) for path, module in layers.items()}
     first_wide = next(n + 1 for n, width in enumerate(widths) if width == max(widths))
     for path, mask in owners.items():  # What was not there when narrow tasks were learned is of later ones.
         grown = torch.ones_like(mask, dtype=torch.bool)
@@ -288,10 +309,7 @@ def cpg(network: nn.Module, family: str, widths: tuple[float, ...] = (1, 1, 1.5)
         info["network_width_multiplier"] = width
         for path, module in own.items():
             name = f"module.{path}"
-            if isinstance(module, nn.BatchNorm2d):
-                for leaf in ("weight", "bias", "running_mean", "running_var"):
-                    info[f"bn_layer_{leaf}"][name] = getattr(module, leaf).detach().clone()
-            elif path in layers:
+            if path in layers:
                 part = tuple(map(slice, module.weight.shape))
                 kept = (owners[path][part] >= 1) & (owners[path][part] <= number + 1)
                 if number:
@@ -302,6 +320,11 @@ def cpg(network: nn.Module, family: str, widths: tuple[float, ...] = (1, 1, 1.5)
                     module.weight.copy_(layers[path].weight[part] * kept)
                 if module.bias is not None:
                     info["bias"][name] = module.bias.detach().clone()
+        settle(model, SIZE, number)
+        for path, module in own.items():
+            if isinstance(module, nn.BatchNorm2d):
+                for leaf in ("weight", "bias", "running_mean", "running_var"):
+                    info[f"bn_layer_{leaf}"][f"module.{path}"] = getattr(module, leaf).detach().clone()
         infos[dataset] = dict(info)
         logits[dataset] = evaluated(model, number)
         for leaf in ("weight", "bias"):

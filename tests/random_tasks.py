@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from settled_networks import settle
 
 from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
 from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, mask_shape
@@ -69,7 +70,7 @@ def _random_statistic(name: str, like: np.ndarray, generator: np.random.Generato
 def _settled_statistics(
     model: torch.nn.Module, tensors: Mapping[str, np.ndarray], pack: TaskPack, norms: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Means and variances as they settle over images: with any others the signal dies out, and no check sees a mask."""
+    """Means and variances as they settle over images under the task's masks."""
     state = model.state_dict()
     for name, array in norms.items():
         state[name].copy_(torch.from_numpy(array))
@@ -77,15 +78,5 @@ def _settled_statistics(
         weight = tensors[f"{layer}.weight"]
         masked = weight * broadcast_mask(unpack_mask(mask), weight.shape, pack.granularity)
         state[f"{layer}.weight"].copy_(torch.from_numpy(masked))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    size = pack.preprocessing.image_size
-    blurred = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    model.train()(torch.nn.functional.interpolate(blurred, size=(size, size), mode="bilinear"))
-    settled = {name: state[name].numpy().copy() for name in norms if name.endswith(("running_mean", "running_var"))}
-    for name, array in settled.items():
-        if name.endswith("running_var"):
-            # A channel that is all but dead is not blown up, rounding errors included.
-            array[:] = np.maximum(array, array.mean() / 10)
-    return settled
+    settle(model, pack.preprocessing.image_size)
+    return {name: state[name].numpy().copy() for name in norms if name.endswith(("running_mean", "running_var"))}

@@ -21,7 +21,7 @@ FLOORS = [
     "ksm_hw.models",
     "ksm_hw.quantising",
     "ksm_hw.learning ksm_hw.artifact",
-    "ksm_hw.importing",
+    "ksm_hw.importing ksm_hw.exporting",
     "ksm_hw.runtime",
     "ksm_hw.toolchains",
     "ksm_hw.measuring ksm_hw.runner",

@@ -1,7 +1,7 @@
 """The costs of operators as JSON and Markdown."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,32 @@ _ABOUT_UNEVEN = """By the same numbers: `equal` is a part for each core, as TVM 
 that each core takes as it becomes free, as artifacts do (ksm_hw/compiler/loop_sharing.c). To wake threads takes nothing
 here. The board's target takes what is best."""
 _ABOUT_PEERS = """The best loops in the aarch64 wheels of other engines, by the same tables. Matrix products and
-convolutions multiply by lanes; depthwise convolutions multiply whole registers. Of ksm-hw the least and the greatest
-share of all operators, but for first layers: three channels are no vector. ksm-hw's depthwise loops have bias and
-activation in them; the best of ncnn's have not."""
+convolutions multiply by lanes. Depthwise convolutions multiply whole registers, in a step a multiple of their window's
+size; which stride a loop of others has is not seen. Of ksm-hw the least and the greatest share of all operators, but
+for first layers: three channels are no vector. ksm-hw's depthwise loops have bias and activation in them; the best of
+ncnn's have no activation."""
 _TRIED = Path(__file__).parent / "what_did_not_work.md"
 _BEST = 3  # Loops of an engine and a kind.
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of loops: how it is called, whether it multiplies by lanes, and the window of depthwise convolutions."""
+
+    title: str
+    by_lane: bool
+    window: int = 1
+
+    def has(self, loop: PeerLoop) -> bool:
+        """Whether a loop of another engine is of the kind."""
+        return loop.by_lane == self.by_lane and loop.cost.products % self.window**2 == 0
+
+
+KINDS = (
+    Kind("convolutions", by_lane=True),
+    Kind("depthwise 3×3", by_lane=False, window=3),
+    Kind("depthwise 5×5", by_lane=False, window=5),
+)
 
 
 def costs_as_json(costs: Costs, peers: Peers) -> dict[str, Any]:
@@ -58,7 +79,7 @@ def _peers_as_json(peers: Peers) -> list[dict[str, Any]]:
         {
             "core": core.title,
             "engine": engine,
-            "by_lane": loop.by_lane,
+            "kind": kind.title,
             "share": loop.cost.share(core),
             "products": loop.cost.products,
             "cycles": loop.cost.cycles,
@@ -67,15 +88,14 @@ def _peers_as_json(peers: Peers) -> list[dict[str, Any]]:
         }
         for core, engines in peers.items()
         for engine, loops in engines.items()
-        for by_lane in (True, False)
-        for loop in best(loops, by_lane, core)
+        for kind in KINDS
+        for loop in best(loops, kind, core)
     ]
 
 
-def best(loops: Sequence[PeerLoop], by_lane: bool, core: Core) -> list[PeerLoop]:
+def best(loops: Sequence[PeerLoop], kind: Kind, core: Core) -> list[PeerLoop]:
     """The best loops of a kind."""
-    of_kind = [loop for loop in loops if loop.by_lane == by_lane]
-    return sorted(of_kind, key=lambda loop: -loop.cost.share(core))[:_BEST]
+    return sorted(filter(kind.has, loops), key=lambda loop: -loop.cost.share(core))[:_BEST]
 
 
 def milliseconds(operators: Sequence[OperatorCost]) -> float:
@@ -146,26 +166,40 @@ def _engines(costs: Costs, peers: Peers) -> str:
     engines = list(next(iter(peers.values())))
     lines = [f"| core | kind | ksm-hw | {' | '.join(engines)} |", f"| --- | --- | --- |{' --- |' * len(engines)}"]
     for core, loops in peers.items():
-        for kind, by_lane in (("convolutions", True), ("depthwise convolutions", False)):
-            cells = [_best_loops(loops[engine], by_lane, core) for engine in engines]
-            lines.append(f"| {core.title} | {kind} | {_our_shares(costs, by_lane, core)} | {' | '.join(cells)} |")
+        for kind in KINDS:
+            cells = [_best_loops(loops[engine], kind, core) for engine in engines]
+            lines.append(f"| {core.title} | {kind.title} | {_our_cell(costs, kind, core)} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
-def _best_loops(loops: Sequence[PeerLoop], by_lane: bool, core: Core) -> str:
-    return ", ".join(f"{loop.cost.share(core):.0%}" for loop in best(loops, by_lane, core))
+def _best_loops(loops: Sequence[PeerLoop], kind: Kind, core: Core) -> str:
+    return ", ".join(f"{loop.cost.share(core):.0%}" for loop in best(loops, kind, core))
 
 
-def _our_shares(costs: Costs, by_lane: bool, core: Core) -> str:
-    shares = [
+def _our_cell(costs: Costs, kind: Kind, core: Core) -> str:
+    """The least and the greatest share; of depthwise convolutions those with a stride apart."""
+    if kind.by_lane:
+        return _range(our_shares(costs, kind, core))
+    strided = _range(our_shares(costs, kind, core, strided=True))
+    return ", stride 2: ".join(filter(None, (_range(our_shares(costs, kind, core, strided=False)), strided)))
+
+
+def _range(shares: Sequence[float]) -> str:
+    return f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
+
+
+def our_shares(costs: Costs, kind: Kind, core: Core, strided: bool | None = None) -> list[float]:
+    """Of ksm-hw's operators of a kind; where given, of those with or without a stride alone."""
+    return [
         cost.share
         for of_cores in costs.values()
         for (_, other), operators in of_cores.items()
         for cost in operators
         if other == core and cost.share is not None and "conv2d" in cost.operator.name
-        if ("depthwise" in cost.operator.name) != by_lane and cost.operator.entry.shapes[0][-1] > 3
+        if ("depthwise" in cost.operator.name) != kind.by_lane and cost.operator.entry.shapes[0][-1] > 3
+        if kind.by_lane or f"{kind.window}×{kind.window}" in cost.operator.name
+        if strided is None or (" s2 " in cost.operator.name) == strided
     ]
-    return f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
 
 
 def _operators(operators: Sequence[OperatorCost]) -> str:

@@ -7,16 +7,26 @@ from arm64_loops.cores import Core
 from arm64_loops.operators import OperatorCost
 from tvm_passes.relax.loops.share_loops import UNITS
 
+_REGIONS = 32  # At most: kRegions of loop_sharing.c.
 
-def parts_as_they_come(threads: int) -> list[range]:
-    """The units of a loop's parts in the order in which threads take them: ksm_hw/compiler/loop_sharing.c."""
-    width = min(1 << max(1, (threads - 1).bit_length()), UNITS // 2)
-    parts, left = [], UNITS
-    while left >= width:
-        size = max(left // 2 // width, 1)
-        parts += [range(start, start + size) for start in range(UNITS - left, UNITS - left + width * size, size)]
-        left //= 2
-    return parts
+
+def regions_of(threads: int) -> list[list[range]]:
+    """The units of each region's parts, in the order in which they are taken.
+
+    As ksm_hw/compiler/loop_sharing.c hands them out, which TVM's threads take them from and this cannot ask; a test
+    compares them with the parts of a loop that ran.
+    """
+    count = min(1 << max(1, (threads - 1).bit_length()), _REGIONS)
+    units = UNITS // count
+    regions = []
+    for end in range(units, UNITS + 1, units):
+        parts, left = [], units
+        while left > 1:
+            size = max(left // 4, 1)
+            parts += [range(end - left, end - left + size), range(end - left + size, end - left + 2 * size)]
+            left -= 2 * size
+        regions.append(parts)
+    return regions
 
 
 def loop_milliseconds(iterations: int, each: Sequence[float], shared: bool) -> float:
@@ -30,12 +40,19 @@ def loop_milliseconds(iterations: int, each: Sequence[float], shared: bool) -> f
     if not shared:
         most = -(-iterations // len(each))
         return max(most * one / iterations for one in each)
-    free = [(0.0, one) for one in sorted(each)]
-    for part in parts_as_they_come(len(each)):
+    regions = regions_of(len(each))
+    free = [(0.0, thread) for thread in range(len(each))]
+    done = 0.0
+    while free:
+        since, thread = heapq.heappop(free)
+        turned = thread % len(regions)
+        part = next((region.pop(0) for region in regions[turned:] + regions[:turned] if region), None)
+        if part is None:
+            done = max(done, since)
+            continue
         begin, end = (unit * iterations // UNITS for unit in (part.start, part.stop))
-        since, one = heapq.heappop(free)
-        heapq.heappush(free, (since + (end - begin) * one / iterations, one))
-    return max(since for since, _ in free)
+        heapq.heappush(free, (since + (end - begin) * each[thread] / iterations, thread))
+    return done
 
 
 def milliseconds(costs: Sequence[tuple[Core, Sequence[OperatorCost]]], shared: bool) -> float:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from peers.failures import EngineError
@@ -35,13 +36,17 @@ def end_child(process: "subprocess.Popen[Any]") -> None:
     process.communicate()
 
 
-def run_child(command: Sequence[str], path: Path, timeout: float) -> tuple[int, str]:
+def run_child(
+    command: Sequence[str], path: Path, timeout: float, variables: Mapping[str, str] = MappingProxyType({})
+) -> tuple[int, str]:
     """Runs a program with a folder of programs in front of the others, and gives its status and all that it wrote.
+
+    `variables` are those of its environment that differ from this process's.
 
     Raises:
         EngineError: it takes longer.
     """
-    variables = {"PATH": f"{path}{os.pathsep}{os.environ.get('PATH', '')}"}
+    variables = {**variables, "PATH": f"{path}{os.pathsep}{os.environ.get('PATH', '')}"}
     process = start_child(
         command,
         variables,

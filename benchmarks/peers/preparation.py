@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from peers.catalogue import CLASSES, CLASSES_OF_TASKS, ENVIRONMENTS, PROJECT, RECIPE, Engine
@@ -64,11 +66,13 @@ def prepare_engine(engine: Engine, task_folder: Path) -> None:
             marker.write_text(json.dumps(made_by) + "\n")
 
 
-def compile_artifact(network: Path, variant: str, threads: int, tasks: int = 1, trials: int = 0) -> Path:
+def compile_artifact(
+    network: Path, variant: str, threads: int, tasks: int = 1, trials: int = 0, checkout: Path | None = None
+) -> Path:
     """Compiles a network with ksm-hw, always anew: what is measured is the compiler as it is. Returns the artifact.
 
     `variant` is that of the engine; for "tuned" it is tuned with so many trials before, of which those that earlier
-    runs measured count.
+    runs measured count. `checkout` is another one of ksm-hw, which compiles in this one's place.
 
     Raises:
         EngineError: it cannot be compiled.
@@ -76,16 +80,18 @@ def compile_artifact(network: Path, variant: str, threads: int, tasks: int = 1, 
     artifact = artifact_folder(network, threads, variant, tasks)
     records = TUNED / f"{network.name}-{threads}-threads"
     numbers = map(str, (threads, tasks, trials if variant == "tuned" else 0))
-    _run_module(
-        PROJECT, "peers.compile_artifact", str(network / "bundle"), str(artifact), variant, *numbers, str(records)
-    )
+    variables = {} if checkout is None else {"PYTHONPATH": str(checkout)}
+    arguments = (str(network / "bundle"), str(artifact), variant, *numbers, str(records))
+    _run_module(PROJECT, "peers.compile_artifact", *arguments, variables=variables)
     return artifact
 
 
-def _run_module(environment: str, module: str, *arguments: str) -> None:
+def _run_module(
+    environment: str, module: str, *arguments: str, variables: Mapping[str, str] = MappingProxyType({})
+) -> None:
     python = python_of(environment)
     command = ["nice", "-n", str(LOWER_PRIORITY), str(python), "-m", module, *arguments]
-    status, output = run_child(command, python.parent, SECONDS_TO_CONVERT)
+    status, output = run_child(command, python.parent, SECONDS_TO_CONVERT, variables)
     if status != 0:
         log = PEERS / f"{module}-{'-'.join(Path(argument).name for argument in arguments)}.log"
         log.write_text(output)

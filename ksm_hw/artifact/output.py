@@ -11,9 +11,9 @@ from typing import Any
 from ksm_hw.artifact.manifest import FORMAT_VERSION, MANIFEST, FileEntry, Manifest, listed_files
 from ksm_hw.errors import UserError
 from ksm_hw.files.hashes import sha256_of_file
-from ksm_hw.files.places import overlap
+from ksm_hw.files.places import lies_in, overlap
 from ksm_hw.files.staging import OWN_NAMES, changed_folder, staged_files
-from ksm_hw.files.written import check_folder, explained
+from ksm_hw.files.written import check_file, check_folder, explained
 from ksm_hw.json_document import read_json
 from ksm_hw.masks.bundle import Bundle, is_bundle, save_bundle
 
@@ -46,11 +46,35 @@ def check_output(folder: Path, inputs: Iterable[Path]) -> None:
             raise UserError(
                 f"The artifact {folder} and {other}, which is read, would lie in each other. Give another --output."
             )
-    for parent in Path(os.path.realpath(folder)).parents:
-        if is_bundle(parent) or _file_list(parent) is not None:
-            raise UserError(f"{folder} lies in {parent}, an artifact or a bundle. Give another --output.")
+    if (owner := _owner(folder)) is not None:
+        raise UserError(f"{folder} lies in {owner}, an artifact or a bundle. Give another --output.")
     _replaceable_files(folder)
     check_folder(folder)
+
+
+def check_output_file(file: Path, option: str, inputs: Iterable[Path]) -> None:
+    """Checks, before work, that a file can be written, and takes the place of none that ksm-hw reads or keeps.
+
+    Args:
+        file: to write.
+        option: that names it, for messages.
+        inputs: folders and files that are read.
+
+    Raises:
+        UserError: it is an input, lies in one, in an artifact or in a bundle, or cannot be written.
+    """
+    owner = next((each for each in inputs if lies_in(file, each)), None) or _owner(file)
+    if owner is not None:
+        kind = "artifact " if _file_list(owner) is not None else "bundle " if is_bundle(owner) else ""
+        what = f"would lie in the {kind}{owner}" if owner.is_dir() else f"would replace {owner}, which is read"
+        raise UserError(f"{file} {what}. Give another {option}.")
+    check_file(file)
+
+
+def _owner(path: Path) -> Path | None:
+    """The artifact or the bundle that a path lies in."""
+    parents = Path(os.path.realpath(path)).parents
+    return next((each for each in parents if is_bundle(each) or _file_list(each) is not None), None)
 
 
 def check_apart(output: Path, dump: Path) -> None:
@@ -70,14 +94,14 @@ def write_artifact(folder: Path, manifest: Manifest, export: Callable[[Path], No
         folder: to write.
         manifest: what the artifact is.
         export: writes the libraries, and what else belongs to the artifact, into a folder that has the bundle.
-        bundle: backbone and tasks.
+        bundle: backbone and tasks; their ranges are left out.
 
     Raises:
         UserError: the folder holds something else, or cannot be written, or `export` raises it.
     """
     folder = Path(os.path.realpath(folder))
     with changed_folder(folder), staged_files(folder, MANIFEST, _replaceable_files(folder)) as staging:
-        save_bundle(bundle, staging)
+        save_bundle(bundle if manifest.precision == "int8" else _without_ranges(bundle), staging)
         export(staging)
         files = {
             str(path.relative_to(staging)): dataclasses.asdict(FileEntry(path.stat().st_size, sha256_of_file(path)))
@@ -86,6 +110,12 @@ def write_artifact(folder: Path, manifest: Manifest, export: Callable[[Path], No
         }
         content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest), "files": files}
         (staging / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _without_ranges(bundle: Bundle) -> Bundle:
+    """Float code reads no ranges, and the ksm-hw of a device may be one that does not know packs with them."""
+    packs = {task: dataclasses.replace(pack, calibration=None) for task, pack in bundle.packs.items()}
+    return dataclasses.replace(bundle, packs=packs)
 
 
 def _replaceable_files(folder: Path) -> list[str]:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.errors import UserError
-from ksm_hw.masks.soft_mask import PackedMask, binary_mask, soft_codes, soft_values
+from ksm_hw.masks.soft_mask import PackedMask, binary_mask, padded, soft_codes, soft_values
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.quantising.scheme import quantisation_of
 
@@ -47,10 +47,11 @@ def task_parameters(
         backbone: the tensors that tasks share; those that the task has of its own come from the pack.
         classes: outputs of the compiled head; a task with fewer gets zeros behind its own.
     """
+    tensors = {**backbone, **pack.own_tensors}
     names = list(names)
     # Of int8 every bit is stated; so soft values are decoded here, and not by a multiply-add that a CPU may have fused.
     coded = not any(name.startswith(_QUANTISATION) for name in names)
-    return [_parameter(name, pack, backbone, classes, coded) for name in names]
+    return [_parameter(name, pack, tensors, classes, coded) for name in names]
 
 
 def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
@@ -69,13 +70,12 @@ def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
 
 def is_shared(name: str, pack: TaskPack) -> bool:
     """Whether a parameter is the backbone's, the same for all tasks."""
-    if mask_part_of(name) is not None or name in (HEAD_WEIGHT, HEAD_BIAS) or name.startswith(_QUANTISATION):
-        return False
-    return name not in pack.own_tensors
+    of_task = name in (HEAD_WEIGHT, HEAD_BIAS) or name in pack.batch_norms or name in pack.parameters
+    return not of_task and not name.startswith(_QUANTISATION) and mask_part_of(name) is None
 
 
 def _parameter(
-    name: str, pack: TaskPack, backbone: Mapping[str, npt.NDArray[np.float32]], classes: int, coded: bool
+    name: str, pack: TaskPack, tensors: Mapping[str, npt.NDArray[np.float32]], classes: int, coded: bool
 ) -> npt.NDArray[np.generic]:
     if name.startswith(_QUANTISATION):
         return _quantisation(name.removeprefix(_QUANTISATION), pack)
@@ -84,10 +84,8 @@ def _parameter(
         return _mask_part(pack.masks[layer], part, coded)
     if name in (HEAD_WEIGHT, HEAD_BIAS):
         own = pack.head_weight if name == HEAD_WEIGHT else pack.head_bias
-        padded = np.zeros((classes, *own.shape[1:]), own.dtype)
-        padded[: len(own)] = own
-        return padded
-    return pack.own_tensors[name] if name in pack.own_tensors else backbone[name]
+        return padded(own, (classes, *own.shape[1:]))
+    return tensors[name]
 
 
 def _quantisation(tensor: str, pack: TaskPack) -> npt.NDArray[np.float32]:

@@ -142,6 +142,11 @@ def examples(*lines: str) -> str:
     return "Examples:\n\n" + "\n\n".join(f"  $ {line}" for line in lines)
 
 
+def printable(text: str) -> str:
+    """Text for a file as the streams print it: bytes of a name that are no UTF-8 are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def command(*words: object) -> str:
     """A command of ours as a shell takes it, whatever is in the names."""
     return shlex.join(["ksm-hw", *map(str, words)])

@@ -29,10 +29,8 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Find the ranges of a task's tensors on images, from which int8 takes its scales; into the task's pack."""
-    from dataclasses import replace
-
     from ksm_hw.learning.calibration_images import calibration_batches
-    from ksm_hw.masks.bundle import add_task, check_bundle_folder, load_bundle, task_of
+    from ksm_hw.masks.bundle import add_calibration, check_bundle_folder, load_bundle, task_of
 
     limit_pixels(max_pixels)
     loaded = load_bundle(bundle)
@@ -46,7 +44,7 @@ def calibrate(
         found = find_ranges(
             loaded, pack, batches, observer, lambda done: status.update(f"calibrate: {done} of {images} images")
         )
-        add_task(bundle, replace(pack, calibration=found), loaded.tensors)
+        add_calibration(bundle, pack, found)
     if as_json:
         print_json({"task": task, "observer": observer, "images": found.images, "ranges": found.ranges})
     else:

@@ -140,18 +140,14 @@ def report(
 ) -> None:
     """Measure what each task costs: latency, switch time, memory, bytes, and what the mask adds."""
     from ksm_hw.artifact.manifest import read_manifest
+    from ksm_hw.artifact.output import check_output_file
     from ksm_hw.boards.address import board_address
-    from ksm_hw.errors import UserError
-    from ksm_hw.files.places import lies_in
-    from ksm_hw.files.written import check_file
     from ksm_hw.report.measure import measure_artifact, reports_as_json
 
     board = board_address(tracker, key, host)
     if html is not None:
-        check_file(html)
+        check_output_file(html, "--html", artifacts)
     for artifact in artifacts:
-        if html is not None and lies_in(html, artifact):
-            raise UserError(f"The page {html} would lie in the artifact {artifact}. Give another --html.")
         read_manifest(artifact)  # That one is damaged shall be told before the others are measured.
     reports = []
     with messages.status("measure") as status:

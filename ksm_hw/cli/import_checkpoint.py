@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json
+from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json, printable
 from ksm_hw.errors import UserError
 
 
@@ -52,8 +52,8 @@ def import_checkpoint(
 
     from ksm_hw.importing.formats import read_tasks
     from ksm_hw.importing.to_packs import chosen_tasks, describe, imported_bundle
-    from ksm_hw.masks.bundle import add_tasks_over, check_bundle_folder
-    from ksm_hw.models.backbones import build_backbone, default_preprocessing, pretrained_backbone
+    from ksm_hw.masks.bundle import add_tasks_over, check_bundle_folder, is_bundle, tasks_in
+    from ksm_hw.models.backbones import build_backbone, check_can_grow, default_preprocessing, pretrained_backbone
 
     if output is None and not dry_run:
         raise UserError("The tasks need a bundle to be written into: give -o BUNDLE, or --dry-run.")
@@ -62,7 +62,7 @@ def import_checkpoint(
     with messages.status("read the checkpoint"):
         network = build_backbone(backbone)
         form_found, content = read_tasks(checkpoint, form, network)
-        tasks = chosen_tasks(content, task or [])
+        tasks = chosen_tasks(checkpoint, content, task or [])
         names = _class_names(classes or [], [each.name for each in tasks])
         if output is not None:
             for each in tasks:
@@ -73,16 +73,20 @@ def import_checkpoint(
             network = pretrained_backbone(backbone, backbone_weights)
         preprocessing = default_preprocessing(backbone, image_size)
         preprocessing = dataclasses.replace(preprocessing, resize_to=resize_to or image_size)
-        facts = {"source": checkpoint.name}
+        facts = {"source": printable(checkpoint.name)}
         bundle = imported_bundle(
             checkpoint, content, tasks, network, backbone, form_found.name, preprocessing, names, facts
         )
-        found = describe(checkpoint, form_found.title, content, tasks)
+        found = describe(checkpoint, form_found.title, content, tasks, bundle.packs)
         found["preprocessing"] = dataclasses.asdict(preprocessing)
         found["pack_bytes"] = {name: pack.nbytes for name, pack in bundle.packs.items()}
+        older = tasks_in(output) if output is not None and is_bundle(output) else []
+        found["replaced"] = [name for name in older if name in bundle.packs]
         found["carried_over"] = []
         if not dry_run and output is not None:
-            found["carried_over"] = add_tasks_over(output, list(bundle.packs.values()), bundle.tensors)
+            found["carried_over"] = add_tasks_over(
+                output, list(bundle.packs.values()), bundle.tensors, lambda: check_can_grow(build_backbone(backbone))
+            )
     print_json(found) if as_json else _print_imported(found, None if dry_run else output)
 
 
@@ -130,6 +134,11 @@ def _print_imported(found: Mapping[str, Any], output: Path | None) -> None:
     )
     for note in [*found["notes"], said]:
         console.print(f"  {note}", soft_wrap=True)
+    if found["replaced"]:
+        tasks, are = ", ".join(found["replaced"]), "would be" if output is None else "are"
+        console.print(
+            f"  the bundle has {tasks} already: such tasks {are} replaced, and their sample images go", soft_wrap=True
+        )
     if found["carried_over"]:
         console.print(
             f"The bundle's backbone was replaced; proven to compute what they did: {', '.join(found['carried_over'])}.",

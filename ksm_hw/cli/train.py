@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json, stopped_by_ctrl_c
+from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json, printable, stopped_by_ctrl_c
 from ksm_hw.cli.image_files import MaxPixels, limit_pixels
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods import PACK_METHODS
@@ -121,7 +121,7 @@ def train(
             image_size=image_size,
             scale_bits=int(scale_bits),  # type: ignore[arg-type]
             restart=restart,
-            command=command(*sys.argv[1:]),
+            command=printable(command(*sys.argv[1:])),
             on_batch=on_batch,
             on_epoch=on_epoch,
         )

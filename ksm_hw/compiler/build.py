@@ -30,10 +30,12 @@ class Built:
     Attributes:
         executable: the functions that call loops, and one of the loops.
         objects: object files of the other loops.
+        for_cpu: whether it runs on a CPU, whose threads share its loops out.
     """
 
     executable: relax.VMExecutable
     objects: tuple[bytes, ...] = ()
+    for_cpu: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class Builder:
             UserError: as `build_executable`.
         """
         # An instrument sees the passes of its own thread alone.
-        if "cpu" not in self.target.keys or PassContext.current().instruments:
-            return Built(build_executable(module, self.target, self.architectures))
+        for_cpu = "cpu" in self.target.keys
+        if not for_cpu or PassContext.current().instruments:
+            return Built(build_executable(module, self.target, self.architectures), for_cpu=for_cpu)
         first, *others = _parts(module)
         pool = ThreadPoolExecutor(available_cores())
         try:
@@ -115,7 +118,7 @@ def build_executable(
 
 
 def export_library(built: Built, path: Path, architecture: str) -> None:
-    """Links machine code, and what shares its loops out, into a shared library.
+    """Links machine code, and for a CPU what shares its loops out, into a shared library.
 
     Args:
         built: the machine code.
@@ -128,7 +131,7 @@ def export_library(built: Built, path: Path, architecture: str) -> None:
     command = linker_command(architecture)
 
     with tempfile.TemporaryDirectory() as folder:
-        contents = [*built.objects, loop_sharing_object(tuple(command))]
+        contents = [*built.objects, *([loop_sharing_object(tuple(command))] if built.for_cpu else [])]
         others = [Path(folder) / f"part{number}.o" for number in range(len(contents))]
         for other, content in zip(others, contents, strict=True):
             other.write_bytes(content)

@@ -14,7 +14,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.files.locks import locked_folder
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.toolchains.linker import architecture_of
-from ksm_hw.toolchains.targets import CompileTarget, required_cpu_features
+from ksm_hw.toolchains.targets import CompileTarget, on_fast_cores, required_cpu_features
 
 
 def compile_bundle(
@@ -125,6 +125,7 @@ def _compile(
             raise UserError(f"Relay compiles in float32, and {precision} was asked for. Use --ir relax.")
         from ksm_hw.compiler.relay.compile import compile_through_relay
 
+        target = on_fast_cores(target)
         parts = compile_through_relay(bundle, target, fold, batch, runner, tuned, dump, on_step)
     else:
         from ksm_hw.compiler.relax import compile_through_relax

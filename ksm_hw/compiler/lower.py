@@ -40,7 +40,7 @@ def lower_backbone(
 
     `input` is float32 [batch, 3, image_size, image_size] and the result the logits, float32 [batch, classes]. A
     parameter's name is its path in the network's state dict; those of the head are `head/weight` and `head/bias`.
-    Layers have the widths that `shapes` gives them (`network_shapes`).
+    Layers have the widths that `shapes` gives them (`shapes_of`).
 
     Raises:
         UserError: there is no such network, or it is not in float32.

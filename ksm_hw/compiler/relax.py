@@ -26,9 +26,9 @@ from ksm_hw.compiler.lower import lower_backbone
 from ksm_hw.compiler.tuning.tuning_records import open_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.growth import shapes_of
 from ksm_hw.masks.mask_format import group_size
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.task_module import network_shapes
 from ksm_hw.quantising.network import read_network
 from ksm_hw.quantising.ranges import task_ranges
 from ksm_hw.runtime.tvm_import import carry_errors
@@ -201,7 +201,7 @@ def _mask_layouts(pack: TaskPack, precision: Precision) -> dict[str, MaskLayout]
 def _fold(
     bundle: Bundle, batch: int, target: tvm.target.Target, fused: bool = False, precision: Precision = "float32"
 ) -> _Folded:
-    size, shapes = common_image_size(bundle), network_shapes(bundle)
+    size, shapes = common_image_size(bundle), shapes_of(bundle.tensors)
     network = lower_backbone(bundle.backbone, most_classes(bundle), batch, size, shapes)
     (head,) = (weight.ty.shape for weight in network["main"].params if weight.name == HEAD_WEIGHT)
     check_heads(bundle, tuple(map(int, head))[1:])

@@ -16,9 +16,10 @@ from torch import nn
 from ksm_hw.masks.mask_format import Granularity
 from ksm_hw.models.backbones import head_path
 from ksm_hw.models.weights import plain_name
-from ksm_hw.torch_files.records import mapping_of
+from ksm_hw.torch_files.records import attribute, mapping_of
 
 Array = npt.NDArray[Any]
+_REAL_MASK = ".mask_real"
 THRESHOLD = 5e-3  # Of the real-valued masks of Piggyback and CPG: above it a weight stays.
 
 
@@ -31,18 +32,21 @@ class ImportedTask:
     """A task out of a checkpoint.
 
     Attributes:
-        name: what the checkpoint calls it.
-        masks: soft mask of each masked layer by its path in the backbone, float32 or int8, in the shape that the
-            granularity gives; smaller where the task was learned before the network grew.
+        name: what the checkpoint calls it, or the user.
+        masks: what makes the soft mask of each masked layer, by its path in the backbone: float32 or int8, in the shape
+            that the granularity gives; smaller where the task was learned before the network grew. They are made one
+            after the other, because those of all tasks may take many times the memory that the file does.
         tensors: the task's own BatchNorms, biases and slopes by their names in the backbone's state dict, float32.
         head_weight, head_bias: float32 [classes, features] and [classes].
+        source: what the checkpoint calls it, where the user gave it another name.
     """
 
     name: str
-    masks: Mapping[str, Array]
+    masks: Mapping[str, Callable[[], Array]]
     tensors: Mapping[str, npt.NDArray[np.float32]]
     head_weight: npt.NDArray[np.float32]
     head_bias: npt.NDArray[np.float32]
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,29 @@ def plain_tensors(content: object, what: str) -> dict[str, torch.Tensor]:
     if not found:
         raise FormError(f"its {what} holds no tensors")
     return found
+
+
+def is_real_mask(name: object) -> bool:
+    """Whether a tensor of KSM's and Piggyback's networks, by its name, is what a layer's mask is made of."""
+    return isinstance(name, str) and name.endswith(_REAL_MASK)
+
+
+def real_masks(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those tensors by the names of their layers.
+
+    Raises:
+        FormError: there are none.
+    """
+    found = {name.removesuffix(_REAL_MASK): tensor for name, tensor in tensors.items() if is_real_mask(name)}
+    if not found:
+        raise FormError("its model has no masks (mask_real)")
+    return found
+
+
+def dataset_of(arguments: object) -> str:
+    """The name of the data set that a script was started with; `task` where its arguments have none."""
+    dataset = attribute(arguments, "dataset")
+    return dataset if isinstance(dataset, str) else "task"
 
 
 def head_of(tensors: Mapping[str, Any], prefix: str, what: str) -> tuple[Array, Array]:

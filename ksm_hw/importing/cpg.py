@@ -6,7 +6,8 @@ weights of the owners 1 to n where its piggymask lies above 0.005. Tasks from be
 tensors: theirs are the first channels of each layer.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from ksm_hw.importing.checkpoint import (
     vectors,
     whole_numbers,
 )
-from ksm_hw.masks.growth import padded
+from ksm_hw.masks.soft_mask import padded
+from ksm_hw.models.backbones import head_path
 from ksm_hw.models.weights import plain_name
 
 _OWN = {
@@ -54,7 +56,8 @@ def read_cpg(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint:
     """
     tensors = plain_tensors(content.get("model_state_dict"), "model_state_dict")
     names = layer_names(network)
-    shared = vectors(tensors, names, network.state_dict(), lambda name: name.startswith("classifiers."))
+    heads = ("classifiers.", f"{head_path(network)}.")  # The tasks', and that of a network that still has its own.
+    shared = vectors(tensors, names, network.state_dict(), lambda name: name.startswith(heads))
     owners = {
         name: whole_numbers(mask, f"the mask of '{name}'")
         for name, mask in _by_path(content.get("masks"), "masks", names).items()
@@ -89,18 +92,26 @@ def _by_path(content: Any, what: str, names: LayerNames) -> dict[str, Any]:
     return {paths[name]: value for name, value in found.items()}
 
 
-def _masks(owners: Mapping[str, Array], number: int, piggymasks: Mapping[str, Any]) -> dict[str, Array]:
-    """What a task computes with. Weights that grew later belong to later tasks, so that a mask ends where it should."""
+def _masks(
+    owners: Mapping[str, Array], number: int, piggymasks: Mapping[str, Any]
+) -> Mapping[str, Callable[[], Array]]:
     masks = {}
     for path, owner in owners.items():
-        own = (owner >= 1) & (owner <= number)
+        real = None
         if path in piggymasks:
-            kept = numbers(piggymasks[path], f"the piggymask of '{path}'") > THRESHOLD
-            if kept.ndim != own.ndim or any(small > wide for small, wide in zip(kept.shape, own.shape, strict=True)):
-                raise FormError(f"the piggymask of '{path}' has shape {list(kept.shape)}, larger than its weight")
-            own &= padded(kept, own.shape)
-        masks[path] = own.astype(np.int8)
+            real = numbers(piggymasks[path], f"the piggymask of '{path}'")
+            if real.ndim != owner.ndim or any(map(int.__gt__, real.shape, owner.shape)):
+                raise FormError(f"the piggymask of '{path}' has shape {list(real.shape)}, larger than its weight")
+        masks[path] = functools.partial(_mask, owner, number, real)
     return masks
+
+
+def _mask(owners: Array, number: int, real: Array | None) -> Array:
+    """What a task computes with. Weights that grew later belong to later tasks, so that a mask ends where it should."""
+    own = (owners >= 1) & (owners <= number)
+    if real is not None:
+        own &= padded(real > THRESHOLD, own.shape)
+    return own.astype(np.int8)
 
 
 def _own_tensors(info: Mapping[Any, Any], names: LayerNames, dataset: str) -> dict[str, Array]:

@@ -56,19 +56,21 @@ def read_tasks(path: Path, name: str, network: nn.Module) -> tuple[CheckpointFor
     Raises:
         UserError: the file cannot be read, is of no or another format, or does not fit the backbone.
     """
+    if not path.exists():
+        raise UserError(f"No checkpoint at {path}. Check the path.")
     content = read_checkpoint(path, "a checkpoint")
-    known = ", ".join(each.title for each in FORMATS.values())
+    known, found = ", ".join(each.title for each in FORMATS.values()), FORMATS.get(name)
     try:
         mapping = mapping_of(content)
         if mapping is None:
             raise FormError(f"it holds a {type(content).__name__}, and checkpoints are dictionaries")
-        found = FORMATS.get(name) or next((each for each in FORMATS.values() if each.matches(mapping)), None)
+        found = found or next((each for each in FORMATS.values() if each.matches(mapping)), None)
         if found is None:
             entries = ", ".join(str(key)[:40] for key in list(mapping)[:8])
             raise FormError(f"with entries {entries or '(none)'} it is of none of the formats of {known}")
         return found, found.read(mapping, network)
     except (FormError, DamagedFile) as error:
-        title = FORMATS[name].title if name in FORMATS else known
+        title = known if found is None else found.title
         raise UserError(
             f"{path} cannot be imported as a checkpoint of {title}: {error}. Check --format and --backbone, or copy "
             "the file again."

@@ -4,6 +4,7 @@
 classifier 0 is ImageNet's, 1 the task's, which is called as `args.dataset`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,23 +18,23 @@ from ksm_hw.importing.checkpoint import (
     ImportedTask,
     LayerNames,
     classifier_numbers,
+    dataset_of,
     head_of,
+    is_real_mask,
     layer_names,
     numbers,
     plain_tensors,
+    real_masks,
     vectors,
 )
 from ksm_hw.learning.mask_equations import soft_mask
 from ksm_hw.masks.mask_format import Granularity, mask_shape
-from ksm_hw.torch_files.records import attribute
-
-_MASK = ".mask_real"
 
 
 def is_ksm(content: Mapping[Any, Any]) -> bool:
     """Whether a file's content is of this form: a state dict with masks."""
     model = content.get("model")
-    return isinstance(model, Mapping) and any(isinstance(name, str) and name.endswith(_MASK) for name in model)
+    return isinstance(model, Mapping) and any(map(is_real_mask, model))
 
 
 def read_ksm(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint:
@@ -44,21 +45,25 @@ def read_ksm(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint:
     """
     tensors = plain_tensors(content.get("model"), "model")
     names = layer_names(network)
-    real = {name.removesuffix(_MASK): tensor for name, tensor in tensors.items() if name.endswith(_MASK)}
-    if not real:
-        raise FormError("its model has no masks (mask_real)")
+    real = real_masks(tensors)
     paths = names.by_path(real)
     granularity = _granularity({paths[name]: tuple(mask.shape) for name, mask in real.items()}, names)
-    masks = {paths[name]: _soft_mask(mask, paths[name], granularity, names) for name, mask in real.items()}
+    masks = {
+        paths[name]: functools.partial(
+            _soft_mask,
+            numbers(mask, f"the mask of '{paths[name]}'"),
+            mask_shape(names.shapes[paths[name]], granularity),
+        )
+        for name, mask in real.items()
+    }
     own = vectors(tensors, names, network.state_dict(), lambda name: name.startswith("classifier") or name in real)
     chosen = classifier_numbers(tensors)
     if not chosen:
         raise FormError("its model has no classifiers")
     number = 1 if 1 in chosen else chosen[-1]
     head = head_of(tensors, f"classifiers.{number}.", f"classifier {number}")
-    dataset = attribute(content.get("args"), "dataset")
     task = ImportedTask(
-        dataset if isinstance(dataset, str) else "task",
+        dataset_of(content.get("args")),
         masks,
         {name: array for name, array in own.items() if array.ndim == 1},
         *head,
@@ -88,6 +93,5 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _soft_mask(mask_real: torch.Tensor, path: str, granularity: Granularity, names: LayerNames) -> Array:
-    real = torch.from_numpy(numbers(mask_real, f"the mask of '{path}'"))
-    return soft_mask(real).numpy().reshape(mask_shape(names.shapes[path], granularity))
+def _soft_mask(real: Array, shape: tuple[int, ...]) -> Array:
+    return soft_mask(torch.from_numpy(real)).numpy().reshape(shape)

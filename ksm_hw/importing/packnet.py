@@ -5,6 +5,7 @@ dataset2idx: {dataset: number}, dataset2biases: {dataset: {module number: bias}}
 the owners 1 to n.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,12 +57,17 @@ def read_packnet(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint:
         index = indices[dataset]
         if not isinstance(index, int):
             raise FormError(f"the number of '{dataset}' in its dataset2idx is none")
-        masks = {paths[number]: ((mask >= 1) & (mask <= index)).astype(np.int8) for number, mask in owners.items()}
+        masks = {paths[number]: functools.partial(_mask, mask, index) for number, mask in owners.items()}
         head = head_of(tensors, f"classifiers.{head_number}.", f"the classifier of '{dataset}'")
         tasks.append(ImportedTask(str(dataset), masks, _biases(biases.get(dataset), dataset, paths, names), *head))
     if not tasks:
         raise FormError("no classifier in its model belongs to a data set of dataset2idx")
     return Checkpoint("element", shared, tuple(tasks))
+
+
+def _mask(owners: Array, index: int) -> Array:
+    """What a task computes with."""
+    return ((owners >= 1) & (owners <= index)).astype(np.int8)
 
 
 def _heads(model: Any, tensors: Mapping[str, Any], indices: Mapping[Any, Any]) -> dict[Any, int]:

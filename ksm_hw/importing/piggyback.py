@@ -4,6 +4,7 @@
 {dataset: nn.Linear}}`, or `{args, model: the object}`, whose modules have `mask_real` beside the frozen weights.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,17 +18,18 @@ from ksm_hw.importing.checkpoint import (
     FormError,
     ImportedTask,
     classifier_numbers,
+    dataset_of,
     entries,
     head_of,
+    is_real_mask,
     layer_names,
     numbers,
     plain_tensors,
+    real_masks,
     vectors,
     whole_numbers,
 )
 from ksm_hw.torch_files.records import Record, attribute, is_module
-
-_MASK = ".mask_real"
 
 
 def is_piggyback(content: Mapping[Any, Any]) -> bool:
@@ -35,7 +37,7 @@ def is_piggyback(content: Mapping[Any, Any]) -> bool:
     if "dataset2masks" in content:
         return True
     model = content.get("model")
-    return is_module(model) and any(name.endswith(_MASK) for name in entries(model, "model"))
+    return is_module(model) and any(map(is_real_mask, entries(model, "model")))
 
 
 def read_piggyback(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint:
@@ -59,26 +61,24 @@ def _read_packed(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint:
         }
         paths = names.by_number({number: mask.shape for number, mask in values.items()})
         head = head_of(entries(classifiers.get(dataset), f"classifier of '{dataset}'"), "", f"the head of '{dataset}'")
-        by_path = {paths[number]: _signed(mask, paths[number]) for number, mask in values.items()}
+        for number, mask in values.items():
+            if not np.isin(mask, (0, 1, 255) if mask.dtype == np.uint8 else (0, 1, -1, 255)).all():
+                raise FormError(f"the mask of '{paths[number]}' has other values than 0, 1 and 255 (for -1)")
+        by_path = {paths[number]: functools.partial(_signed, mask) for number, mask in values.items()}
         tasks.append(ImportedTask(str(dataset), by_path, {}, *head))
     return Checkpoint("element", None, tuple(tasks), ("BatchNorms and biases are those of the backbone",))
 
 
-def _signed(mask: Array, path: str) -> Array:
-    """A mask's bytes as -1, 0 and 1."""
-    minus = (mask == 255) | (mask == -1) if mask.dtype != np.uint8 else mask == 255
-    if not (minus | (mask == 0) | (mask == 1)).all():
-        raise FormError(f"the mask of '{path}' has other values than 0, 1 and 255 (for -1)")
-    return np.where(minus, np.int8(-1), (mask == 1).astype(np.int8))
+def _signed(mask: Array) -> Array:
+    """A mask's bytes, which are 0, 1 and 255 or -1, as -1, 0 and 1."""
+    return np.where(mask == 0, np.int8(0), np.where(mask == 1, np.int8(1), np.int8(-1)))
 
 
 def _read_training(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint:
     model = content.get("model")
     tensors = plain_tensors(model, "model")
     names = layer_names(network)
-    real = {name.removesuffix(_MASK): tensor for name, tensor in tensors.items() if name.endswith(_MASK)}
-    if not real:
-        raise FormError("its model has no masks (mask_real)")
+    real = real_masks(tensors)
     paths = names.by_path(real)
     ternary = _is_ternary(model, content.get("args"))
     masks = {}
@@ -86,15 +86,18 @@ def _read_training(content: Mapping[Any, Any], network: nn.Module) -> Checkpoint
         mask = numbers(tensor, f"the mask of '{name}'")
         if mask.shape != names.shapes.get(paths[name]):
             raise FormError(f"the mask of '{name}' has shape {list(mask.shape)}, which is not its weight's")
-        masks[paths[name]] = (mask > THRESHOLD).astype(np.int8) - ((mask < 0).astype(np.int8) if ternary else 0)
+        masks[paths[name]] = functools.partial(_threshold, mask, ternary)
     shared = vectors(tensors, names, network.state_dict(), lambda name: name.startswith("classifier"))
     last = (classifier_numbers(tensors) or [0])[-1]
     prefix = "classifier." if "classifier.weight" in tensors else f"classifiers.{last}."
-    dataset = attribute(content.get("args"), "dataset")
-    task = ImportedTask(
-        dataset if isinstance(dataset, str) else "task", masks, {}, *head_of(tensors, prefix, "the classifier")
-    )
+    head = head_of(tensors, prefix, "the classifier")
+    task = ImportedTask(dataset_of(content.get("args")), masks, {}, *head)
     return Checkpoint("element", shared, (task,), (f"masks are {'ternary' if ternary else 'binary'}, from 0.005 on",))
+
+
+def _threshold(real: Array, ternary: bool) -> Array:
+    ones = (real > THRESHOLD).astype(np.int8)
+    return ones - (real < 0) if ternary else ones
 
 
 def _is_ternary(model: Any, arguments: Any) -> bool:

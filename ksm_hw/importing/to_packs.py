@@ -1,6 +1,7 @@
 """From what a checkpoint holds to task packs over a backbone."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,19 @@ from torch import nn
 from ksm_hw.errors import UserError
 from ksm_hw.importing.checkpoint import Checkpoint, ImportedTask
 from ksm_hw.masks.bundle import Bundle, check_task_name, sha256_of_tensors
-from ksm_hw.masks.growth import Tensors, padded, padded_tensor
+from ksm_hw.masks.growth import Tensors, by_kind, padded_tensor, shapes_of
 from ksm_hw.masks.mask_format import Granularity, mask_shape
 from ksm_hw.masks.preprocessing import Preprocessing
-from ksm_hw.masks.soft_mask import PackedMask, fewest_bits, pack_mask
+from ksm_hw.masks.soft_mask import PackedMask, binary_mask, fewest_bits, pack_mask, padded, soft_values
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import backbone_tensors, check_can_grow, head_path, load_backbone_tensors, widen
 
 
-def chosen_tasks(checkpoint: Checkpoint, wanted: Sequence[str]) -> tuple[ImportedTask, ...]:
+def chosen_tasks(path: Path, checkpoint: Checkpoint, wanted: Sequence[str]) -> tuple[ImportedTask, ...]:
     """The tasks that a user wants, under the names that they give.
 
     Args:
+        path: of the checkpoint, for messages.
         checkpoint: which has them.
         wanted: `NAME` or `NAME=OTHER` each; none are all. A file of one task takes any name.
 
@@ -36,12 +38,15 @@ def chosen_tasks(checkpoint: Checkpoint, wanted: Sequence[str]) -> tuple[Importe
     for each in wanted or tasks:
         name, _, other = each.partition("=")
         if name not in tasks:
-            raise UserError(f"The checkpoint has no task named '{name}'. There are: {', '.join(tasks) or 'none'}.")
-        chosen.append(dataclasses.replace(tasks[name], name=other or name))
+            raise UserError(f"{path} has no task named '{name}'. There are: {', '.join(tasks) or 'none'}.")
+        chosen.append(dataclasses.replace(tasks[name], name=other or name, source=name))
     for number, task in enumerate(chosen):
-        check_task_name(task.name)
+        try:
+            check_task_name(task.name)
+        except UserError as error:
+            raise UserError(f"{path}: {error} Give it another name: --task TASK=NAME.") from error
         if task.name in {other.name for other in chosen[:number]}:
-            raise UserError(f"Two tasks would be called '{task.name}', or it is wanted twice. Give TASK=NAME.")
+            raise UserError(f"{path}: two tasks would be called '{task.name}', or it is wanted twice. Give TASK=NAME.")
     return tuple(chosen)
 
 
@@ -72,62 +77,70 @@ def imported_bundle(
         UserError: a tensor is missing or has a shape that does not fit, or the network cannot grow.
     """
     try:
-        tensors, features = _fitted_backbone(checkpoint, tasks, network, backbone)
-        sha256 = sha256_of_tensors(tensors)
+        tensors, features = _fitted_backbone(checkpoint, tasks, network)
+        over = Bundle(backbone, sha256_of_tensors(tensors), tensors, {})
         packs = {}
         for task in tasks:
             names = classes.get(task.name) or tuple(f"class {number}" for number in range(len(task.head_bias)))
-            blank = _pack_of(task, tensors, features, checkpoint.granularity, preprocessing, names)
-            packs[task.name] = dataclasses.replace(
-                blank, backbone=backbone, backbone_sha256=sha256, method=method, facts=dict(facts)
-            )
+            pack = _pack_of(task, over, features, checkpoint.granularity, method, preprocessing, names)
+            packs[task.name] = dataclasses.replace(pack, facts=dict(facts))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return Bundle(backbone, sha256, tensors, packs)
+    return dataclasses.replace(over, packs=packs)
 
 
 def _fitted_backbone(
-    checkpoint: Checkpoint, tasks: Sequence[ImportedTask], network: nn.Module, backbone: str
+    checkpoint: Checkpoint, tasks: Sequence[ImportedTask], network: nn.Module
 ) -> tuple[dict[str, Any], int]:
     """The backbone's tensors, which fit the network, and the features that its head takes."""
-    published = {name: array.shape for name, array in backbone_tensors(network).items()}
+    published = shapes_of(backbone_tensors(network))
     tensors = {name: array.copy() for name, array in (checkpoint.tensors or backbone_tensors(network)).items()}
-    widest = max(task.head_weight.shape[1] for task in tasks)
-    shapes = {name: array.shape for name, array in tensors.items()}
+    shapes = shapes_of(tensors)
     if any(_is_narrower(task, tensors) for task in tasks):
         check_can_grow(network)
-    features = network.state_dict()[f"{head_path(network)}.weight"].shape[1]
     if shapes != published:
-        widen(network, {**shapes, "head/weight": (0, widest)})
-    elif widest != features:
-        raise UserError(f"The heads take {widest} features, and {backbone} gives {features}. Give another --backbone.")
+        widen(network, shapes)
+    features, *window = network.state_dict()[f"{head_path(network)}.weight"].shape[1:]
+    if window:
+        raise UserError(
+            f"{type(network).__name__} ends in a convolution, and the heads of checkpoints are linear layers. Give "
+            "another --backbone."
+        )
+    for task in tasks:
+        own = task.head_weight.shape[1]
+        if own > features or (own < features and not _is_narrower(task, tensors)):
+            raise UserError(
+                f"The head of task '{task.name}' takes {own} features, and the backbone gives {features}. Give another "
+                "--backbone."
+            )
     load_backbone_tensors(network, tensors)
-    return tensors, widest
+    return tensors, features
 
 
 def _pack_of(
     task: ImportedTask,
-    tensors: Tensors,
+    over: Bundle,
     features: int,
     granularity: Granularity,
+    method: str,
     preprocessing: Preprocessing,
     classes: tuple[str, ...],
 ) -> TaskPack:
-    """The task as a pack in the backbone's widths, which does not say yet what it belongs to."""
+    """The task as a pack over a backbone, in its widths; the heads there take so many features."""
     if len(classes) != len(task.head_bias):
         raise UserError(f"Task '{task.name}' has {len(task.head_bias)} classes, and {len(classes)} names are given.")
-    norms, parameters = _own_tensors(task, tensors)
+    norms, parameters = by_kind(_own_tensors(task, over.tensors), over.tensors)
     return TaskPack(
         task=task.name,
         classes=classes,
-        method="",
+        method=method,
         granularity=granularity,
-        backbone="",
-        backbone_sha256="",
+        backbone=over.backbone,
+        backbone_sha256=over.backbone_sha256,
         preprocessing=preprocessing,
         masks={
-            layer: _packed(mask, mask_shape(tensors[f"{layer}.weight"].shape, granularity))
-            for layer, mask in task.masks.items()
+            layer: _packed(make(), mask_shape(over.tensors[f"{layer}.weight"].shape, granularity))
+            for layer, make in task.masks.items()
         },
         batch_norms=norms,
         parameters=parameters,
@@ -146,32 +159,33 @@ def _is_narrower(task: ImportedTask, tensors: Tensors) -> bool:
     return any(name in tensors and array.shape != tensors[name].shape for name, array in task.tensors.items())
 
 
-def _own_tensors(task: ImportedTask, tensors: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
+def _own_tensors(task: ImportedTask, tensors: Tensors) -> dict[str, Any]:
     """BatchNorms and other tensors that the task has instead of the backbone's, in the backbone's widths.
 
     Raises:
         UserError: the backbone has no such tensor, it is smaller, or a narrower task lacks one of its own.
     """
     narrower = _is_narrower(task, tensors)
-    norms: dict[str, Any] = {}
-    parameters: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     for name, array in task.tensors.items():
         wide = tensors.get(name)
         if wide is None or wide.ndim != array.ndim or len(array) > len(wide):
             raise UserError(f"Task '{task.name}' has '{name}' {list(array.shape)}, which the backbone does not have.")
-        of_batch_norm = f"{name.rpartition('.')[0]}.running_mean" in tensors
-        (norms if of_batch_norm else parameters)[name] = padded_tensor(name, array, wide.shape)
+        own[name] = padded_tensor(name, array, wide.shape)
     missing = sorted(name for name, array in tensors.items() if array.ndim == 1 and name not in task.tensors)
     if narrower and missing:
         raise UserError(
             f"Task '{task.name}' is narrower than the backbone and has no '{missing[0]}' of its own, so that its width "
             "there is not known. The checkpoint is incomplete."
         )
-    return norms, parameters
+    return own
 
 
-def describe(path: Path, title: str, checkpoint: Checkpoint, tasks: Sequence[ImportedTask]) -> dict[str, Any]:
-    """What a file holds and what of it is taken, for people and as JSON."""
+def describe(
+    path: Path, title: str, checkpoint: Checkpoint, tasks: Sequence[ImportedTask], packs: Mapping[str, TaskPack]
+) -> dict[str, Any]:
+    """What a file holds and what of it is taken, as packs by the tasks' names, for people and as JSON."""
+    taken = {task.source for task in tasks}
     return {
         "checkpoint": str(path),
         "format": title,
@@ -181,18 +195,19 @@ def describe(path: Path, title: str, checkpoint: Checkpoint, tasks: Sequence[Imp
             task.name: {
                 "classes": len(task.head_bias),
                 "masked_layers": len(task.masks),
-                "ones": _share(task, 1),
-                "minus_ones": _share(task, -1),
+                **_shares(packs[task.name]),
                 "own_tensors": len(task.tensors),
             }
             for task in tasks
         },
-        "left_out": [task.name for task in checkpoint.tasks if task.name not in {each.name for each in tasks}],
+        "left_out": [task.name for task in checkpoint.tasks if task.name not in taken],
         "notes": list(checkpoint.notes),
     }
 
 
-def _share(task: ImportedTask, value: int) -> float:
-    """Which part of a task's mask values is so."""
-    total = sum(mask.size for mask in task.masks.values())
-    return sum(int((mask == value).sum()) for mask in task.masks.values()) / max(total, 1)
+def _shares(pack: TaskPack) -> dict[str, float]:
+    """Which part of a task's mask values is 1, and which -1."""
+    total = max(sum(math.prod(mask.shape) for mask in pack.masks.values()), 1)
+    ones = sum(int(binary_mask(mask).sum()) for mask in pack.masks.values())
+    minus_ones = sum(int((soft_values(mask) == -1).sum()) for mask in pack.masks.values())
+    return {"ones": ones / total, "minus_ones": minus_ones / total}

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ksm_hw.learning.methods import method_named
 from ksm_hw.masks.bundle import (
     LEARNING,
     Bundle,
+    add_calibration,
     add_task,
     check_bundle_folder,
     check_same_backbone,
@@ -124,6 +126,7 @@ def train_task(
     """Learns a task and adds it to a bundle, which is made when it is not there.
 
     The state after each epoch is kept in `BUNDLE/.learning/`, so that the same call goes on where another was stopped.
+    Calibration comes last: where it fails or is stopped the task stays without ranges, and a warning says so.
 
     Args:
         data: the images.
@@ -161,21 +164,28 @@ def train_task(
         # Of the pack as it is stored, which with 8 or 4 bits is not quite the network that was learned.
         accuracy = measure_accuracy(reference, data.test, preprocessing)
         pack = dataclasses.replace(pack, facts={**_facts(data, history), "command": command, "accuracy": accuracy})
-        pack = _calibrated(whole, pack, data)
         _add(bundle, pack, tensors, data)
         checkpoint.unlink(missing_ok=True)
+        pack = _calibrated(bundle, whole, pack, data)
     return Trained(pack, _scale_error(exact, pack), replaced)
 
 
-def _calibrated(bundle: Bundle, pack: TaskPack, data: TaskData) -> TaskPack:
-    """The task with ranges of its tensors, where int8 knows its network."""
-    count = min(IMAGES, len(data.train))
-    batches = split_batches(data.train, pack.preprocessing, count, data.name)
+def _calibrated(folder: Path, bundle: Bundle, pack: TaskPack, data: TaskData) -> TaskPack:
+    """The task with ranges of its tensors, where int8 knows its network; it is in the folder, and stays in any case."""
     try:
-        return dataclasses.replace(pack, calibration=calibrate(bundle, pack, batches, DEFAULT_OBSERVER))
+        batches = split_batches(data.train, pack.preprocessing, min(IMAGES, len(data.train)), data.name)
+        return add_calibration(folder, pack, calibrate(bundle, pack, batches, DEFAULT_OBSERVER))
     except NotQuantisable as error:
         _log.info("task %s is not calibrated: %s", pack.task, error)
-        return pack
+    except (Exception, KeyboardInterrupt) as error:  # Whatever it is, the task is learned.
+        _log.warning(
+            "Task '%s' is learned and in %s, but not calibrated, which int8 needs (%s). Calibrate it: %s",
+            pack.task,
+            folder,
+            str(error) or type(error).__name__,
+            shlex.join(["ksm-hw", "calibrate", "--task", pack.task, "--bundle", str(folder), "--data", "IMAGES"]),
+        )
+    return pack
 
 
 def _replaced_accuracy(bundle: Path, task: str) -> float | None:

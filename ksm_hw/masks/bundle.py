@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +25,16 @@ from ksm_hw.files.staging import OWN_NAMES, changed_folder, check_places, read_w
 from ksm_hw.files.written import check_folder, explained
 from ksm_hw.images.finding import images_of_folder
 from ksm_hw.json_document import OtherVersion, read_versioned_json
-from ksm_hw.masks.growth import carried_over
+from ksm_hw.masks.calibration import Calibration
+from ksm_hw.masks.growth import carried_over, shapes_of
 from ksm_hw.masks.mask_format import mask_shape
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
-from ksm_hw.masks.task_pack import TaskPack, load_task_pack, save_task_pack
+from ksm_hw.masks.task_pack import TaskPack, is_same_task, load_task_pack, save_task_pack
 from ksm_hw.state_dicts import packaged_tensors
 
 FORMAT_VERSION = 1
 DESCRIPTION = "bundle.json"
+_BACKBONE = "backbone.safetensors"
 LEARNING = ".learning"  # Folder of what unfinished training keeps (`ksm_hw.learning.train`).
 _SAMPLE = re.compile(r"\d\d-[A-Za-z0-9_]*\.png")  # Name of a sample image, as training writes it.
 
@@ -130,7 +132,7 @@ def load_bundle(folder: Path) -> Bundle:
 def _load_bundle(folder: Path) -> Bundle:
     description = _read_description(folder)
     name, expected = description.backbone, description.backbone_sha256
-    tensors = _backbone_tensors(name, folder / "backbone.safetensors")
+    tensors = _backbone_tensors(name, folder / _BACKBONE)
     found = sha256_of_tensors(tensors)
     if found != expected:
         raise UserError(
@@ -245,7 +247,7 @@ def check_same_backbone(folder: Path, backbone: str, sha256: str) -> None:
     if found.backbone_sha256 != sha256:
         raise UserError(
             f"The bundle {folder} is over {found.backbone} with SHA-256 {found.backbone_sha256}, and the task would be "
-            f"learned over {backbone} with SHA-256 {sha256}. Give another --bundle, or the bundle's backbone."
+            f"learned over {backbone} with SHA-256 {sha256}. Give another bundle, or the bundle's backbone."
         )
 
 
@@ -277,15 +279,15 @@ def _check_owner(folder: Path) -> None:
     real = Path(os.path.realpath(folder))
     for each in (real, *real.parents):
         if is_bundle(each) and (each / "manifest.json").is_file():
-            raise UserError(f"{each} is an artifact, and tasks are learned into bundles. Give another --bundle.")
+            raise UserError(f"{each} is an artifact, and tasks are learned into bundles. Give another bundle.")
         if each != real and is_bundle(each):
-            raise UserError(f"{folder} lies in the bundle {each}. Give that, or another --bundle.")
+            raise UserError(f"{folder} lies in the bundle {each}. Give that, or another.")
     with explained(folder):
         if not os.path.lexists(real) or (real / DESCRIPTION).exists():
             return
         if foreign := sorted(set(os.listdir(real)) - OWN_NAMES - {LEARNING}):
             raise UserError(
-                f"{folder} holds {foreign[0]} and is no bundle, so no task is written into it. Give another --bundle."
+                f"{folder} holds {foreign[0]} and is no bundle, so no task is written into it. Give another bundle."
             )
 
 
@@ -295,7 +297,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     Raises:
         UserError: a file cannot be written.
     """
-    write_arrays(folder / "backbone.safetensors", bundle.tensors)
+    write_arrays(folder / _BACKBONE, bundle.tensors)
     for pack in bundle.packs.values():
         save_task_pack(pack, folder / "tasks" / f"{pack.task}.safetensors")
         if bundle.samples is not None and (bundle.samples / pack.task).is_dir():
@@ -335,23 +337,59 @@ def add_task(
             _write_tasks(staging, [pack], tasks, tensors if is_new else None)
 
 
+def add_calibration(folder: Path, pack: TaskPack, found: Calibration) -> TaskPack:
+    """Writes ranges into the pack of a task of a bundle, in the place of those that it had.
+
+    Args:
+        folder: the bundle.
+        pack: the task that was calibrated, as it was read.
+        found: its ranges.
+
+    Returns:
+        The pack as it is now.
+
+    Raises:
+        UserError: the task changed since it was read, or is gone; the folder cannot be written.
+    """
+    _check_owner(folder)
+    folder = Path(os.path.realpath(folder))
+    with changed_folder(folder):
+        now = pack_in(folder, pack.task)
+        if now is None or not is_same_task(now, pack):
+            raise UserError(
+                f"Task '{pack.task}' of {folder} was replaced or removed while it was calibrated, so these ranges are "
+                "not its. Nothing is written; calibrate it again."
+            )
+        calibrated = dataclasses.replace(now, calibration=found)
+        with staged_files(folder, DESCRIPTION) as staging:
+            _write_tasks(staging, [calibrated], _read_description(folder).tasks, None)
+    return calibrated
+
+
 def add_tasks_over(
-    folder: Path, packs: Sequence[TaskPack], tensors: Mapping[str, npt.NDArray[np.float32]]
+    folder: Path,
+    packs: Sequence[TaskPack],
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+    check_can_grow: Callable[[], None],
 ) -> list[str]:
     """Adds tasks to a bundle, whose backbone they may replace, or replaces tasks of their names; all or nothing.
 
-    Another backbone replaces the bundle's only where every older task that stays computes what it did (`growth`).
+    Another backbone replaces the bundle's only where every older task that stays computes what it did (`growth`). The
+    sample images of a task that is replaced go with it.
 
     Args:
         folder: the bundle, which is made when there is none.
         packs: the tasks, one at least.
         tensors: the backbone that they were all learned over.
+        check_can_grow: asked where older tasks come into layers of other shapes; raises UserError where the network
+            cannot be widened so that they compute what they did.
 
     Returns:
         The names of the older tasks that are now over another backbone.
 
     Raises:
-        UserError: the bundle is over another network, an older task would change, or the folder cannot be written.
+        UserError: the bundle is over another network, an older task would change, heads take other features, or the
+            folder cannot be written.
     """
     backbone, sha256, names = packs[0].backbone, packs[0].backbone_sha256, {pack.task for pack in packs}
     for pack in packs:
@@ -361,17 +399,36 @@ def add_tasks_over(
     folder = Path(os.path.realpath(folder))
     with changed_folder(folder):
         older = _load_bundle(folder) if (folder / DESCRIPTION).exists() else None
-        carried: list[TaskPack] = []
-        if older is not None and older.backbone_sha256 != sha256:
-            if older.backbone != backbone:
-                raise UserError(f"{folder} is over {older.backbone}, and the tasks are over {backbone}. Give another.")
-            staying = [pack for task, pack in older.packs.items() if task not in names]
-            carried = [carried_over(pack, older.tensors, tensors, sha256) for pack in staying]
+        tasks = {} if older is None else dict(older.packs)
+        staying = [pack for task, pack in tasks.items() if task not in names]
         is_same = older is not None and older.backbone_sha256 == sha256
-        with staged_files(folder, DESCRIPTION) as staging:
-            tasks = [] if older is None else list(older.packs)
+        if older is not None and older.backbone != backbone:
+            raise UserError(f"{folder} is over {older.backbone}, and the tasks are over {backbone}. Give another.")
+        if older is not None and not is_same:
+            if staying and shapes_of(older.tensors) != shapes_of(tensors):
+                check_can_grow()
+            head = packs[0].head_weight.shape[1:]
+            staying = [carried_over(pack, older.tensors, tensors, sha256, head) for pack in staying]
+        _check_heads([*packs, *staying])
+        carried = [] if is_same else staying
+        gone = [name for task in names & tasks.keys() for name in _sample_names(folder, task)]
+        if not is_same:
+            gone.append(_BACKBONE)  # A package may carry the new one.
+        with staged_files(folder, DESCRIPTION, gone) as staging:
             _write_tasks(staging, [*packs, *carried], tasks, None if is_same else tensors)
         return [pack.task for pack in carried]
+
+
+def _check_heads(packs: Sequence[TaskPack]) -> None:
+    """Checks that the heads of a bundle's tasks take the features of one network."""
+    first, *others = packs
+    for pack in others:
+        expected, found = first.head_weight.shape[1:], pack.head_weight.shape[1:]
+        if found != expected:
+            raise UserError(
+                f"The head of task '{pack.task}' takes {list(found)} features, and that of '{first.task}' takes "
+                f"{list(expected)}, which cannot be over one backbone. Nothing is written; give another bundle."
+            )
 
 
 def _write_tasks(
@@ -383,7 +440,7 @@ def _write_tasks(
     """Writes tasks, the description of a bundle that has them and older ones, and a backbone if there is a new one."""
     backbone, sha256 = packs[0].backbone, packs[0].backbone_sha256
     if tensors is not None and not _is_packaged(backbone, sha256):
-        write_arrays(staging / "backbone.safetensors", tensors)
+        write_arrays(staging / _BACKBONE, tensors)
     for pack in packs:
         save_task_pack(pack, staging / "tasks" / f"{pack.task}.safetensors")
     tasks = sorted({*older, *(pack.task for pack in packs)})

@@ -6,7 +6,7 @@ al., CVPR 2021, arXiv 2009.05668), 0 or -1 in a ternary mask, or 0 in a binary o
 
 import math
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -77,15 +77,48 @@ def pack_mask(soft_mask: Float32Array, scale_bits: ScaleBits = 32) -> PackedMask
     if scale_bits == 32:
         return PackedMask(soft_mask.shape, bits, values, 32)
     codes, scale_range = _quantise(values, scale_bits)
+    packed = PackedMask(soft_mask.shape, bits, _packed_codes(codes, scale_bits), scale_bits, scale_range)
+    if scale_bits == 1 and not np.array_equal(soft_values(packed), values):
+        raise ValueError("scale_bits 1 packs masks of two values beside 1, and this mask has more")
+    return packed
+
+
+def _packed_codes(codes: UInt8Array, scale_bits: ScaleBits) -> UInt8Array:
+    """Codes as they lie in `PackedMask.scale`."""
     if scale_bits == 1:
-        packed = PackedMask(soft_mask.shape, bits, np.packbits(codes), 1, scale_range)
-        if not np.array_equal(soft_values(packed), values):
-            raise ValueError("scale_bits 1 packs masks of two values beside 1, and this mask has more")
-        return packed
+        return np.packbits(codes)
     if scale_bits == 4:
         codes = np.append(codes, np.zeros(len(codes) % 2, np.uint8))
         codes = np.left_shift(codes[0::2], 4, dtype=np.uint8) | codes[1::2]
-    return PackedMask(soft_mask.shape, bits, codes, scale_bits, scale_range)
+    return codes
+
+
+def padded_mask(packed: PackedMask, shape: tuple[int, ...]) -> PackedMask:
+    """A mask in the first places of a larger one, which is 0 elsewhere; no value of it changes.
+
+    Soft values keep their bits where one of their codes means 0, as one of every mask of KSM does that has negative
+    real values, and are float32 otherwise.
+    """
+    codes = np.arange(2**packed.scale_bits if packed.coded else 0, dtype=np.uint8)
+    zeros = np.flatnonzero(_meanings(codes, packed.scale_range) == 0)
+    if not len(zeros):
+        soft_mask = padded(unpack_mask(packed), shape)
+        return pack_mask(soft_mask, fewest_bits(soft_mask))
+    ones = binary_mask(packed)
+    codes = np.zeros(packed.shape, np.uint8)
+    codes[~ones] = soft_codes(packed)
+    codes, ones = padded(codes, shape, zeros[0]), padded(ones, shape)
+    scale = _packed_codes(codes[~ones], packed.scale_bits)
+    return PackedMask(shape, np.packbits(ones), scale, packed.scale_bits, packed.scale_range)
+
+
+def padded(array: npt.NDArray[Any], shape: tuple[int, ...], value: float = 0) -> npt.NDArray[Any]:
+    """An array in the first places of a larger one, which holds a value elsewhere; itself where it is no smaller."""
+    if array.shape == shape:
+        return array
+    wide = np.full(shape, value, array.dtype)
+    wide[tuple(map(slice, array.shape))] = array
+    return wide
 
 
 def fewest_bits(soft_mask: Float32Array) -> ScaleBits:
@@ -117,8 +150,12 @@ def soft_values(packed: PackedMask) -> Float32Array:
     """The soft values where the binary mask is 0, float32 [zeros], in C order; empty for a binary mask."""
     if not packed.coded:
         return packed.scale.astype(np.float32, copy=False)
-    low, step = packed.scale_range
-    return np.float32(low) + soft_codes(packed).astype(np.float32) * np.float32(step)
+    return _meanings(soft_codes(packed), packed.scale_range)
+
+
+def _meanings(codes: UInt8Array, scale_range: tuple[float, float]) -> Float32Array:
+    low, step = scale_range
+    return np.float32(low) + codes.astype(np.float32) * np.float32(step)
 
 
 def soft_codes(packed: PackedMask) -> UInt8Array:

@@ -128,8 +128,32 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
     """Writes the pack's file; the same pack always gives the same bytes.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or its header could not be read again: a word in it is no text, a number
+            is not finite.
     """
+    header = json.dumps(dataclasses.asdict(_header(pack)))
+    try:
+        read_versioned_json(header, _Header, *FORMAT_VERSIONS)
+    except ValueError as error:
+        raise UserError(
+            f"Task '{pack.task}' cannot be written to {path}: {error}. Names of classes and facts are words of Unicode "
+            "and finite numbers."
+        ) from error
+    write_arrays(path, _stored_tensors(pack), {_METADATA_KEY: header})
+
+
+def is_same_task(pack: TaskPack, other: TaskPack) -> bool:
+    """Whether two packs compute the same, bit for bit, whatever their ranges and facts are."""
+    left, right = (dataclasses.replace(one, calibration=None, facts={}) for one in (pack, other))
+    stored, others = (
+        {name: (array.dtype, array.shape, array.tobytes()) for name, array in _stored_tensors(one).items()}
+        for one in (left, right)
+    )
+    return _header(left) == _header(right) and stored == others
+
+
+def _stored_tensors(pack: TaskPack) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a pack's file."""
     tensors: dict[str, npt.NDArray[Any]] = {}
     for layer, mask in pack.masks.items():
         tensors[f"mask/{layer}/bits"] = mask.bits
@@ -142,7 +166,7 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
     tensors["head/bias"] = pack.head_bias
     if pack.calibration is not None:
         tensors["ranges"] = _ranges_array(pack.calibration)
-    write_arrays(path, tensors, {_METADATA_KEY: json.dumps(dataclasses.asdict(_header(pack)))})
+    return tensors
 
 
 def _ranges_array(calibration: Calibration) -> npt.NDArray[np.float32]:

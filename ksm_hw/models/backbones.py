@@ -72,41 +72,80 @@ def widen(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """Gives layers the widths of weights that grew, in place, with random weights; returns the network.
 
     Args:
-        model: as `build_backbone` gives it.
-        shapes: of the network's tensors by name, and of a head's weight, whatever its classes, as `head/weight`; those
-            that are absent stay as they are.
+        model: as `build_backbone` gives it. Its head takes the features that the wider network gives.
+        shapes: of the network's tensors by name; those that are absent stay as they are.
 
     Raises:
-        UserError: a layer cannot have the shape.
+        UserError: a layer cannot have the shape, or the layers do not fit each other.
     """
-    head = head_path(model)
+    head, grown = head_path(model), False
     for path, module in list(model.named_modules()):
         shape = shapes.get(f"{path}.weight")
-        if path == head and "head/weight" in shapes:
-            shape = (len(module.weight), *shapes["head/weight"][1:])
-        if shape is None or tuple(module.weight.shape) == tuple(shape):
+        if path == head or shape is None or tuple(module.weight.shape) == tuple(shape):
             continue
-        wider: nn.Module | None = None
-        if isinstance(module, nn.Conv2d) and len(shape) == 4 and tuple(module.kernel_size) == tuple(shape[2:]):
-            depthwise = module.groups == module.in_channels
-            if module.groups == 1 or (depthwise and shape[1] == 1 and module.in_channels == module.out_channels):
-                groups, inputs = (shape[0], shape[0]) if module.groups > 1 else (1, shape[1])
-                options = (module.stride, module.padding, module.dilation, groups, module.bias is not None)
-                wider = nn.Conv2d(inputs, shape[0], module.kernel_size, *options)  # type: ignore[arg-type]
-        elif isinstance(module, nn.Linear) and len(shape) == 2:
-            wider = nn.Linear(shape[1], shape[0], module.bias is not None)
-        elif isinstance(module, nn.BatchNorm2d) and len(shape) == 1:
-            wider = nn.BatchNorm2d(shape[0], module.eps, module.momentum)
-        if wider is None:
+        if (wider := _wider(module, shape)) is None:
             raise UserError(
                 f"'{path}' of {type(model).__name__} cannot have a weight of shape {list(shape)}. The weights belong "
                 "to another architecture."
             )
         model.set_submodule(path, wider)
+        grown = True
+    if grown:
+        last, (outputs, _, *window) = model.get_submodule(head), model.state_dict()[f"{head}.weight"].shape
+        model.set_submodule(head, _wider(last, (outputs, _features_of_head(model, head), *window)) or last)
     return model
 
 
-def check_can_grow(model: nn.Module, image_size: int = 224) -> None:
+def _wider(module: nn.Module, shape: tuple[int, ...]) -> nn.Module | None:
+    """A layer as another, but for the shape of its weight; None where it cannot have that."""
+    if isinstance(module, nn.Conv2d) and len(shape) == 4 and tuple(module.kernel_size) == tuple(shape[2:]):
+        depthwise = module.groups == module.in_channels
+        if module.groups == 1 or (depthwise and shape[1] == 1 and module.in_channels == module.out_channels):
+            groups, inputs = (shape[0], shape[0]) if module.groups > 1 else (1, shape[1])
+            options = (module.stride, module.padding, module.dilation, groups, module.bias is not None)
+            return nn.Conv2d(inputs, shape[0], module.kernel_size, *options)  # type: ignore[arg-type]
+    elif isinstance(module, nn.Linear) and len(shape) == 2:
+        return nn.Linear(shape[1], shape[0], module.bias is not None)
+    elif isinstance(module, nn.BatchNorm2d) and len(shape) == 1:
+        return nn.BatchNorm2d(shape[0], module.eps, module.momentum)
+    return None
+
+
+def _features_of_head(model: nn.Module, head: str) -> int:
+    """How many channels reach a network's head.
+
+    Raises:
+        UserError: the layers in front of it do not fit each other.
+    """
+    found: list[int] = []
+
+    def look(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        found.append(inputs[0].shape[1])
+
+    handle = model.get_submodule(head).register_forward_pre_hook(look)
+    try:
+        _run_without_numbers(model)
+    except RuntimeError as error:
+        # The head itself is still as narrow as it was.
+        if not found:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"The weights of {type(model).__name__} do not fit each other: {reason}. They belong to another "
+                "architecture, or are damaged."
+            ) from error
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def _run_without_numbers(model: nn.Module, image_size: int = 224) -> None:
+    """Runs a network on images that have shapes only."""
+    state = {path: tensor.to("meta") for path, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        torch.func.functional_call(model.eval(), state, torch.zeros(2, 3, image_size, image_size, device="meta"))
+
+
+def check_can_grow(model: nn.Module) -> None:
     """Checks that in a wider network the first channels of each layer compute what the narrower network did.
 
     Raises:
@@ -117,9 +156,8 @@ def check_can_grow(model: nn.Module, image_size: int = 224) -> None:
     mixing = any(not isinstance(module, kinds) for module in modules)
     grouped = any(isinstance(module, nn.Conv2d) and module.groups not in (1, module.in_channels) for module in modules)
     joined = _Joined()
-    state = {path: tensor.to("meta") for path, tensor in model.state_dict().items()}
-    with joined, torch.no_grad():
-        torch.func.functional_call(model.eval(), state, torch.zeros(2, 3, image_size, image_size, device="meta"))
+    with joined:
+        _run_without_numbers(model)
     if mixing or grouped or joined.found:
         raise UserError(
             f"{type(model).__name__} cannot grow: it puts the channels of layers behind each other, or mixes all or "
@@ -276,7 +314,7 @@ def _downloaded_weights(name: str) -> tuple[str, dict[str, torch.Tensor]]:
     except Exception as error:  # No network, or a damaged file in the cache, of which torch raises many types.
         raise UserError(
             f"The pretrained weights of {name} could not be downloaded, or are damaged ({error}). Give a state dict "
-            "with --weights."
+            "of your own."
         ) from error
     return weights.url, state
 

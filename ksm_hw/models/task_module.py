@@ -4,17 +4,10 @@ import torch
 from torch import nn
 
 from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.growth import shapes_of
 from ksm_hw.masks.soft_mask import broadcast_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import build_backbone, head_path, load_backbone_tensors, widen
-
-
-def network_shapes(bundle: Bundle) -> dict[str, tuple[int, ...]]:
-    """Shapes of a bundle's network for `widen`: it may have grown beyond what `build_backbone` gives."""
-    shapes = {name: array.shape for name, array in bundle.tensors.items()}
-    for pack in bundle.packs.values():
-        shapes["head/weight"] = pack.head_weight.shape
-    return shapes
 
 
 def task_module(bundle: Bundle, pack: TaskPack) -> nn.Module:
@@ -23,7 +16,7 @@ def task_module(bundle: Bundle, pack: TaskPack) -> nn.Module:
 
     Input float32 [N, 3, H, W], output the logits float32 [N, classes].
     """
-    model = widen(build_backbone(bundle.backbone, len(pack.classes)), network_shapes(bundle))
+    model = widen(build_backbone(bundle.backbone, len(pack.classes)), shapes_of(bundle.tensors))
     tensors = dict(bundle.tensors) | pack.own_tensors
     for layer, packed in pack.masks.items():
         weight = bundle.tensors[f"{layer}.weight"]

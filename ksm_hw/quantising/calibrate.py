@@ -15,9 +15,9 @@ from ksm_hw.masks.calibration import Calibration, Range
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.quantising.float_model import float_results
 from ksm_hw.quantising.folded_weights import folded_weights
-from ksm_hw.quantising.network import read_network
+from ksm_hw.quantising.network import network_of
 from ksm_hw.quantising.observers import ObserverName
-from ksm_hw.quantising.scheme import LARGEST
+from ksm_hw.quantising.scheme import LARGEST, NARROWEST, WIDEST
 
 _SHARE = 0.9999  # Of the values of a tensor, that lie in the range that `percentile` chooses.
 
@@ -42,9 +42,9 @@ def calibrate(
 
     Raises:
         NotQuantisable: the network has an operator that int8 does not know.
-        UserError: there are no images, or a tensor has values that are not finite.
+        UserError: there are no images, or a tensor has values that are too large or not finite.
     """
-    network = read_network(bundle.backbone, len(pack.classes), pack.preprocessing.image_size)
+    network = network_of(bundle, pack)
     folded = folded_weights(network, bundle, pack)
     module = _import_observers()
     kind = module.MinMaxObserver if observer == "minmax" else module.HistogramObserver
@@ -53,8 +53,10 @@ def calibrate(
     for batch in batches:
         results = float_results(network, folded, batch)
         for name, watching in observers.items():
-            if not torch.isfinite(results[name]).all():
-                raise UserError(f"Task '{pack.task}' computes values that are not finite in '{name}'. Learn it again.")
+            if not results[name].abs().max() <= WIDEST / 4:  # Nor is what is no number.
+                raise UserError(
+                    f"Task '{pack.task}' computes values in '{name}' that are too large or not finite. Learn it again."
+                )
             watching(results[name])
         images += len(batch)
         on_images(images)
@@ -86,8 +88,8 @@ def _range_seen(name: str, watching: Any, observer: ObserverName) -> Range:
     else:
         low, high = float(watching.min_val), float(watching.max_val)
     low, high = float(np.float32(min(low, 0.0))), float(np.float32(max(high, 0.0)))
-    if low == high:
-        _log.info("%s is 0 on all images: any range does", name)
+    if high - low < NARROWEST:
+        _log.info("%s is 0 on all images, or nearly so: any range does", name)
         return 0.0, 1.0
     _log.debug("%s: %g … %g", name, low, high)
     return low, high

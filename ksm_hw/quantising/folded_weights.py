@@ -1,5 +1,7 @@
 """The weights and biases of a task, its masks and BatchNorms folded in: what is quantised."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,15 +19,17 @@ def folded_weights(network: Network, bundle: Bundle, pack: TaskPack) -> dict[str
     In float32, each operation rounded: with `s = γ / √(σ² + ε)` the weight is `(W · mask) · s`, the bias `β - μ · s`,
     or `β + (b - μ) · s` where the layer has one of its own.
     """
-    return {layer.layer: _folded(layer, bundle, pack, layer.layer == network.logits) for layer in network.convolutions}
-
-
-def _folded(layer: Convolution, bundle: Bundle, pack: TaskPack, is_head: bool) -> tuple[Float32Array, Float32Array]:
     tensors = {**bundle.tensors, **pack.own_tensors}
+    return {layer.layer: _folded(layer, tensors, pack, layer.layer == network.logits) for layer in network.convolutions}
+
+
+def _folded(
+    layer: Convolution, tensors: Mapping[str, Float32Array], pack: TaskPack, is_head: bool
+) -> tuple[Float32Array, Float32Array]:
     if is_head:
         weight, bias = pack.head_weight, pack.head_bias
     else:
-        weight = bundle.tensors[f"{layer.layer}.weight"]
+        weight = tensors[f"{layer.layer}.weight"]
         bias = tensors[f"{layer.layer}.bias"] if layer.has_bias else np.zeros(len(weight), np.float32)
         if layer.layer in pack.masks:
             mask = unpack_mask(pack.masks[layer.layer])

@@ -18,7 +18,10 @@ import torch
 from torch import fx
 
 from ksm_hw.errors import UserError
-from ksm_hw.models.backbones import build_backbone, head_path
+from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.growth import shapes_of
+from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.models.backbones import build_backbone, head_path, widen
 
 INPUT = "input"
 _aten = torch.ops.aten
@@ -126,20 +129,29 @@ class NotQuantisable(UserError):
     """A network with an operator that int8 does not know."""
 
 
+def network_of(bundle: Bundle, pack: TaskPack) -> Network:
+    """Reads the network of a task, as wide as its bundle's weights; raises as `read_network`."""
+    shapes = tuple(shapes_of(bundle.tensors).items())
+    return read_network(bundle.backbone, len(pack.classes), pack.preprocessing.image_size, shapes)
+
+
 @functools.cache  # torch.export takes seconds.
-def read_network(backbone: str, classes: int, image_size: int) -> Network:
+def read_network(
+    backbone: str, classes: int, image_size: int, shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+) -> Network:
     """Reads a network by its name.
 
     Args:
         backbone: a name that `build_backbone` knows.
         classes: outputs of the head.
         image_size: height and width of the input in pixels.
+        shapes: names and shapes of weights that may have grown (`shapes_of`).
 
     Raises:
         NotQuantisable: it has an operator that int8 does not know.
-        UserError: there is no such network.
+        UserError: there is no such network, or it cannot have these shapes.
     """
-    model = build_backbone(backbone, classes).eval()
+    model = widen(build_backbone(backbone, classes), dict(shapes)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns of its own deprecated parts.
         program = torch.export.export(model, (torch.zeros(1, 3, image_size, image_size),))

@@ -1,6 +1,5 @@
 """The ranges of a task's tensors, checked before they are used."""
 
-import math
 import shlex
 from collections.abc import Mapping
 
@@ -8,6 +7,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.calibration import Range
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.quantising.network import Network
+from ksm_hw.quantising.scheme import NARROWEST, WIDEST, is_range
 
 
 def task_ranges(network: Network, pack: TaskPack) -> Mapping[str, Range]:
@@ -15,7 +15,7 @@ def task_ranges(network: Network, pack: TaskPack) -> Mapping[str, Range]:
 
     Raises:
         UserError: the task was never calibrated, or over another backbone or at another image size; a range is missing,
-            is no number, reversed, empty, or does not hold 0.0, which every quantised tensor must hold exactly.
+            is no number, reversed, too narrow or wide, or does not hold 0.0, which every quantised tensor must hold.
     """
     found = pack.calibration
     if found is None:
@@ -34,10 +34,10 @@ def task_ranges(network: Network, pack: TaskPack) -> Mapping[str, Range]:
         if name not in found.ranges:
             raise UserError(f"Task '{pack.task}' has no range of the tensor '{name}'. {_remedy(pack)}")
         low, high = found.ranges[name]
-        if not (math.isfinite(low) and math.isfinite(high) and low <= 0 <= high and low < high):
+        if not is_range(low, high):
             raise UserError(
-                f"Task '{pack.task}' has the range {low:g} … {high:g} of the tensor '{name}'; expected finite numbers, "
-                f"the first at most 0, the second at least 0 and larger. {_remedy(pack)}"
+                f"Task '{pack.task}' has the range {low:g} … {high:g} of the tensor '{name}'; expected numbers, the "
+                f"first at most 0, the second at least 0, {NARROWEST:.0e} to {WIDEST:.0e} apart. {_remedy(pack)}"
             )
     return found.ranges
 

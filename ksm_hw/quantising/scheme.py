@@ -16,6 +16,8 @@ Float32Array = npt.NDArray[np.float32]
 LARGEST = 255  # Of a quantised activation, uint8.
 LARGEST_WEIGHT = 127  # Weights are symmetric: -128 is never used.
 LARGEST_BIAS = 2**30  # A bias and as much again of products fit 32 bits.
+SMALLEST_WEIGHT_SCALE = 2.0**-60  # A channel whose scale would be smaller is one of zeros.
+NARROWEST, WIDEST = 2.0**-50, 2.0**50  # Of a range; beyond them float32 does not hold scales and their products.
 ADDITION_STEPS = 2**16  # An operand of an addition is multiplied by at most this, so two of them fit 32 bits.
 
 
@@ -32,10 +34,16 @@ class Quantisation:
     zero_point: int
 
 
+def is_range(low: float, high: float) -> bool:
+    """Whether values in low…high can be quantised: 0.0 is one of them, and the width is one that scales can have."""
+    return low <= 0 <= high and NARROWEST <= high - low <= WIDEST
+
+
 def quantisation_of(low: float, high: float) -> Quantisation:
-    """The quantisation of a tensor whose values lie in low…high, low ≤ 0 ≤ high and low < high."""
-    scale = np.float32((high - low) / LARGEST)
-    return Quantisation(float(scale), int(np.clip(np.rint(-low / float(scale)), 0, LARGEST)))
+    """The quantisation of a tensor whose values lie in low…high, of which `is_range` is true."""
+    least = np.float32(low)
+    scale = (np.float32(high) - least) / np.float32(LARGEST)
+    return Quantisation(float(scale), int(np.clip(np.rint(-least / scale), 0, LARGEST)))
 
 
 def inverse_scale(of: Quantisation) -> np.float32:
@@ -100,7 +108,8 @@ def quantise_layer(weight: Float32Array, bias: Float32Array, data: Quantisation)
     """Quantises a layer, symmetrically for each output channel.
 
     A channel's scale is `max|w| / 127`, but no smaller than keeps its bias within `LARGEST_BIAS` steps: BatchNorms
-    leave channels with weights near 0 and a bias. A channel of zeros alone has the scale 1.
+    leave channels with weights near 0 and a bias. Where that is below `SMALLEST_WEIGHT_SCALE` it is 1, and the channel
+    is one of zeros.
 
     Args:
         weight: float32 [O, …], mask and BatchNorm folded in.
@@ -112,7 +121,7 @@ def quantise_layer(weight: Float32Array, bias: Float32Array, data: Quantisation)
     of_weight = largest / np.float32(LARGEST_WEIGHT)
     of_bias = np.abs(bias) / data_scale * np.float32(1 / LARGEST_BIAS)
     scale = np.maximum(of_weight, of_bias)
-    scale = np.where(scale == 0, np.float32(1), scale)
+    scale = np.where(scale < np.float32(SMALLEST_WEIGHT_SCALE), np.float32(1), scale)
     columns = scale.reshape(-1, *[1] * (weight.ndim - 1))
     quantised = np.clip(np.rint(weight / columns), -LARGEST_WEIGHT, LARGEST_WEIGHT).astype(np.int8)
     sums = data_scale * scale

@@ -50,25 +50,39 @@ def write_page(reports: Sequence[ArtifactReport], path: str | Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    title = "What each task costs"
     sections = "\n".join(map(_section, reports))
+    write_html("What each task costs", "Measured by <code>ksm-hw report</code>.", sections, Path(path))
+
+
+def write_html(title: str, said: str, sections: str, path: Path) -> None:
+    """Writes a page.
+
+    Args:
+        title: as text.
+        said: below it, as HTML.
+        sections: the rest of the page, as HTML.
+        path: of the file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>ksm-hw: {title}</title>
+<title>ksm-hw: {html.escape(title)}</title>
 <style>{STYLE}</style>
 </head>
 <body>
-<h1>{title}</h1>
-<p>Measured by <code>ksm-hw report</code>.</p>
+<h1>{html.escape(title)}</h1>
+<p>{said}</p>
 {sections}
 </body>
 </html>
 """
-    with written_file(Path(path)) as temporary:
+    with written_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # A path may be no UTF-8.
 
 
@@ -88,13 +102,18 @@ def _section(report: ArtifactReport) -> str:
     if report.noisy:
         parts.append(f'<p class="warning">{html.escape(NOISY_ADVICE)}</p>')
     for caption, figure in report_figures(report).items():
-        drawing = _svg(figure, caption)
-        parts.append(f"<figure><figcaption>{html.escape(caption)}</figcaption>{drawing}</figure>")
-    parts += map(_table, report_tables(report))
+        parts.append(figure_element(figure, caption))
+    parts += map(table_element, report_tables(report))
     return f"<section>{''.join(parts)}</section>"
 
 
-def _table(table: TextTable) -> str:
+def figure_element(figure: Figure, caption: str) -> str:
+    """A figure with its caption, as an element of a page."""
+    return f"<figure><figcaption>{html.escape(caption)}</figcaption>{_svg(figure, caption)}</figure>"
+
+
+def table_element(table: TextTable) -> str:
+    """A table as an element of a page."""
     head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in table.columns)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in table.rows)
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""

@@ -41,7 +41,7 @@ def print_reports(console: Console, reports: Sequence[ArtifactReport]) -> None:
             console.print(f"  {name}: {value}")
         for table in report_tables(report):
             console.print()
-            _print_table(console, table)
+            print_table(console, table)
         if report.noisy:
             console.print(Text(f"\n{NOISY_ADVICE}", "bold yellow"))
         console.print()
@@ -84,7 +84,8 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:.1f}" if count >= 1e8 else f"{count / 1e6:.3f}"
 
 
-def _print_table(console: Console, table: TextTable) -> None:
+def print_table(console: Console, table: TextTable) -> None:
+    """Prints a table."""
     drawn = Table(title=table.title, title_justify="left", caption=table.note or None, caption_justify="left")
     for number, column in enumerate(table.columns):
         drawn.add_column(column, justify="right" if number else "left", overflow="fold")

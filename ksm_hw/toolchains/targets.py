@@ -47,7 +47,9 @@ class CompileTarget:
         device: TVM device that the artifact runs on: `cpu`, `opencl` or `cuda`.
         tvm: the dictionary of `tvm.target.Target`; for a GPU it holds the CPU beside it as `host`.
         architectures: of a CUDA target: the compute capabilities that get machine code. The first is that in `tvm`.
-        cores: numbers, as Linux gives them, of the CPU's cores that threads are pinned to; empty where all are alike.
+        cores: numbers, as Linux gives them, of the CPU's cores that threads are pinned to; empty where it may be any.
+        fast_cores: of a CPU whose threads may be on any core: numbers of its fast ones (`on_fast_cores`); empty where
+            all are alike.
     """
 
     name: str
@@ -56,6 +58,7 @@ class CompileTarget:
     tvm: Mapping[str, Any]
     architectures: tuple[str, ...] = ()
     cores: tuple[int, ...] = ()
+    fast_cores: tuple[int, ...] = ()
 
     @property
     def cpu(self) -> Mapping[str, Any]:
@@ -82,6 +85,7 @@ class _TargetFile(msgspec.Struct):
     device: str
     tvm: dict[str, Any]
     cores: tuple[Count, ...] = ()
+    fast_cores: tuple[Count, ...] = msgspec.field(default=(), name="fast-cores")
 
 
 def target_names() -> list[str]:
@@ -120,7 +124,7 @@ def load_target(
     if host is not None:
         if target.device == "cpu":
             raise UserError(f"--host-cpu is for GPU targets; '{name}' is a CPU itself.")
-        other = load_target(host)
+        other = on_fast_cores(load_target(host))
         if other.device != "cpu":
             raise UserError(f"--host-cpu takes a CPU target; '{host}' is for {other.device}.")
         tvm_target["host"] = other.tvm
@@ -131,6 +135,17 @@ def load_target(
     target = dataclasses.replace(target, tvm=tvm_target, architectures=architectures)
     _check_cpu(target)
     return target
+
+
+def on_fast_cores(target: CompileTarget) -> CompileTarget:
+    """A target kept to its fast cores, for what waits for its slowest thread: Relay's loops, or a GPU's host.
+
+    Relax's loops for a CPU are shared out as cores become free, and slow ones help (docs/shared_loops.md).
+    """
+    if not target.fast_cores:
+        return target
+    tvm_target = {**target.tvm, "num-cores": len(target.fast_cores)}
+    return dataclasses.replace(target, tvm=tvm_target, cores=target.fast_cores, fast_cores=())
 
 
 def _path_of(name: str) -> Path:
@@ -148,12 +163,16 @@ def _read(path: Path, name: str) -> CompileTarget:
     try:
         content = msgspec.toml.decode(path.read_bytes(), type=_TargetFile)
         msgspec.convert(content.tvm, _TvmTarget)
-        target = CompileTarget(name, content.description, content.device, content.tvm, cores=content.cores)
+        target = CompileTarget(
+            name, content.description, content.device, content.tvm, (), content.cores, content.fast_cores
+        )
         if target.device not in DEVICES:
             raise UserError(f"{path}: device is '{target.device}'; expected one of {', '.join(DEVICES)}.")
         kind = {"cpu": "llvm"}.get(target.device, target.device)
         if target.tvm["kind"] != kind or target.cpu["kind"] != "llvm":
             raise UserError(f'{path}: a target for {target.device} needs kind = "{kind}", and "llvm" for the CPU.')
+        if target.device != "cpu" and target.fast_cores:
+            raise UserError(f"{path}: fast-cores is for CPUs. Of a GPU's host, cores are those to pin threads to.")
         if target.device == "cuda" and "arch" not in target.tvm:
             raise UserError(f'{path}: a target for cuda needs an arch, such as "sm_80", or "detect".')
     except OSError as error:
@@ -161,7 +180,8 @@ def _read(path: Path, name: str) -> CompileTarget:
     except (msgspec.MsgspecError, ValueError, KeyError) as error:
         raise UserError(
             f"{path} describes no target ({error}). It needs description, device and [tvm]; [tvm.host] too for a "
-            "GPU; cores, where there are some, are numbers, such as [4, 5, 6, 7]. targets/arm64.toml is an example."
+            "GPU; fast-cores and cores, where there are some, are numbers, such as [4, 5, 6, 7]. targets/arm64.toml is "
+            "an example."
         ) from error
     return target
 
@@ -219,8 +239,8 @@ def _check_cpu(target: CompileTarget) -> None:
         raise UserError(f"Target '{target.name}': TVM does not take it: {message}") from error
 
 
-# How to order instructions, which no CPU of LLVM's has: `targets/rk3588.toml`.
-_OF_NO_CPU = {"slow-paired-128"}
+# How to order instructions, by architecture, which no CPU of LLVM's has: `targets/rk3588.toml`.
+_OF_NO_CPU = {"aarch64": {"slow-paired-128"}}
 
 
 def _known_features(triple: Mapping[str, Any]) -> set[str]:
@@ -233,7 +253,7 @@ def _known_features(triple: Mapping[str, Any]) -> set[str]:
         for cpu in llvm_get_cpu_archlist(Target(dict(triple)))
         for feature in llvm_get_cpu_features(Target({**triple, "mcpu": str(cpu)}))
     }
-    return of_cpus | _OF_NO_CPU
+    return of_cpus | _OF_NO_CPU.get(architecture_of(triple), set())
 
 
 def _check_known(target: str, field: str, value: str, known: Collection[str]) -> None:

@@ -21,6 +21,8 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _MOST_PICKLE = 16 << 20  # Bytes; that of ResNet-50 with its optimizer has 200,000.
 # How much more than the file's bytes its tensors may take: some share their numbers, and small files some memory.
 _SHARED, _SPARE = 4, 64 << 20
+# Which Python unpacks in pieces of a given size, as it does no other; torch.save itself compresses nothing.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def read_torch_file(path: Path) -> Any:
@@ -55,12 +57,15 @@ def _read_zip(stream: BinaryIO, size: int) -> Any:
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}constants.pkl" in files:
             raise DamagedFile("it is a TorchScript program, not a checkpoint")
-        if f"{folder}byteorder" in files and archive.read(f"{folder}byteorder")[:6] != b"little":
-            raise DamagedFile("it was written on a machine whose numbers begin with the highest byte")
         if files[pickles[0]].file_size > _MOST_PICKLE:
             raise DamagedFile(f"its pickle has more than {_MOST_PICKLE} bytes beside the tensors")
         if sum(info.file_size for info in files.values()) > _SHARED * size:
             raise DamagedFile("the sizes in it add up to far more than the file has")
+        if any(info.compress_type not in _COMPRESSIONS for info in files.values()):
+            raise DamagedFile("it is compressed in a way that torch.save does not know")
+        order = files.get(f"{folder}byteorder")
+        if order is not None and _start(archive, order, 6) != b"little":
+            raise DamagedFile("it was written on a machine whose numbers begin with the highest byte")
         loaded: dict[str, Storage] = {}
 
         def load_storage(identity: tuple[Any, ...]) -> Storage | None:
@@ -71,7 +76,14 @@ def _read_zip(stream: BinaryIO, size: int) -> Any:
                 loaded[key] = Storage(_numbers(archive, files[f"{folder}data/{key}"], dtype))
             return loaded[key]
 
-        return Unpickler(io.BytesIO(archive.read(pickles[0])), load_storage, _SHARED * size + _SPARE).load()
+        pickled = _start(archive, files[pickles[0]], files[pickles[0]].file_size)
+        return Unpickler(io.BytesIO(pickled), load_storage, _SHARED * size + _SPARE).load()
+
+
+def _start(archive: zipfile.ZipFile, info: zipfile.ZipInfo, count: int) -> bytes:
+    """The first bytes of a file in the archive; without a count all would be unpacked, whatever size it claims."""
+    with archive.open(info) as file:
+        return file.read(count)
 
 
 def _numbers(archive: zipfile.ZipFile, info: zipfile.ZipInfo, dtype: "torch.dtype") -> "torch.Tensor":
@@ -81,7 +93,7 @@ def _numbers(archive: zipfile.ZipFile, info: zipfile.ZipInfo, dtype: "torch.dtyp
     numbers = torch.empty(info.file_size // dtype.itemsize, dtype=dtype)
     with archive.open(info) as file:
         _fill(numbers, file)
-        file.read()  # To the end, where the checksum is compared.
+        file.read(dtype.itemsize)  # To the end, where the checksum is compared.
     return numbers
 
 
@@ -150,7 +162,7 @@ def _read_row(stream: BinaryIO, size: int) -> Any:
         if dtype is None or not isinstance(key, str):
             return None
         if key not in storages:
-            left -= dtype.itemsize * count
+            left -= dtype.itemsize * count if type(count) is int else 0
             if type(count) is not int or count < 0 or left < 0:
                 raise DamagedFile("the sizes of its tensors add up to more than the file has")
             storages[key] = Storage(torch.empty(count, dtype=dtype)), dtype
@@ -166,6 +178,8 @@ def _read_row(stream: BinaryIO, size: int) -> Any:
     if isinstance(machine, dict) and machine.get("little_endian") is False:
         raise DamagedFile("it was written on a machine whose numbers begin with the highest byte")
     content, keys = load(), load()
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise DamagedFile("its list of tensors is none")
     for key in keys:
         storage, _ = storages[key]
         (count,) = struct.unpack("<q", stream.read(8))

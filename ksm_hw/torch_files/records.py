@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import torch
 
 _DEEPEST = 32  # Modules in each other; no network has so many, but a damaged file's may hold themselves.
-_MOST_MODULES = 100_000
+_MOST_ENTRIES = 300_000  # Of the dictionaries of modules, which a file may hold many times over.
+_LONGEST_PATH = 500  # Characters.
 
 
 class DamagedFile(Exception):
@@ -44,6 +45,10 @@ class Record:
     arguments: tuple[Any, ...]
     state: Any = None
     entries: dict[Any, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Short: tuples of which each holds another twice would take for ever."""
+        return f"<{self.made_by}>"
 
 
 def is_module(content: object) -> bool:
@@ -89,10 +94,11 @@ def _named_tensors(module: Record) -> Iterator[tuple[str, "torch.Tensor"]]:
     waiting, seen = [("", module, 0)], 0
     while waiting:
         path, current, depth = waiting.pop()
-        seen += 1
-        if depth > _DEEPEST or seen > _MOST_MODULES:
-            raise DamagedFile("modules lie in each other without end")
         hidden = _contents(current, "_non_persistent_buffers_set")
+        entries = [len(_contents(current, kind)) for kind in ("_parameters", "_buffers", "_modules")]
+        seen += 1 + len(hidden) + sum(entries)
+        if depth > _DEEPEST or len(path) > _LONGEST_PATH or seen > _MOST_ENTRIES:
+            raise DamagedFile("modules lie in each other without end, or hold far more than networks do")
         for kind in ("_parameters", "_buffers"):
             for name, tensor in _contents(current, kind).items():
                 if isinstance(tensor, torch.Tensor) and name not in hidden:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MOST_TENSORS = 300_000
 _LONGEST_KEY = 1000  # Characters of a key that is kept.
+_MOST_DIMENSIONS = 64
+_MOST_ARGUMENTS = 16  # That are kept of a call through `copyreg`, each time as a copy.
 # What a call of is worth a word: no checkpoint needs it, and it is how pickles run code. Nothing else is called either.
 _CODE = {
     "os",
@@ -38,7 +40,6 @@ _CODE_OF_BUILTINS = {
     "eval",
     "exec",
     "compile",
-    "getattr",
     "setattr",
     "__import__",
     "open",
@@ -107,12 +108,13 @@ class Unpickler(pickle._Unpickler):  # The one in Python, whose instructions can
         if (module, name) in (("collections", "OrderedDict"), ("collections", "defaultdict")):
             return OrderedDict()
         if module in _BUILTINS and name in ("set", "frozenset"):
-            return list(arguments[0]) if arguments and isinstance(arguments[0], list) else []
+            # The list itself: a copy for each call would take far more memory than the file.
+            return arguments[0] if arguments and isinstance(arguments[0], list) else []
         if module in ("copyreg", "copy_reg") and name in ("__newobj__", "_reconstructor") and arguments:
             # How old protocols make an object. Not deeper: what makes what makes … would be endless.
             inner = arguments[0]
             if isinstance(inner, Name) and inner.module != module:
-                return self.made(inner, arguments[1:] if name == "__newobj__" else ())
+                return self.made(inner, arguments[1 : 1 + _MOST_ARGUMENTS] if name == "__newobj__" else ())
         made = self.tensor(module, name, arguments)
         return Record(what, arguments) if made is None else made
 
@@ -140,7 +142,7 @@ class Unpickler(pickle._Unpickler):  # The one in Python, whose instructions can
             DamagedFile: the numbers say that it has more than there are.
         """
         lists = isinstance(size, (tuple, list)) and isinstance(stride, (tuple, list)) and len(size) == len(stride)
-        if not lists or not all(type(number) is int and number >= 0 for number in (offset, *size, *stride)):
+        if not lists or len(size) > _MOST_DIMENSIONS or not all(map(_is_extent, (offset, *size, *stride))):
             raise DamagedFile("a tensor's shape is none")
         count, there = math.prod(size), storage.numbers.numel()
         last = offset + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True)) if count else 0
@@ -151,6 +153,11 @@ class Unpickler(pickle._Unpickler):  # The one in Python, whose instructions can
         if self.tensors_left < 0 or self.bytes_left < 0:
             raise DamagedFile("its tensors would take far more memory than the file has bytes")
         return storage.numbers.as_strided(tuple(size), tuple(stride), offset)
+
+
+def _is_extent(number: object) -> bool:
+    """Whether this is a number of elements; products of larger numbers could take all memory."""
+    return type(number) is int and 0 <= number < 1 << 63
 
 
 def _reduce(unpickler: Any) -> None:
@@ -219,7 +226,7 @@ def _is_plain(key: object) -> bool:
     """Whether a key is kept: hashing a tuple in a tuple in a tuple … would end this process."""
     if isinstance(key, (str, bytes)):
         return len(key) <= _LONGEST_KEY
-    return isinstance(key, (float, Name, Record)) or key is None or (isinstance(key, int) and abs(key) < 1 << 63)
+    return isinstance(key, (float, Name)) or key is None or (isinstance(key, int) and abs(key) < 1 << 63)
 
 
 def _append(unpickler: Any) -> None:

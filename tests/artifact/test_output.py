@@ -1,5 +1,6 @@
 """Where an artifact may be written, and where it may not: nobody's files are lost."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from ksm_hw.artifact.manifest import read_manifest
 from ksm_hw.artifact.output import check_output, write_artifact
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import add_task
+from ksm_hw.masks.calibration import Calibration
+from ksm_hw.masks.task_pack import load_task_pack
 
 
 def write(folder: Path, library: str = "library", *tasks: str) -> None:
@@ -26,6 +29,16 @@ def snapshot(folder: Path) -> dict[str, str | bytes]:
         for path in folder.rglob("*")
         if path.is_symlink() or path.is_file()
     }
+
+
+def test_ranges_change_no_byte_of_an_artifact(tmp_path: Path) -> None:
+    bundle = tiny_bundle("task")
+    found = Calibration("minmax", 3, 32, bundle.backbone_sha256, {"input": (-1.0, 1.0)})
+    packs = {"task": dataclasses.replace(bundle.packs["task"], calibration=found)}
+    for name, each in (("plain", bundle), ("calibrated", dataclasses.replace(bundle, packs=packs))):
+        write_artifact(tmp_path / name, tiny_manifest(each), lambda made: (made / "model.so").touch(), each)
+    assert snapshot(tmp_path / "plain") == snapshot(tmp_path / "calibrated")
+    assert load_task_pack(tmp_path / "calibrated" / "tasks" / "task.safetensors").calibration is None
 
 
 @pytest.fixture

@@ -175,6 +175,31 @@ def test_what_a_user_keeps_in_a_bundle_stays(tmp_path: Path, bundle: Bundle) -> 
     assert load_bundle(folder).packs["task"].facts["accuracy"] == 0.75
 
 
+def test_what_is_written_takes_no_file_of_a_bundle_or_an_artifact(
+    fails: Fails, monkeypatch: pytest.MonkeyPatch, copied_bundle: Path, copied_artifact: Path
+) -> None:
+    """Also of one that the command does not read, through a link, from inside, and a pack that is looked into."""
+    monkeypatch.setattr("ksm_hw.masks.bundle.load_bundle", lambda _: pytest.fail("it was read first"))
+    pack = copied_bundle / "tasks" / "kernel-task.safetensors"
+    alone = shutil.copy(pack, "alone.safetensors")
+    Path("link.pt").symlink_to(pack)
+    Path("below").symlink_to(copied_bundle / "tasks")
+    export = ("export", copied_bundle, "--task", "kernel-task", "--format", "state-dict", "-o")
+    places = (pack, copied_bundle / "bundle.json", copied_bundle / "new" / "a.pt", "link.pt", "below/kernel.pt")
+    for output in places:
+        message = fails(*export, output)
+        assert "would lie in the bundle" in message and "Give another --output" in message
+        message = fails("inspect", copied_bundle, "--html", output)
+        assert "would lie in the bundle" in message and "Give another --html" in message
+        assert "would lie in the bundle" in fails("report", copied_artifact, "--html", output)
+    for output in (copied_artifact / "model.so", copied_artifact / "tasks" / "new.pt"):
+        assert "would lie in the artifact" in fails(*export, output)
+        assert "would lie in the artifact" in fails("inspect", copied_bundle, "--html", output)
+    assert "would replace alone.safetensors, which is read" in fails("inspect", alone, "--html", alone)
+    monkeypatch.chdir(copied_bundle / "tasks")
+    assert "would lie in the bundle" in fails(*export, "kernel-task.safetensors")
+
+
 def test_a_page_in_the_artifact_that_it_is_about(fails: Fails, copied_artifact: Path) -> None:
     before = (copied_artifact / "model.so").read_bytes()
     assert "would lie in the artifact" in fails("report", copied_artifact, "--html", copied_artifact / "model.so")

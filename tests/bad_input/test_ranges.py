@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ksm_hw.cli import app
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.bundle import Bundle, add_calibration, add_task, load_bundle
 from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.task_pack import TaskPack, load_task_pack, save_task_pack
 from ksm_hw.quantising.network import read_network
@@ -31,7 +31,9 @@ def test_a_task_without_ranges_says_how_to_make_them(bundle: Bundle) -> None:
         task_ranges(read_network(pack.backbone, len(pack.classes), 32), pack)
 
 
-@pytest.mark.parametrize("bad", [(float("nan"), 1), (2, 1), (0, 0), (0.5, 1), (-1, float("inf")), (-2, -1)])
+@pytest.mark.parametrize(
+    "bad", [(float("nan"), 1), (2, 1), (0, 0), (0.5, 1), (-1, float("inf")), (-2, -1), (0, 1e-44), (-1e30, 3)]
+)
 def test_a_range_that_is_none_is_refused(bundle: Bundle, bad: tuple[float, float]) -> None:
     pack = bundle.packs["kernel-task"]
     good = ranges_of(pack)
@@ -84,6 +86,25 @@ def test_calibrate_writes_the_ranges_into_the_pack(copied_bundle: Path, photogra
     )
     assert dataclasses.replace(after["kernel-task"], calibration=None).nbytes == before["kernel-task"].nbytes
     assert after["other-task"].calibration is None
+
+
+def test_ranges_of_a_task_that_was_replaced_meanwhile_are_not_written(copied_bundle: Path) -> None:
+    bundle = load_bundle(copied_bundle)
+    read = bundle.packs["kernel-task"]
+    found = Calibration("minmax", 3, 32, read.backbone_sha256, {"input": (-1.0, 1.0)})
+    renamed = dataclasses.replace(read, facts={"accuracy": 0.5})
+    add_task(copied_bundle, renamed, bundle.tensors)  # The same task, of which somebody wrote more.
+    assert add_calibration(copied_bundle, read, found).facts == {"accuracy": 0.5}
+    now = load_bundle(copied_bundle).packs["kernel-task"]
+    assert (now.calibration, now.facts) == (found, {"accuracy": 0.5})
+    learned = dataclasses.replace(read, head_bias=read.head_bias + 1)
+    add_task(copied_bundle, learned, bundle.tensors)
+    with pytest.raises(UserError, match=r"'kernel-task'.*was replaced or removed while it was calibrated.*again"):
+        add_calibration(copied_bundle, read, found)
+    now = load_bundle(copied_bundle).packs["kernel-task"]
+    assert now.calibration is None and (now.head_bias == learned.head_bias).all()
+    with pytest.raises(UserError, match="replaced or removed"):
+        add_calibration(copied_bundle, dataclasses.replace(read, task="gone"), found)
 
 
 def test_calibrate_refuses_a_task_that_is_not_there(copied_bundle: Path, photographs: Path) -> None:

@@ -1,5 +1,6 @@
 """Boards: the real tracker, the real server on an emulated arm64 board, real artifacts, and what goes wrong there."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from ksm_hw.boards.reaching import known_boards
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
 from ksm_hw.report.verify import verify
 from ksm_hw.resources import shipped_bundle
 from ksm_hw.runtime.session import Session
@@ -59,10 +60,15 @@ def assert_free(address: BoardAddress) -> None:
 
 def test_every_shipped_task_on_the_emulated_board(emulated: BoardAddress, tmp_path: Path) -> None:
     shipped = load_bundle(shipped_bundle())
+    for task in shipped.packs:
+        (tmp_path / "samples" / task).mkdir(parents=True)
+        for image in sample_images(shipped, task)[:2]:
+            shutil.copy(image, tmp_path / "samples" / task)
+    shipped = dataclasses.replace(shipped, samples=tmp_path / "samples")
     (artifact,) = compile_bundle(shipped, load_target("arm64"), tmp_path / "artifact")
     results = verify(artifact, board=emulated)
     assert [result.task for result in results] == list(shipped.packs)
-    assert all(result.passed and result.agreement == 1 and result.images == 10 for result in results), results
+    assert all(result.passed and result.agreement == 1 and result.images == 2 for result in results), results
     assert_free(emulated)
 
 

@@ -22,7 +22,22 @@ from ksm_hw.resources import shipped_bundle
 from ksm_hw.state_dicts import packaged_tensors
 
 COMMANDS = [
-    *("train", "compile", "tune", "run", "verify", "report", "profile", "tasks", "datasets", "doctor"),
+    *(
+        "train",
+        "import",
+        "export",
+        "inspect",
+        "calibrate",
+        "compile",
+        "tune",
+        "run",
+        "verify",
+        "report",
+        "profile",
+        "tasks",
+        "datasets",
+        "doctor",
+    ),
     *("targets", "targets show", "board tracker", "board serve", "board list", "opencl build"),
     *("relay install", "relay remove"),
 ]

@@ -1,14 +1,18 @@
 """Building in parts: each loop nest lies in one part, what was built before is not built again, and results stay."""
 
 import platform
+from pathlib import Path
 
 import numpy as np
+import pytest
 import tvm
 from operator_cases import HOST, function, values
 from tvm import relax, tirx
 
 from ksm_hw.compiler import build
 from ksm_hw.compiler.build import Builder, build_executable, export_library
+from ksm_hw.toolchains.linker import architecture_of
+from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.pipeline import plan_memory, schedule_kernels
 
 
@@ -48,6 +52,16 @@ def test_parts_compute_what_one_module_does(tmp_path) -> None:
     whole = relax.VirtualMachine(build_executable(module, HOST), tvm.cpu())
     results = [machine["main"](tvm.runtime.tensor(data)).numpy() for machine in (loaded, whole)]
     assert results[0].tobytes() == results[1].tobytes() and np.ptp(results[0]) > 0
+
+
+@pytest.mark.parametrize("target", [HOST, tvm.target.Target(dict(load_target("mali").tvm))], ids=["cpu", "gpu"])
+def test_loops_of_a_cpu_alone_are_shared_out(target: tvm.target.Target, tmp_path: Path) -> None:
+    module = plan_memory(
+        schedule_kernels(function(lambda emit, data: emit(relax.op.exp(data)), (1, 8)), target), target
+    )
+    architecture = architecture_of(load_target("mali").cpu) if target is not HOST else platform.machine()
+    export_library(Builder(target).build(module), tmp_path / "model.so", architecture)
+    assert (b"TVMBackendParallelLaunch" in (tmp_path / "model.so").read_bytes()) == (target is HOST)
 
 
 def test_what_was_built_is_not_built_again(monkeypatch) -> None:

@@ -3,7 +3,6 @@
 import ctypes
 import platform
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,65 +12,35 @@ import numpy as np
 import pytest
 import tvm
 from operator_cases import HOST
+from parallel_loops import POINTER, Run, loop_runner, on_threads, parts_of
 from tvm import te
 from tvm.script import tirx as T
 
 from ksm_hw.compiler.build import Built, build_executable, export_library
-from ksm_hw.compiler.loop_sharing import loop_sharing_object
 from ksm_hw.runtime.session import Session
-from ksm_hw.toolchains.linker import compile_c, link_shared_library, linker_command
 from tvm_passes.relax.loops.share_loops import UNITS
 
-POINTER = "__TVMBackendParallelLaunch"
-
-# A library with the pointer and a call through it, as LLVM makes them of a parallel loop.
-CALLER = f"""
-typedef int (*Loop)(int part, void* group, void* data);
-__attribute__((weak)) int (*{POINTER})(Loop, void*, int);
-int run(Loop loop) {{ return {POINTER}(loop, 0, 0); }}
-"""
-
-
-class Group(ctypes.Structure):
-    """`TVMParallelGroupEnv`."""
-
-    _fields_ = (("sync_handle", ctypes.c_void_p), ("parts", ctypes.c_int))
-
-
-LOOP = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.POINTER(Group), ctypes.c_void_p)
-Run = Callable[[Callable[[range], int]], int]
+Body = Callable[[range], int]
+SECONDS = 60  # That a test waits for a thread before it fails: on a loaded machine one may come late.
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs a function of units as a parallel loop on the calling thread's pool, and gives the loop's status."""
-    folder = tmp_path_factory.mktemp("loops")
-    command = linker_command(platform.machine())
-    (folder / "caller.c").write_text(CALLER)
-    compile_c(command, folder / "caller.c", folder / "caller.o")
-    (folder / "sharing.o").write_bytes(loop_sharing_object(tuple(command)))
-    link_shared_library(command, str(folder / "loops.so"), [str(folder / "caller.o"), str(folder / "sharing.o")])
-    library = ctypes.CDLL(str(folder / "loops.so"))
-
-    def run_loop(body: Callable[[range], int]) -> int:
-        def part(number: int, group: Any, _data: object) -> int:
-            size = UNITS // group.contents.parts
-            return body(range(number * size, (number + 1) * size))
-
-        return int(library.run(LOOP(part)))
-
-    return run_loop
+    return loop_runner(tmp_path_factory.mktemp("loops"))
 
 
-def on_threads(count: int, function: Callable[[], Any]) -> Any:
-    """What a function gives in a new thread with a pool of so many, on however few cores."""
+def begun_together(threads: int, body: Body) -> Body:
+    """The body, of which each thread does its first part when all threads have one."""
+    barrier, begun = threading.Barrier(threads), set[int]()
 
-    def configured() -> Any:
-        tvm.get_global_func("runtime.config_threadpool")(-3, count, ["0"] * count)
-        return function()
+    def begin(units: range) -> int:
+        me = threading.get_ident()
+        if me not in begun:
+            begun.add(me)
+            barrier.wait(SECONDS)
+        return body(units)
 
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(configured).result()
+    return begin
 
 
 def linked(module: tvm.IRModule, folder: Path) -> Any:
@@ -82,31 +51,48 @@ def linked(module: tvm.IRModule, folder: Path) -> Any:
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 40, 70])
 def test_each_step_is_done_once(run: Run, threads: int) -> None:
-    done: list[range] = []
-    assert on_threads(threads, lambda: run(lambda units: done.append(units) or 0)) == 0  # type: ignore[func-returns-value]
-    done.sort(key=lambda units: units.start)
+    done = parts_of(run, threads)
     assert [unit for units in done for unit in units] == [*range(UNITS)]
-    lengths = [len(units) for units in done]
-    if threads == 1:
-        assert lengths == [UNITS]
-    else:
-        assert lengths == sorted(lengths, reverse=True) and lengths[-1] == 1
-        assert lengths[0] == max(1, UNITS // 2 // (1 << (threads - 1).bit_length()))
+    assert threads > 1 or done == [range(UNITS)]
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_a_thread_keeps_to_its_region_while_there_is_something_left_in_it(run: Run, held: int) -> None:
+    """One of two threads is held in its first part until the other begins to help it."""
+    regions: tuple[list[int], list[int]] = ([], [])
+    helped = threading.Event()
+    caller: list[int] = []
+
+    def body(units: range) -> int:
+        me = 0 if threading.get_ident() == caller[0] else 1
+        region = units.start // (UNITS // 2)
+        regions[me].append(region)
+        if me != held and region == held:
+            helped.set()
+        return 0 if me != held or helped.wait(SECONDS) else 1
+
+    on_threads(2, lambda: [caller.append(threading.get_ident()), run(begun_together(2, body))])
+    free = 1 - held
+    assert regions[free] == sorted(regions[free], reverse=free == 1) and {*regions[free]} == {0, 1}
+    assert {*regions[held]} == {held}
 
 
 @pytest.mark.parametrize("threads", [2, 4])
 def test_a_slow_thread_does_less(run: Run, threads: int) -> None:
+    """The caller is in its first part until all else is taken."""
     work: dict[int, int] = {}
+    lock, all_taken = threading.Lock(), threading.Event()
+    caller: list[int] = []
 
     def body(units: range) -> int:
         me = threading.get_ident()
-        slow = me == caller[0]
-        time.sleep(len(units) * (4e-3 if slow else 1e-3))
-        work[me] = work.get(me, 0) + len(units)
-        return 0
+        with lock:
+            work[me] = work.get(me, 0) + len(units)
+            if sum(work.values()) == UNITS:
+                all_taken.set()
+        return 0 if me != caller[0] or all_taken.wait(SECONDS) else 1
 
-    caller: list[int] = []
-    on_threads(threads, lambda: [caller.append(threading.get_ident()), run(body)])
+    on_threads(threads, lambda: [caller.append(threading.get_ident()), run(begun_together(threads, body))])
     assert len(work) == threads and sum(work.values()) == UNITS
     assert work[caller[0]] < 0.7 * UNITS / threads  # An equal part is what all would wait for.
 
@@ -116,10 +102,9 @@ def test_a_loop_in_a_loop_is_its_threads_own(run: Run) -> None:
 
     def body(_units: range) -> int:
         me = threading.get_ident()
-        time.sleep(1e-3)  # So that both threads have some.
         return run(lambda units: inner.append((me, threading.get_ident(), units)) or 0)  # type: ignore[func-returns-value]
 
-    assert on_threads(2, lambda: (run(body), run(lambda _: 0))) == (0, 0)
+    assert on_threads(2, lambda: (run(begun_together(2, body)), run(lambda _: 0))) == (0, 0)
     assert len({outer for outer, _, _ in inner}) == 2
     assert all(outer == own and units == range(UNITS) for outer, own, units in inner)
 

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from ksm_hw.errors import UserError
 from ksm_hw.learning import learn as learn_module
+from ksm_hw.learning import train as train_module
 from ksm_hw.learning.dataset_sources import ImagesInMemory
 from ksm_hw.learning.datasets import TaskData
 from ksm_hw.learning.images import test_batches as batches_for_testing
@@ -416,6 +417,7 @@ def test_training_adds_a_task_to_a_bundle(tmp_path: Path) -> None:
     bundle = load_bundle(tmp_path / "bundle")
     pack = bundle.packs["digits"]
     assert bytes_of(pack, tmp_path) == bytes_of(trained.pack, tmp_path)
+    assert pack.calibration is not None and pack.calibration.images == 24
     # Soft values lie in 0…0.5, and 4 bits are 15 steps.
     assert 0 < trained.scale_error <= 0.5 / 15 / 2 + 1e-6
     # The accuracy that is told is that of the pack as stored.
@@ -423,6 +425,22 @@ def test_training_adds_a_task_to_a_bundle(tmp_path: Path) -> None:
     assert pack.facts["command"] == "ksm-hw train" and pack.facts["training_images"] == 24
     labels = {path.stem.split("-")[1] for path in (tmp_path / "bundle" / "samples" / "digits").glob("*.png")}
     assert labels == {str(label) for label in digits().test.labels}
+    assert not list((tmp_path / "bundle").glob(".learning/*.pt"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_a_task_is_kept_where_its_calibration_fails(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(train_module, "calibrate", fail)
+    options = dataclasses.replace(FAST, epochs=1, method="head")
+    trained = train_task(digits(8, 10), "digits", tmp_path / "bundle", NETWORK, options, image_size=32)
+    assert bytes_of(load_bundle(tmp_path / "bundle").packs["digits"], tmp_path) == bytes_of(trained.pack, tmp_path)
+    assert trained.pack.calibration is None
+    assert f"ksm-hw calibrate --task digits --bundle {tmp_path / 'bundle'} --data IMAGES" in caplog.text
     assert not list((tmp_path / "bundle").glob(".learning/*.pt"))
 
 

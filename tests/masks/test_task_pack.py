@@ -77,6 +77,18 @@ def test_a_pack_is_read_as_it_was_written(every_granularity: Bundle, tmp_path: P
     assert 0 < path.stat().st_size - pack.nbytes < 60_000
 
 
+@pytest.mark.parametrize(
+    "change", [{"classes": tuple("abcd\udcff")}, {"facts": {"source": "k\udcff.pt"}}, {"facts": {"accuracy": np.nan}}]
+)
+def test_a_header_that_nobody_could_read_is_not_written(
+    every_granularity: Bundle, tmp_path: Path, change: dict[str, object]
+) -> None:
+    pack = dataclasses.replace(every_granularity.packs["kernel-task"], **change)
+    with pytest.raises(UserError, match="'kernel-task' cannot be written"):
+        save_task_pack(pack, tmp_path / "pack.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def with_more(pack: TaskPack) -> TaskPack:
     """A pack with a tensor of its own beside its BatchNorms, and a ternary mask: of format version 2."""
     masks = {**pack.masks, "fc1": pack_mask(np.array([[1, 0], [-1, 1]], np.float32), 1)}

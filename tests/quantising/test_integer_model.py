@@ -7,14 +7,16 @@ import pytest
 import torch
 from random_tasks import random_bundle
 
-from ksm_hw.masks.bundle import Bundle
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
 from ksm_hw.masks.calibration import Calibration
+from ksm_hw.masks.growth import carried_over, padded_tensor
 from ksm_hw.models.task_module import task_module
 from ksm_hw.quantising.calibrate import calibrate
 from ksm_hw.quantising.float_model import float_results
 from ksm_hw.quantising.folded_weights import folded_weights
 from ksm_hw.quantising.integer_model import integer_model, sums
-from ksm_hw.quantising.network import Convolution, NotQuantisable, read_network
+from ksm_hw.quantising.network import Convolution, NotQuantisable, network_of, read_network
 from ksm_hw.quantising.scheme import QuantisedLayer, dequantise
 
 IMAGES = np.random.default_rng(0).standard_normal((6, 3, 32, 32), np.float32)
@@ -92,6 +94,36 @@ def test_the_integer_model_is_near_the_float_one(network: str, request: pytest.F
         found = result if name == operators.logits else dequantise(result, model.quantisations[name])
         noise = float(np.square(found - exact[name].numpy()).mean())
         assert noise < 0.1 * float(exact[name].square().mean()), name
+
+
+def test_a_depthwise_network_that_grew_is_as_wide_as_its_weights() -> None:
+    narrow = random_bundle("mobilenet_v2", image_size=32, granularities=("element",))
+    (pack,) = narrow.packs.values()
+    shapes = {name: tuple(size if size in (1, 3) else size * 3 // 2 for size in array.shape)
+              for name, array in narrow.tensors.items()}  # fmt: skip
+    tensors = {name: padded_tensor(name, array, shapes[name]) for name, array in narrow.tensors.items()}
+    sha256 = sha256_of_tensors(tensors)
+    head = (pack.head_weight.shape[1] * 3 // 2,)
+    wide = carried_over(pack, narrow.tensors, tensors, sha256, head)
+    grown = Bundle(narrow.backbone, sha256, tensors, {wide.task: wide})
+    found = calibrated(grown, pack.task).packs[pack.task].calibration
+    operators = network_of(grown, wide)
+    with torch.inference_mode():
+        expected = task_module(grown, wide)(torch.from_numpy(IMAGES)).numpy()
+    logits = float_results(operators, folded_weights(operators, grown, wide), IMAGES)[operators.logits].numpy()
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+    model = integer_model(operators, grown, dataclasses.replace(wide, calibration=found))
+    assert model.logits(IMAGES).shape == expected.shape
+
+
+@pytest.mark.parametrize("factor", [1e-17, 1e30])
+def test_tensors_of_values_that_float32_cannot_scale(bundle: Bundle, factor: float) -> None:
+    pack = bundle.packs["kernel-task"]
+    if factor > 1:
+        with pytest.raises(UserError, match="'input' that are too large or not finite"):
+            calibrate(bundle, pack, [IMAGES * np.float32(factor)], "minmax")
+    else:
+        assert calibrate(bundle, pack, [IMAGES * np.float32(factor)], "minmax").ranges["input"] == (0, 1)
 
 
 def test_sums_are_exact_where_float32_is_not() -> None:

@@ -5,10 +5,13 @@ import pytest
 
 from ksm_hw.quantising.scheme import (
     LARGEST_BIAS,
+    NARROWEST,
+    WIDEST,
     Quantisation,
     addition_factors,
     clamp_bounds,
     dequantise,
+    is_range,
     quantisation_of,
     quantise,
     quantise_layer,
@@ -22,6 +25,29 @@ def test_what_is_quantised_is_off_by_half_a_step_and_zero_is_exact() -> None:
     assert np.abs(dequantise(quantise(values, into), into) - values).max() <= 0.5001 * into.scale
     assert dequantise(quantise(np.zeros(1, np.float32), into), into)[0] == 0
     assert list(quantise(np.array([-9, 9, np.inf], np.float32), into)) == [0, 255, 255]
+
+
+def test_scale_and_zero_point_are_of_float32_operations() -> None:
+    differing = 0
+    for low, high in np.random.default_rng(0).uniform((-9, 0), (0, 9), (300, 2)).astype(np.float32):
+        scale = (high - low) / np.float32(255)
+        found = quantisation_of(float(low), float(high))
+        assert (found.scale, found.zero_point) == (float(scale), int(np.rint(-low / scale)))
+        differing += found.scale != np.float32((float(high) - float(low)) / 255)
+    assert differing, "float64 would do as well"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("width", [NARROWEST, WIDEST])
+def test_the_narrowest_and_the_widest_range_quantise(width: float) -> None:
+    assert is_range(-width, 0.0) and not (is_range(0.0, NARROWEST * 0.99) or is_range(-WIDEST * 1.01, 0.0))
+    into = quantisation_of(-width / 2, width / 2)
+    values = np.array([-width, -width / 4, 0, width / 4, width], np.float32)
+    assert np.abs(dequantise(quantise(values, into), into) - np.clip(values, -width / 2, width / 2)).max() < width / 250
+    weight = np.array([[1e-30, 0.0], [1e-15, -1e-15], [0.5, -0.5]], np.float32)
+    layer = quantise_layer(weight, np.array([0.0, 0.0, 0.1], np.float32), into)
+    assert layer.weight[:2].tolist() == [[0, 0], [127, -127]]
+    assert np.isfinite(layer.scale).all() and (layer.scale > np.finfo(np.float32).tiny).all()
 
 
 def test_ties_round_to_even() -> None:

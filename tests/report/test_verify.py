@@ -20,6 +20,7 @@ from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.images.decoding import read_image
 from ksm_hw.images.finding import images_of_folder
 from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.mask_format import GRANULARITIES, Granularity
 from ksm_hw.masks.preprocessing import preprocess_batch
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import save_task_pack
@@ -133,17 +134,35 @@ def test_without_images_it_says_what_to_do(copied_artifact: Path, tmp_path: Path
         verify(copied_artifact, images=tmp_path / "nowhere")
 
 
-def verify_every_granularity(network: str, photographs: Path, folder: Path, batch: int = 1) -> None:
-    bundle = random_bundle(network, image_size=64)
+def verify_granularities(
+    network: str,
+    photographs: Path,
+    folder: Path,
+    batch: int = 1,
+    granularities: tuple[Granularity, ...] = GRANULARITIES,
+) -> None:
+    bundle = random_bundle(network, image_size=64, granularities=granularities)
     (artifact,) = compile_bundle(bundle, load_target("host"), folder, batch=batch)
     assert_all_passed(verify(artifact, images=photographs), sorted(bundle.packs), 3)
     # VGG16's takes half a gigabyte.
     shutil.rmtree(artifact)
 
 
-@pytest.mark.parametrize("network", ARCHITECTURES)
+# Each granularity more is up to 20 s more for the others.
+QUICK = {"resnet18", "mobilenet_v2"}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
+)
 def test_every_architecture_with_masks_of_every_granularity(network: str, photographs: Path, tmp_path: Path) -> None:
-    verify_every_granularity(network, photographs, tmp_path / "artifact")
+    verify_granularities(network, photographs, tmp_path / "artifact")
+
+
+@pytest.mark.parametrize("network", [name for name in ARCHITECTURES if name not in QUICK])
+def test_every_other_architecture(network: str, photographs: Path, tmp_path: Path) -> None:
+    verify_granularities(network, photographs, tmp_path / "artifact", granularities=("kernel",))
 
 
 def test_a_head_that_is_a_convolution(photographs: Path, tmp_path: Path) -> None:
@@ -155,7 +174,7 @@ def test_a_head_that_is_a_convolution(photographs: Path, tmp_path: Path) -> None
 
 
 def test_a_batch_of_three(photographs: Path, tmp_path: Path) -> None:
-    verify_every_granularity("mobilenet_v2", photographs, tmp_path / "artifact", batch=3)
+    verify_granularities("mobilenet_v2", photographs, tmp_path / "artifact", batch=3)
 
 
 def test_a_batch_of_two_with_the_last_one_not_full(bundle: Bundle, photographs: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -11,10 +12,17 @@ from typer.testing import CliRunner
 
 from ksm_hw.cli import app
 from ksm_hw.errors import UserError
-from ksm_hw.toolchains import linker
+from ksm_hw.resources import targets_folder
+from ksm_hw.toolchains import linker, targets
 from ksm_hw.toolchains.doctor import examine
 from ksm_hw.toolchains.linker import link_shared_library, linker_command
-from ksm_hw.toolchains.targets import describe_targets, load_target, required_cpu_features, target_names
+from ksm_hw.toolchains.targets import (
+    describe_targets,
+    load_target,
+    on_fast_cores,
+    required_cpu_features,
+    target_names,
+)
 
 OWN = """
 description = "mine"
@@ -81,6 +89,23 @@ def test_a_target_names_the_cores_to_pin_to(tmp_path: Path) -> None:
     assert load_target("mine", file=tmp_path / "mine.toml").cores == (2, 3)
 
 
+def test_the_cores_of_a_host_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(targets_folder() / "mali.toml", tmp_path)
+    (tmp_path / "mine.toml").write_text(OWN.replace("[tvm]", "cores = [2, 3]\n[tvm]"))
+    monkeypatch.setattr(targets, "targets_folder", lambda: tmp_path)
+    assert load_target("mali", host="mine").cores == (2, 3)
+
+
+def test_what_waits_for_its_slowest_thread_is_on_fast_cores() -> None:
+    whole = load_target("rk3588")
+    fast = on_fast_cores(whole)
+    assert whole.cores == () and whole.tvm["num-cores"] == 8
+    assert fast.cores == (4, 5, 6, 7) and fast.tvm == {**whole.tvm, "num-cores": 4}
+    beside = load_target("mali", host="rk3588")
+    assert beside.cores == fast.cores and beside.cpu["num-cores"] == 4
+    assert on_fast_cores(load_target("rpi5")) == load_target("rpi5")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -109,6 +134,15 @@ def test_a_wrong_target_is_found_before_the_build(more: str, message: str, tmp_p
         (OWN.replace("[tvm]", "cores = 4\n[tvm]"), r"got `int` - at `\$.cores`.* cores, .*such as \[4, 5"),
         (OWN.replace("[tvm]", 'cores = ["a76"]\n[tvm]'), r"got `str` - at `\$.cores\[0\]`"),
         (OWN.replace("[tvm]", "cores = [-1]\n[tvm]"), r">= 0 - at `\$.cores\[0\]`"),
+        (
+            OWN.replace("[tvm]", "fast-cores = 4\n[tvm]"),
+            r"got `int` - at `\$.fast-cores`.* fast-cores and cores, .*such as \[4, 5",
+        ),
+        (
+            OWN.replace("cpu", "opencl").replace("[tvm]", "fast-cores = [4]\n[tvm.host]").replace("aarch64", "x")
+            + '[tvm]\nkind = "opencl"',
+            "fast-cores is for CPUs",
+        ),
     ],
 )
 def test_a_file_that_describes_no_target(content: str, message: str, tmp_path: Path) -> None:

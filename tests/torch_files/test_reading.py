@@ -104,6 +104,22 @@ def test_what_runs_code_is_named_and_not_called(tmp_path: Path, new: bool, funct
     assert not target.exists()
 
 
+class _Hooked(nn.Module):
+    """A network that was saved with one of its methods as a hook, which pickles as a call of `getattr`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.conv.register_forward_hook(self.look)
+
+    def look(self, *_: Any) -> None: ...
+
+
+def test_a_network_with_hooks_gives_its_state_dict(tmp_path: Path, new: bool) -> None:
+    network = _Hooked()
+    assert_same(read_state_dict(saved(network, tmp_path / "file.pt", new)), dict(network.state_dict()))
+
+
 class _Trap:
     """What is made of this would do something at every turn."""
 
@@ -166,6 +182,8 @@ NO_SHAPES = [
     (0, (2, 2), (1,)),
     (0, (2.0,), (1,)),
     (0, "ab", "cd"),
+    (0, (1 << 63, 0), (1, 1)),
+    (0, (1,) * 65, (1,) * 65),
 ]
 
 

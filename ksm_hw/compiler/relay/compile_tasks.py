@@ -21,10 +21,10 @@ from ksm_hw.compiler.relay.lower import lower_backbone
 from ksm_hw.compiler.relay.tuned_schedules import Schedules, tuned_schedules
 from ksm_hw.compiler.tuning.progress import TunerName
 from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.growth import shapes_of
 from ksm_hw.masks.mask_format import group_size
 from ksm_hw.masks.soft_mask import binary_mask
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.task_module import network_shapes
 from ksm_hw.runtime.relay.session import filled, weights_of
 from ksm_hw.toolchains.linker import architecture_of, link_shared_library
 from tvm_passes.relay.fold_task_mask import MaskLayout
@@ -68,7 +68,7 @@ def compile_tasks(
     ask_for_build_flags_once()
     tvm_target = tvm_target_of(target)
     on_step("lower")
-    size, shapes = common_image_size(bundle), network_shapes(bundle)
+    size, shapes = common_image_size(bundle), shapes_of(bundle.tensors)
     network = lower_backbone(bundle.backbone, most_classes(bundle), batch, size, shapes)
     (head,) = (p.checked_type.shape for p in network["main"].params if p.name_hint == HEAD_WEIGHT)
     check_heads(bundle, tuple(map(int, head))[1:])

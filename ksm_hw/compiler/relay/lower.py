@@ -18,7 +18,7 @@ def lower_backbone(
     """Lowers a network to `main(input, *parameters)`, with the names of its sibling for Relax.
 
     `input` is float32 [batch, 3, image_size, image_size] and the result the logits, float32 [batch, classes].
-    Layers have the widths that `shapes` gives them (`network_shapes`).
+    Layers have the widths that `shapes` gives them (`shapes_of`).
 
     Raises:
         UserError: there is no such network.

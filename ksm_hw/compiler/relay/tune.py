@@ -15,7 +15,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, save_bundle
 from ksm_hw.measuring.relay_library import LibraryTimer
 from ksm_hw.toolchains.linker import architecture_of, linker_command
-from ksm_hw.toolchains.targets import CompileTarget
+from ksm_hw.toolchains.targets import CompileTarget, on_fast_cores
 
 
 def tune_through_relay(
@@ -40,6 +40,7 @@ def tune_through_relay(
     """
     if target.device != "cpu":
         raise UserError(f"--ir relay tunes for CPUs, and '{target.name}' is for {target.device}. Use --ir relax.")
+    target = on_fast_cores(target)
     link = linker_command(architecture_of(target.cpu))
     with tuned_folder(output), contextlib.ExitStack() as stack:
         time_library: Callable[..., dict[str, Any]]

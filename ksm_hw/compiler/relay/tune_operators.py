@@ -13,7 +13,7 @@ from ksm_hw.compiler.relay.tuned_operator import TunedOperator
 from ksm_hw.compiler.tuning.progress import FIRST_FAILURES, HOPELESS, TunerName, all_failed
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
-from ksm_hw.models.task_module import network_shapes
+from ksm_hw.masks.growth import shapes_of
 
 BATCH = 8  # Candidates between two decisions; fewer where the trials would not be enough for all operators.
 
@@ -47,7 +47,7 @@ def tune_operators(
     """
     ask_for_build_flags_once()
     with CandidateBuilder(link) as builder:
-        size, shapes = common_image_size(bundle), network_shapes(bundle)
+        size, shapes = common_image_size(bundle), shapes_of(bundle.tensors)
         network = lower_backbone(bundle.backbone, most_classes(bundle), batch, size, shapes)
         operators: Sequence[TunedOperator]
         if tuner == "autotvm":

@@ -53,7 +53,7 @@ def build_candidate(
     with tvm_target:
         executable = build_executable(module, tvm_target, architectures)
     # Linked here, not on the board, which has no linker.
-    export_library(Built(executable), Path(path), architecture)
+    export_library(Built(executable, for_cpu="cpu" in tvm_target.keys), Path(path), architecture)
 
 
 def measure_candidate(library: CandidateLibrary, board: BoardAddress | None, threads: int) -> list[float]:

@@ -1,6 +1,7 @@
-"""Relay's environment, installed in a folder of the tests' own."""
+"""Relay's environment, installed by its command in a folder of the tests' own."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,25 +11,25 @@ from typer.testing import CliRunner
 from ksm_hw.cli import app
 from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.resources import shipped_bundle
-from ksm_hw.runtime.relay import environment
 
 
 @pytest.fixture(scope="module")
-def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's folder of data, where nothing is at first."""
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Relay's environment; the first test that asks for it installs it, for those in other processes too."""
+    folder = tmp_path_factory.getbasetemp()
+    data = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "data-with-relay"
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("data")
-        patch.setenv("XDG_DATA_HOME", str(folder))
-        yield folder
+        patch.setenv("XDG_DATA_HOME", str(data))
+        result = CliRunner().invoke(app, ["relay", "install", "--json"])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["environment"].startswith(str(data))
+        yield
 
 
 @pytest.fixture
-def relay(data_home: Path) -> None:
-    """Relay's environment, installed."""
-    if not environment.is_installed():
-        result = CliRunner().invoke(app, ["relay", "install", "--json"])
-        assert result.exit_code == 0, result.output
-        assert json.loads(result.stdout)["environment"].startswith(str(data_home))
+def no_relay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user's folder of data where nothing is."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,16 @@
 """Relay: its environment comes and goes by one command, and what it compiles computes what Relax's computes."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,12 +21,13 @@ from random_tasks import random_bundle
 from typer.testing import CliRunner
 from verifications import ARCHITECTURES, assert_all_passed
 
-from ksm_hw.artifact.modes import FOLD_MODES, FoldMode
+from ksm_hw.artifact.modes import FOLD_MODES, FoldMode, IntermediateRepresentation
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.relay.process import compiler_process
+from ksm_hw.compiler.relay.tune import tune_through_relay
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
@@ -35,7 +39,7 @@ from ksm_hw.resources import shipped_bundle
 from ksm_hw.runtime.relay import environment
 from ksm_hw.runtime.relay.process import relay_process
 from ksm_hw.runtime.session import Session
-from ksm_hw.toolchains.targets import load_target
+from ksm_hw.toolchains.targets import CompileTarget, load_target
 
 # Two minutes each where the machine is slow.
 SWITCH_AND_SLOW_OTHERS = [
@@ -43,14 +47,39 @@ SWITCH_AND_SLOW_OTHERS = [
 ]
 
 
-def test_without_the_environment_a_message_says_what_to_do(data_home: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_without_the_environment_a_message_says_what_to_do(no_relay: None, bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not installed\. Install it: ksm-hw relay install"):
         compile_bundle(bundle, load_target("host"), tmp_path / "artifact", ir="relay")
     assert not (tmp_path / "artifact").exists()
 
 
+@pytest.mark.parametrize(("ir", "threads"), [("relax", 8), ("relay", 4)])
+def test_loops_in_equal_parts_are_for_fast_cores_alone(
+    ir: IntermediateRepresentation, threads: int, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def compile_nothing(_bundle: Bundle, target: CompileTarget, *_others: object) -> None:
+        raise UserError(f"{target.cpu['num-cores']} threads")
+
+    name = "compile_through_relay" if ir == "relay" else "compile_through_relax"
+    monkeypatch.setattr(f"ksm_hw.compiler.{ir if ir == 'relax' else 'relay.compile'}.{name}", compile_nothing)
+    with pytest.raises(UserError, match=f"{threads} threads"):
+        compile_bundle(bundle, load_target("rk3588"), tmp_path / "artifact", ir=ir)
+
+
+def test_schedules_are_tuned_for_the_cores_that_relay_compiles_for(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def prepare_nothing(_folder: Path, target: CompileTarget, _origin: object) -> None:
+        raise UserError(f"{target.cpu['num-cores']} threads")
+
+    monkeypatch.setattr("ksm_hw.compiler.relay.tune.compiler_process", lambda **_: contextlib.nullcontext(Mock()))
+    monkeypatch.setattr("ksm_hw.compiler.relay.tune.prepare_folder", prepare_nothing)
+    with pytest.raises(UserError, match="4 threads"):
+        tune_through_relay(bundle, load_target("rk3588"), tmp_path / "tuned", tuner="autotvm", trials=1)
+
+
 def test_an_installation_that_fails_leaves_nothing(
-    data_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    no_relay: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The hash of one file is wrong: as if the index served something else."""
     changed = tmp_path / "requirements.txt"
@@ -66,7 +95,8 @@ def test_the_passes(relay: None) -> None:
     assert_passes_in_relay("tvm_passes/relay/relay_passes.py")
 
 
-@pytest.mark.parametrize("fold", SWITCH_AND_SLOW_OTHERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("fold", FOLD_MODES)
 def test_shipped_tasks_equal_pytorch_s_and_relax_s(
     fold: FoldMode, relay: None, shipped: Bundle, tmp_path: Path
 ) -> None:
@@ -128,9 +158,11 @@ def test_tasks_with_codes_and_different_numbers_of_soft_values(
 def test_tasks_on_the_emulated_board(
     fold: FoldMode, relay: None, bundle: Bundle, emulated: BoardAddress, tmp_path: Path
 ) -> None:
-    folders = compile_bundle(bundle, load_target("rpi4"), tmp_path / "artifact", fold=fold, ir="relay")
+    """Two tasks that share functions: each layout of masks more would be a minute more."""
+    two = dataclasses.replace(bundle, packs={task: bundle.packs[task] for task in ("kernel-task", "other-task")})
+    folders = compile_bundle(two, load_target("rpi4"), tmp_path / "artifact", fold=fold, ir="relay")
     results = [result for folder in folders for result in verify(folder, board=emulated)]
-    assert_all_passed(results, list(bundle.packs), 3)
+    assert_all_passed(results, list(two.packs), 3)
 
 
 @needs_emulated_board
@@ -158,10 +190,8 @@ def test_architectures_with_masks_of_every_granularity(
 
 
 @pytest.fixture(scope="module")
-def relay_artifact(data_home: Path, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def relay_artifact(relay: None, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle's three tasks, of two layouts of masks; read only."""
-    if not environment.is_installed():
-        environment.install()
     return compile_bundle(bundle, load_target("host"), tmp_path_factory.mktemp("relay") / "artifact", ir="relay")[0]
 
 
@@ -190,8 +220,6 @@ def test_calls_are_not_told_apart(relay_artifact: Path) -> None:
 
 
 def test_a_missing_library_is_found(relay_artifact: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = shutil.copytree(relay_artifact, tmp_path / "artifact")
     (copy / "rewrite_weights_kernel.so").unlink()
     with pytest.raises(UserError, match=r"lacks .*rewrite_weights_kernel.so"), open_session(copy):
@@ -234,7 +262,12 @@ def test_an_environment_of_another_version_is_not_used(
             environment.process_variables()
 
 
-def test_removing_it_leaves_the_main_installation(relay: None, artifact: Path) -> None:
+def test_removing_it_leaves_the_main_installation(
+    relay: None, artifact: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed = environment.environment_folder()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    shutil.copytree(installed, environment.environment_folder(), copy_function=os.link)
     before = {name: importlib.metadata.version(name) for name in ("apache-tvm", "numpy", "torch")}
     result = CliRunner().invoke(app, ["relay", "remove"])
     assert result.exit_code == 0 and "Removed" in result.stdout and not environment.environment_folder().exists()

@@ -22,7 +22,6 @@ from ksm_hw.report.measure import measure_artifact
 from ksm_hw.report.verify import verify
 from ksm_hw.resources import shipped_bundle
 from ksm_hw.runtime.opencl.build import build_opencl_runtime
-from ksm_hw.runtime.relay import environment
 from ksm_hw.runtime.relay.opencl.runtime import relay_runtime_sources
 from ksm_hw.toolchains.targets import load_target
 
@@ -33,12 +32,6 @@ pytestmark = pytest.mark.usefixtures("opencl", "relay")
 def largest_work_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """pocl takes larger work groups than the least of the Malis, unless it is told not to."""
     monkeypatch.setenv("POCL_MAX_WORK_GROUP_SIZE", str(load_target("mali").tvm["max_threads_per_block"]))
-
-
-@pytest.fixture(scope="module")
-def relay(data_home: Path) -> None:
-    """Relay's environment, installed."""
-    environment.install()
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,31 @@
 """Schedules for cores that multiply by lanes compute what PyTorch computes. Here they run on this machine."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import tvm
+import tvm_ffi
+from board_processes import EMULATED_PYTHON, needs_emulated_board
 from operator_cases import HOST, function, lowered, nhwc, values
 from torch.nn import functional
 from tvm import relax, te, tirx
+from tvm.ir import TensorLoad
 from tvm.target.codegen import llvm_get_cpu_features
 
 from ksm_hw.compiler.build import build_executable
+from ksm_hw.toolchains.linker import link_shared_library, linker_command
 from tvm_passes.relax import pipeline
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
 from tvm_passes.relax.loops.llvm_tables import by_tables
-from tvm_passes.relax.schedules.cpu import convolution, depthwise
+from tvm_passes.relax.pipeline import loop_pipeline
+from tvm_passes.relax.schedules.base.blocks import blocks_of
+from tvm_passes.relax.schedules.cpu import convolution, dense, depthwise
 from tvm_passes.relax.schedules.cpu.convolution import Convolution
+from tvm_passes.relax.schedules.cpu.dense import Dense
 from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
 from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
@@ -29,7 +40,7 @@ A76 = vector_unit(ARM["cortex-a76"])
 @pytest.fixture
 def by_lane(monkeypatch):
     """Has this machine scheduled for as if it multiplied by lanes."""
-    for module in (convolution, depthwise, pipeline):
+    for module in (convolution, dense, depthwise, pipeline):
         monkeypatch.setattr(module, "vector_unit", lambda _: A76)
 
 
@@ -120,6 +131,31 @@ def test_every_way_of_a_depthwise_convolution_equals_torch(by_lane):
     check(functions, cases)
 
 
+@needs_emulated_board
+@pytest.mark.slow
+@pytest.mark.parametrize("core", ["cortex-a55", "cortex-a76", "cortex-a78ae"])
+def test_code_for_a_core_runs_on_it(core, tmp_path):
+    target, kernels, arguments, expected = ARM[core], {}, {}, {}
+    for name in DEPTHWISE:
+        operator, inputs, expected[name] = depthwise_of(name)
+        schedule = next(iter(DepthwiseConvolution().candidates(operator, target))).schedule
+        kernels[name] = schedule.mod["main"].with_attrs({"global_symbol": name, "target": target})
+        for place, array in enumerate([*inputs, np.full_like(expected[name], np.nan)]):
+            arguments[f"{name}/0/{place}"] = np.ascontiguousarray(array)
+    np.savez(tmp_path / "arguments.npz", **arguments)
+    objects = str(tmp_path / "kernels.o")
+    tirx.build(tvm.IRModule(kernels), target=by_tables(target), pipeline=loop_pipeline()).write_to_file(objects)
+    link_shared_library(linker_command("aarch64"), str(tmp_path / "kernels.so"), [objects])
+    program = Path(__file__).parents[3] / "kernels_on_a_board.py"
+    files = (tmp_path / name for name in ("kernels.so", "arguments.npz", "results.npz"))
+    # QEMU of Debian 12 has no A55 and no A78AE.
+    environment = {**os.environ, "QEMU_CPU": core if core == "cortex-a76" else "max"}
+    subprocess.run([EMULATED_PYTHON, program, *files], check=True, env=environment)
+    results = np.load(tmp_path / "results.npz")
+    for name, result in expected.items():
+        np.testing.assert_allclose(results[f"{name}/0"], result, rtol=1e-5, atol=2e-5, err_msg=name)
+
+
 def test_cores_are_known_by_what_they_start_in_a_cycle():
     units = {name: vector_unit(target) for name, target in ARM.items()}
     assert all(unit.by_lane and unit.cores == 4 for unit in units.values())
@@ -144,10 +180,96 @@ def test_where_loads_are_the_limit_tiles_are_squarer():
     assert speeds[1][7, 12] == pytest.approx(speeds[1][4, 12], rel=0.02)
 
 
+# rows, inputs, outputs
+DENSE = {"one_row": (1, 64, 40), "rows": (3, 24, 16), "no_vectors": (2, 7, 5)}
+
+
+def test_every_way_of_a_dense_layer_equals_numpy(by_lane):
+    functions, cases = {}, {}
+    for name, (rows, inputs, outputs) in DENSE.items():
+        data, weight, bias = values((rows, inputs), (inputs, outputs), (outputs,))
+        shapes = (data.shape, weight.shape, bias.shape)
+        module = lowered(function(lambda emit, x, w, b: relax.op.add(emit(relax.op.matmul(x, w)), b), *shapes), HOST)
+        (operator,) = (one for _, one in module.functions_items() if isinstance(one, tirx.PrimFunc))
+        cases[name] = [data, weight, bias], data @ weight + bias
+        for number, candidate in enumerate(Dense().design_space(operator, HOST)[:3]):
+            functions[f"{name}_{number}"] = candidate.mod["main"]
+    check(functions, cases)
+
+
 def test_sums_of_a_depthwise_convolution_begin_with_its_bias(by_lane):
     operator, *_ = depthwise_of("several_rows_at_once")
     code = next(iter(DepthwiseConvolution().candidates(operator, HOST))).schedule.mod.script()
     assert code.count("T.float32(0.0)") == 2  # Of the padding and of the clip, and none where the sums begin.
+
+
+def hardswish(emit, x):
+    """Six times hardswish, written in a way that is exact in PyTorch as well."""
+    return relax.op.multiply(x, emit(relax.op.clip(emit(relax.op.add(x, relax.const(3, "float32"))), 0, 6)))
+
+
+def add(emit, x, y):
+    return emit(relax.op.add(x, y))
+
+
+# What follows a depthwise convolution y: whether a bias or a residual, or both, are its other inputs, in Relax and in
+# PyTorch, and whether its sums begin with the first of these.
+BEHIND_DEPTHWISE = {
+    "relu": ("b", lambda emit, y, b: relax.op.nn.relu(add(emit, b, y)), lambda y, b: functional.relu(y + b), True),
+    "silu": ("b", lambda emit, y, b: relax.op.nn.silu(add(emit, y, b)), lambda y, b: functional.silu(y + b), True),
+    "hardswish": (
+        "b",
+        lambda emit, y, b: hardswish(emit, add(emit, y, b)),
+        lambda y, b: 6 * functional.hardswish(y + b),
+        True,
+    ),
+    "residual": ("r", lambda emit, y, r: add(emit, y, r), lambda y, r: y + r, True),
+    "bias and residual": ("br", lambda emit, y, b, r: add(emit, add(emit, y, b), r), lambda y, b, r: y + b + r, True),
+    "bias twice": ("b", lambda emit, y, b: add(emit, add(emit, y, b), b), lambda y, b: y + b + b, True),
+    "gate": (
+        "r",
+        lambda emit, y, r: relax.op.multiply(y, emit(relax.op.nn.relu(add(emit, y, r)))),
+        lambda y, r: y * functional.relu(y + r),
+        False,
+    ),
+    "two additions": (
+        "br",
+        lambda emit, y, b, r: relax.op.multiply(add(emit, y, b), add(emit, y, r)),
+        lambda y, b, r: (y + b) * (y + r),
+        False,
+    ),
+    "itself": ("", lambda emit, y: add(emit, y, y), lambda y: y + y, False),
+}
+
+
+def buffers_read(block):
+    """What the body of a block reads."""
+    found = set()
+    tvm_ffi.structural_walk(block.body, [(TensorLoad, lambda load: found.add(load.source))])
+    return found
+
+
+def test_sums_of_a_depthwise_convolution_begin_with_what_is_added_wherever_they_are_read(by_lane):
+    data, weight, bias, residual = values((1, 24, 8, 8), (24, 1, 3, 3), (24,), (1, 24, 8, 8))
+    sums = functional.conv2d(*map(torch.from_numpy, (data, weight)), None, 1, 1, 1, 24)
+    inputs = {"b": (bias, torch.from_numpy(bias)[:, None, None]), "r": (nhwc(residual), torch.from_numpy(residual))}
+    functions, cases = {}, {}
+    for name, (others, compute, exact, begun) in BEHIND_DEPTHWISE.items():
+
+        def network(emit, x, w, *rest, compute=compute):
+            y = emit(relax.op.nn.conv2d(x, w, 1, 1, 1, 24, data_layout="NHWC", kernel_layout="HWIO"))
+            return compute(emit, y, *rest)
+
+        arrays = [nhwc(data), weight.transpose(2, 3, 1, 0), *(inputs[one][0] for one in others)]
+        (operator,) = lowered(function(network, *(array.shape for array in arrays)), HOST).functions_items()[:1]
+        schedule = next(iter(DepthwiseConvolution().candidates(operator[1], HOST))).schedule
+        functions[f"{name}_0"] = schedule.mod["main"]
+        cases[name] = arrays, nhwc(exact(sums, *(inputs[one][1] for one in others)).numpy())
+        _, start, _, output = (schedule.get(block) for block in blocks_of(schedule))
+        wanted = {schedule.mod["main"].params[2]} if begun else set()
+        assert {read.source for read in start.reads} == buffers_read(start) == wanted, name
+        assert {read.source for read in output.reads} == buffers_read(output), name
+    check(functions, cases)
 
 
 def test_orders_of_instructions_are_those_of_tables_that_describe_the_core():

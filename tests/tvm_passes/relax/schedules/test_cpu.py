@@ -82,6 +82,20 @@ def test_dense_equals_torch(batch, inputs, outputs):
 
 
 @pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "rule"),
+    [
+        (8, 4096, 2048, "MatrixProduct"),
+        (7, 4096, 2048, "Dense"),
+        (15, 4096, 2049, "Dense"),
+        (16, 4096, 2049, "MatrixProduct"),
+    ],
+)
+def test_weights_beyond_caches_take_more_rows(rows, inputs, outputs, rule):
+    _, counts = schedule(function(lambda _, x, w: relax.op.matmul(x, w), (rows, inputs), (inputs, outputs)))
+    assert counts == {rule: 1}
+
+
+@pytest.mark.parametrize(
     ("data", "weight"),
     [((49, 40), (40, 64)), ((3, 19, 24), (3, 24, 19)), ((2, 3, 49, 49), (2, 3, 49, 32)), ((9, 5), (5, 1))],
     ids=["one", "filled up", "batch of two axes", "one output"],

@@ -1,0 +1,1 @@
+"""Tasks as plain networks for other engines."""
