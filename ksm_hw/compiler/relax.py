@@ -29,7 +29,7 @@ from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.growth import shapes_of
 from ksm_hw.masks.mask_format import group_size
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.quantising.network import read_network
+from ksm_hw.quantising.network import network_of
 from ksm_hw.quantising.ranges import task_ranges
 from ksm_hw.runtime.tvm_import import carry_errors
 from ksm_hw.toolchains.cuda import find_cuda_compiler
@@ -110,7 +110,7 @@ def _check_integers(bundle: Bundle, target: CompileTarget, fold: FoldMode) -> No
             "--fold switch or bake with int8."
         )
     for pack in bundle.packs.values():
-        task_ranges(read_network(bundle.backbone, len(pack.classes), common_image_size(bundle)), pack)
+        task_ranges(network_of(bundle, pack), pack)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
@@ -143,8 +142,7 @@ class _Folder(PyExprMutator):
             return None
         _log.debug("BatchNorm %s is folded into the weight of its convolution", layer)
         weight = self.builder_.emit(convolution.args[1] * relax.op.reshape(scale, (-1, 1, 1, 1)))
-        offset = mean if bias is None else mean - bias
-        shift = beta - _rounded(offset * scale)
+        shift = beta - mean * scale if bias is None else beta + (bias - mean) * scale
         scaled = relax.Call(convolution.op, [convolution.args[0], weight], convolution.attrs)
         return self.builder_.emit(scaled) + _channels(self.builder_.emit(shift))
 
@@ -167,15 +165,6 @@ def _is_call(expression: Any, op: str) -> bool:
 def _channels(vector: relax.Expr) -> relax.Expr:
     """A vector [C] in a shape that broadcasts over [N, C, H, W]."""
     return relax.op.reshape(vector, (1, -1, 1, 1))
-
-
-def _rounded(product: relax.Expr) -> relax.Expr:
-    """A product that is rounded before it is added to anything.
-
-    LLVM would contract the two to a fused multiply-add, on the CPUs that have it; what int8 makes of a bias must not
-    depend on that. It cannot know that no product is above the largest float32.
-    """
-    return relax.op.minimum(product, relax.const(float(np.finfo(np.float32).max), "float32"))
 
 
 def _count_uses(function: relax.Function) -> dict[relax.Var, int]:

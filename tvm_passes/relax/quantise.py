@@ -8,15 +8,20 @@ Out: the same `main` with a parameter more for each quantised tensor, `quantisat
      depends on parameters alone, so that `LiftTransformParams` moves it out of `main`: one library serves tasks of any
      scales.
 
+     What stays float is what depends on parameters alone, the image, and the logits. In a dump a result has its
+     tensor's name, dots and strokes as underscores, and its type says what it is computed in.
+
      A tensor's name is that of the layer that computes it, or of the layer that comes last among its operands, `/`, and
      what the operator is (docs/quantisation.md).
 """
 
 import logging
 import math
+import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
+import numpy as np
 import tvm
 from tvm import relax, te
 
@@ -126,8 +131,7 @@ class _Quantiser:
         """One binding: of what depends on parameters alone as it is, of all else in integers."""
         operands = [used for used in relax.analysis.free_vars(value) if used in self.tensors]
         if not operands:
-            self.builder.emit_normalized(relax.VarBinding(variable, value))
-            self.done.add(variable)
+            self._of_parameters(variable, value)
             return
         name = value.op.name.removeprefix("relax.") if isinstance(value, relax.Call) else type(value).__name__
         if name in ("nn.conv2d", "matmul"):
@@ -142,6 +146,13 @@ class _Quantiser:
             self._moved(variable, value)
         else:
             raise ValueError(f"Quantise does not know {name}, which computes {variable.name}")
+
+    def _of_parameters(self, variable: relax.Var, value: relax.Expr) -> None:
+        """What depends on parameters alone, in float32, each product rounded before anything is added to it."""
+        if _is_product_of_vectors(value):
+            value = self.builder.normalize(self._call("product", kernels.product, list(value.args)))
+        self.builder.emit_normalized(relax.VarBinding(variable, value))
+        self.done.add(variable)
 
     def _moved(self, variable: relax.Var, value: relax.Expr) -> None:
         """What calculates nothing works on integers as it does on real values."""
@@ -164,7 +175,7 @@ class _Quantiser:
         bias, end = self._bias_behind(variable)
         clamp, end = self._clamp_behind(end)
         outputs = int(weight.ty.shape[-1])
-        bias = relax.const(tvm.runtime.tensor([0.0] * outputs)) if bias is None else bias
+        bias = relax.const(np.zeros(outputs, np.float32)) if bias is None else bias
         if len(bias.ty.shape) != 1:
             bias = self.builder.emit(relax.op.reshape(bias, (outputs,)))
         quantised, integers, scales = self._weights(weight, bias, data.quantisation)
@@ -183,7 +194,7 @@ class _Quantiser:
         into = self._quantisation(layer)
         multiplier = self._kernel("multipliers", kernels.multipliers, [scales, into])
         bounds = self._kernel("result_bounds", kernels.result_bounds, [into], clamp)
-        value = self._kernel("requantise", kernels.requantised_sums, [sums, multiplier, bounds])
+        value = self._kernel("requantise", kernels.requantised_sums, [sums, multiplier, bounds], tensor=layer)
         self._result(end, _Tensor(value, layer, self.layers, into))
 
     def _weights(self, weight: relax.Expr, bias: relax.Expr, data: relax.Var) -> tuple[relax.Var, relax.Var, relax.Var]:
@@ -204,7 +215,7 @@ class _Quantiser:
         quantisations = [left.quantisation, right.quantisation, into]
         parameters = self._kernel("addition_parameters", kernels.addition_parameters, quantisations)
         bounds = self._kernel("result_bounds", kernels.result_bounds, [into], clamp)
-        value = self._kernel("add", kernels.addition, [left.value, right.value, parameters, bounds])
+        value = self._kernel("add", kernels.addition, [left.value, right.value, parameters, bounds], tensor=name)
         self._result(end, _Tensor(value, name, rank, into))
 
     def _mean(self, variable: relax.Var, call: relax.Call) -> None:
@@ -216,7 +227,7 @@ class _Quantiser:
         into = self._quantisation(name)
         parameters = self._rescaling(data, into, shape[1] * shape[2])
         bounds = self._kernel("result_bounds", kernels.result_bounds, [into], _FREE)
-        value = self._kernel("mean", kernels.mean, [data.value, parameters, bounds])
+        value = self._kernel("mean", kernels.mean, [data.value, parameters, bounds], tensor=name)
         if not call.attrs.keepdims:
             value = self.builder.emit(relax.op.reshape(value, (shape[0], shape[3])))
         self._result(variable, _Tensor(value, name, rank, into))
@@ -230,7 +241,7 @@ class _Quantiser:
             self._kernel("rescale", kernels.rescaled, [part.value, self._rescaling(part, into, 1), bounds])
             for part in parts
         ]
-        value = self.builder.emit(relax.op.concat(values, int(call.attrs.axis)))
+        value = self.builder.emit(relax.op.concat(values, int(call.attrs.axis)), re.sub(r"\W", "_", name))
         self._result(variable, _Tensor(value, name, rank, into))
 
     def _rescaling(self, data: _Tensor, into: relax.Var, values: int) -> relax.Var:
@@ -270,8 +281,7 @@ class _Quantiser:
         if variable in self.values and variable not in self.done:
             for used in relax.analysis.free_vars(self.values[variable]):
                 self._emit_early(used)
-            self.builder.emit_normalized(relax.VarBinding(variable, self.values[variable]))
-            self.done.add(variable)
+            self._of_parameters(variable, self.values[variable])
 
     def _depends_on_image(self, value: relax.Expr) -> bool:
         if value.same_as(self.main.params[0]):
@@ -298,9 +308,20 @@ class _Quantiser:
         return str(weight.name)
 
     def _kernel(
-        self, name: str, compute: Callable[..., te.Tensor], arguments: list[relax.Expr], *options: Hashable
+        self,
+        name: str,
+        compute: Callable[..., te.Tensor],
+        arguments: list[relax.Expr],
+        *options: Hashable,
+        tensor: str = "",
     ) -> relax.Var:
-        """What the kernel that computes `compute(*arguments, *options)` gives; written once for equal shapes."""
+        """What the kernel that computes `compute(*arguments, *options)` gives; dumps show it by the tensor's name."""
+        return self.builder.emit(self._call(name, compute, arguments, *options), re.sub(r"\W", "_", tensor))
+
+    def _call(
+        self, name: str, compute: Callable[..., te.Tensor], arguments: list[relax.Expr], *options: Hashable
+    ) -> relax.Call:
+        """A call of the kernel that computes `compute(*arguments, *options)`; written once for equal shapes."""
         types = tuple((tuple(map(int, argument.ty.shape)), str(argument.ty.dtype)) for argument in arguments)
         key = (compute, types, options)
         if key not in self.kernels:
@@ -315,4 +336,9 @@ class _Quantiser:
         variable, kernel = self.kernels[key]
         result = kernel.params[-1].ty
         out_type = relax.TensorType(tuple(map(int, result.shape)), result.dtype)
-        return self.builder.emit(relax.call_tir(variable, arguments, out_ty=out_type))
+        return relax.call_tir(variable, arguments, out_ty=out_type)
+
+
+def _is_product_of_vectors(value: relax.Expr) -> bool:
+    is_product = isinstance(value, relax.Call) and value.op.name == "relax.multiply"
+    return is_product and all(len(factor.ty.shape) == 1 for factor in value.args)

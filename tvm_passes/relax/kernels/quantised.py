@@ -18,6 +18,7 @@ from tvm import te, tirx
 LARGEST = 255
 LARGEST_WEIGHT = 127
 LARGEST_BIAS = 2**30
+SMALLEST_WEIGHT_SCALE = 2.0**-60
 ADDITION_STEPS = 2**16
 
 Clamp = tuple[float, float]
@@ -33,6 +34,11 @@ def _limited(value: tirx.Expr, low: tirx.Expr | float, high: tirx.Expr | float) 
 
 
 # What runs once a task.
+
+
+def product(left: te.Tensor, right: te.Tensor) -> te.Tensor:
+    """The product of two vectors, in a kernel of its own: what is added to it is added after it is rounded."""
+    return te.compute(left.shape, lambda i: left[i] * right[i], name="product")
 
 
 def result_bounds(quantisation: te.Tensor, clamp: Clamp) -> te.Tensor:
@@ -67,7 +73,7 @@ def channel_scales(largest: te.Tensor, bias: te.Tensor, data: te.Tensor) -> te.T
         of_weight = largest[o] / _float(LARGEST_WEIGHT)
         of_bias = te.abs(bias[o]) / data[0] * _float(1 / LARGEST_BIAS)
         found = te.max(of_weight, of_bias)
-        return tirx.Select(found == _float(0), _float(1), found)
+        return tirx.Select(found < _float(SMALLEST_WEIGHT_SCALE), _float(1), found)
 
     return te.compute(largest.shape, scale, name="scales")
 
