@@ -419,11 +419,17 @@ def _shape(call: relax.Call) -> IntegerConvolution:
     data, weight = ([int(extent) for extent in argument.ty.shape] for argument in call.args)
     if len(weight) == 2:
         return IntegerConvolution((data[0], 1, 1, data[1]), (1, 1), weight[1])
-    strides, padding, dilation = (
-        tuple(map(int, one)) for one in (call.attrs.strides, call.attrs.padding, call.attrs.dilation)
+    top, left, bottom, right = map(int, call.attrs.padding)
+    (down, across), (rows, columns) = map(int, call.attrs.strides), map(int, call.attrs.dilation)
+    return IntegerConvolution(
+        (data[0], data[1], data[2], data[3]),
+        (weight[0], weight[1]),
+        weight[3],
+        (down, across),
+        (top, left, bottom, right),
+        (rows, columns),
+        int(call.attrs.groups),
     )
-    kernel, outputs = (weight[0], weight[1]), weight[3]
-    return IntegerConvolution(tuple(data), kernel, outputs, strides, padding, dilation, int(call.attrs.groups))
 
 
 def _is_product_of_vectors(value: relax.Expr) -> bool:

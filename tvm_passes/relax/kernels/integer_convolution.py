@@ -19,7 +19,6 @@ from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_source import Source, copied_rows
 from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
 from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
-from tvm_passes.relax.schedules.base.blocks import largest_divisor
 
 _NEARBY = 512 << 10  # Bytes of weights that stay in a second-level cache.
 _NEAR = 24 << 10  # Bytes of a tile's weights that stay in a first-level cache.
@@ -30,7 +29,7 @@ _RATE, _LATENCY, _OF_RESULT, _OF_TILE = 32, 5, 4, 10
 
 
 def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: IntegerVectors) -> te.Tensor:
-    """A quantised weight [kH, kW, I, O] as the kernel reads it, int8 [vectors of all groups, runs · steps, lanes · 4]."""
+    """A quantised weight [kH, kW, I, O] as the kernel reads it: int8 [vectors of channels, runs · steps, lanes · 4]."""
     lanes = vectors.lanes
     outputs, of_group = shape.outputs // shape.groups, shape.vectors(lanes)
     across = shape.kernel[1] if shape.run != shape.inputs else 1
@@ -182,7 +181,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """What the kernel reads and writes, all as one row of values, and the parts of its body, which the methods write."""
+    """What the kernel reads and writes, all as one row of values; its methods write the parts of the body."""
 
     shape: IntegerConvolution
     vectors: IntegerVectors
@@ -231,7 +230,8 @@ class _Kernel:
         """Bands of rows, and blocks of channels, of a task."""
         blocks = self.shape.groups * self.blocks
         weights = int(self.weight.ty.shape[0])
-        blocks_of_part = largest_divisor(blocks, max(1, blocks * _NEARBY // weights))
+        most = max(1, min(blocks, blocks * _NEARBY // weights))
+        blocks_of_part = next(number for number in range(most, 0, -1) if blocks % number == 0)
         wanted = -(-_TASKS * cores // (self.output[0] * (blocks // blocks_of_part)))
         return max(1, bands // wanted), blocks_of_part
 

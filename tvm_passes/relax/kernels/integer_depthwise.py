@@ -1,9 +1,9 @@
 """Depthwise convolutions of bytes by the products of `integer_vectors`.
 
 A step multiplies 4 bytes of each lane's channel: those of 4 rows of the window, in one column. So each column of the
-data is turned once into vectors of such, and used for all columns of the window, and where the 4 rows have space for the
-windows of two rows of the result, for both: their weights are 0 elsewhere. A task computes some rows of all channels,
-from a copy of what it reads, with the zero point around it.
+data is turned once into vectors of such, and used for all columns of the window, and where the 4 rows have space for
+the windows of two rows of the result, for both: their weights are 0 elsewhere. A task computes some rows of all
+channels, from a copy of what it reads, with the zero point around it.
 """
 
 import math
@@ -45,7 +45,7 @@ def _weight_shape(shape: IntegerConvolution) -> tuple[int, ...]:
 
 
 def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: IntegerVectors) -> te.Tensor:
-    """A quantised weight [kH, kW, 1, C] as the kernel reads it: int8 [blocks, rows together, groups of rows, kW, 64]."""
+    """A quantised weight [kH, kW, 1, C] as the kernel reads it: int8 [blocks, rows, groups of rows, kW, 64]."""
 
     def value(block: tirx.Var, row: tirx.Var, group: tirx.Var, x: tirx.Var, place: tirx.Var) -> tirx.Expr:
         lane, byte = vectors.lane_and_byte(place % (vectors.lanes * STEP))
@@ -58,7 +58,7 @@ def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: Integer
 
 
 def integer_depthwise(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> tirx.PrimFunc:
-    """The kernel; its arguments are those of `integer_convolution`, weight, bias and multiplier for 16 channels each."""
+    """The kernel; its arguments are those of `integer_convolution`, weight, bias and multiplier by 16 channels."""
     weight_shape = _weight_shape(shape)
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name("depthwise_conv2d")
@@ -86,7 +86,7 @@ def integer_depthwise(shape: IntegerConvolution, vectors: IntegerVectors, cores:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """What the kernel reads and writes, all as one row of values, and the parts of its body, which the methods write."""
+    """What the kernel reads and writes, all as one row of values; its methods write the parts of the body."""
 
     shape: IntegerConvolution
     vectors: IntegerVectors
