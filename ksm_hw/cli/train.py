@@ -11,7 +11,7 @@ import typer
 from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json, printable, stopped_by_ctrl_c
 from ksm_hw.cli.image_files import MaxPixels, limit_pixels
 from ksm_hw.errors import UserError
-from ksm_hw.learning.methods import PACK_METHODS
+from ksm_hw.learning.methods.names import TITLES
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
 
 # typer takes the choices of an option from a Literal; a type checker wants one that is written out.
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     MethodName = str
     BitsOfSoftValue = str
 else:
-    MethodName = Literal[tuple(PACK_METHODS)]
+    MethodName = Literal[tuple(TITLES)]
     BitsOfSoftValue = Literal[tuple(str(bits) for bits in get_args(ScaleBits) if bits > 1)]
 
 
-_MASKS = "Masks"  # A part of the help of its own: in one table the names of options would be cut.
+# Parts of the help of their own: in one table the names of options would be cut.
+_MASKS = "Masks"
+_WEIGHTS = "Weights that tasks change: PackNet and CPG"
 
 
 @app.command(
@@ -43,17 +45,21 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(help=r"State dict of the backbone. \[default: ImageNet weights]")
     ] = None,
-    method: Annotated[
-        MethodName, typer.Option(help=", ".join(method.title for method in PACK_METHODS.values()) + ".")
-    ] = "ksm",
+    method: Annotated[MethodName, typer.Option(help="How: " + ", ".join(TITLES.values()) + ".")] = "ksm",
     epochs: Annotated[int, typer.Option(min=1, max=100_000, help="Passes over the training images.")] = 30,
     batch_size: Annotated[int, typer.Option(min=2, max=4096, help="Images a step.")] = 32,
     image_size: Annotated[int, typer.Option(min=32, max=2048, help="Height and width of the input, in pixels.")] = 224,
-    mask_rate: Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for masks and BatchNorms.")] = 2e-4,
+    mask_rate: Annotated[
+        float, typer.Option(min=1e-9, max=1, help="Adam's rate for masks, BatchNorms and weights.")
+    ] = 2e-4,
     head_rate: Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for the head.")] = 2e-4,
     granularity: Annotated[
-        Granularity, typer.Option(help="What shares a mask value.", rich_help_panel=_MASKS)
-    ] = "kernel",
+        Granularity | None,
+        typer.Option(
+            help=r"What shares a mask value. \[default: kernel; element for Piggyback, PackNet and CPG]",
+            rich_help_panel=_MASKS,
+        ),
+    ] = None,
     mask_initial: Annotated[
         float, typer.Option(min=-10, max=10, help="First value of every real-valued mask.", rich_help_panel=_MASKS)
     ] = 1e-2,
@@ -72,6 +78,28 @@ def train(
     scale_bits: Annotated[
         BitsOfSoftValue, typer.Option(help="Bits of a stored soft value; 8 and 4 round.", rich_help_panel=_MASKS)
     ] = "32",
+    prune: Annotated[
+        float,
+        typer.Option(min=0, max=0.999, help="Share of its weights that a task frees again.", rich_help_panel=_WEIGHTS),
+    ] = 0.75,
+    accuracy_goal: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help=r"Of CPG, on the validation part. \[default: a point below that before pruning]",
+            rich_help_panel=_WEIGHTS,
+        ),
+    ] = None,
+    validation: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.9,
+            help=r"Share of the training images that are looked at, not learned. \[default: 0; 0.1 for CPG]",
+            rich_help_panel=_WEIGHTS,
+        ),
+    ] = None,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help=r"Mirror training images. \[default: as the data says]")
     ] = None,
@@ -85,8 +113,8 @@ def train(
     from dataclasses import replace
 
     from ksm_hw.learning.datasets import load_task_data
-    from ksm_hw.learning.learn import LearningOptions
     from ksm_hw.learning.mask_equations import MaskConstants
+    from ksm_hw.learning.options import LearningOptions
     from ksm_hw.learning.train import checked_backbone, checkpoint_of, train_task
 
     limit_pixels(max_pixels)
@@ -99,6 +127,9 @@ def train(
         head_rate=head_rate,
         seed=seed,
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),
+        prune=prune,
+        accuracy_goal=accuracy_goal,
+        validation=validation,
     )
     with messages.status("load the backbone"):
         network = checked_backbone(task, bundle, backbone, weights, image_size, options)
@@ -132,10 +163,11 @@ def train(
                 "scale_error": trained.scale_error,
                 "pack_bytes": trained.pack.nbytes,
                 "replaced_accuracy": trained.replaced_accuracy,
+                "carried_over": trained.carried_over,
             }
         )
     else:
-        _print_trained(trained, bundle, scale_bits)
+        _print_trained(trained, bundle)
 
 
 def _readable(images: "TaskData", skip_bad: bool) -> "TaskData":
@@ -162,7 +194,7 @@ def _readable(images: "TaskData", skip_bad: bool) -> "TaskData":
     return without_images(images, unreadable)
 
 
-def _print_trained(trained: "Trained", bundle: Path, scale_bits: str) -> None:
+def _print_trained(trained: "Trained", bundle: Path) -> None:
     """What became of the task, for a person."""
     pack = trained.pack
     console.print(
@@ -170,9 +202,14 @@ def _print_trained(trained: "Trained", bundle: Path, scale_bits: str) -> None:
     )
     if trained.replaced_accuracy is not None:
         console.print(f"It replaces one of accuracy {trained.replaced_accuracy:.1%}.")
-    if scale_bits != "32" and PACK_METHODS[pack.method].soft:
+    if trained.carried_over:
         console.print(
-            f"Soft values in {scale_bits} bits are off by at most {trained.scale_error:.2g}; accuracy as learned "
+            f"The bundle's backbone was replaced; proven to compute what they did: {', '.join(trained.carried_over)}.",
+            soft_wrap=True,
+        )
+    if coded := {mask.scale_bits for mask in pack.masks.values() if mask.coded}:
+        console.print(
+            f"Soft values in {max(coded)} bits are off by at most {trained.scale_error:.2g}; accuracy as learned "
             f"was {pack.facts['learned_accuracy']:.1%}."
         )
     compile_it = command("compile", "--target", "host", "--task", pack.task, "--bundle", bundle)

@@ -4,6 +4,7 @@ A registered set is never downloaded here: pip, Debian or npm installs it, and t
 command. docs/datasets.md says for each set how its test images are kept apart from its training images.
 """
 
+import dataclasses
 import difflib
 import os
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from PIL import Image
 
 from ksm_hw.errors import UserError
@@ -55,6 +57,38 @@ class TaskData:
     flip: bool
     source: str
     licence: str
+
+
+@dataclass(frozen=True)
+class PartOfSplit:
+    """Some of the images of a split: `split`'s at the places `indices`."""
+
+    split: ImageSplit
+    indices: Sequence[int]
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Class of each image, in order."""
+        return [self.split.labels[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.split[self.indices[index]]
+
+
+def held_out(data: TaskData, share: float) -> tuple[TaskData, ImageSplit | None]:
+    """The task with a share in 0…1 of its training images, at least one, taken out, and these; None where it is 0.
+
+    They are chosen at random, and are the same each time.
+    """
+    if share == 0:
+        return data, None
+    order = np.random.default_rng(0).permutation(len(data.train)).tolist()
+    count = max(round(share * len(order)), 1)
+    train, validation = (PartOfSplit(data.train, sorted(part)) for part in (order[count:], order[:count]))
+    return dataclasses.replace(data, train=train), validation
 
 
 @dataclass(frozen=True)

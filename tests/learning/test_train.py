@@ -14,7 +14,7 @@ from random_tasks import SMALL_NETWORK
 from ksm_hw import cli
 from ksm_hw.learning.dataset_sources import ImagesInMemory
 from ksm_hw.learning.datasets import TaskData, load_task_data
-from ksm_hw.learning.learn import LearningOptions
+from ksm_hw.learning.options import LearningOptions
 from ksm_hw.learning.train import checkpoint_of, train_task, write_samples
 from ksm_hw.masks.bundle import Bundle
 
