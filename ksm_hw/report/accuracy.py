@@ -34,7 +34,7 @@ class Accuracy:
 
 @torch.inference_mode()
 def accuracy_on(
-    session: AnySession, bundle: Bundle, data: str, on_images: Callable[[int, int], None] = lambda done, of: None
+    session: AnySession, bundle: Bundle, data: str, on_step: Callable[[str], None] = lambda step: None
 ) -> Accuracy:
     """The accuracy of the session's current task.
 
@@ -42,7 +42,7 @@ def accuracy_on(
         session: the compiled task.
         bundle: has the task and its backbone.
         data: a registered set's name, or a folder with `train/` and `test/`; its test images count.
-        on_images: called after each batch with how many images are done, of how many.
+        on_step: called after each batch with what is done.
 
     Raises:
         UserError: there is no such set or folder, its classes are not the task's, or the device fails.
@@ -59,6 +59,6 @@ def accuracy_on(
         for place, logits in enumerate((session.run_all(images.numpy()), reference(images).numpy())):
             right[place] += int(np.sum(logits.argmax(1) == labels.numpy()))
         done += len(labels)
-        on_images(done, len(found.test))
+        on_step(f"test {pack.task}: {done} of {len(found.test)} images")
     compiled, pytorch = (float(one) / done for one in right)
     return Accuracy(done, compiled, pytorch, 100 * float(right[1] - right[0]) / done)

@@ -122,9 +122,7 @@ def verify(
             else:
                 result = _verify_task(session, bundle, paths, tolerance, on_failure)
             if data is not None:
-                found = accuracy_on(
-                    session, bundle, data, lambda done, of, task=task: on_step(f"test {task}: {done} of {of} images")
-                )
+                found = accuracy_on(session, bundle, data, on_step)
                 result = dataclasses.replace(result, accuracy=found)
             results.append(result)
             on_task(results[-1])
