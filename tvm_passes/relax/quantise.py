@@ -94,6 +94,7 @@ class _Quantiser:
         self.builder = relax.BlockBuilder(module)
         self.kernels = known
         self.vectors = vectors
+        self.data_type = "uint8" if vectors is None else vectors.data_type
         self.cores = cores
         self.present: set[Hashable] = set()
         self.tensors: dict[relax.Var, _Tensor] = {}
@@ -132,7 +133,7 @@ class _Quantiser:
     def _input(self, image: relax.Var) -> None:
         quantisation = self._quantisation(INPUT)
         parameters = self._kernel("input_parameters", kernels.input_parameters, [quantisation])
-        value = self._kernel("quantise_input", kernels.quantised_input, [image, parameters])
+        value = self._kernel("quantise_input", kernels.quantised_input, [image, parameters], self.data_type)
         self.tensors[image] = _Tensor(value, INPUT, 0, quantisation)
 
     def _quantisation(self, name: str) -> relax.Var:
@@ -270,7 +271,7 @@ class _Quantiser:
         quantised = self._kernel("quantise_weight", kernels.quantised_weight, [weight, scales])
         sums = self._kernel("weight_sums", kernels.weight_sums, [quantised])
         of_sums = self._kernel("sum_scales", kernels.sum_scales, [scales, data])
-        integers = self._kernel("quantise_bias", kernels.quantised_bias, [bias, of_sums, sums, data])
+        integers = self._kernel("quantise_bias", kernels.quantised_bias, [bias, of_sums, sums, data], self.data_type)
         return quantised, integers, of_sums
 
     def _addition(self, variable: relax.Var, call: relax.Call) -> None:
