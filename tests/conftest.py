@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import board_processes
+import numpy as np
 import pytest
 import tvm  # noqa: F401  # With its compiler: `ksm-hw run` in a test's own process would import it without.
 from PIL import Image
@@ -57,6 +58,29 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
     from ksm_hw.toolchains.targets import load_target
 
     return compile_bundle(bundle, load_target("host"), tmp_path_factory.mktemp("compiled") / "artifact")[0]
+
+
+@pytest.fixture(scope="session")
+def calibrated_bundle(bundle: Bundle) -> Bundle:
+    """The bundle with ranges of its tasks' tensors, as int8 needs them."""
+    from ksm_hw.quantising.calibrate import calibrate
+
+    images = np.random.default_rng(0).standard_normal((4, 3, 32, 32), np.float32)
+    packs = {
+        task: dataclasses.replace(pack, calibration=calibrate(bundle, pack, [images], "minmax"))
+        for task, pack in bundle.packs.items()
+    }
+    return dataclasses.replace(bundle, packs=packs)
+
+
+@pytest.fixture(scope="session")
+def int8_artifact(tmp_path_factory: pytest.TempPathFactory, calibrated_bundle: Bundle) -> Path:
+    """That compiled in int8 for this machine; read only."""
+    from ksm_hw.compiler.compile import compile_bundle
+    from ksm_hw.toolchains.targets import load_target
+
+    folder = tmp_path_factory.mktemp("int8") / "artifact"
+    return compile_bundle(calibrated_bundle, load_target("host"), folder, precision="int8")[0]
 
 
 @pytest.fixture(scope="session")
