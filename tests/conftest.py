@@ -1,5 +1,6 @@
 """What tests share: one compiled artifact with random tasks, real photographs, and the option --slow."""
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
