@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 from ksm_hw.learning.datasets import load_task_data
-from ksm_hw.learning.learn import Epoch, LearningOptions, learn
-from ksm_hw.learning.masked_network import pack_masks
-from ksm_hw.learning.methods import METHODS
+from ksm_hw.learning.learn import Epoch, learn
+from ksm_hw.learning.methods.masked_weights import pack_masks
+from ksm_hw.learning.methods.names import TITLES
+from ksm_hw.learning.options import LearningOptions
 from ksm_hw.learning.train import train_task
 from ksm_hw.masks.soft_mask import binary_mask
 from ksm_hw.masks.task_pack import load_task_pack
@@ -48,7 +49,7 @@ def train_command(name: str, bundle: Path) -> str:
 def run(name: str, method: str, bundle: Path) -> dict[str, float]:
     """Learns one data set with one method; accuracy in 0…1, time in seconds, share of zeros in the masks."""
     data = load_task_data(name)
-    rate = FINE_TUNING_RATE if METHODS[method].weights else OPTIONS.mask_rate
+    rate = FINE_TUNING_RATE if method == "fine-tuning" else OPTIONS.mask_rate
     options = dataclasses.replace(OPTIONS, method=method, mask_rate=rate)
 
     def show(epoch: Epoch) -> None:
@@ -84,7 +85,7 @@ def table(results: dict[str, dict[str, dict[str, float]]], bundle: Path) -> str:
         f"--bundle {bundle}` with torch {torch.__version__} on {platform.machine()}, one thread a run, on a machine "
         "that did other work at the time: the times are an upper bound.",
         "",
-        "| task | training / test images | classes | " + " | ".join(METHODS[method].title for method in COMPARED)
+        "| task | training / test images | classes | " + " | ".join(TITLES[method] for method in COMPARED)
         + " | zeros in the masks, soft / binary | training time, soft | pack |",
         "|" + " --- |" * (6 + len(COMPARED)),
     ]  # fmt: skip

@@ -6,4 +6,7 @@ from typing import Literal, get_args
 FoldMode = Literal["switch", "bake", "fused"]
 FOLD_MODES: tuple[FoldMode, ...] = get_args(FoldMode)
 
+# What an inference computes in; images and logits are float32 in both.
+Precision = Literal["float32", "int8"]
+
 IntermediateRepresentation = Literal["relax", "relay"]

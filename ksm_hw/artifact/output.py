@@ -101,7 +101,7 @@ def write_artifact(folder: Path, manifest: Manifest, export: Callable[[Path], No
     """
     folder = Path(os.path.realpath(folder))
     with changed_folder(folder), staged_files(folder, MANIFEST, _replaceable_files(folder)) as staging:
-        save_bundle(_without_ranges(bundle), staging)
+        save_bundle(bundle if manifest.precision == "int8" else _without_ranges(bundle), staging)
         export(staging)
         files = {
             str(path.relative_to(staging)): dataclasses.asdict(FileEntry(path.stat().st_size, sha256_of_file(path)))

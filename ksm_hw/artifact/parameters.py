@@ -11,6 +11,8 @@ A function takes, by these names and in the order of the manifest's entry:
         row_start    int32 [O]                  zeros before each output channel
         scale_range  float32 [2]                (low, step): the soft value is low + q·step
 
+    quantisation/<tensor>                 of int8, float32 [2]: scale and zero point of a tensor of the network
+
 The passes of both IRs make their functions so by themselves; tests hold what they make to what this module gives.
 """
 
@@ -20,12 +22,15 @@ from typing import Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ksm_hw.errors import UserError
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, padded, soft_codes, soft_values
 from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.quantising.scheme import quantisation_of
 
 MaskPart = Literal["bits", "scale", "row_start", "scale_range"]
 
 HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
+_QUANTISATION = "quantisation/"
 
 # What compiled functions may read of `scale` at once; zeros stand behind fewer. `compiler/relax.py` holds them to it.
 FEWEST_SOFT_VALUES = 8
@@ -43,7 +48,10 @@ def task_parameters(
         classes: outputs of the compiled head; a task with fewer gets zeros behind its own.
     """
     tensors = {**backbone, **pack.own_tensors}
-    return [_parameter(name, pack, tensors, classes) for name in names]
+    names = list(names)
+    # Of int8 every bit is stated; so soft values are decoded here, and not by a multiply-add that a CPU may have fused.
+    coded = not any(name.startswith(_QUANTISATION) for name in names)
+    return [_parameter(name, pack, tensors, classes, coded) for name in names]
 
 
 def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
@@ -63,30 +71,41 @@ def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
 def is_shared(name: str, pack: TaskPack) -> bool:
     """Whether a parameter is the backbone's, the same for all tasks."""
     of_task = name in (HEAD_WEIGHT, HEAD_BIAS) or name in pack.batch_norms or name in pack.parameters
-    return mask_part_of(name) is None and not of_task
+    return not of_task and not name.startswith(_QUANTISATION) and mask_part_of(name) is None
 
 
 def _parameter(
-    name: str, pack: TaskPack, tensors: Mapping[str, npt.NDArray[np.float32]], classes: int
+    name: str, pack: TaskPack, tensors: Mapping[str, npt.NDArray[np.float32]], classes: int, coded: bool
 ) -> npt.NDArray[np.generic]:
+    if name.startswith(_QUANTISATION):
+        return _quantisation(name.removeprefix(_QUANTISATION), pack)
     if (masked := mask_part_of(name)) is not None:
         layer, part = masked
-        return _mask_part(pack.masks[layer], part)
+        return _mask_part(pack.masks[layer], part, coded)
     if name in (HEAD_WEIGHT, HEAD_BIAS):
         own = pack.head_weight if name == HEAD_WEIGHT else pack.head_bias
         return padded(own, (classes, *own.shape[1:]))
     return tensors[name]
 
 
-def _mask_part(mask: PackedMask, part: MaskPart) -> npt.NDArray[np.generic]:
+def _quantisation(tensor: str, pack: TaskPack) -> npt.NDArray[np.float32]:
+    if pack.calibration is None or tensor not in pack.calibration.ranges:
+        raise UserError(
+            f"Task '{pack.task}' has no range of the tensor '{tensor}', which the artifact was compiled for."
+        )
+    found = quantisation_of(*pack.calibration.ranges[tensor])
+    return np.array([found.scale, found.zero_point], np.float32)
+
+
+def _mask_part(mask: PackedMask, part: MaskPart, coded: bool) -> npt.NDArray[np.generic]:
     match part:
         case "bits":
             return mask.bits
         case "scale":
-            values = soft_codes(mask) if mask.coded else soft_values(mask)
+            values = soft_codes(mask) if mask.coded and coded else soft_values(mask)
             return np.pad(values, (0, max(0, FEWEST_SOFT_VALUES - len(values))))
         case "row_start":
             zeros = (~binary_mask(mask)).reshape(mask.shape[0], -1).sum(axis=1)
             return (np.cumsum(zeros) - zeros).astype(np.int32)
         case "scale_range":
-            return np.array(mask.scale_range if mask.coded else (0, 1), np.float32)
+            return np.array(mask.scale_range if mask.coded and coded else (0, 1), np.float32)

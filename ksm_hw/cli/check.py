@@ -22,12 +22,14 @@ from ksm_hw.cli.app import (
     print_json,
 )
 from ksm_hw.cli.image_files import Failures, MaxPixels, failures_as_json, limit_pixels, reported_into
+from ksm_hw.errors import UserError
 
 
 @app.command(
     epilog=examples(
         "ksm-hw verify artifact",
         "ksm-hw verify artifact --task cars --images photos",
+        "ksm-hw verify int8-artifact --task glyphs --layers --data glyphs",
         "ksm-hw verify artifact --tracker 127.0.0.1:9190 --key rpi4",
     )
 )
@@ -38,6 +40,13 @@ def verify(
         Path | None, typer.Option(help=r"Image, or folder of images. \[default: the artifact's samples]")
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0, max=1, help="Largest relative error of the logits.")] = 1e-4,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Of int8: each tensor, whether it is equal, and its signal to noise.")
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Set's name, or folder with train/ and test/, whose test images the accuracy is told on."),
+    ] = None,
     max_pixels: MaxPixels = None,
     threads: Threads = None,
     tracker: Tracker = None,
@@ -49,6 +58,9 @@ def verify(
 
     PyTorch computes in float64. An error past the tolerance still passes where it is at most 4 times that of PyTorch's
     own float32, and these 4 times are more than 1e-4: then the network is ill-conditioned, and both errors are printed.
+
+    int8 has no tolerance: every tensor must be that of the integer model (docs/quantisation.md), bit for bit; on boards
+    the logits.
     """
     from ksm_hw.artifact.manifest import read_manifest
     from ksm_hw.boards.address import board_address
@@ -56,15 +68,18 @@ def verify(
 
     board = board_address(tracker, key, host)
     limit_pixels(max_pixels)
-    for artifact in artifacts:
-        read_manifest(artifact)  # That one is damaged shall be told before the others are verified.
+    # That one is damaged shall be told before the others are verified.
+    manifests = {artifact: read_manifest(artifact) for artifact in artifacts}
+    for artifact, manifest in manifests.items():
+        if layers and manifest.precision != "int8":
+            raise UserError(f"--layers is of int8, and {artifact} computes in {manifest.precision}. Leave it out.")
     import_tvm_before_torch()
     from ksm_hw.report.verify import verify as verify_artifact
 
     results = []
     failures: Failures = {}
     for artifact in artifacts:
-        with messages.status(f"verify {artifact!s}"):
+        with messages.status(f"verify {artifact!s}") as status:
             found = verify_artifact(
                 artifact,
                 None if task is None else [task],
@@ -73,6 +88,8 @@ def verify(
                 threads=threads,
                 board=board,
                 on_failure=reported_into(failures),
+                data=data,
+                on_step=status.update,
             )
         results += [(artifact, result) for result in found]
     passed = all(result.passed for _, result in results)
@@ -81,7 +98,9 @@ def verify(
         unread = failures_as_json(failures)
         print_json({"passed": passed, "tolerance": tolerance, "results": rows, "failures": unread})
     else:
-        _print_verification(results, tolerance)
+        _print_verification([one for one in results if not one[1].tensors], tolerance)
+        _print_integers([one for one in results if one[1].tensors], layers)
+        _print_accuracies(results)
     raise typer.Exit(1 if not passed else 2 if failures else 0)
 
 
@@ -105,6 +124,49 @@ def _print_verification(results: list[tuple[Path, Any]], tolerance: float) -> No
     for _, result in results:
         if result.float32_error is not None:
             console.print(_conditioning(result), soft_wrap=True)
+
+
+def _print_integers(results: list[tuple[Path, Any]], layers: bool) -> None:
+    """The verdict of int8 tasks, and with `layers` each tensor of theirs."""
+    for artifact in dict.fromkeys(artifact for artifact, _ in results):
+        table = Table(title=f"{artifact} against the integer model, bit for bit", title_justify="left")
+        table.add_column("task")
+        for column in ("images", "equal tensors", "first that differs", "class of float32", ""):
+            table.add_column(column, justify="right")
+        for result in (result for other, result in results if other == artifact):
+            seen = [one for one in result.tensors if one.equal is not None]
+            table.add_row(
+                result.task,
+                str(result.images),
+                f"{sum(one.equal for one in seen)} of {len(seen)}",
+                result.first_difference or "",
+                f"{result.agreement:.0%}",
+                Text("passed", "green") if result.passed else Text("FAILED", "bold red"),
+            )
+        console.print(table)
+    for _, result in results if layers else []:
+        _print_tensors(result)
+
+
+def _print_tensors(result: Any) -> None:
+    table = Table(title=f"tensors of {result.task}", title_justify="left")
+    table.add_column("tensor")
+    table.add_column("integer model")
+    table.add_column("signal to noise, dB", justify="right")
+    for one in result.tensors:
+        equal = {True: Text("equal", "green"), False: Text("DIFFERS", "bold red"), None: Text("not seen")}[one.equal]
+        table.add_row(one.tensor, equal, "" if one.signal_to_noise is None else f"{one.signal_to_noise:.1f}")
+    console.print(table)
+
+
+def _print_accuracies(results: list[tuple[Path, Any]]) -> None:
+    for artifact, result in results:
+        if (found := result.accuracy) is not None:
+            console.print(
+                f"{artifact}, {result.task}: {found.compiled:.2%} of {found.images} test images right, PyTorch in "
+                f"float32 {found.pytorch:.2%}: a drop of {found.drop:.2f} points.",
+                soft_wrap=True,
+            )
 
 
 def _conditioning(result: Any) -> str:

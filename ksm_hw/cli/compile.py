@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
+from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation, Precision
 from ksm_hw.cli.app import (
     Batch,
     BundlePath,
@@ -56,6 +56,9 @@ def compile_command(
         FoldMode,
         typer.Option(help="switch: rewrite weights; bake: constants, one artifact a task; fused: mask at run."),
     ] = "switch",
+    precision: Annotated[
+        Precision, typer.Option(help="What inferences compute in. int8 takes scales from a task's ranges: calibrate.")
+    ] = "float32",
     batch: Batch = 1,
     tuned: Annotated[Path | None, typer.Option(help="Folder of `ksm-hw tune`, whose schedules are taken.")] = None,
     runner: Annotated[
@@ -101,6 +104,7 @@ def compile_command(
             compile_target,
             folder,
             fold=fold,
+            precision=precision,
             batch=batch,
             runner=runner,
             tuned=tuned,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ksm_hw.artifact.manifest import Manifest
-from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
+from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation, Precision
 from ksm_hw.artifact.output import check_apart, check_output, write_artifact
 from ksm_hw.compiler.compiled import Compiled
 from ksm_hw.compiler.dump_folder import check_dump_folder
@@ -23,6 +23,7 @@ def compile_bundle(
     output: Path,
     *,
     fold: FoldMode = "switch",
+    precision: Precision = "float32",
     batch: int = 1,
     runner: bool = False,
     tuned: Path | None = None,
@@ -38,6 +39,7 @@ def compile_bundle(
         target: what to compile for.
         output: folder to write.
         fold: where the masks go (DESIGN: `switch`, `bake`, `fused`).
+        precision: what an inference computes in.
         batch: images an inference.
         runner: whether the program that runs the artifact without Python is put into it.
         tuned: folder of `ksm-hw tune`, whose schedules are taken for the operators that it has.
@@ -64,7 +66,7 @@ def compile_bundle(
             stack.enter_context(locked_folder(dump))
         if tuned is not None:
             tuned = stack.enter_context(whole_records(tuned))
-        return _compile(bundle, target, folders, fold, batch, runner, tuned, ir, dump, assembly, on_step)
+        return _compile(bundle, target, folders, fold, precision, batch, runner, tuned, ir, dump, assembly, on_step)
 
 
 def check_places(
@@ -104,6 +106,7 @@ def _compile(
     target: CompileTarget,
     folders: list[Path],
     fold: FoldMode,
+    precision: Precision,
     batch: int,
     runner: bool,
     tuned: Path | None,
@@ -118,6 +121,8 @@ def _compile(
         check_runner(target.device, architecture_of(target.cpu))
     tuning_sha256 = None if tuned is None else records_sha256(tuned)
     if ir == "relay":
+        if precision != "float32":
+            raise UserError(f"Relay compiles in float32, and {precision} was asked for. Use --ir relax.")
         from ksm_hw.compiler.relay.compile import compile_through_relay
 
         target = on_fast_cores(target)
@@ -125,7 +130,7 @@ def _compile(
     else:
         from ksm_hw.compiler.relax import compile_through_relax
 
-        parts = compile_through_relax(bundle, target, fold, batch, tuned, dump, assembly, on_step)
+        parts = compile_through_relax(bundle, target, fold, precision, batch, tuned, dump, assembly, on_step)
     for folder, compiled in zip(folders, parts, strict=True):
         manifest = _manifest(compiled, bundle, target, fold, ir, tuning_sha256)
         on_step("write")

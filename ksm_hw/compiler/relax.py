@@ -10,7 +10,7 @@ import tvm
 from tvm.s_tir.meta_schedule.database import Database
 
 from ksm_hw.artifact.manifest import LIBRARY, OperatorEntry, TaskEntry
-from ksm_hw.artifact.modes import FoldMode
+from ksm_hw.artifact.modes import FoldMode, Precision
 from ksm_hw.artifact.parameters import FEWEST_SOFT_VALUES, HEAD_WEIGHT, task_parameters
 from ksm_hw.compiler.build import Builder, Built, build_executable, export_library
 from ksm_hw.compiler.compiled import (
@@ -29,6 +29,8 @@ from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.growth import shapes_of
 from ksm_hw.masks.mask_format import group_size
 from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.quantising.network import network_of
+from ksm_hw.quantising.ranges import task_ranges
 from ksm_hw.runtime.tvm_import import carry_errors
 from ksm_hw.toolchains.cuda import find_cuda_compiler
 from ksm_hw.toolchains.linker import architecture_of
@@ -60,6 +62,7 @@ def compile_through_relax(
     bundle: Bundle,
     target: CompileTarget,
     fold: FoldMode,
+    precision: Precision,
     batch: int,
     tuned: Path | None,
     dump: Path | None,
@@ -69,11 +72,13 @@ def compile_through_relax(
     """Compiles the tasks of a bundle: all in one, with `bake` each for itself.
 
     Args:
-        bundle, target, fold, batch, tuned, dump, assembly, on_step: as `compile_bundle`.
+        bundle, target, fold, precision, batch, tuned, dump, assembly, on_step: as `compile_bundle`.
 
     Raises:
         UserError: as `compile_bundle`.
     """
+    if precision == "int8":
+        _check_integers(bundle, target, fold)
     carry_errors()
     if target.device == "cuda":
         # What is missing is found now, not after minutes.
@@ -83,7 +88,7 @@ def compile_through_relax(
     on_step("lower")
     builder = Builder(tvm.target.Target(dict(target.tvm)), target.architectures)
     with _phases(written), _known_dtypes(bundle.backbone):
-        folded = _fold(bundle, batch, builder.target, fused=fold == "fused")
+        folded = _fold(bundle, batch, builder.target, fused=fold == "fused", precision=precision)
     for part in _baked(folded, written, on_step) if fold == "bake" else [folded]:
         task = next(iter(part.functions)) if fold == "bake" else ""
         with _phases(written, task), _known_dtypes(bundle.backbone):
@@ -92,7 +97,20 @@ def compile_through_relax(
             built = builder.build(planned)
         if written is not None:
             written.write_assembly(built.executable, task)
-        yield _compiled(part, planned, built, architecture_of(target.cpu))
+        yield _compiled(part, planned, built, architecture_of(target.cpu), precision)
+
+
+def _check_integers(bundle: Bundle, target: CompileTarget, fold: FoldMode) -> None:
+    """Checks before the work that tasks can be compiled in int8."""
+    if target.device != "cpu":
+        raise UserError(f"int8 is for CPUs, and {target.name} computes on a GPU. Use --precision float32.")
+    if fold == "fused":
+        raise UserError(
+            "With --fold fused weights are masked in every inference, where they would be quantised each time too. Use "
+            "--fold switch or bake with int8."
+        )
+    for pack in bundle.packs.values():
+        task_ranges(network_of(bundle, pack), pack)
 
 
 @contextlib.contextmanager
@@ -123,7 +141,7 @@ def _plan(module: tvm.IRModule, target: tvm.target.Target, records: Database | N
     return plan_memory(module, target)
 
 
-def _compiled(part: _Folded, planned: tvm.IRModule, built: Built, architecture: str) -> Compiled:
+def _compiled(part: _Folded, planned: tvm.IRModule, built: Built, architecture: str, precision: Precision) -> Compiled:
     """What the passes found out about a module, beside its machine code."""
     mains = [functions.main for functions in part.functions.values()]
     main = part.module[mains[0]]
@@ -136,7 +154,7 @@ def _compiled(part: _Folded, planned: tvm.IRModule, built: Built, architecture: 
             for task, functions in part.functions.items()
         },
         tvm_version=tvm.__version__,
-        precision=str(main.params[0].ty.dtype),
+        precision=precision,
         input_shape=(batch, channels, height, width),
         output_shape=(batch, classes),
         workspace_bytes=max(workspace_bytes(planned[name]) for name in mains),
@@ -172,19 +190,24 @@ def main_functions(bundle: Bundle, target: tvm.target.Target, batch: int = 1) ->
     )
 
 
-def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
-    size = group_size(pack.granularity)
-    return {layer: MaskLayout(tuple(mask.shape), size, mask.coded) for layer, mask in pack.masks.items()}
+def _mask_layouts(pack: TaskPack, precision: Precision) -> dict[str, MaskLayout]:
+    """The masks' layouts; in int8 soft values are decoded by `task_parameters`."""
+    size, integers = group_size(pack.granularity), precision == "int8"
+    return {
+        layer: MaskLayout(tuple(mask.shape), size, mask.coded and not integers) for layer, mask in pack.masks.items()
+    }
 
 
-def _fold(bundle: Bundle, batch: int, target: tvm.target.Target, fused: bool = False) -> _Folded:
+def _fold(
+    bundle: Bundle, batch: int, target: tvm.target.Target, fused: bool = False, precision: Precision = "float32"
+) -> _Folded:
     size, shapes = common_image_size(bundle), shapes_of(bundle.tensors)
     network = lower_backbone(bundle.backbone, most_classes(bundle), batch, size, shapes)
     (head,) = (weight.ty.shape for weight in network["main"].params if weight.name == HEAD_WEIGHT)
     check_heads(bundle, tuple(map(int, head))[1:])
-    groups = group_tasks(bundle, _mask_layouts)
-    layouts = {name: _mask_layouts(bundle.packs[tasks[0]]) for name, tasks in groups.items()}
-    module, functions = fold_tasks(network, layouts, target, fused)
+    groups = group_tasks(bundle, lambda pack: _mask_layouts(pack, precision))
+    layouts = {name: _mask_layouts(bundle.packs[tasks[0]], precision) for name, tasks in groups.items()}
+    module, functions = fold_tasks(network, layouts, target, fused, precision == "int8")
     of_task = {task: name for name, tasks in groups.items() for task in tasks}
     return _Folded(bundle, module, {task: functions[of_task[task]] for task in bundle.packs})
 

@@ -1,10 +1,10 @@
-"""Learning one task: the loop, its checkpoints, and the task pack that comes out of it."""
+"""Learning one task: the one loop of all methods."""
 
 import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,55 +13,42 @@ from torch import nn
 
 from ksm_hw.errors import UserError
 from ksm_hw.learning.checkpoint import Checkpoint, mark_diverged, resume, save_checkpoint
-from ksm_hw.learning.datasets import ImageSplit, TaskData
+from ksm_hw.learning.datasets import ImageSplit, TaskData, held_out
 from ksm_hw.learning.images import test_batches, training_batches
-from ksm_hw.learning.mask_equations import PAPER, MaskConstants
-from ksm_hw.learning.masked_network import body_parameters, head_parameters, mask_network, pack_masks
-from ksm_hw.learning.methods import method_named
+from ksm_hw.learning.methods.masked_weights import body_parameters, head_parameters
+from ksm_hw.learning.methods.method import Verdict
+from ksm_hw.learning.methods.names import TITLES
+from ksm_hw.learning.methods.table import method_named, prepared_network
+from ksm_hw.learning.options import LearningOptions
 from ksm_hw.masks.bundle import sha256_of_tensors
-from ksm_hw.masks.mask_format import Granularity, ScaleBits
 from ksm_hw.masks.preprocessing import Preprocessing
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.backbones import backbone_tensors, batch_norm_names, head_path
-
-
-@dataclass(frozen=True)
-class LearningOptions:
-    """How a task is learned; the rates are the paper's.
-
-    Attributes:
-        method: its name in the table of `METHODS`.
-        granularity: what shares a mask value.
-        epochs: passes over the training images.
-        batch_size: images a step.
-        mask_rate: Adam's rate for masks and BatchNorms at the start of the cosine schedule.
-        head_rate: Adam's rate for the head, likewise.
-        seed: of the head's first values, the order of the images, augmentation and dropout.
-        constants: of the mask equations.
-    """
-
-    method: str = "ksm"
-    granularity: Granularity = "kernel"
-    epochs: int = 30
-    batch_size: int = 32
-    mask_rate: float = 2e-4
-    head_rate: float = 2e-4
-    seed: int = 0
-    constants: MaskConstants = PAPER
+from ksm_hw.models.backbones import backbone_tensors
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave: its number from 1, mean training loss, test accuracy in 0…1, seconds since the start."""
+    """What one epoch gave.
+
+    Attributes:
+        number: from 1.
+        loss: the mean of training.
+        accuracy: on the test images, in 0…1.
+        seconds: since the start.
+        validation: accuracy on the validation part in 0…1; None where there is none.
+        verdict: of the method; learning ends where there is one.
+    """
 
     number: int
     loss: float
     accuracy: float
     seconds: float
+    validation: float | None = None
+    verdict: Verdict = ""
 
 
-class LogitsNotFinite(UserError):
-    """A network whose logits are infinite or no numbers."""
+class NotFinite(UserError):
+    """A network whose weights or logits are infinite or no numbers."""
 
 
 def learn(
@@ -72,6 +59,7 @@ def learn(
     checkpoint: Path | None = None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    older: Sequence[TaskPack] = (),
 ) -> tuple[nn.Module, list[Epoch]]:
     """Learns a task over a pretrained backbone and returns the network and the history of its epochs.
 
@@ -85,16 +73,20 @@ def learn(
         checkpoint: file that holds the state after the last whole epoch; when it is there, learning goes on from it.
         on_batch: called after each step with (steps done, steps of the epoch).
         on_epoch: called after each epoch.
+        older: the other tasks over the backbone.
 
     Raises:
-        UserError: there is no such method; there are too few classes or images; the checkpoint belongs to other options
-            or cannot be read or written; the loss or what is learned is not finite (the checkpoint of the last epoch
-            in which they were is kept).
+        UserError: there is no such method, or it cannot learn over the older tasks; there are too few classes or
+            images, or epochs for the method; the checkpoint belongs to other options or cannot be read or written; the
+            loss or what is learned is not finite (the checkpoint of the last epoch in which they were is kept).
     """
+    method = method_named(options.method)
+    check_epochs(options)
+    data, validation = held_out(data, method.validation if options.validation is None else options.validation)
     _check_data(data)
-    fingerprint = _fingerprint(backbone, data, preprocessing, options)
+    fingerprint = _fingerprint(backbone, data, preprocessing, options, older)
     torch.manual_seed(options.seed)
-    network = mask_network(backbone, len(data.classes), options.method, options.granularity, options.constants)
+    network = prepared_network(backbone, len(data.classes), options, older)
     network = network.to(_device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = -(-len(data.train) // options.batch_size)
     optimizer = torch.optim.Adam(
@@ -110,20 +102,55 @@ def learn(
     )
     history = [Epoch(**epoch) for epoch in resume(kept)]
     _set_rates(optimizer, schedule, rates)
-    for number in range(len(history) + 1, options.epochs + 1):
-        start = time.perf_counter()
-        loss = _learn_epoch(network, data, preprocessing, options, number, optimizer, schedule, on_batch)
-        if not (math.isfinite(loss) and _is_finite(network)):
-            raise _diverged(number, mark_diverged(kept))
+    while len(history) < options.epochs and not (history and history[-1].verdict):
+        number, start = len(history) + 1, time.perf_counter()
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        method.start_epoch(network, options, number)
         try:
-            accuracy = measure_accuracy(network, data.test, preprocessing)
-        except LogitsNotFinite as error:
+            loss = _learn_epoch(network, data, preprocessing, options, number, optimizer, schedule, on_batch)
+            epoch = _measured(network, data, validation, preprocessing, Epoch(number, loss, 0.0, 0.0))
+        except NotFinite as error:
             raise _diverged(number, mark_diverged(kept)) from error
-        earlier = history[-1].seconds if history else 0.0
-        history.append(Epoch(number, loss, accuracy, earlier + time.perf_counter() - start))
-        save_checkpoint(kept, [vars(epoch) for epoch in history])
+        verdict = method.end_epoch(options, [*(each.validation for each in history), epoch.validation])
+        if verdict == "undo":
+            network.load_state_dict(before)
+            epoch = dataclasses.replace(history[-1], number=number, loss=loss)
+        seconds = (history[-1].seconds if history else 0.0) + time.perf_counter() - start
+        history.append(dataclasses.replace(epoch, seconds=seconds, verdict=verdict))
+        save_checkpoint(kept, [vars(each) for each in history])
         on_epoch(history[-1])
     return network.cpu().eval(), history
+
+
+def check_epochs(options: LearningOptions) -> None:
+    """Checks that the method has something to do in every part of learning.
+
+    Raises:
+        UserError: there is no such method, or there are too few epochs.
+    """
+    fewest = method_named(options.method).fewest_epochs
+    if options.epochs < fewest:
+        raise UserError(
+            f"{TITLES[options.method]} learns, prunes and learns again: it takes at least {fewest} epochs. Give "
+            f"--epochs {fewest} or more."
+        )
+
+
+def _measured(
+    network: nn.Module, data: TaskData, validation: ImageSplit | None, preprocessing: Preprocessing, epoch: Epoch
+) -> Epoch:
+    """The epoch with its accuracies.
+
+    Raises:
+        NotFinite: what is learned is not finite, or gives logits that are not.
+    """
+    if not (math.isfinite(epoch.loss) and _is_finite(network)):
+        raise NotFinite("The loss or what is learned is not finite.")
+    return dataclasses.replace(
+        epoch,
+        accuracy=measure_accuracy(network, data.test, preprocessing),
+        validation=None if validation is None else measure_accuracy(network, validation, preprocessing),
+    )
 
 
 def _check_data(data: TaskData) -> None:
@@ -135,13 +162,19 @@ def _check_data(data: TaskData) -> None:
             raise UserError(f"{data.name} has {len(split)} {name} images; a task needs at least {fewest}.")
 
 
-def _fingerprint(backbone: nn.Module, data: TaskData, preprocessing: Preprocessing, options: LearningOptions) -> str:
+def _fingerprint(
+    backbone: nn.Module,
+    data: TaskData,
+    preprocessing: Preprocessing,
+    options: LearningOptions,
+    older: Sequence[TaskPack],
+) -> str:
     """What must be the same where a run goes on: all but the rates, which are lowered where one diverged."""
     same = {name: value for name, value in vars(options).items() if name not in ("mask_rate", "head_rate")}
     weights = sha256_of_tensors(backbone_tensors(backbone))
-    return json.dumps(
-        [weights, data.name, data.classes, len(data.train), dataclasses.asdict(preprocessing), same], default=vars
-    )
+    tasks = sorted(pack.task for pack in older) if method_named(options.method).changes_weights else []
+    images = [data.name, data.classes, len(data.train)]
+    return json.dumps([weights, *images, dataclasses.asdict(preprocessing), same, tasks], default=vars)
 
 
 def _set_rates(
@@ -189,8 +222,6 @@ def _learn_epoch(
     """One pass over the training images. The mean loss, or the first that is not finite, before it changes anything."""
     seed = (options.seed, number)
     torch.manual_seed(hash(seed))
-    # Over frozen features the BatchNorms' statistics are the backbone's.
-    network.train(method_named(options.method).batch_norms)
     total, count = 0.0, 0
     steps = -(-len(data.train) // options.batch_size)
     batches = training_batches(data.train, preprocessing, options.batch_size, seed, data.flip)
@@ -214,7 +245,7 @@ def measure_accuracy(network: nn.Module, split: ImageSplit, preprocessing: Prepr
     """Share in 0…1 of the images whose highest logit is their class, in evaluation mode.
 
     Raises:
-        LogitsNotFinite: some of an image are not.
+        NotFinite: some of an image are not.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -222,47 +253,9 @@ def measure_accuracy(network: nn.Module, split: ImageSplit, preprocessing: Prepr
     for images, labels in test_batches(split, preprocessing, batch_size=100):
         logits = network(images.to(device, memory_format=torch.channels_last))
         if not torch.isfinite(logits).all():
-            raise LogitsNotFinite(
+            raise NotFinite(
                 "The network gives logits that are not finite for test images: its finite weights overflow. Lower "
                 "--mask-rate or --head-rate, or give other weights."
             )
         right += int((logits.argmax(1).cpu() == labels).sum())
     return right / len(split)
-
-
-def task_pack_of(
-    network: nn.Module,
-    data: TaskData,
-    task: str,
-    options: LearningOptions,
-    backbone: tuple[str, str],
-    preprocessing: Preprocessing,
-    scale_bits: ScaleBits = 32,
-) -> TaskPack:
-    """What the network learned, as a task pack.
-
-    Args:
-        network: result of `learn`.
-        data: the task's images.
-        task: name of the task.
-        options: how it was learned; by a method that leaves the weights as they are.
-        backbone: (name, SHA-256 of its weights).
-        preprocessing: of the task.
-        scale_bits: bits of a stored soft value.
-    """
-    state = {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
-    head = head_path(network)
-    norms = batch_norm_names(network) if method_named(options.method).batch_norms else []
-    return TaskPack(
-        task=task,
-        classes=data.classes,
-        method=options.method,
-        granularity=options.granularity,
-        backbone=backbone[0],
-        backbone_sha256=backbone[1],
-        preprocessing=preprocessing,
-        masks=pack_masks(network, scale_bits),
-        batch_norms={name: state[name] for name in norms},
-        head_weight=state[f"{head}.weight"],
-        head_bias=state[f"{head}.bias"],
-    )

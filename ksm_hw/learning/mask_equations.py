@@ -1,9 +1,11 @@
-"""The equations of KSM: from the learned real-valued mask to the soft mask.
+"""The equations of masks: from learned real values to the soft mask of KSM, and to the binary one of Piggyback.
 
-Source: Yang, He, Zhang, Fan, "KSM: Fast Multiple Task Adaption via Kernel-wise Soft Mask Learning", CVPR 2021,
-arXiv 2009.05668, and the parameter values of its published code.
+Sources: Yang, He, Zhang, Fan, "KSM: Fast Multiple Task Adaption via Kernel-wise Soft Mask Learning", CVPR 2021, arXiv
+2009.05668, and the parameter values of its published code. Mallya, Davis, Lazebnik, "Piggyback: Adapting a Single
+Network to Multiple Tasks by Learning to Mask Weights", ECCV 2018, arXiv 1801.06519; CPG picks weights in the same way.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +30,9 @@ class MaskConstants:
 
 
 PAPER = MaskConstants()
+
+MaskOf = Callable[[torch.Tensor], torch.Tensor]  # From real values to the mask.
+Binarise = Callable[[torch.Tensor, MaskConstants], torch.Tensor]
 
 
 def binary_mask(mask_real: torch.Tensor, constants: MaskConstants = PAPER) -> torch.Tensor:
@@ -60,3 +65,9 @@ def soft_mask(mask_real: torch.Tensor, constants: MaskConstants = PAPER) -> torc
     if constants.scale_weight == 0:
         return binary
     return binary + constants.scale_weight * scale(mask_real, binary)
+
+
+def threshold_mask(mask_real: torch.Tensor, constants: MaskConstants = PAPER) -> torch.Tensor:
+    """Piggyback's binary mask: 1 where mask_real > threshold, else 0; the gradient is that of the identity."""
+    hard = (mask_real > constants.threshold).to(mask_real.dtype)
+    return hard + (mask_real - mask_real.detach())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import nn
 
@@ -19,24 +20,35 @@ from ksm_hw.files.locks import locked_folder
 from ksm_hw.files.written import explained
 from ksm_hw.learning.calibration_images import split_batches
 from ksm_hw.learning.datasets import ImageSplit, TaskData
-from ksm_hw.learning.learn import Epoch, LearningOptions, learn, measure_accuracy, task_pack_of
-from ksm_hw.learning.methods import method_named
+from ksm_hw.learning.growing import STEP, checkpoints_of, learn_growing
+from ksm_hw.learning.learn import Epoch, check_epochs, measure_accuracy
+from ksm_hw.learning.learned_task import backbone_after, task_pack_of
+from ksm_hw.learning.methods.names import TITLES
+from ksm_hw.learning.methods.table import check_granularity, method_named
+from ksm_hw.learning.options import LearningOptions
 from ksm_hw.masks.bundle import (
+    DESCRIPTION,
     LEARNING,
     Bundle,
     add_calibration,
     add_task,
+    add_tasks_over,
     check_bundle_folder,
     check_same_backbone,
     check_task_name,
+    load_bundle,
     pack_in,
     sha256_of_tensors,
 )
+from ksm_hw.masks.growth import Tensors
 from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.soft_mask import soft_values, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
     backbone_tensors,
+    build_backbone,
+    bundled_backbone,
+    check_can_grow,
     default_preprocessing,
     pretrained_backbone,
 )
@@ -61,16 +73,25 @@ class Trained:
         scale_error: the largest error of a soft value that storing it with fewer bits caused.
         replaced_accuracy: of the task of that name which the bundle had before, in 0…1; None where it had none, or
             nobody measured it.
+        carried_over: older tasks that are now over another backbone, where they compute what they did.
     """
 
     pack: TaskPack
     scale_error: float
     replaced_accuracy: float | None
+    carried_over: list[str]
 
 
 def checkpoint_of(bundle: Path, task: str) -> Path:
     """The file with the state after the last whole epoch of a task that is being learned."""
     return bundle / LEARNING / f"{task}.pt"
+
+
+def _forget(checkpoint: Path) -> None:
+    """Removes the state of a task, in all widths of the network."""
+    with explained(checkpoint):
+        for kept in checkpoints_of(checkpoint):
+            kept.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -91,20 +112,49 @@ def checked_backbone(
 
     Raises:
         UserError: a name that no task can have, a folder that no task can be written into or whose bundle is over
-            another backbone, masks that begin at 0, weights that do not fit, no such network, or one that does not take
-            images of this size.
+            another backbone, masks that begin at 0, too few epochs or another granularity than the method has, weights
+            that do not fit, no such network, or one that does not take images of this size.
     """
     check_task_name(task)
     check_bundle_folder(bundle, task)
-    first, threshold = options.constants.initial, options.constants.threshold
-    if method_named(options.method).masks and first < threshold:
+    check_epochs(options)
+    check_granularity(options)
+    method, constants = method_named(options.method), options.constants
+    if method.binarise is not None and not method.binarise(torch.tensor(constants.initial), constants):
         raise UserError(
-            f"With --mask-initial {first:g} below --mask-threshold {threshold:g} every weight begins at 0. Give a "
-            "first value at or above the threshold."
+            f"With --mask-initial {constants.initial:g} and --mask-threshold {constants.threshold:g} "
+            "every weight begins at 0. Give a first value above the threshold."
         )
+    if options.accuracy_goal is not None:
+        _check_goal(options, backbone)
+    if method.changes_weights and (bundle / DESCRIPTION).exists():
+        return _backbone_in(bundle, backbone, weights, image_size)
     network = pretrained_backbone(backbone, weights, image_size)
     check_same_backbone(bundle, backbone, sha256_of_tensors(backbone_tensors(network)))
     return network
+
+
+def _check_goal(options: LearningOptions, backbone: str) -> None:
+    """Checks before anything is learned that the method has a goal of accuracy, and the network can grow for it."""
+    if not method_named(options.method).grows:
+        title = TITLES[options.method]
+        raise UserError(f"{title} has no goal of accuracy. Leave out --accuracy-goal, or give --method cpg.")
+    if options.max_width < 1 + STEP:
+        return
+    try:
+        check_can_grow(build_backbone(backbone))
+    except UserError as error:
+        raise UserError(f"{error} Give --max-width 1 to learn without growing, or another --backbone.") from error
+
+
+def _backbone_in(folder: Path, backbone: str, weights: Path | None, image_size: int) -> nn.Module:
+    """The backbone of a bundle, whose weights are those that its tasks left."""
+    bundle = load_bundle(folder)
+    if bundle.backbone != backbone:
+        raise UserError(f"{folder} is over {bundle.backbone}, and the task would be over {backbone}. Give another.")
+    if weights is not None:
+        _log.warning("%s has the weights of its backbone, and %s is not read.", folder, weights)
+    return bundled_backbone(backbone, bundle.tensors, image_size)
 
 
 def train_task(
@@ -146,17 +196,15 @@ def train_task(
     """
     network = network or checked_backbone(task, bundle, backbone, weights, image_size, options)
     with _learning(bundle, task) as checkpoint:
-        tensors = backbone_tensors(network)
-        # A copy: the arrays share memory with a network that is about to change its BatchNorms.
-        tensors = {name: array.copy() for name, array in tensors.items()}
-        identity = (backbone, sha256_of_tensors(tensors))
-        check_same_backbone(bundle, *identity)
+        older = _older_tasks(bundle, task, options, backbone, sha256_of_tensors(backbone_tensors(network)))
         replaced = _replaced_accuracy(bundle, task)
         if restart:
-            with explained(checkpoint):
-                checkpoint.unlink(missing_ok=True)
+            _forget(checkpoint)
         preprocessing = default_preprocessing(backbone, image_size)
-        network, history = learn(network, data, preprocessing, options, checkpoint, on_batch, on_epoch)
+        grown = learn_growing(network, backbone, data, preprocessing, options, checkpoint, older, on_batch, on_epoch)
+        network, history = grown.network, grown.history
+        tensors = backbone_after(network, grown.before, options)
+        identity = (backbone, sha256_of_tensors(tensors))
         exact = task_pack_of(network, data, task, options, identity, preprocessing)
         pack = task_pack_of(network, data, task, options, identity, preprocessing, scale_bits)
         whole = Bundle(*identity, tensors, {task: pack})
@@ -164,10 +212,22 @@ def train_task(
         # Of the pack as it is stored, which with 8 or 4 bits is not quite the network that was learned.
         accuracy = measure_accuracy(reference, data.test, preprocessing)
         pack = dataclasses.replace(pack, facts={**_facts(data, history), "command": command, "accuracy": accuracy})
-        _add(bundle, pack, tensors, data)
-        checkpoint.unlink(missing_ok=True)
+        carried_over = _add(bundle, pack, tensors, data)
+        _forget(checkpoint)
         pack = _calibrated(bundle, whole, pack, data)
-    return Trained(pack, _scale_error(exact, pack), replaced)
+    return Trained(pack, _scale_error(exact, pack), replaced, carried_over)
+
+
+def _older_tasks(folder: Path, task: str, options: LearningOptions, backbone: str, sha256: str) -> list[TaskPack]:
+    """The other tasks of a bundle, where the method changes the weights that they are over.
+
+    Raises:
+        UserError: the bundle is over other weights than the task is about to be learned over.
+    """
+    check_same_backbone(folder, backbone, sha256)
+    if not method_named(options.method).changes_weights or not (folder / DESCRIPTION).exists():
+        return []
+    return [pack for pack in load_bundle(folder).packs.values() if pack.task != task]
 
 
 def _calibrated(folder: Path, bundle: Bundle, pack: TaskPack, data: TaskData) -> TaskPack:
@@ -200,12 +260,16 @@ def _replaced_accuracy(bundle: Path, task: str) -> float | None:
     return accuracy if known else None
 
 
-def _add(bundle: Path, pack: TaskPack, tensors: dict[str, Any], data: TaskData) -> None:
-    """Adds the task to the bundle, with samples of its images."""
+def _add(bundle: Path, pack: TaskPack, tensors: Tensors, data: TaskData) -> list[str]:
+    """Adds the task to the bundle, with samples of its images, and returns the older ones that got another backbone."""
     with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
-        samples = Path(folder) / "samples"
-        write_samples(data.test, data.classes, samples)
-        add_task(bundle, pack, tensors, samples)
+        samples = Path(folder)
+        write_samples(data.test, data.classes, samples / pack.task)
+        if method_named(pack.method).changes_weights:
+            network = pack.backbone
+            return add_tasks_over(bundle, [pack], tensors, lambda: check_can_grow(build_backbone(network)), samples)
+        add_task(bundle, pack, tensors, samples / pack.task)
+        return []
 
 
 def _facts(data: TaskData, history: list[Epoch]) -> dict[str, Any]:

@@ -371,6 +371,7 @@ def add_tasks_over(
     packs: Sequence[TaskPack],
     tensors: Mapping[str, npt.NDArray[np.float32]],
     check_can_grow: Callable[[], None],
+    samples: Path | None = None,
 ) -> list[str]:
     """Adds tasks to a bundle, whose backbone they may replace, or replaces tasks of their names; all or nothing.
 
@@ -383,6 +384,7 @@ def add_tasks_over(
         tensors: the backbone that they were all learned over.
         check_can_grow: asked where older tasks come into layers of other shapes; raises UserError where the network
             cannot be widened so that they compute what they did.
+        samples: folder with a folder of a few real test images for each task that has some, which are copied.
 
     Returns:
         The names of the older tasks that are now over another backbone.
@@ -415,6 +417,9 @@ def add_tasks_over(
         if not is_same:
             gone.append(_BACKBONE)  # A package may carry the new one.
         with staged_files(folder, DESCRIPTION, gone) as staging:
+            for task in names:
+                if samples is not None and (samples / task).is_dir():
+                    _copy_samples(samples / task, staging / "samples" / task)
             _write_tasks(staging, [*packs, *carried], tasks, None if is_same else tensors)
         return [pack.task for pack in carried]
 

@@ -301,6 +301,19 @@ def pretrained_backbone(name: str, weights: Path | None = None, image_size: int 
     return model
 
 
+def bundled_backbone(name: str, tensors: Tensors, image_size: int) -> nn.Module:
+    """A network with the weights of a bundle, in whose widths it is.
+
+    Raises:
+        UserError: no network has that name, it does not take images of that size, or the weights are another's.
+    """
+    model = build_backbone(name)
+    _check_image_size(model, name, image_size)
+    widen(model, {path: array.shape for path, array in tensors.items()})
+    load_backbone_tensors(model, tensors)
+    return model
+
+
 def _published(name: str) -> Any:
     """What torchvision knows of its own weights of a network."""
     return import_torchvision().models.get_model_weights(name).DEFAULT

@@ -4,8 +4,11 @@ The truth is PyTorch in float64. PyTorch in float32 has an error of its own, for
 ill-conditioned one it grows (EfficientNet-V2 with random weights: to half of the largest logit), and no float32 model
 can be nearer. There the compiled model passes with at most 4 times PyTorch's error, and the result says so. PyTorch's
 float32 runs only for images whose logits are past the tolerance, so a verification costs one run, in float64.
+
+An int8 artifact is compared with the integer model of its tasks instead (`verify_integers.py`), bit for bit.
 """
 
+import dataclasses
 import logging
 import math
 import os
@@ -27,6 +30,8 @@ from ksm_hw.images.stream import OnFailure, raise_failure
 from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
 from ksm_hw.masks.input_batches import read_batches
 from ksm_hw.models.task_module import task_module
+from ksm_hw.report.accuracy import Accuracy, accuracy_on
+from ksm_hw.report.verify_integers import IntegerCheck, TensorCheck, first_difference
 from ksm_hw.runtime.any_session import AnySession
 
 _log = logging.getLogger(__name__)
@@ -41,7 +46,7 @@ Errors = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Verification:
-    """How far the compiled model of a task is from PyTorch's in float64.
+    """How far the compiled model of a task is from PyTorch's in float64; of int8 from the integer model.
 
     Attributes:
         task: its name.
@@ -50,8 +55,12 @@ class Verification:
         relative_error: that, by the largest |PyTorch| logit of the same image; the worst image.
         float32_error: the same of PyTorch in float32, of the images past the tolerance; None where there are none.
         ill_conditioned: whether the compiled model is past the tolerance, but not past what float32 can do here.
-        agreement: share in 0…1 of the images with the same top class.
-        passed: whether the relative error is within the tolerance, or the network ill-conditioned.
+        agreement: share in 0…1 of the images with the same top class as PyTorch's.
+        passed: whether the relative error is within the tolerance, or the network ill-conditioned; of int8 whether
+            every tensor is the integer model's, bit for bit.
+        tensors: of int8, each tensor in the order of computation.
+        first_difference: of int8, the first tensor that is not the integer model's; None where all are.
+        accuracy: on a test set, where one was given.
     """
 
     task: str
@@ -62,6 +71,9 @@ class Verification:
     ill_conditioned: bool
     agreement: float
     passed: bool
+    tensors: tuple[TensorCheck, ...] = ()
+    first_difference: str | None = None
+    accuracy: Accuracy | None = None
 
 
 def verify(
@@ -73,8 +85,12 @@ def verify(
     threads: int | None = None,
     board: BoardAddress | None = None,
     on_failure: OnFailure = raise_failure,
+    data: str | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> list[Verification]:
     """Compares every task of an artifact with the PyTorch network, in float64, of its own backbone and task pack.
+
+    One of int8 is compared with the integer model.
 
     Args:
         artifact: folder that `ksm-hw compile` wrote.
@@ -85,9 +101,12 @@ def verify(
         threads: of the compiled model; without it as many as the target has cores.
         board: where the compiled model runs; on this machine without it. PyTorch always runs here.
         on_failure: called with an image that cannot be read, which is left out. Without it the error is raised.
+        data: a set, or a folder with `train/` and `test/`, whose test images the accuracy is measured on as well.
+        on_step: called with what is being done.
 
     Raises:
-        UserError: the artifact, a task or the images are missing or damaged, or the board is busy or gone.
+        UserError: the artifact, a task or the images are missing or damaged, the set has other classes than a task, or
+            the board is busy or gone.
     """
     results = []
     with open_session(artifact, board, threads) as session:
@@ -97,7 +116,15 @@ def verify(
             session.switch(task)
             paths = sample_images(bundle, task) if given is None else given
             _log.info("task %s is compared on %d images, %s and on", task, len(paths), paths[0])
-            results.append(_verify_task(session, bundle, paths, tolerance, on_failure))
+            on_step(f"compare {task} on {len(paths)} images")
+            if session.manifest.precision == "int8":
+                result = _verify_integers(session, bundle, paths, on_failure)
+            else:
+                result = _verify_task(session, bundle, paths, tolerance, on_failure)
+            if data is not None:
+                found = accuracy_on(session, bundle, data, on_step)
+                result = dataclasses.replace(result, accuracy=found)
+            results.append(result)
             on_task(results[-1])
     return results
 
@@ -122,9 +149,33 @@ def _verify_task(
         all_exact.append(exact)
         float32_errors.append(_float32_errors(network, batch, exact, past))
     if not all_exact:
-        raise UserError(f"Of {len(files)} images none can be read. Give others with --images.")
+        raise _none_read(files)
     return _compare(
         pack.task, np.concatenate(all_compiled), np.concatenate(all_exact), tolerance, np.concatenate(float32_errors)
+    )
+
+
+def _none_read(files: list[Path]) -> UserError:
+    return UserError(f"Of {len(files)} images none can be read. Give others with --images.")
+
+
+def _verify_integers(session: AnySession, bundle: Bundle, files: list[Path], on_failure: OnFailure) -> Verification:
+    """The session's current task, of int8, batch by batch."""
+    pack, check = session.packs[session.task], IntegerCheck(session, bundle)
+    batches = [check.add(batch) for _, batch in read_batches(files, pack.preprocessing, _BATCH, on_failure)]
+    if not batches:
+        raise _none_read(files)
+    compiled, stated, real = (
+        np.concatenate([getattr(one, kind) for one in batches]) for kind in ("compiled", "stated", "real")
+    )
+    tensors = check.tensors()
+    result = _compare(pack.task, compiled, stated, tolerance=0)
+    return dataclasses.replace(
+        result,
+        agreement=float((compiled.argmax(1) == real.argmax(1)).mean()),
+        passed=result.passed and first_difference(tensors) is None,
+        tensors=tensors,
+        first_difference=first_difference(tensors),
     )
 
 

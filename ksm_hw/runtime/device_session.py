@@ -79,7 +79,7 @@ class DeviceSession(AnySession):
         seconds = [self._seconds(lambda: source.copyto(destination)) for _ in range(repeats + 1)]
         return seconds[1:]  # The first may find pages that are not there yet.
 
-    def trace_run(self, instrument: Callable[..., None]) -> None:
+    def trace_run(self, instrument: Callable[..., None], images: npt.NDArray[np.float32] | None = None) -> None:
         """Runs one inference of the current task; every call that it makes is told to a function before and after.
 
         Args:

@@ -186,14 +186,14 @@ class Session(DeviceSession):
             return [float(seconds) for seconds in evaluator(images, *weights).results]
 
     @survives_forks
-    def trace_run(self, instrument: Callable[..., None]) -> None:
+    def trace_run(self, instrument: Callable[..., None], images: npt.NDArray[np.float32] | None = None) -> None:
         """See `DeviceSession`."""
         with self._lock, self._working():
-            images = self._uploaded(np.zeros(self.manifest.input_shape, np.float32))
+            data = self._uploaded(np.zeros(self.manifest.input_shape, np.float32) if images is None else images)
             weights = self._live_weights()
             self._machine.set_instrument(instrument)
             try:
-                self._machine[self.manifest.tasks[self.task].main](images, *weights)
+                self._machine[self.manifest.tasks[self.task].main](data, *weights)
                 self._device.sync()
             finally:
                 self._machine.set_instrument(None)

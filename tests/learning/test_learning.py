@@ -20,9 +20,12 @@ from ksm_hw.learning.dataset_sources import ImagesInMemory
 from ksm_hw.learning.datasets import TaskData
 from ksm_hw.learning.images import test_batches as batches_for_testing
 from ksm_hw.learning.images import training_batches
-from ksm_hw.learning.learn import LearningOptions, learn, measure_accuracy, task_pack_of
+from ksm_hw.learning.learn import learn, measure_accuracy
+from ksm_hw.learning.learned_task import task_pack_of
 from ksm_hw.learning.mask_equations import PAPER, binary_mask, scale, soft_mask
-from ksm_hw.learning.masked_network import mask_network, soft_mask_layers
+from ksm_hw.learning.methods.masked_weights import masked_layers
+from ksm_hw.learning.methods.table import prepared_network
+from ksm_hw.learning.options import LearningOptions
 from ksm_hw.learning.train import train_task
 from ksm_hw.masks.bundle import Bundle, load_bundle, sha256_of_tensors
 from ksm_hw.masks.mask_format import GRANULARITIES, GROUP_SIZE, Granularity
@@ -148,8 +151,8 @@ def test_soft_mask_equals_numpy_and_its_gradient_is_the_binary_mask_s_alone() ->
 def test_weight_of_a_masked_layer_is_the_backbone_s_times_the_soft_mask(granularity: Granularity) -> None:
     backbone = fresh_backbone()
     original = {path: backbone.get_submodule(path).weight.detach().numpy().copy() for path in maskable_layers(backbone)}
-    network = mask_network(backbone, 10, "ksm", granularity)
-    layers = soft_mask_layers(network)
+    network = prepared_network(backbone, 10, LearningOptions("ksm", granularity))
+    layers = masked_layers(network)
     assert layers.keys() == original.keys() and len(layers) == 49
     for number, (path, layer) in enumerate(layers.items()):
         outputs, inputs, *place = original[path].shape
@@ -198,7 +201,7 @@ def test_learning_never_changes_the_backbone_s_bytes(learned: tuple[nn.Module, d
     assert len(frozen) == 49
     assert sha256_of_tensors(frozen) == sha256_of_tensors({name: before[name] for name in frozen})
     # And it did learn: masks on both sides of the threshold, other BatchNorms.
-    masks = [layer.mask_real.detach().numpy() for layer in soft_mask_layers(network).values()]
+    masks = [layer.mask_real.detach().numpy() for layer in masked_layers(network).values()]
     assert any((mask < 5e-3).any() for mask in masks) and any((mask >= 5e-3).any() for mask in masks)
     state = network.state_dict()
     assert all((state[name].numpy() != before[name]).any() for name in batch_norm_names(network))
@@ -240,9 +243,11 @@ def test_what_each_method_changes(method: str) -> None:
     changed_norms = {name for name in batch_norm_names(network) if (state[name] != before[name]).any()}
     assert bool(changed_weights) == (method == "fine-tuning")
     assert changed_norms == (set() if method == "head" else set(batch_norm_names(network)))
-    assert bool(soft_mask_layers(network)) == (method == "binary")
+    assert bool(masked_layers(network)) == (method == "binary")
     torch.manual_seed(options.seed)
-    first_head = mask_network(fresh_backbone(), 10, method).get_submodule(head_path(network)).weight
+    first_head = (
+        prepared_network(fresh_backbone(), 10, LearningOptions(method)).get_submodule(head_path(network)).weight
+    )
     assert (network.get_submodule(head_path(network)).weight != first_head).any()
     if method == "fine-tuning":
         return
@@ -445,8 +450,8 @@ def test_a_task_is_kept_where_its_calibration_fails(
 
 
 def test_masks_are_parametrizations_over_frozen_weights() -> None:
-    network = mask_network(fresh_backbone(), 10)
-    for path in soft_mask_layers(network):
+    network = prepared_network(fresh_backbone(), 10, LearningOptions())
+    for path in masked_layers(network):
         layer = network.get_submodule(path)
         assert parametrize.is_parametrized(layer, "weight")
         assert not layer.parametrizations.weight.original.requires_grad

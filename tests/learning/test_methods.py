@@ -7,21 +7,22 @@ from torch import nn
 
 from ksm_hw.cli import main
 from ksm_hw.errors import UserError
-from ksm_hw.learning.masked_network import mask_network
-from ksm_hw.learning.methods import METHODS, PACK_METHODS
+from ksm_hw.learning.methods.names import TITLES
+from ksm_hw.learning.methods.table import METHODS, prepared_network
+from ksm_hw.learning.options import LearningOptions
 
 
 def test_a_name_that_no_method_has_is_refused_with_the_names_there_are():
     with pytest.raises(
         UserError, match=r"No method named 'fine_tuning'\. Did you mean 'fine-tuning'\? There are: ksm,"
     ):
-        mask_network(nn.Sequential(nn.Linear(3, 2)), 2, "fine_tuning")
+        prepared_network(nn.Sequential(nn.Linear(3, 2)), 2, LearningOptions("fine_tuning"))
 
 
 @pytest.mark.parametrize(
-    ("option", "bad"), [("--method", "fine-tuning"), ("--granularity", "row"), ("--scale-bits", "0")]
+    ("option", "bad"), [("--method", "fine_tuning"), ("--granularity", "row"), ("--scale-bits", "0")]
 )
-def test_the_command_line_offers_what_gives_a_task_pack(
+def test_the_command_line_offers_what_there_is(
     option: str, bad: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sys, "argv", ["ksm-hw", "train", "--task", "pets", "--data", "nowhere", option, bad])
@@ -29,7 +30,7 @@ def test_the_command_line_offers_what_gives_a_task_pack(
         main()
     said = capsys.readouterr().err
     offered = {
-        "--method": PACK_METHODS, "--granularity": ["kernel", "element", "channel", "group"], "--scale-bits": "48",
+        "--method": TITLES, "--granularity": ["kernel", "element", "channel", "group"], "--scale-bits": "48",
     }[option]  # fmt: skip
     assert exit_.value.code == 2 and f"'{bad}'" in said and all(f"'{name}'" in said for name in offered)
-    assert "fine-tuning" in METHODS and "fine-tuning" not in PACK_METHODS
+    assert list(TITLES) == list(METHODS)

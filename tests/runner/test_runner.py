@@ -136,6 +136,16 @@ def test_other_fold_modes(fold: FoldMode, varied: Bundle, tmp_path: Path) -> Non
     np.testing.assert_array_equal(logits, session_logits(session, "element-task", images))
 
 
+def test_int8(calibrated_bundle: Bundle, int8_artifact: Path, tmp_path: Path) -> None:
+    artifact = shutil.copytree(int8_artifact, tmp_path / "artifact")
+    runner.add_runner(artifact, read_manifest(artifact), calibrated_bundle)
+    session = Session.load(artifact)
+    images, file = random_images(session, tmp_path)
+    for task in session.tasks:
+        logits = runner_logits(artifact, task, [file], tmp_path)
+        np.testing.assert_array_equal(logits, session_logits(session, task, images))
+
+
 def images_of_every_kind(folder: Path, photographs: Path) -> list[Path]:
     """PNG files: colours, gray, palettes, transparency, of sizes that shrink, grow and are not square."""
     cat = Image.open(photographs / "cat.png").convert("RGB")

@@ -2,7 +2,7 @@
 
     lowered     as it comes
     folded      mask and BatchNorm become ops on weights; padding joins its convolution
-    layouts     activations channels-last; for CPUs weights packed, or transformed for Winograd's form
+    layouts     activations channels-last; for CPUs weights packed, or transformed for Winograd's form; or int8
     lifted      everything that depends on parameters alone leaves `main`        (not with `fused`)
     joined      what differs between masks of different layouts is joined into one module
     kernels     ops become fused loops
@@ -33,6 +33,7 @@ from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout
 from tvm_passes.relax.fuse_weight_rewrite import FuseWeightRewrite
 from tvm_passes.relax.join_tasks import TaskFunctions, join_tasks
+from tvm_passes.relax.kernels.integer_vectors import integer_vectors
 from tvm_passes.relax.loops.allocate_on_stack import AllocateOnStack
 from tvm_passes.relax.loops.lower_loops import LowerLoops
 from tvm_passes.relax.loops.prefetch import InsertPrefetch
@@ -40,6 +41,7 @@ from tvm_passes.relax.loops.share_loops import ShareLoops
 from tvm_passes.relax.loops.vector_functions import VectorFunctions, VectorizeErf
 from tvm_passes.relax.loops.whole_tiles import SplitWholeTiles
 from tvm_passes.relax.name_parameters import NameParameters
+from tvm_passes.relax.quantise import Quantise
 from tvm_passes.relax.schedules import target_rules
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 from tvm_passes.relax.weight_layouts import WeightLayouts
@@ -50,7 +52,11 @@ MaskLayouts = Mapping[str, MaskLayout]
 
 
 def fold_tasks(
-    network: tvm.IRModule, layouts: Mapping[str, MaskLayouts], target: tvm.target.Target, fused: bool = False
+    network: tvm.IRModule,
+    layouts: Mapping[str, MaskLayouts],
+    target: tvm.target.Target,
+    fused: bool = False,
+    integers: bool = False,
 ) -> tuple[tvm.IRModule, dict[str, TaskFunctions]]:
     """Phases folded, layouts, lifted and joined.
 
@@ -59,12 +65,15 @@ def fold_tasks(
         layouts: the masks of every layer, by a name for each combination that tasks have.
         target: what the module will be scheduled for.
         fused: leave the rewriting of weights inside `main`.
+        integers: compute in int8, and not in the network's own type.
 
     Returns:
         The module, and for each name of `layouts` its functions. Combinations whose `main` is the same share it.
     """
     # Worth it only if weights are rewritten once a task. One pass for all layouts, so that they share its kernels.
-    weight_layouts = [] if fused or "cpu" not in target.keys else [WeightLayouts(vector_unit(target))]
+    weight_layouts: list[Pass] = [] if fused or "cpu" not in target.keys else [WeightLayouts(vector_unit(target))]
+    if integers:
+        weight_layouts = [Quantise(integer_vectors(target), vector_unit(target).cores)]
     network = _phase("lowered", [])(network)
     folded = {}
     for name, masks in layouts.items():

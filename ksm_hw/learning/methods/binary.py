@@ -1,0 +1,22 @@
+"""KSM without its soft values: what they are worth."""
+
+import functools
+from collections.abc import Sequence
+
+from torch import nn
+
+from ksm_hw.learning.mask_equations import binary_mask
+from ksm_hw.learning.methods.masked_weights import mask_layers
+from ksm_hw.learning.methods.method import Method, learn_batch_norms
+from ksm_hw.learning.options import LearningOptions
+from ksm_hw.masks.mask_format import GRANULARITIES
+from ksm_hw.masks.task_pack import TaskPack
+
+
+def _prepare(network: nn.Module, options: LearningOptions, _older: Sequence[TaskPack]) -> None:
+    mask_of = functools.partial(binary_mask, constants=options.constants)
+    mask_layers(network, options.granularity or "kernel", options.constants.initial, mask_of, soft=False)
+    learn_batch_norms(network)
+
+
+BINARY = Method("binary", _prepare, binarise=binary_mask, granularities=GRANULARITIES)

@@ -1,0 +1,45 @@
+"""PackNet (Mallya, Lazebnik, CVPR 2018, arXiv 1711.05769): train the free weights, prune them, train what is left.
+
+A task computes with its own weights and all of older tasks, and frees most of its own again: those of the least
+magnitude in each layer, which become 0. In the papers ImageNet is the first task. It is none of a bundle, so the first
+one learned takes its place: all weights are free for it, from their pretrained values on, and with them BatchNorms and
+biases, which stay as they are for all later tasks.
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ksm_hw.errors import UserError
+from ksm_hw.learning.methods.free_weights import learn_free_weights, prune
+from ksm_hw.learning.methods.method import Method, learn_batch_norms, learn_biases, train_mode
+from ksm_hw.learning.options import LearningOptions
+from ksm_hw.masks.task_pack import TaskPack
+
+
+def training_epochs(epochs: int) -> int:
+    """The epochs before a task is pruned: two thirds, as 20 of the paper's 30."""
+    return epochs - max(epochs // 3, 1)
+
+
+def _prepare(network: nn.Module, _options: LearningOptions, older: Sequence[TaskPack]) -> None:
+    if not learn_free_weights(network, older):
+        raise UserError(
+            f"No weight is free: the older tasks ({', '.join(pack.task for pack in older)}) use all of them. "
+            "Give another --bundle; learn by --method piggyback, which needs no free weight; or learn the older tasks "
+            "again by PackNet with a larger --prune."
+        )
+    if not older:
+        learn_batch_norms(network)
+        learn_biases(network)
+
+
+def _start_epoch(network: nn.Module, options: LearningOptions, number: int) -> None:
+    if number == training_epochs(options.epochs) + 1:
+        prune(network, options.prune)
+    train_mode(network)
+
+
+PACKNET = Method(
+    "packnet", _prepare, own=lambda network: [], start_epoch=_start_epoch, changes_weights=True, fewest_epochs=2
+)

@@ -1,0 +1,40 @@
+"""How a task is learned, as a user says it."""
+
+from dataclasses import dataclass
+
+from ksm_hw.learning.mask_equations import PAPER, MaskConstants
+from ksm_hw.masks.mask_format import Granularity
+
+
+@dataclass(frozen=True)
+class LearningOptions:
+    """How a task is learned; the rates are KSM's paper's.
+
+    Attributes:
+        method: its name in the table of `METHODS`.
+        granularity: what shares a mask value; None is what the method's paper has.
+        epochs: passes over the training images.
+        batch_size: images a step.
+        mask_rate: Adam's rate for masks, BatchNorms and weights at the start of the cosine schedule.
+        head_rate: Adam's rate for the head, likewise.
+        seed: of the head's first values, the order of the images, augmentation and dropout.
+        constants: of the mask equations.
+        prune: share in 0…1 of a task's weights that PackNet frees again, and the most that CPG does.
+        accuracy_goal: accuracy in 0…1 on the validation part that CPG grows for and prunes down to; None is a
+            point less than the task reached before it was pruned, for which nothing grows.
+        max_width: how wide CPG may make the network, in its published widths.
+        validation: share in 0…1 of the training images that are not learned but looked at; None is the method's.
+    """
+
+    method: str = "ksm"
+    granularity: Granularity | None = None
+    epochs: int = 30
+    batch_size: int = 32
+    mask_rate: float = 2e-4
+    head_rate: float = 2e-4
+    seed: int = 0
+    constants: MaskConstants = PAPER
+    prune: float = 0.75
+    accuracy_goal: float | None = None
+    max_width: float = 2.0
+    validation: float | None = None

@@ -1,0 +1,138 @@
+"""Tasks learned one after another into a bundle: older ones compute what they did, and each deploys as any other."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from learned_noise import noise, refuse_to_calibrate
+from random_tasks import SMALL_NETWORK
+
+from ksm_hw.errors import UserError
+from ksm_hw.learning.methods.names import TITLES
+from ksm_hw.learning.options import LearningOptions
+from ksm_hw.learning.train import Trained, train_task
+from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.soft_mask import unpack_mask
+from ksm_hw.models.backbones import bundled_backbone
+from ksm_hw.models.task_module import task_module
+
+# Large enough that masks cross the threshold and weights change within two steps.
+FAST = LearningOptions(epochs=2, batch_size=8, mask_rate=6e-3, head_rate=1e-2)
+
+
+def learned(bundle: Bundle, folder: Path, task: str, options: LearningOptions, seed: int = 0) -> Trained:
+    """A task learned into the bundle of a folder, over its weights or, where there is none, those of another."""
+    tensors = load_bundle(folder).tensors if (folder / "bundle.json").exists() else bundle.tensors
+    network = bundled_backbone(SMALL_NETWORK, tensors, 32)
+    return train_task(noise(seed), task, folder, SMALL_NETWORK, options, network=network, image_size=32)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def uncalibrated() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        refuse_to_calibrate(patch)
+        yield
+
+
+def logits_of(bundle: Bundle, task: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        return task_module(bundle, bundle.packs[task])(torch.randn(4, 3, 32, 32, generator=generator))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+    """A bundle after its first task and after its second, and what learning the second said."""
+
+    before: Bundle
+    after: Bundle
+    second: Trained
+
+
+@pytest.fixture(scope="module", params=["packnet", "cpg"])
+def sequence(request: pytest.FixtureRequest, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Sequence:
+    folder = tmp_path_factory.mktemp(request.param) / "bundle"
+    options = dataclasses.replace(FAST, method=request.param, accuracy_goal=0.0)
+    assert learned(bundle, folder, "first", options).carried_over == []
+    before = load_bundle(folder)
+    second = learned(bundle, folder, "second", options, seed=1)
+    return Sequence(before, load_bundle(folder), second)
+
+
+def test_older_tasks_do_not_change_by_a_bit_when_one_is_added(sequence: Sequence) -> None:
+    before, after = sequence.before, sequence.after
+    assert sequence.second.carried_over == ["first"]
+    assert after.backbone_sha256 != before.backbone_sha256, "the second task must own weights to show something"
+    assert torch.equal(logits_of(before, "first"), logits_of(after, "first"))
+    samples = after.samples
+    assert samples and sorted(path.parent.name for path in samples.rglob("00-*.png")) == ["first", "second"]
+
+
+def test_each_task_keeps_a_quarter_of_what_is_free_and_uses_what_is_owned(sequence: Sequence) -> None:
+    picked = owned = 0
+    for layer, mask in sequence.after.packs["second"].masks.items():
+        first, second = unpack_mask(sequence.after.packs["first"].masks[layer]) != 0, unpack_mask(mask) != 0
+        free = ~first
+        assert first.sum() == first.size - round(0.75 * first.size)
+        assert (second & free).sum() == free.sum() - round(0.75 * free.sum())
+        assert not sequence.after.tensors[f"{layer}.weight"][~first & ~second].any(), "what nobody uses is 0"
+        picked, owned = picked + int(second[first].sum()), owned + int(first.sum())
+    if sequence.second.pack.method == "packnet":
+        assert picked == owned
+    else:
+        assert 0 < picked < owned
+
+
+def test_vectors_are_each_task_s_own_in_cpg_and_the_first_one_s_in_packnet(bundle: Bundle, sequence: Sequence) -> None:
+    vectors = [name for name, array in bundle.tensors.items() if array.ndim == 1]
+    before, after = sequence.before.tensors, sequence.after.tensors
+    assert all(np.array_equal(before[name], after[name]) for name in vectors)
+    own = [len(pack.batch_norms) for pack in sequence.after.packs.values()]
+    if sequence.second.pack.method == "packnet":
+        assert own == [0, 0] and any((before[name] != bundle.tensors[name]).any() for name in vectors)
+    else:
+        assert own == [len(vectors)] * 2 and all(np.array_equal(before[name], bundle.tensors[name]) for name in vectors)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("packnet", r"No weight is free: the older tasks .*kernel-task.*--prune"),
+        ("fine-tuning", "another --bundle"),
+    ],
+)
+def test_a_bundle_whose_tasks_use_all_weights(method: str, message: str, bundle: Bundle, copied_bundle: Path) -> None:
+    before = {path: path.read_bytes() for path in copied_bundle.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=message):
+        learned(bundle, copied_bundle, "more", dataclasses.replace(FAST, method=method))
+    assert {path: path.read_bytes() for path in copied_bundle.rglob("*") if path.is_file()} == before
+
+
+def test_cpg_goes_on_by_picking_where_no_weight_is_free(bundle: Bundle, copied_bundle: Path) -> None:
+    trained = learned(bundle, copied_bundle, "more", dataclasses.replace(FAST, method="cpg", accuracy_goal=0.0))
+    after = load_bundle(copied_bundle)
+    assert trained.carried_over == [] and after.backbone_sha256 == bundle.backbone_sha256
+    assert any(not unpack_mask(mask).all() for mask in after.packs["more"].masks.values())
+
+
+@pytest.mark.parametrize("method", TITLES)
+def test_every_method_s_task_is_the_network_that_it_learned(method: str, bundle: Bundle, tmp_path: Path) -> None:
+    """Accuracy is measured on the stored pack; that the networks agree bit for bit is shown for KSM elsewhere."""
+    trained = learned(bundle, tmp_path / "bundle", "task", dataclasses.replace(FAST, method=method, accuracy_goal=0.0))
+    assert trained.pack.facts["accuracy"] == trained.pack.facts["learned_accuracy"]
+    assert logits_of(load_bundle(tmp_path / "bundle"), "task").std(dim=0).min() > 0
+
+
+def test_a_task_that_is_learned_again_frees_its_own_weights(bundle: Bundle, tmp_path: Path) -> None:
+    folder, options = tmp_path / "bundle", dataclasses.replace(FAST, method="packnet", prune=0.0)
+    learned(bundle, folder, "only", options)
+    learned(bundle, folder, "only", dataclasses.replace(options, prune=0.5))
+    shares = [unpack_mask(mask).mean() for mask in load_bundle(folder).packs["only"].masks.values()]
+    assert np.allclose(shares, 0.5, atol=0.1)
+    with pytest.raises(UserError, match="takes at least 2 epochs"):
+        learned(bundle, folder, "other", dataclasses.replace(options, epochs=1))
+    with pytest.raises(UserError, match="Leave out --granularity"):
+        learned(bundle, folder, "other", dataclasses.replace(options, granularity="kernel"))

@@ -1,0 +1,263 @@
+"""The kernels of int8 as tensor expressions: what `docs/quantisation.md` states, operator by operator.
+
+A tensor's quantisation is float32 [2], its scale and zero point. Kernels come in two kinds: those that calculate with
+parameters alone, which run once a task, and those of inferences, which take what the former gave:
+
+    bounds      float32 [3]    of a result: its zero point, and the least and largest quantised value
+    multiplier  float32 [O]    of sums, or [1]
+
+Nothing is added to a product of floats before it is rounded to an integer: LLVM contracts such to fused multiply-adds
+on some CPUs, and results would differ.
+"""
+
+import math
+from collections.abc import Sequence
+
+from tvm import te, tirx
+
+LARGEST = 255
+LARGEST_WEIGHT = 127
+LARGEST_BIAS = 2**30
+SMALLEST_WEIGHT_SCALE = 2.0**-60
+ADDITION_STEPS = 2**16
+
+Clamp = tuple[float, float]
+
+
+def _float(value: float) -> tirx.Expr:
+    return tirx.const(value, "float32")
+
+
+def _limited(value: tirx.Expr, low: tirx.Expr | float, high: tirx.Expr | float) -> tirx.Expr:
+    low, high = (_float(one) if isinstance(one, (int, float)) else one for one in (low, high))
+    return te.max(te.min(value, high), low)
+
+
+# What runs once a task.
+
+
+def product(left: te.Tensor, right: te.Tensor) -> te.Tensor:
+    """The product of two vectors, in a kernel of its own: what is added to it is added after it is rounded."""
+    return te.compute(left.shape, lambda i: left[i] * right[i], name="product")
+
+
+def result_bounds(quantisation: te.Tensor, clamp: Clamp) -> te.Tensor:
+    """Zero point, least and largest quantised value of a result that is clamped; float32 [3]."""
+
+    def bound(value: float, unbounded: int) -> tirx.Expr:
+        if not math.isfinite(value):
+            return _float(unbounded)
+        steps = tirx.nearbyint(_float(value) / quantisation[0])
+        return _limited(steps + quantisation[1], 0, LARGEST)
+
+    low, high = bound(clamp[0], 0), bound(clamp[1], LARGEST)
+    return te.compute((3,), lambda i: te.if_then_else(i == 0, quantisation[1], te.if_then_else(i == 1, low, high)))
+
+
+def input_parameters(quantisation: te.Tensor) -> te.Tensor:
+    """1 / scale, and the zero point; float32 [2]."""
+    return te.compute((2,), lambda i: te.if_then_else(i == 0, _float(1) / quantisation[0], quantisation[1]))
+
+
+def largest_weights(weight: te.Tensor) -> te.Tensor:
+    """The largest |w| of each output channel of a weight [..., O]; float32 [O]."""
+    *inner, outputs = (int(extent) for extent in weight.shape)
+    axes = [te.reduce_axis((0, extent), name=f"r{place}") for place, extent in enumerate(inner)]
+    return te.compute((outputs,), lambda o: te.max(te.abs(weight(*axes, o)), axis=axes), name="largest")
+
+
+def channel_scales(largest: te.Tensor, bias: te.Tensor, data: te.Tensor) -> te.Tensor:
+    """What a step of each output channel's weights means; float32 [O]."""
+
+    def scale(o: tirx.Var) -> tirx.Expr:
+        of_weight = largest[o] / _float(LARGEST_WEIGHT)
+        of_bias = te.abs(bias[o]) / data[0] * _float(1 / LARGEST_BIAS)
+        found = te.max(of_weight, of_bias)
+        return tirx.Select(found < _float(SMALLEST_WEIGHT_SCALE), _float(1), found)
+
+    return te.compute(largest.shape, scale, name="scales")
+
+
+def quantised_weight(weight: te.Tensor, scales: te.Tensor) -> te.Tensor:
+    """The weight [..., O] in steps of its channels' scales; int8."""
+
+    def value(*place: tirx.Var) -> tirx.Expr:
+        steps = tirx.nearbyint(weight[place] / scales[place[-1]])
+        return _limited(steps, -LARGEST_WEIGHT, LARGEST_WEIGHT).astype("int8")
+
+    return te.compute(weight.shape, value, name="quantised")
+
+
+def sum_scales(scales: te.Tensor, data: te.Tensor) -> te.Tensor:
+    """What a step of each channel's sum means: scale of the data times that of the weight; float32 [O]."""
+    return te.compute(scales.shape, lambda o: data[0] * scales[o], name="sum_scales")
+
+
+def weight_sums(weight: te.Tensor) -> te.Tensor:
+    """The sum of each output channel of a quantised weight [..., O]; int32 [O]."""
+    *inner, outputs = (int(extent) for extent in weight.shape)
+    axes = [te.reduce_axis((0, extent), name=f"r{place}") for place, extent in enumerate(inner)]
+    return te.compute((outputs,), lambda o: te.sum(weight(*axes, o).astype("int32"), axis=axes), name="sums")
+
+
+def quantised_bias(bias: te.Tensor, scales: te.Tensor, sums: te.Tensor, data: te.Tensor) -> te.Tensor:
+    """The bias in steps of `sum_scales`, less what the zero point of the data adds to sums of products; int32 [O]."""
+
+    def value(o: tirx.Var) -> tirx.Expr:
+        steps = _limited(tirx.nearbyint(bias[o] / scales[o]), -LARGEST_BIAS, LARGEST_BIAS).astype("int32")
+        return steps - data[1].astype("int32") * sums[o]
+
+    return te.compute(bias.shape, value, name="quantised_bias")
+
+
+def multipliers(scales: te.Tensor, into: te.Tensor) -> te.Tensor:
+    """What sums of each channel are multiplied by; float32 [O]."""
+    return te.compute(scales.shape, lambda o: scales[o] / into[0], name="multipliers")
+
+
+def addition_parameters(left: te.Tensor, right: te.Tensor, into: te.Tensor) -> te.Tensor:
+    """Zero point and factor of each operand, and the multiplier of the sum; float32 [5]."""
+    larger, steps = te.max(left[0], right[0]), _float(ADDITION_STEPS)
+    of_left, of_right = (tirx.nearbyint(one[0] / larger * steps) for one in (left, right))
+    values = (left[1], of_left, right[1], of_right, larger / steps / into[0])
+    return _vector(values)
+
+
+def rescaling_parameters(data: te.Tensor, into: te.Tensor, values: int) -> te.Tensor:
+    """Zero point of the data, and the multiplier of the mean of so many values; float32 [2]."""
+    scale = data[0] if values == 1 else data[0] / _float(values)
+    return _vector((data[1], scale / into[0]))
+
+
+def _vector(values: Sequence[tirx.Expr]) -> te.Tensor:
+    def value(i: tirx.Var) -> tirx.Expr:
+        found = values[-1]
+        for place, one in reversed(list(enumerate(values[:-1]))):
+            found = te.if_then_else(i == place, one, found)
+        return found
+
+    return te.compute((len(values),), value)
+
+
+# What runs in every inference.
+
+
+def requantised(accumulated: tirx.Expr, multiplier: tirx.Expr, bounds: te.Tensor) -> tirx.Expr:
+    """A sum as uint8: one rounding of one product."""
+    steps = tirx.nearbyint(accumulated.astype("float32") * multiplier)
+    return _limited(steps + bounds[0], bounds[1], bounds[2]).astype("uint8")
+
+
+def quantised_input(data: te.Tensor, parameters: te.Tensor) -> te.Tensor:
+    """Real values as uint8."""
+
+    def value(*place: tirx.Var) -> tirx.Expr:
+        steps = tirx.nearbyint(data[place] * parameters[0])
+        return _limited(steps + parameters[1], 0, LARGEST).astype("uint8")
+
+    return te.compute(data.shape, value, name="quantised")
+
+
+def convolution_sums(
+    data: te.Tensor,
+    weight: te.Tensor,
+    bias: te.Tensor,
+    quantisation: te.Tensor,
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> te.Tensor:
+    """Sums of products and bias, int32 [N, H', W', O].
+
+    Args:
+        data: uint8 [N, H, W, groups·I].
+        weight: int8 [kH, kW, I, O].
+        bias: int32 [O].
+        quantisation: of the data, whose zero point is what it is padded with.
+        strides, dilation: of y and x.
+        padding: top, left, bottom and right.
+        groups: of the channels.
+    """
+    batch, height, width, _ = map(int, data.shape)
+    kernel_height, kernel_width, inputs, outputs = map(int, weight.shape)
+    top, left, bottom, right = padding
+    rows = (height + top + bottom - dilation[0] * (kernel_height - 1) - 1) // strides[0] + 1
+    columns = (width + left + right - dilation[1] * (kernel_width - 1) - 1) // strides[1] + 1
+    if any(padding):
+        data = _padded(data, quantisation, padding)
+    ky = te.reduce_axis((0, kernel_height), name="ky")
+    kx = te.reduce_axis((0, kernel_width), name="kx")
+    i = te.reduce_axis((0, inputs), name="i")
+
+    def product(n: tirx.Var, y: tirx.Var, x: tirx.Var, o: tirx.Var) -> tirx.Expr:
+        channel = i if groups == 1 else o // (outputs // groups) * inputs + i
+        value = data[n, y * strides[0] + ky * dilation[0], x * strides[1] + kx * dilation[1], channel]
+        return te.sum(value.astype("int32") * weight[ky, kx, i, o].astype("int32"), axis=[ky, kx, i])
+
+    sums = te.compute((batch, rows, columns, outputs), product, name="convolution")
+    return te.compute(sums.shape, lambda n, y, x, o: sums[n, y, x, o] + bias[o], name="with_bias")
+
+
+def _padded(data: te.Tensor, quantisation: te.Tensor, padding: tuple[int, int, int, int]) -> te.Tensor:
+    """The data with 0.0, that is its zero point, around it."""
+    batch, height, width, channels = map(int, data.shape)
+    top, left, bottom, right = padding
+
+    def value(n: tirx.Var, y: tirx.Var, x: tirx.Var, i: tirx.Var) -> tirx.Expr:
+        inside = tirx.all(y >= top, y < height + top, x >= left, x < width + left)
+        return tirx.if_then_else(inside, data[n, y - top, x - left, i], quantisation[1].astype("uint8"))
+
+    return te.compute((batch, height + top + bottom, width + left + right, channels), value, name="padded")
+
+
+def dense_sums(data: te.Tensor, weight: te.Tensor, bias: te.Tensor) -> te.Tensor:
+    """Sums of products and bias, int32 [N, O], of data uint8 [N, I] and weight int8 [I, O]."""
+    i = te.reduce_axis((0, int(data.shape[1])), name="i")
+    shape = (data.shape[0], weight.shape[1])
+    product = te.compute(
+        shape, lambda n, o: te.sum(data[n, i].astype("int32") * weight[i, o].astype("int32"), axis=i), name="dense"
+    )
+    return te.compute(shape, lambda n, o: product[n, o] + bias[o], name="with_bias")
+
+
+def requantised_sums(sums: te.Tensor, multiplier: te.Tensor, bounds: te.Tensor) -> te.Tensor:
+    """Sums [..., O] as uint8."""
+    return te.compute(sums.shape, lambda *place: requantised(sums[place], multiplier[place[-1]], bounds), name="result")
+
+
+def real_sums(sums: te.Tensor, scales: te.Tensor) -> te.Tensor:
+    """Sums [..., O] as real values, float32."""
+    return te.compute(sums.shape, lambda *place: sums[place].astype("float32") * scales[place[-1]], name="result")
+
+
+def addition(left: te.Tensor, right: te.Tensor, parameters: te.Tensor, bounds: te.Tensor) -> te.Tensor:
+    """The sum of two tensors of one shape, uint8."""
+    integers = [parameters[place].astype("int32") for place in range(4)]
+
+    def value(*place: tirx.Var) -> tirx.Expr:
+        of_left = (left[place].astype("int32") - integers[0]) * integers[1]
+        of_right = (right[place].astype("int32") - integers[2]) * integers[3]
+        return requantised(of_left + of_right, parameters[4], bounds)
+
+    return te.compute(left.shape, value, name="result")
+
+
+def mean(data: te.Tensor, parameters: te.Tensor, bounds: te.Tensor) -> te.Tensor:
+    """The mean over height and width of data [N, H, W, C], uint8 [N, 1, 1, C]."""
+    batch, height, width, channels = map(int, data.shape)
+    y, x = te.reduce_axis((0, height), name="y"), te.reduce_axis((0, width), name="x")
+    shape = (batch, 1, 1, channels)
+    sums = te.compute(shape, lambda n, _y, _x, c: te.sum(data[n, y, x, c].astype("int32"), axis=[y, x]), name="sums")
+    zeros = parameters[0].astype("int32") * (height * width)
+    return te.compute(shape, lambda *place: requantised(sums[place] - zeros, parameters[1], bounds), name="result")
+
+
+def rescaled(data: te.Tensor, parameters: te.Tensor, bounds: te.Tensor) -> te.Tensor:
+    """The same values in another quantisation, uint8."""
+    zero = parameters[0].astype("int32")
+    return te.compute(
+        data.shape,
+        lambda *place: requantised(data[place].astype("int32") - zero, parameters[1], bounds),
+        name="result",
+    )
