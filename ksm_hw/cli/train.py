@@ -1,8 +1,7 @@
 """`ksm-hw train`."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -10,13 +9,14 @@ import typer
 
 from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json, printable, stopped_by_ctrl_c
 from ksm_hw.cli.image_files import MaxPixels, limit_pixels
+from ksm_hw.cli.learning_progress import epoch_progress, readable_images
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.names import TITLES
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
 
 # typer takes the choices of an option from a Literal; a type checker wants one that is written out.
 if TYPE_CHECKING:
-    from ksm_hw.learning.datasets import TaskData
+    from ksm_hw.learning.options import LearningOptions
     from ksm_hw.learning.train import Trained
 
     MethodName = str
@@ -35,11 +35,18 @@ _WEIGHTS = "Weights that tasks change: PackNet and CPG"
     epilog=examples(
         "ksm-hw train --backbone efficientnet-lite0 --task cars --data photos/cars --bundle my-tasks",
         "ksm-hw train --task digits --data mnist --image-size 96 --epochs 5 --mask-rate 1e-3",
+        "ksm-hw train --method packnet --sequence clipart,cars=photos/cars --bundle my-tasks --log csv",
     )
 )
 def train(
-    task: Annotated[str, typer.Option(help="Name of the task.")],
-    data: Annotated[str, typer.Option(help="Folder with train/CLASS and test/CLASS images, or a set's name.")],
+    task: Annotated[str | None, typer.Option(help="Name of the task.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder with train/CLASS and test/CLASS images, or a set's name.")
+    ] = None,
+    sequence: Annotated[
+        str | None,
+        typer.Option(help="Instead of both: DATA or TASK=DATA of each task, with commas; those of the bundle stay."),
+    ] = None,
     bundle: Annotated[Path, typer.Option(help="Folder to add the task to; made if it is not there.")] = Path("bundle"),
     backbone: Annotated[str, typer.Option(help="efficientnet-lite0, or a torchvision network.")] = "efficientnet-lite0",
     weights: Annotated[
@@ -91,6 +98,10 @@ def train(
             rich_help_panel=_WEIGHTS,
         ),
     ] = None,
+    max_width: Annotated[
+        float,
+        typer.Option(min=1, max=4, help="Widest that CPG may make the network for its goal.", rich_help_panel=_WEIGHTS),
+    ] = 2.0,
     validation: Annotated[
         float | None,
         typer.Option(
@@ -107,15 +118,15 @@ def train(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
     max_pixels: MaxPixels = None,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run learned.")] = False,
+    log: Annotated[
+        Literal["csv", "tensorboard"] | None, typer.Option(help="Write the curves of learning as well.")
+    ] = None,
+    log_folder: Annotated[Path, typer.Option(help="Where the curves are written, by task.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Learn a task over a frozen backbone and add it to a bundle. Ctrl-C keeps whole epochs; give the same again."""
-    from dataclasses import replace
-
-    from ksm_hw.learning.datasets import load_task_data
+    """Learn tasks over one backbone and add them to a bundle. Ctrl-C keeps whole epochs; give the same again."""
     from ksm_hw.learning.mask_equations import MaskConstants
     from ksm_hw.learning.options import LearningOptions
-    from ksm_hw.learning.train import checked_backbone, checkpoint_of, train_task
 
     limit_pixels(max_pixels)
     options = LearningOptions(
@@ -129,11 +140,84 @@ def train(
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),
         prune=prune,
         accuracy_goal=accuracy_goal,
+        max_width=max_width,
         validation=validation,
     )
+    request = _Request(
+        bundle, backbone, weights, options, image_size, scale_bits, flip, skip_bad, restart, log, log_folder, as_json
+    )
+    learned = [_learn(request, *one) for one in _tasks(task, data, sequence, request)]
+    if as_json:
+        described = [_as_json(trained) for trained in learned]
+        print_json(described if sequence is not None else described[0])
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the tasks of a command have in common."""
+
+    bundle: Path
+    backbone: str
+    weights: Path | None
+    options: "LearningOptions"
+    image_size: int
+    scale_bits: str
+    flip: bool | None
+    skip_bad: bool
+    restart: bool
+    log: str | None
+    log_folder: Path
+    as_json: bool
+
+
+def _tasks(task: str | None, data: str | None, sequence: str | None, request: _Request) -> list[tuple[str, str]]:
+    """The tasks that are to be learned, each with its images; of a sequence those that the bundle has not.
+
+    Raises:
+        UserError: it is not clear which; two have one name; a task of the bundle was learned by another method.
+    """
+    if sequence is None:
+        if task is None or data is None:
+            raise UserError("Which task? Give --task and --data, or several tasks with --sequence.")
+        return [(task, data)]
+    from ksm_hw.learning.datasets import check_task_data, name_of_data
+    from ksm_hw.masks.bundle import check_task_name, pack_in
+
+    if task is not None or data is not None:
+        raise UserError("--sequence names tasks and their images. Leave out --task and --data, or --sequence.")
+    pairs = [(name if found else name_of_data(name), rest if found else name) for name, found, rest in
+             (each.strip().partition("=") for each in sequence.split(","))]  # fmt: skip
+    waiting = []
+    for number, (name, images) in enumerate(pairs):
+        check_task_name(name)
+        if name in [other for other, _ in pairs[:number]]:
+            raise UserError(f"--sequence has two tasks called '{name}'. Give one another name: NAME={images}.")
+        if (older := pack_in(request.bundle, name)) is None:
+            check_task_data(images)
+            waiting.append((name, images))
+        elif older.method != request.options.method:
+            raise UserError(
+                f"Task '{name}' of {request.bundle} was learned by {older.method}, not {request.options.method}. Give "
+                "another --bundle, or another name: NAME=DATA."
+            )
+        else:
+            messages.print(f"Task '{name}' is in {request.bundle} and stays.", soft_wrap=True)
+    return waiting
+
+
+def _learn(request: _Request, task: str, data: str) -> "Trained":
+    """Learns one task."""
+    from dataclasses import replace
+
+    from ksm_hw.learning.curves import curve
+    from ksm_hw.learning.datasets import load_task_data
+    from ksm_hw.learning.train import checked_backbone, checkpoint_of, train_task
+
+    bundle, options = request.bundle, request.options
     with messages.status("load the backbone"):
-        network = checked_backbone(task, bundle, backbone, weights, image_size, options)
-    images = _readable(load_task_data(data), skip_bad)
+        network = checked_backbone(task, bundle, request.backbone, request.weights, request.image_size, options)
+    draw = curve(request.log, request.log_folder, task)
+    images = readable_images(load_task_data(data), request.skip_bad)
     messages.print(f"{len(images.train)} training and {len(images.test)} test images in {len(images.classes)} classes")
 
     def kept() -> str:
@@ -141,57 +225,42 @@ def train(
             return "Whole epochs are kept: give the same command to go on, or add --restart."
         return "No epoch was done, so nothing is kept."
 
-    with stopped_by_ctrl_c(kept), _epoch_progress(epochs) as (on_batch, on_epoch):
+    with stopped_by_ctrl_c(kept), epoch_progress(options.epochs) as (on_batch, show):
+
+        def on_epoch(epoch: Any) -> None:
+            show(epoch)
+            draw(epoch)
+
         trained = train_task(
-            images if flip is None else replace(images, flip=flip),
+            images if request.flip is None else replace(images, flip=request.flip),
             task,
             bundle,
-            backbone,
+            request.backbone,
             options,
             network=network,
-            image_size=image_size,
-            scale_bits=int(scale_bits),  # type: ignore[arg-type]
-            restart=restart,
+            image_size=request.image_size,
+            scale_bits=int(request.scale_bits),  # type: ignore[arg-type]
+            restart=request.restart,
             command=printable(command(*sys.argv[1:])),
             on_batch=on_batch,
             on_epoch=on_epoch,
         )
-    if as_json:
-        print_json(
-            {
-                **trained.pack.facts,
-                "scale_error": trained.scale_error,
-                "pack_bytes": trained.pack.nbytes,
-                "replaced_accuracy": trained.replaced_accuracy,
-                "carried_over": trained.carried_over,
-            }
-        )
-    else:
+    if not request.as_json:
         _print_trained(trained, bundle)
+    return trained
 
 
-def _readable(images: "TaskData", skip_bad: bool) -> "TaskData":
-    """The images that decode; says which do not, and without --skip-bad that ends the command."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from ksm_hw.learning.check_images import unreadable_images, without_images
-
-    columns = (TextColumn("check images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=messages, transient=True) as progress:
-        bar = progress.add_task("check images")
-        unreadable = unreadable_images(images, lambda done, total: progress.update(bar, completed=done, total=total))
-    if not unreadable:
-        return images
-    for error in unreadable.values():
-        messages.print(str(error), soft_wrap=True)
-    count = f"{len(unreadable)} of {len(images.train) + len(images.test)} images cannot be read"
-    if not skip_bad:
-        first = next(iter(unreadable))
-        raise UserError(
-            f"{count}, {first} among them; all are named above. Remove them, or leave them out: --skip-bad."
-        )
-    messages.print(f"{count} and are left out.")
-    return without_images(images, unreadable)
+def _as_json(trained: "Trained") -> dict[str, Any]:
+    """What became of the task, for scripts."""
+    return {
+        **trained.pack.facts,
+        "task": trained.pack.task,
+        "method": trained.pack.method,
+        "scale_error": trained.scale_error,
+        "pack_bytes": trained.pack.nbytes,
+        "replaced_accuracy": trained.replaced_accuracy,
+        "carried_over": trained.carried_over,
+    }
 
 
 def _print_trained(trained: "Trained", bundle: Path) -> None:
@@ -214,25 +283,3 @@ def _print_trained(trained: "Trained", bundle: Path) -> None:
         )
     compile_it = command("compile", "--target", "host", "--task", pack.task, "--bundle", bundle)
     console.print(f"Compile it: {compile_it}", soft_wrap=True)
-
-
-@contextmanager
-def _epoch_progress(epochs: int) -> Iterator[tuple[Any, Any]]:
-    """A progress bar of the epoch, and a line for each epoch that is done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=messages, transient=True) as progress:
-        bar = progress.add_task("first epoch")
-
-        def on_batch(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-
-        def on_epoch(epoch: Any) -> None:
-            progress.update(bar, description=f"epoch {epoch.number + 1}/{epochs}", completed=0)
-            progress.console.print(
-                f"epoch {epoch.number}/{epochs}: loss {epoch.loss:.3f}, test accuracy {epoch.accuracy:.1%}, "
-                f"{epoch.seconds:.0f} s"
-            )
-
-        yield on_batch, on_epoch

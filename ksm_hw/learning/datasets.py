@@ -223,15 +223,37 @@ def load_task_data(data: str, name: str | None = None) -> TaskData:
     """
     if data in REGISTERED:
         return _load_registered(data, name or data)
-    folder = Path(data)
-    if os.path.isdir(folder):  # As Path.is_dir, but false too for a name that is too long.
-        # A folder's name may hold what a task's name may not.
-        return _load_folder(folder, name or re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name))
-    near = difflib.get_close_matches(data, dataset_names(), n=1)
-    raise UserError(
-        f"No folder and no data set named '{data}'."
-        + (f" Did you mean '{near[0]}'?" if near else "")
-        + f" Give a folder with train/ and test/, or one of {', '.join(REGISTERED)}."
+    check_task_data(data)
+    return _load_folder(Path(data), name or name_of_data(data))
+
+
+def name_of_data(data: str) -> str:
+    """What a task over the images is called unless a user says it: the set's name, or the folder's."""
+    # A folder's name may hold what a task's name may not.
+    return data if data in REGISTERED else re.sub(r"[^A-Za-z0-9_-]+", "-", Path(data).resolve().name)
+
+
+def check_task_data(data: str) -> None:
+    """Checks, without reading an image, that there is a set or a folder of that name.
+
+    Raises:
+        UserError: there is none, or the set is not installed.
+    """
+    if data in REGISTERED:
+        if not dataset_sources.is_installed(data, datasets_folder()):
+            raise _not_installed(data, "its files are missing")
+    elif not os.path.isdir(data):  # As Path.is_dir, but false too for a name that is too long.
+        near = difflib.get_close_matches(data, dataset_names(), n=1)
+        raise UserError(
+            f"No folder and no data set named '{data}'."
+            + (f" Did you mean '{near[0]}'?" if near else "")
+            + f" Give a folder with train/ and test/, or one of {', '.join(REGISTERED)}."
+        )
+
+
+def _not_installed(data: str, reason: object) -> UserError:
+    return UserError(
+        f"The data set '{data}' is not installed, or not whole: {reason}. Install it with: {install_command(data)}"
     )
 
 
@@ -240,9 +262,7 @@ def _load_registered(data: str, name: str) -> TaskData:
     try:
         classes, train, test = entry.read(datasets_folder())
     except SetMissing as error:
-        raise UserError(
-            f"The data set '{data}' is not installed, or not whole: {error}. Install it with: {install_command(data)}"
-        ) from error
+        raise _not_installed(data, error) from error
     return TaskData(name, classes, train, test, entry.flip, entry.source, entry.licence)
 
 

@@ -22,6 +22,7 @@ class LearningOptions:
         prune: share in 0…1 of a task's weights that PackNet frees again, and the most that CPG does.
         accuracy_goal: accuracy in 0…1 on the validation part that CPG grows for and prunes down to; None is a
             point less than the task reached before it was pruned, for which nothing grows.
+        max_width: how wide CPG may make the network, in its published widths.
         validation: share in 0…1 of the training images that are not learned but looked at; None is the method's.
     """
 
@@ -35,4 +36,5 @@ class LearningOptions:
     constants: MaskConstants = PAPER
     prune: float = 0.75
     accuracy_goal: float | None = None
+    max_width: float = 2.0
     validation: float | None = None

@@ -20,8 +20,10 @@ from ksm_hw.files.locks import locked_folder
 from ksm_hw.files.written import explained
 from ksm_hw.learning.calibration_images import split_batches
 from ksm_hw.learning.datasets import ImageSplit, TaskData
-from ksm_hw.learning.learn import Epoch, check_epochs, learn, measure_accuracy
+from ksm_hw.learning.growing import STEP, checkpoints_of, learn_growing
+from ksm_hw.learning.learn import Epoch, check_epochs, measure_accuracy
 from ksm_hw.learning.learned_task import backbone_after, task_pack_of
+from ksm_hw.learning.methods.names import TITLES
 from ksm_hw.learning.methods.table import check_granularity, method_named
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.masks.bundle import (
@@ -85,6 +87,13 @@ def checkpoint_of(bundle: Path, task: str) -> Path:
     return bundle / LEARNING / f"{task}.pt"
 
 
+def _forget(checkpoint: Path) -> None:
+    """Removes the state of a task, in all widths of the network."""
+    with explained(checkpoint):
+        for kept in checkpoints_of(checkpoint):
+            kept.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _learning(bundle: Path, task: str) -> Iterator[Path]:
     """The checkpoint of a task, while no other process learns the task of that name into the bundle."""
@@ -116,11 +125,26 @@ def checked_backbone(
             f"With --mask-initial {constants.initial:g} and --mask-threshold {constants.threshold:g} "
             "every weight begins at 0. Give a first value above the threshold."
         )
+    if options.accuracy_goal is not None:
+        _check_goal(options, backbone)
     if method.changes_weights and (bundle / DESCRIPTION).exists():
         return _backbone_in(bundle, backbone, weights, image_size)
     network = pretrained_backbone(backbone, weights, image_size)
     check_same_backbone(bundle, backbone, sha256_of_tensors(backbone_tensors(network)))
     return network
+
+
+def _check_goal(options: LearningOptions, backbone: str) -> None:
+    """Checks before anything is learned that the method has a goal of accuracy, and the network can grow for it."""
+    if not method_named(options.method).grows:
+        title = TITLES[options.method]
+        raise UserError(f"{title} has no goal of accuracy. Leave out --accuracy-goal, or give --method cpg.")
+    if options.max_width < 1 + STEP:
+        return
+    try:
+        check_can_grow(build_backbone(backbone))
+    except UserError as error:
+        raise UserError(f"{error} Give --max-width 1 to learn without growing, or another --backbone.") from error
 
 
 def _backbone_in(folder: Path, backbone: str, weights: Path | None, image_size: int) -> nn.Module:
@@ -172,16 +196,14 @@ def train_task(
     """
     network = network or checked_backbone(task, bundle, backbone, weights, image_size, options)
     with _learning(bundle, task) as checkpoint:
-        # A copy: the arrays share memory with a network that is about to change.
-        tensors: Tensors = {name: array.copy() for name, array in backbone_tensors(network).items()}
-        older = _older_tasks(bundle, task, options, backbone, sha256_of_tensors(tensors))
+        older = _older_tasks(bundle, task, options, backbone, sha256_of_tensors(backbone_tensors(network)))
         replaced = _replaced_accuracy(bundle, task)
         if restart:
-            with explained(checkpoint):
-                checkpoint.unlink(missing_ok=True)
+            _forget(checkpoint)
         preprocessing = default_preprocessing(backbone, image_size)
-        network, history = learn(network, data, preprocessing, options, checkpoint, on_batch, on_epoch, older)
-        tensors = backbone_after(network, tensors, options)
+        grown = learn_growing(network, backbone, data, preprocessing, options, checkpoint, older, on_batch, on_epoch)
+        network, history = grown.network, grown.history
+        tensors = backbone_after(network, grown.before, options)
         identity = (backbone, sha256_of_tensors(tensors))
         exact = task_pack_of(network, data, task, options, identity, preprocessing)
         pack = task_pack_of(network, data, task, options, identity, preprocessing, scale_bits)
@@ -191,7 +213,7 @@ def train_task(
         accuracy = measure_accuracy(reference, data.test, preprocessing)
         pack = dataclasses.replace(pack, facts={**_facts(data, history), "command": command, "accuracy": accuracy})
         carried_over = _add(bundle, pack, tensors, data)
-        checkpoint.unlink(missing_ok=True)
+        _forget(checkpoint)
         pack = _calibrated(bundle, whole, pack, data)
     return Trained(pack, _scale_error(exact, pack), replaced, carried_over)
 

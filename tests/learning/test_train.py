@@ -56,7 +56,7 @@ def test_a_task_is_held_while_it_is_learned(
         held.extend(path.name for path in left.parent.iterdir())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ksm_hw.learning.train.learn", learn)
+    monkeypatch.setattr("ksm_hw.learning.growing.learn", learn)
     data: TaskData = load_task_data(str(photos))
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
         train_task(data, "kernel-task", copied_bundle, SMALL_NETWORK, LearningOptions(), weights=weights, image_size=32)
@@ -78,7 +78,7 @@ def test_ctrl_c_says_what_is_kept(
     if epochs:
         checkpoint_of(bundle, "pets").parent.mkdir(parents=True)
         checkpoint_of(bundle, "pets").touch()
-    monkeypatch.setattr("ksm_hw.learning.train.learn", interrupted)
+    monkeypatch.setattr("ksm_hw.learning.growing.learn", interrupted)
     options = ["--backbone", SMALL_NETWORK, "--weights", str(weights), "--image-size", "32", "--bundle", str(bundle)]
     monkeypatch.setattr(sys, "argv", ["ksm-hw", "train", "--task", "pets", "--data", str(photos), *options])
     with pytest.raises(SystemExit) as exit_:

@@ -62,6 +62,7 @@ CPG = Method(
     end_epoch=_end_epoch,
     binarise=threshold_mask,
     changes_weights=True,
+    grows=True,
     fewest_epochs=2,
     validation=0.1,
 )

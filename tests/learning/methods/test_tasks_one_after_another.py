@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from learned_noise import noise, refuse_to_calibrate
 from random_tasks import SMALL_NETWORK
 
 from ksm_hw.errors import UserError
-from ksm_hw.learning.dataset_sources import ImagesInMemory
-from ksm_hw.learning.datasets import TaskData
 from ksm_hw.learning.methods.names import TITLES
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.learning.train import Trained, train_task
@@ -19,43 +18,22 @@ from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.masks.soft_mask import unpack_mask
 from ksm_hw.models.backbones import bundled_backbone
 from ksm_hw.models.task_module import task_module
-from ksm_hw.quantising.network import NotQuantisable
 
 # Large enough that masks cross the threshold and weights change within two steps.
 FAST = LearningOptions(epochs=2, batch_size=8, mask_rate=6e-3, head_rate=1e-2)
-
-
-def images(seed: int, classes: int = 3) -> TaskData:
-    """Noise around a grey that tells the class."""
-    generator = np.random.default_rng(seed)
-
-    def split(count: int) -> ImagesInMemory:
-        labels = [number % classes for number in range(count)]
-        noise = generator.integers(0, 60, (count, 32, 32, 3))
-        return ImagesInMemory(
-            [(noise[number] + 60 * label).astype(np.uint8) for number, label in enumerate(labels)], labels
-        )
-
-    names = tuple(f"grey {number}" for number in range(classes))
-    return TaskData(f"noise {seed}", names, split(16), split(9), False, "made here", "none")
 
 
 def learned(bundle: Bundle, folder: Path, task: str, options: LearningOptions, seed: int = 0) -> Trained:
     """A task learned into the bundle of a folder, over its weights or, where there is none, those of another."""
     tensors = load_bundle(folder).tensors if (folder / "bundle.json").exists() else bundle.tensors
     network = bundled_backbone(SMALL_NETWORK, tensors, 32)
-    return train_task(images(seed), task, folder, SMALL_NETWORK, options, network=network, image_size=32)
+    return train_task(noise(seed), task, folder, SMALL_NETWORK, options, network=network, image_size=32)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def uncalibrated() -> Iterator[None]:
-    """Learning ends without calibration, which would take most of the time."""
-
-    def refuse(*_: object) -> None:
-        raise NotQuantisable
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ksm_hw.learning.train.calibrate", refuse)
+        refuse_to_calibrate(patch)
         yield
 
 

@@ -1,0 +1,71 @@
+"""`ksm-hw train --sequence`: one task after another; what the bundle has stays; what is wrong is told before."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from learned_noise import refuse_to_calibrate
+from PIL import Image
+from random_tasks import SMALL_NETWORK
+from typer.testing import CliRunner, Result
+
+from ksm_hw.cli import app
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle, tasks_in
+
+
+@pytest.fixture
+def place(tmp_path: Path, bundle: Bundle) -> Path:
+    """A folder with weights, and two folders of images."""
+    torch.save({name: torch.from_numpy(np.array(array)) for name, array in bundle.tensors.items()}, tmp_path / "w.pt")
+    for number, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), (number * 60, 0, 0)).save(tmp_path / "pets" / name / "1.png")
+    shutil.copytree(tmp_path / "pets", tmp_path / "my photos!")
+    return tmp_path
+
+
+def train(place: Path, *arguments: str) -> Result:
+    options = ["--backbone", SMALL_NETWORK, "--weights", str(place / "w.pt"), "--image-size", "32", "--epochs", "1"]
+    where = ["--bundle", str(place / "bundle"), "--log-folder", str(place / "runs")]
+    return CliRunner().invoke(app, ["train", *options, "--method", "head", *where, *arguments])
+
+
+def test_a_sequence_is_learned_and_what_is_there_stays(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_to_calibrate(monkeypatch)
+    sequence = f"pets={place / 'pets'}, {place / 'my photos!'}"
+    first = train(place, "--sequence", f"pets={place / 'pets'}", "--json", "--log", "csv")
+    assert [each["task"] for each in json.loads(first.stdout)] == ["pets"]
+    before = (place / "bundle" / "tasks" / "pets.safetensors").read_bytes()
+    both = train(place, "--sequence", sequence, "--json")
+    assert [each["task"] for each in json.loads(both.stdout)] == ["my-photos-"]
+    assert "Task 'pets' is in" in both.stderr and "and stays." in both.stderr
+    assert tasks_in(place / "bundle") == ["my-photos-", "pets"]
+    assert (place / "bundle" / "tasks" / "pets.safetensors").read_bytes() == before
+    assert [path.name for path in (place / "runs").iterdir()] == ["pets.csv"]
+    other = train(place, "--sequence", sequence, "--method", "ksm")
+    assert isinstance(other.exception, UserError) and "was learned by head, not ksm" in str(other.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Give --task and --data, or several tasks with --sequence"),
+        (["--task", "pets"], "Give --task and --data"),
+        (["--sequence", "mnist", "--task", "pets"], "Leave out --task and --data"),
+        (["--sequence", "{pets},{pets}"], "two tasks called 'pets'"),
+        (["--sequence", "{pets},nowhere"], "No folder and no data set named 'nowhere'"),
+        (["--sequence", "{pets},"], "cannot name a task|No folder and no data set named ''"),
+        (["--sequence", "../a={pets}"], "cannot name a task"),
+    ],
+)
+def test_a_sequence_that_is_none_is_refused_before_anything_is_learned(
+    arguments: list[str], message: str, place: Path
+) -> None:
+    result = train(place, *(each.format(pets=place / "pets") for each in arguments))
+    assert isinstance(result.exception, UserError) and re.search(message, str(result.exception))
+    assert not (place / "bundle").exists()

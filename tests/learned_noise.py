@@ -1,0 +1,30 @@
+"""Images that a small network learns within a second, and learning that ends without calibration."""
+
+import numpy as np
+import pytest
+
+from ksm_hw.learning.dataset_sources import ImagesInMemory
+from ksm_hw.learning.datasets import TaskData
+from ksm_hw.quantising.network import NotQuantisable
+
+
+def noise(seed: int, classes: int = 3) -> TaskData:
+    """Noise around a grey that tells the class, 32×32 pixels."""
+    generator = np.random.default_rng(seed)
+
+    def split(count: int) -> ImagesInMemory:
+        labels = [number % classes for number in range(count)]
+        pixels = generator.integers(0, 60, (count, 32, 32, 3)) + 60 * np.array(labels).reshape(-1, 1, 1, 1)
+        return ImagesInMemory(list(pixels.astype(np.uint8)), labels)
+
+    names = tuple(f"grey {number}" for number in range(classes))
+    return TaskData(f"noise {seed}", names, split(16), split(9), False, "made here", "none")
+
+
+def refuse_to_calibrate(patch: pytest.MonkeyPatch) -> None:
+    """Calibration would take most of the time."""
+
+    def refuse(*_: object) -> None:
+        raise NotQuantisable
+
+    patch.setattr("ksm_hw.learning.train.calibrate", refuse)
