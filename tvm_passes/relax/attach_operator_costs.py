@@ -18,7 +18,9 @@ from tvm.s_tir.analysis import estimate_tir_flops
 from tvm_passes.relax.join_tasks import MAIN
 from tvm_passes.relax.schedules.base.precision import value_bytes
 
-_FLOPS, _BYTES = "flops", "bytes"
+FLOPS = "flops"
+"""Of a loop nest, see above."""
+_BYTES = "bytes"
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,16 @@ class AttachOperatorCosts:
         for variable in _called_by_main(module):
             if _is_static(module[variable]):
                 cost = operator_cost(module[variable])
-                module[variable] = module[variable].with_attrs({_FLOPS: cost.flops, _BYTES: cost.bytes})
+                module[variable] = module[variable].with_attrs({FLOPS: cost.flops, _BYTES: cost.bytes})
         return module
 
 
 def operator_costs(module: tvm.IRModule) -> dict[str, Cost]:
     """The costs that were attached, by the operators' symbols in the library."""
     return {
-        variable.name_hint: Cost(int(function.attrs[_FLOPS]), int(function.attrs[_BYTES]))
+        variable.name_hint: Cost(int(function.attrs[FLOPS]), int(function.attrs[_BYTES]))
         for variable, function in module.functions.items()
-        if _FLOPS in (function.attrs or {})
+        if FLOPS in (function.attrs or {})
     }
 
 
@@ -56,7 +58,10 @@ def operator_cost(function: tirx.PrimFunc) -> Cost:
 
     Operations are counted over the domains of the blocks and not over the loops: a tile at the border, or a block that
     is computed anew for each tile, would count what the operator does not need. A multiply-add is two operations.
+    Kernels that are written as loops have no such blocks, and tell theirs themselves.
     """
+    if FLOPS in (function.attrs or {}):
+        return Cost(flops=int(function.attrs[FLOPS]), bytes=sum(map(_bytes, function.params)))
     schedule = Schedule(tvm.IRModule({"main": function}))
     blocks = [schedule.get(block) for block in schedule.get_child_blocks(schedule.get_sblock("root"))]
     flops = sum(

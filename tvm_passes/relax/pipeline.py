@@ -33,6 +33,7 @@ from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout
 from tvm_passes.relax.fuse_weight_rewrite import FuseWeightRewrite
 from tvm_passes.relax.join_tasks import TaskFunctions, join_tasks
+from tvm_passes.relax.kernels.integer_vectors import integer_vectors
 from tvm_passes.relax.loops.allocate_on_stack import AllocateOnStack
 from tvm_passes.relax.loops.lower_loops import LowerLoops
 from tvm_passes.relax.loops.prefetch import InsertPrefetch
@@ -72,7 +73,7 @@ def fold_tasks(
     # Worth it only if weights are rewritten once a task. One pass for all layouts, so that they share its kernels.
     weight_layouts: list[Pass] = [] if fused or "cpu" not in target.keys else [WeightLayouts(vector_unit(target))]
     if integers:
-        weight_layouts = [Quantise()]
+        weight_layouts = [Quantise(integer_vectors(target), vector_unit(target).cores)]
     network = _phase("lowered", [])(network)
     folded = {}
     for name, masks in layouts.items():

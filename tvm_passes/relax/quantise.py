@@ -25,7 +25,11 @@ import numpy as np
 import tvm
 from tvm import relax, te
 
+from tvm_passes.relax.kernels import integer_depthwise as depthwise
 from tvm_passes.relax.kernels import quantised as kernels
+from tvm_passes.relax.kernels.integer_convolution import integer_convolution, packed_vector, packed_weight, tiles
+from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
+from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 
 QUANTISATION = "quantisation/"  # Names of parameters begin so.
 INPUT = "input"
@@ -61,9 +65,15 @@ class Quantise:
     """Quantises `main`.
 
     Modules that one pass object rewrote share their kernels' variables, so that they can be joined.
+
+    Args:
+        vectors: instructions of the CPU, by which convolutions and dense layers are computed; None where it has none.
+        cores: that share the work.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, vectors: IntegerVectors | None, cores: int) -> None:
+        self.vectors = vectors
+        self.cores = cores
         self.kernels: _Kernels = {}
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
@@ -72,17 +82,19 @@ class Quantise:
         Raises:
             ValueError: it has an operator that int8 does not know.
         """
-        module = _Quantiser(module, self.kernels).quantise()
+        module = _Quantiser(module, self.kernels, self.vectors, self.cores).quantise()
         return relax.transform.DeadCodeElimination(["main"])(module)
 
 
 class _Quantiser:
     """Rewrites the `main` of one module; `kernels` are those of all modules, `present` those of this one."""
 
-    def __init__(self, module: tvm.IRModule, known: _Kernels) -> None:
+    def __init__(self, module: tvm.IRModule, known: _Kernels, vectors: IntegerVectors | None, cores: int) -> None:
         self.main = module["main"]
         self.builder = relax.BlockBuilder(module)
         self.kernels = known
+        self.vectors = vectors
+        self.cores = cores
         self.present: set[Hashable] = set()
         self.tensors: dict[relax.Var, _Tensor] = {}
         self.quantisations: dict[str, relax.Var] = {}
@@ -179,23 +191,77 @@ class _Quantiser:
         if len(bias.ty.shape) != 1:
             bias = self.builder.emit(relax.op.reshape(bias, (outputs,)))
         quantised, integers, scales = self._weights(weight, bias, data.quantisation)
-        if len(weight.ty.shape) == 2:
-            sums = self._kernel("dense_sums", kernels.dense_sums, [data.value, quantised, integers])
-        else:
-            window = [tuple(map(int, one)) for one in (call.attrs.strides, call.attrs.padding, call.attrs.dilation)]
-            options = (*window, int(call.attrs.groups))
-            arguments = [data.value, quantised, integers, data.quantisation]
-            sums = self._kernel("conv2d_sums", kernels.convolution_sums, arguments, *options)
         if layer == HEAD:
-            self.logits = self._kernel("logits", kernels.real_sums, [sums, scales])
+            self.logits = self._sums(call, data, quantised, integers, scales, None)
             self.done.add(end)
             return
         self.layers += 1
         into = self._quantisation(layer)
         multiplier = self._kernel("multipliers", kernels.multipliers, [scales, into])
         bounds = self._kernel("result_bounds", kernels.result_bounds, [into], clamp)
-        value = self._kernel("requantise", kernels.requantised_sums, [sums, multiplier, bounds], tensor=layer)
+        value = self._sums(call, data, quantised, integers, multiplier, bounds, tensor=layer)
         self._result(end, _Tensor(value, layer, self.layers, into))
+
+    def _sums(
+        self,
+        call: relax.Call,
+        data: _Tensor,
+        weight: relax.Var,
+        bias: relax.Var,
+        multiplier: relax.Var,
+        bounds: relax.Var | None,
+        tensor: str = "",
+    ) -> relax.Var:
+        """The sums of a layer, requantised, or without bounds as real values."""
+        shape = _shape(call)
+        if self.vectors is not None:
+            return self._vector_sums(self.vectors, shape, data, weight, bias, multiplier, bounds, tensor)
+        if len(weight.ty.shape) == 2:
+            sums = self._kernel("dense_sums", kernels.dense_sums, [data.value, weight, bias])
+        else:
+            options = (shape.strides, shape.padding, shape.dilation, shape.groups)
+            arguments = [data.value, weight, bias, data.quantisation]
+            sums = self._kernel("conv2d_sums", kernels.convolution_sums, arguments, *options)
+        if bounds is None:
+            return self._kernel("logits", kernels.real_sums, [sums, multiplier])
+        return self._kernel("requantise", kernels.requantised_sums, [sums, multiplier, bounds], tensor=tensor)
+
+    def _vector_sums(
+        self,
+        vectors: IntegerVectors,
+        shape: IntegerConvolution,
+        data: _Tensor,
+        weight: relax.Var,
+        bias: relax.Var,
+        multiplier: relax.Var,
+        bounds: relax.Var | None,
+        tensor: str,
+    ) -> relax.Var:
+        """As `_sums`, by the CPU's instructions, from weights that are packed for them."""
+        is_depthwise = shape.inputs == 1 and shape.outputs == shape.groups > 1
+        value, is_dense = data.value, len(weight.ty.shape) == 2
+        if is_dense:
+            value = self.builder.emit(relax.op.reshape(value, shape.data))
+            weight = self.builder.emit(relax.op.reshape(weight, (1, 1, *weight.ty.shape)))
+        pack, lanes = (
+            (packed_weight, vectors.lanes) if not is_depthwise else (depthwise.packed_weight, depthwise.CHANNELS)
+        )
+        groups = 1 if is_depthwise else shape.groups
+        packed = self._kernel("pack_weight", pack, [weight], shape, vectors)
+        filled = [self._kernel("fill_vector", packed_vector, [one], groups, lanes) for one in (bias, multiplier)]
+        arguments = [value, packed, *filled, data.quantisation, *([] if bounds is None else [bounds])]
+
+        name = "depthwise_conv2d" if is_depthwise else "logits" if bounds is None else "conv2d"
+
+        def kernel() -> tvm.tirx.PrimFunc:
+            if is_depthwise:
+                return depthwise.integer_depthwise(shape, vectors, self.cores)
+            return integer_convolution(shape, vectors, self.cores, tiles(shape, vectors)[0], real=bounds is None)
+
+        result: relax.Expr = self._written(name, kernel, (shape, bounds is None), arguments)
+        if is_dense:
+            result = relax.op.reshape(self.builder.emit(result), (shape.data[0], shape.outputs))
+        return self.builder.emit(result, re.sub(r"\W", "_", tensor))
 
     def _weights(self, weight: relax.Expr, bias: relax.Expr, data: relax.Var) -> tuple[relax.Var, relax.Var, relax.Var]:
         """The quantised weight and bias, and what a step of each channel's sum means."""
@@ -323,20 +389,47 @@ class _Quantiser:
     ) -> relax.Call:
         """A call of the kernel that computes `compute(*arguments, *options)`; written once for equal shapes."""
         types = tuple((tuple(map(int, argument.ty.shape)), str(argument.ty.dtype)) for argument in arguments)
-        key = (compute, types, options)
-        if key not in self.kernels:
+
+        def kernel() -> tvm.tirx.PrimFunc:
             inputs = [te.placeholder(*one, name=f"input{index}") for index, one in enumerate(types)]
             # Relax counts in int64.
-            kernel = te.create_prim_func([*inputs, compute(*inputs, *options)], index_dtype_override="int64")
-            kernel = kernel.without_attr("global_symbol").with_attr("op_pattern", _OPAQUE)
-            self.kernels[key] = self.builder.add_func(kernel, name), kernel
+            written = te.create_prim_func([*inputs, compute(*inputs, *options)], index_dtype_override="int64")
+            return written.without_attr("global_symbol").with_attr("op_pattern", _OPAQUE)
+
+        return self._written(name, kernel, (compute, types, options), arguments)
+
+    def _written(
+        self, name: str, kernel: Callable[[], tvm.tirx.PrimFunc], key: Hashable, arguments: list[relax.Expr]
+    ) -> relax.Call:
+        """A call of a kernel, which is written once for equal keys."""
+        if key not in self.kernels:
+            written = kernel()
+            self.kernels[key] = self.builder.add_func(written, name), written
         elif key not in self.present:
             self.builder.update_func(*self.kernels[key])
         self.present.add(key)
-        variable, kernel = self.kernels[key]
-        result = kernel.params[-1].ty
+        variable, known = self.kernels[key]
+        result = known.params[-1].ty
         out_type = relax.TensorType(tuple(map(int, result.shape)), result.dtype)
         return relax.call_tir(variable, arguments, out_ty=out_type)
+
+
+def _shape(call: relax.Call) -> IntegerConvolution:
+    """The shape of a convolution, or of a dense layer as a 1×1 convolution of one pixel an image."""
+    data, weight = ([int(extent) for extent in argument.ty.shape] for argument in call.args)
+    if len(weight) == 2:
+        return IntegerConvolution((data[0], 1, 1, data[1]), (1, 1), weight[1])
+    top, left, bottom, right = map(int, call.attrs.padding)
+    (down, across), (rows, columns) = map(int, call.attrs.strides), map(int, call.attrs.dilation)
+    return IntegerConvolution(
+        (data[0], data[1], data[2], data[3]),
+        (weight[0], weight[1]),
+        weight[3],
+        (down, across),
+        (top, left, bottom, right),
+        (rows, columns),
+        int(call.attrs.groups),
+    )
 
 
 def _is_product_of_vectors(value: relax.Expr) -> bool:

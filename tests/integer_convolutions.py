@@ -1,0 +1,116 @@
+"""Convolutions of integers by the kernels of a CPU, and what NumPy makes of the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import tvm
+from tvm import te, tirx
+
+from tvm_passes.relax.kernels import integer_depthwise as depthwise
+from tvm_passes.relax.kernels.integer_convolution import integer_convolution, packed_vector, packed_weight, tiles
+from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
+from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
+
+SHAPES = {
+    "first layer": IntegerConvolution((1, 16, 18, 3), (3, 3), 24, (2, 2), (1, 0, 1, 1)),
+    "seventeen": IntegerConvolution((2, 9, 11, 17), (3, 3), 37, (2, 1), (1, 1, 1, 1)),
+    "five to forty": IntegerConvolution((2, 5, 6, 5), (1, 1), 40),
+    "strided 1x1": IntegerConvolution((1, 9, 11, 64), (1, 1), 80, (2, 2)),
+    "no padding": IntegerConvolution((1, 7, 9, 8), (5, 5), 16),
+    "dilated": IntegerConvolution((1, 9, 11, 12), (5, 5), 16, (1, 1), (2, 2, 2, 2), (2, 2)),
+    "grouped": IntegerConvolution((1, 6, 7, 20), (3, 3), 36, (1, 1), (1, 1, 1, 1), groups=4),
+    "dense": IntegerConvolution((3, 1, 1, 100), (1, 1), 50),
+    "depthwise": IntegerConvolution((2, 9, 17, 17), (3, 3), 17, (1, 1), (1, 1, 1, 1), groups=17),
+    "depthwise, strided": IntegerConvolution((1, 9, 11, 32), (3, 3), 32, (2, 2), (0, 0, 1, 1), groups=32),
+    "depthwise 5x5": IntegerConvolution((1, 8, 9, 24), (5, 5), 24, (2, 2), (2, 1, 2, 2), groups=24),
+    "depthwise, dilated": IntegerConvolution((1, 9, 11, 5), (3, 3), 5, (1, 1), (2, 2, 2, 2), (2, 2), groups=5),
+}
+ZERO_POINT, BOUNDS = 117, (3, 5, 250)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel with arguments, the last of which is for its result, and what the result should be."""
+
+    kernel: tirx.PrimFunc
+    arguments: list[npt.NDArray[Any]]
+    expected: npt.NDArray[Any]
+
+
+def cases(vectors: IntegerVectors) -> dict[str, Case]:
+    """All shapes; the sums of the dense layer stay real values, and of one layer some are too large for any integer."""
+    return {name: _case(shape, vectors, name == "dense", name == "no padding") for name, shape in SHAPES.items()}
+
+
+def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: bool) -> Case:
+    generator = np.random.default_rng(0)
+    data = generator.integers(0, 256, shape.data, np.uint8)
+    # The largest products that there are stand somewhere, next to each other.
+    data[0, 2:] = 255 if shape.data[1] > 1 else data[0, 2:]
+    weight = generator.integers(-127, 128, (*shape.kernel, shape.inputs, shape.outputs)).astype(np.int8)
+    weight[..., 1] = 127
+    bias = generator.integers(-5000, 5000, shape.outputs).astype(np.int32)
+    multiplier = (generator.uniform(0.5, 2, shape.outputs) * 0.01 / np.sqrt(weight[..., 0].size)).astype(np.float32)
+    multiplier[0] *= 2.0**40 if huge else 1
+    products = _sums(shape, data, weight, bias).astype(np.float32) * multiplier
+    zero, low, high = map(np.float32, BOUNDS)
+    quantised = np.clip(np.rint(products) + zero, low, high).astype(np.uint8)
+    expected = products if real else _stored(quantised, vectors)
+    is_depthwise = shape.inputs == 1
+    kernel = (
+        depthwise.integer_depthwise(shape, vectors, 1)
+        if is_depthwise
+        else integer_convolution(shape, vectors, 1, tiles(shape, vectors)[0], real)
+    )
+    pack = depthwise.packed_weight if is_depthwise else packed_weight
+    lanes, groups = (depthwise.CHANNELS, 1) if is_depthwise else (vectors.lanes, shape.groups)
+    filled = [_computed(packed_vector, [one], groups, lanes) for one in (bias, multiplier)]
+    bounds = [] if real else [np.array(BOUNDS, np.float32)]
+    quantisation = np.array([0.1, ZERO_POINT], np.float32)
+    packed = _computed(pack, [weight], shape, vectors)
+    result = np.zeros_like(expected)
+    return Case(kernel, [_stored(data, vectors), packed, *filled, quantisation, *bounds, result], expected)
+
+
+def _sums(
+    shape: IntegerConvolution, data: npt.NDArray[np.uint8], weight: npt.NDArray[np.int8], bias: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int32]:
+    """float64 holds these sums as they are."""
+    top, left, bottom, right = shape.padding
+    padded = np.pad(data.astype(np.float64) - ZERO_POINT, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    images, kernels = padded.transpose(0, 3, 1, 2), weight.astype(np.float64).transpose(3, 2, 0, 1)
+    options = {"stride": shape.strides, "dilation": shape.dilation, "groups": shape.groups}
+    sums = torch.nn.functional.conv2d(torch.tensor(images), torch.tensor(kernels), **options)
+    of_zero = ZERO_POINT * weight.astype(np.int32).sum((0, 1, 2))
+    return sums.numpy().transpose(0, 2, 3, 1).astype(np.int32) + of_zero.astype(np.int32) + bias
+
+
+def _stored(quantised: npt.NDArray[np.uint8], vectors: IntegerVectors) -> npt.NDArray[Any]:
+    return quantised if vectors.data_type == "uint8" else (quantised.astype(np.int16) - 128).astype(np.int8)
+
+
+def _computed(compute: Any, arrays: list[npt.NDArray[Any]], *options: Any) -> npt.NDArray[Any]:
+    """What a tensor expression makes of arrays."""
+    inputs = [te.placeholder(array.shape, str(array.dtype), name="input") for array in arrays]
+    function = te.create_prim_func([*inputs, compute(*inputs, *options)])
+    result = tvm.runtime.tensor(
+        np.zeros([int(one) for one in function.params[-1].ty.shape], str(function.params[-1].ty.dtype))
+    )
+    tvm.compile(function, target="llvm")(*map(tvm.runtime.tensor, arrays), result)
+    return result.numpy()
+
+
+def named(found: Mapping[str, Case]) -> tvm.IRModule:
+    """The kernels as a module, by names that are symbols."""
+    return tvm.IRModule(
+        {symbol(name): case.kernel.with_attr("global_symbol", symbol(name)) for name, case in found.items()}
+    )
+
+
+def symbol(name: str) -> str:
+    """Of a case."""
+    return "case_" + "".join(letter if letter.isalnum() else "_" for letter in name)

@@ -1,0 +1,359 @@
+"""Convolutions of bytes by the products of `integer_vectors`, and dense layers, which are 1×1 convolutions.
+
+A tile of output pixels × vectors of output channels stays in registers for the whole sum: each step loads 4 bytes of
+each pixel and 4 weights of each channel. What a row of the window reads lies together, and is taken as one run of bytes
+whatever the number of channels, filled up to steps with weights that are 0. A task computes some rows of some channels;
+where there is padding it first copies what it reads to a place of its own, with the zero point around it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tvm_passes.relax.kernels.integer_results import Requantisation, store
+from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
+from tvm_passes.relax.kernels.integer_source import Source, copied_rows
+from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
+from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
+
+_NEARBY = 512 << 10  # Bytes of weights that stay in a second-level cache.
+_NEAR = 24 << 10  # Bytes of a tile's weights that stay in a first-level cache.
+_TASKS = 8  # Of each core, at least, where rows are enough.
+# Of the model of a tile: bytes of weights that arrive in a cycle from the second-level cache, cycles until a product is
+# done, and cycles for each vector of results and each tile.
+_RATE, _LATENCY, _OF_RESULT, _OF_TILE = 32, 5, 4, 10
+
+
+def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: IntegerVectors) -> te.Tensor:
+    """A quantised weight [kH, kW, I, O] as the kernel reads it: int8 [vectors of channels, runs · steps, lanes · 4]."""
+    lanes = vectors.lanes
+    outputs, of_group = shape.outputs // shape.groups, shape.vectors(lanes)
+    across = shape.kernel[1] if shape.run != shape.inputs else 1
+
+    def value(vector: tirx.Var, step: tirx.Var, place: tirx.Var) -> tirx.Expr:
+        lane, byte = vectors.lane_and_byte(place)
+        rest = step % shape.steps * STEP + byte
+        run = step // shape.steps
+        channel = vector % of_group * lanes + lane
+        y, x = run // (shape.kernel[1] // across), run % (shape.kernel[1] // across) + rest // shape.inputs
+        inside = tirx.all(channel < outputs, rest < shape.run)
+        of_weight = weight[y, x, rest % shape.inputs, vector // of_group * outputs + channel]
+        return tirx.if_then_else(inside, of_weight, tirx.const(0, "int8"))
+
+    return te.compute((shape.groups * of_group, len(shape.runs) * shape.steps, lanes * STEP), value, name="packed")
+
+
+def packed_vector(values: te.Tensor, groups: int, lanes: int) -> te.Tensor:
+    """A value of each output channel [O], as the kernel reads it: that many vectors of each group, filled up with 0."""
+    outputs = int(values.shape[0]) // groups
+    length = -(-outputs // lanes) * lanes
+
+    def value(place: tirx.Var) -> tirx.Expr:
+        group, channel = place // length, place % length
+        return tirx.if_then_else(channel < outputs, values[group * outputs + channel], tirx.const(0, values.dtype))
+
+    return te.compute((groups * length,), value, name="filled")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What stays in registers: rows × columns of pixels, and vectors of output channels."""
+
+    rows: int
+    columns: int
+    vectors: int
+
+
+def tiles(shape: IntegerConvolution, vectors: IntegerVectors) -> list[Tile]:
+    """The tiles that fit into registers, the one that is likely fastest first."""
+    numbers = [number for number in (1, 2, 4, 8) if number == 1 or number <= shape.vectors(vectors.lanes)]
+    found = []
+    for number in numbers:
+        most = vectors.most_pixels(number)
+        for columns in range(1, most + 1):
+            _, rows_of_map, columns_of_map = pixels(shape, columns)
+            if columns <= columns_of_map:
+                rows = min(most // columns, rows_of_map) if columns == columns_of_map else 1
+                found.append(Tile(rows, columns, number))
+    return sorted(found, key=lambda tile: _cycles(shape, vectors, tile))
+
+
+def pixels(shape: IntegerConvolution, columns: int) -> tuple[int, int, int]:
+    """Batch, rows and columns of the result as tiles cut it: where all pixels lie one after the other, of any shape."""
+    batch, rows, width, _ = shape.result
+    if not shape.is_flat:
+        return batch, rows, width
+    every = batch * rows * width
+    return (1, every // columns, columns) if every % columns == 0 else (1, 1, every)
+
+
+def _cycles(shape: IntegerConvolution, vectors: IntegerVectors, tile: Tile) -> float:
+    """About how long all tiles take."""
+    batch, rows, columns = pixels(shape, tile.columns)
+    steps = len(shape.runs) * shape.steps
+    count = shape.vectors(vectors.lanes)
+    far = steps * STEP * vectors.lanes * tile.vectors > _NEAR
+
+    def of_tile(height: int, width: int, number: int) -> float:
+        products = height * width * number
+        arriving = number * vectors.lanes * STEP / _RATE if far else 0
+        step = max(products / 2, (height * width + number) / 2, arriving, _LATENCY)
+        return steps * step + _OF_RESULT * products + _OF_TILE
+
+    def of_rows(number: int) -> float:
+        across = [(width, times) for _, width, times in column_tiles(columns, tile.columns)]
+        whole, rest = divmod(rows, tile.rows)
+        heights = [(tile.rows, whole), (rest, 1 if rest else 0)]
+        return sum(times * many * of_tile(height, width, number) for height, many in heights for width, times in across)
+
+    whole, rest = divmod(count, tile.vectors)
+    return shape.groups * batch * (whole * of_rows(tile.vectors) + (of_rows(rest) if rest else 0))
+
+
+def column_tiles(columns: int, width: int) -> list[tuple[int, int, int]]:
+    """Tiles along a row, at most `width` wide and as even as can be: of each width the first column, and how many."""
+    count = -(-columns // width)
+    least, wider = divmod(columns, count)
+    found = [(0, least + 1, wider), (wider * (least + 1), least, count - wider)]
+    return [tile for tile in found if tile[2]]
+
+
+def integer_convolution(
+    shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile, real: bool = False
+) -> tirx.PrimFunc:
+    """The kernel.
+
+    It takes data, uint8; a packed weight; packed vectors of bias, int32, and multiplier, float32; the quantisation of
+    the data, float32 [2]; unless it is `real` the bounds of the result, float32 [3]; and writes the result: uint8, or
+    where it is `real` float32, the sums times the multipliers.
+    """
+    lanes = vectors.lanes
+    count = shape.groups * shape.vectors(lanes)
+    weight_shape = (count, len(shape.runs) * shape.steps, lanes * STEP)
+    with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
+        T.func_name("conv2d")
+        attributes = {"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True}
+        T.func_attr({**attributes, "flops": 2 * shape.products})
+        data = T.arg("data", T.buffer(shape.data, vectors.data_type))
+        weight = T.arg("weight", T.buffer(weight_shape, "int8"))
+        bias = T.arg("bias", T.buffer((count * lanes,), "int32"))
+        multiplier = T.arg("multiplier", T.buffer((count * lanes,), "float32"))
+        quantisation = T.arg("quantisation", T.buffer((2,), "float32"))
+        bounds = None if real else T.arg("bounds", T.buffer((3,), "float32"))
+        result = T.arg("result", T.buffer(shape.result, "float32" if real else vectors.data_type))
+        with T.sblock("root"):
+            # TVM looks for a block in every function.
+            T.reads([])
+            T.writes([])
+            flat = T.decl_buffer((math.prod(shape.data),), data.dtype, data=data.data)
+            weights = T.decl_buffer((math.prod(weight_shape),), "int8", data=weight.data)
+            written = T.decl_buffer((math.prod(shape.result),), result.dtype, data=result.data)
+            requantisation = None if bounds is None else Requantisation(vectors, bounds)
+            kernel = _Kernel(
+                shape, vectors, tile, flat, weights, bias, multiplier, quantisation, requantisation, written
+            )
+            kernel.emit(cores)
+    return builder.get()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Of which pixels and channels a tile is.
+
+    Attributes:
+        image, row, column: of its first pixel.
+        input: its first channel of the data.
+        vector: its first vector of channels, of those of all groups.
+        channel: its first channel.
+    """
+
+    image: tirx.Expr
+    row: tirx.Expr
+    column: tirx.Expr
+    input: tirx.Expr
+    vector: tirx.Expr
+    channel: tirx.Expr
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """What the kernel reads and writes, all as one row of values; its methods write the parts of the body."""
+
+    shape: IntegerConvolution
+    vectors: IntegerVectors
+    tile: Tile
+    data: tirx.Var
+    weight: tirx.Var
+    bias: tirx.Var
+    multiplier: tirx.Var
+    quantisation: tirx.Var
+    requantisation: Requantisation | None
+    result: tirx.Var
+
+    @property
+    def output(self) -> tuple[int, int, int]:
+        """Batch, rows and columns of the result, as tiles cut it."""
+        return pixels(self.shape, self.tile.columns)
+
+    @property
+    def steps(self) -> int:
+        """Of a sum."""
+        return len(self.shape.runs) * self.shape.steps
+
+    @property
+    def blocks(self) -> int:
+        """Of channels, a tile each, in a group."""
+        return -(-self.shape.vectors(self.vectors.lanes) // self.tile.vectors)
+
+    def emit(self, cores: int) -> None:
+        """The loop over tasks: some rows of some blocks of channels."""
+        batch, rows, _ = self.output
+        bands = -(-rows // self.tile.rows)
+        bands_of_part, blocks_of_part = self._cuts(bands, cores)
+        parts, block_parts = -(-bands // bands_of_part), self.shape.groups * self.blocks // blocks_of_part
+        count = batch * parts * block_parts
+        with (T.serial if count == 1 else T.parallel)(count) as task:
+            block_part = T.bind(tirx.floormod(task, block_parts))
+            image = T.bind(tirx.floordiv(tirx.floordiv(task, block_parts), parts))
+            first = T.bind(tirx.floormod(tirx.floordiv(task, block_parts), parts) * bands_of_part)
+            source = self._source(image, first * self.tile.rows, bands_of_part * self.tile.rows)
+            with T.serial(blocks_of_part) as number:
+                block = T.bind(block_part * blocks_of_part + number)
+                with T.serial(bands_of_part) as band:
+                    self._block(source, image, T.bind((first + band) * self.tile.rows), block)
+
+    def _cuts(self, bands: int, cores: int) -> tuple[int, int]:
+        """Bands of rows, and blocks of channels, of a task."""
+        blocks = self.shape.groups * self.blocks
+        weights = int(self.weight.ty.shape[0])
+        most = max(1, min(blocks, blocks * _NEARBY // weights))
+        blocks_of_part = next(number for number in range(most, 0, -1) if blocks % number == 0)
+        wanted = -(-_TASKS * cores // (self.output[0] * (blocks // blocks_of_part)))
+        return max(1, bands // wanted), blocks_of_part
+
+    def _source(self, image: tirx.Expr, row: tirx.Expr, rows: int) -> Source:
+        """Where a task finds the data for so many rows of the result from one on."""
+        shape = self.shape
+        _, height, width, channels = shape.data
+        if shape.is_flat:
+            return Source(self.data, T.int32(0), self.output[2] * channels)
+        if shape.is_direct:
+            return Source(self.data, T.bind(image * (height * width * channels)), width * channels)
+        return copied_rows(shape, self.data, self.vectors.stored(self.quantisation[1]), image, row, rows)
+
+    def _block(self, source: Source, image: tirx.Expr, row: tirx.Expr, block: tirx.Expr) -> None:
+        """A band of rows of a block of channels; the last of either may be smaller."""
+        _, rows, columns = self.output
+        lanes, tile = self.vectors.lanes, self.tile
+        of_group, count = self.shape.outputs // self.shape.groups, self.shape.vectors(self.vectors.lanes)
+        group, number = T.bind(tirx.floordiv(block, self.blocks)), T.bind(tirx.floormod(block, self.blocks))
+        vector = T.bind(group * count + number * tile.vectors)
+        channel = T.bind(group * of_group + number * (tile.vectors * lanes))
+        data_channel = group * self.shape.inputs
+
+        def of_band(height: int, channels: int) -> None:
+            for start, width, times in column_tiles(columns, tile.columns):
+                with T.serial(times) as step:
+                    column = T.bind(start + step * width)
+                    place = _Place(image, row, column, data_channel, vector, channel)
+                    self._tile(source, place, Tile(height, width, -(-channels // lanes)), channels)
+
+        def of_channels(channels: int) -> None:
+            whole_or_rest(
+                T.bind(tirx.floordiv(row, tile.rows)), rows, tile.rows, lambda height: of_band(height, channels)
+            )
+
+        whole_or_rest(number, of_group, tile.vectors * lanes, of_channels)
+
+    def _tile(self, source: Source, place: _Place, tile: Tile, channels: int) -> None:
+        """The results of a tile, of which the last vector may have fewer channels."""
+        lanes, dtype = self.vectors.lanes, f"int32x{self.vectors.lanes}"
+        count = tile.rows * tile.columns * tile.vectors
+        sums = T.alloc_buffer((count * lanes,), "int32", scope="local")
+        for number in range(tile.vectors):
+            bias = T.bind(self.bias[T.ramp((place.vector + number) * lanes, 1, lanes)])
+            for pixel in range(tile.rows * tile.columns):
+                T.buffer_store(sums, bias, [T.ramp((pixel * tile.vectors + number) * lanes, 1, lanes)])
+        self._sum_up(source, place, tile, sums)
+        of_channels = [
+            T.bind(self.multiplier[T.ramp((place.vector + number) * lanes, 1, lanes)]) for number in range(tile.vectors)
+        ]
+        every = [
+            T.cast(sums[T.ramp(number * lanes, 1, lanes)], dtype.replace("int", "float"))
+            * of_channels[number % tile.vectors]
+            for number in range(count)
+        ]
+        _, rows, columns = self.output
+        start = T.bind(((place.image * rows + place.row) * columns + place.column) * self.shape.outputs + place.channel)
+        offsets = [
+            (row * columns + column) * self.shape.outputs for row in range(tile.rows) for column in range(tile.columns)
+        ]
+        targets = [start + offset + number * lanes for offset in offsets for number in range(tile.vectors)]
+        lengths = [min(lanes, channels - number * lanes) for number in range(tile.vectors)] * len(offsets)
+        if self.requantisation is None:
+            for target, length, vector in zip(targets, lengths, every, strict=True):
+                store(self.result, target, [T.bind(vector)], range(length))
+        else:
+            self.requantisation.store(self.result, every, targets, lengths)
+
+    def _sum_up(self, source: Source, place: _Place, tile: Tile, sums: tirx.Var) -> None:
+        """Adds the products of all steps to a tile's sums."""
+        shape, lanes, at_once = self.shape, self.vectors.lanes, self.vectors.steps_at_once
+        channels, (down, across) = shape.data[3], (1, 1) if shape.is_flat else shape.strides
+        first = source.origin + place.row * (down * source.pitch) + place.column * (across * channels) + place.input
+        first = T.bind(first)
+        offsets = [
+            row * down * source.pitch + column * across * channels
+            for row in range(tile.rows)
+            for column in range(tile.columns)
+        ]
+        weights = T.bind(place.vector * (self.steps * lanes * STEP))
+
+        def of_steps(data: tirx.Expr, step: tirx.Expr, count: int) -> None:
+            # Pixel by pixel, so that of the data little is in registers.
+            begin = [weights + (step + number * self.steps) * (lanes * STEP) for number in range(tile.vectors)]
+            spread: list[list[tirx.Expr]] = []
+            for ahead in range(count):
+                places = [T.ramp(one + ahead * (lanes * STEP), 1, lanes * STEP) for one in begin]
+                of_vectors = [T.bind(self.weight[place]) for place in places]
+                for pixel, offset in enumerate(offsets):
+                    if ahead == 0:
+                        spread.append(self.vectors.steps_of(source.buffer, data + offset, count))
+                    for number, weight in enumerate(of_vectors):
+                        index = T.ramp((pixel * tile.vectors + number) * lanes, 1, lanes)
+                        added = self.vectors.add_products(sums[index], spread[pixel][ahead], weight)
+                        T.buffer_store(sums, added, [index])
+
+        def of_run(run: tirx.Expr, data: tirx.Expr) -> None:
+            begin = T.bind(run * shape.steps)
+            whole, rest = divmod(shape.steps, at_once)
+            if whole:
+                with T.serial(whole) as step:
+                    of_steps(data + step * (at_once * STEP), begin + step * at_once, at_once)
+            if rest:
+                of_steps(data + whole * at_once * STEP, begin + whole * at_once, rest)
+
+        height, width = shape.kernel[0], len(shape.runs) // shape.kernel[0]
+        with T.serial(height) as y, T.serial(width) as x:
+            of_run(
+                y * width + x,
+                T.bind(first + y * (shape.dilation[0] * source.pitch) + x * (shape.dilation[1] * channels)),
+            )
+
+
+def whole_or_rest(number: tirx.Expr, total: int, part: int, body: Callable[[int], None]) -> None:
+    """Does a part of a whole, the how manieth `number` says: all are of the same size, but what is left at the end.
+
+    Behind the end nothing is done.
+    """
+    whole, rest = divmod(total, part)
+    if whole:
+        with T.If(number < whole), T.Then():
+            body(part)
+    if rest:
+        with T.If(number == whole), T.Then():
+            body(rest)

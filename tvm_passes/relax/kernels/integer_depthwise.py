@@ -1,0 +1,221 @@
+"""Depthwise convolutions of bytes by the products of `integer_vectors`.
+
+A step multiplies 4 bytes of each lane's channel: those of 4 rows of the window, in one column. So each column of the
+data is turned once into vectors of such, and used for all columns of the window, and where the 4 rows have space for
+the windows of two rows of the result, for both: their weights are 0 elsewhere. A task computes some rows of all
+channels, from a copy of what it reads, with the zero point around it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tvm_passes.relax.kernels.integer_convolution import column_tiles, whole_or_rest
+from tvm_passes.relax.kernels.integer_results import Requantisation
+from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
+from tvm_passes.relax.kernels.integer_source import Source, copied_rows
+from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
+from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
+
+CHANNELS = 16
+"""Channels that are computed together."""
+_MOST_COLUMNS = 14  # Of the result, whose code is written out.
+_COPY_BYTES = 64 << 10  # Of a task's copy, if that leaves so many tasks that cores wait little.
+_TASKS = 8  # Of each core, where rows are enough.
+
+
+def rows_together(shape: IntegerConvolution) -> int:
+    """Rows of the result whose windows are in the same vectors: two, where steps have space."""
+    space = groups_of_rows(shape) * STEP - shape.kernel[0]
+    return 2 if shape.dilation[0] == 1 and space >= shape.strides[0] and shape.result[1] > 1 else 1
+
+
+def groups_of_rows(shape: IntegerConvolution) -> int:
+    """Steps that the rows of a window take."""
+    return -(-shape.kernel[0] // STEP)
+
+
+def _weight_shape(shape: IntegerConvolution) -> tuple[int, ...]:
+    blocks = -(-shape.outputs // CHANNELS)
+    return blocks, rows_together(shape), groups_of_rows(shape), shape.kernel[1], CHANNELS * STEP
+
+
+def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: IntegerVectors) -> te.Tensor:
+    """A quantised weight [kH, kW, 1, C] as the kernel reads it: int8 [blocks, rows, groups of rows, kW, 64]."""
+
+    def value(block: tirx.Var, row: tirx.Var, group: tirx.Var, x: tirx.Var, place: tirx.Var) -> tirx.Expr:
+        lane, byte = vectors.lane_and_byte(place % (vectors.lanes * STEP))
+        channel = block * CHANNELS + place // (vectors.lanes * STEP) * vectors.lanes + lane
+        y = group * STEP + byte - row * shape.strides[0]
+        inside = tirx.all(channel < shape.outputs, y >= 0, y < shape.kernel[0])
+        return tirx.if_then_else(inside, weight[y, x, 0, channel], tirx.const(0, "int8"))
+
+    return te.compute(_weight_shape(shape), value, name="packed")
+
+
+def integer_depthwise(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> tirx.PrimFunc:
+    """The kernel; its arguments are those of `integer_convolution`, weight, bias and multiplier by 16 channels."""
+    weight_shape = _weight_shape(shape)
+    with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
+        T.func_name("depthwise_conv2d")
+        attributes = {"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True}
+        T.func_attr({**attributes, "flops": 2 * shape.products})
+        data = T.arg("data", T.buffer(shape.data, vectors.data_type))
+        weight = T.arg("weight", T.buffer(weight_shape, "int8"))
+        bias = T.arg("bias", T.buffer((weight_shape[0] * CHANNELS,), "int32"))
+        multiplier = T.arg("multiplier", T.buffer((weight_shape[0] * CHANNELS,), "float32"))
+        quantisation = T.arg("quantisation", T.buffer((2,), "float32"))
+        bounds = T.arg("bounds", T.buffer((3,), "float32"))
+        result = T.arg("result", T.buffer(shape.result, vectors.data_type))
+        with T.sblock("root"):
+            # TVM looks for a block in every function.
+            T.reads([])
+            T.writes([])
+            flat = T.decl_buffer((math.prod(shape.data),), data.dtype, data=data.data)
+            weights = T.decl_buffer((math.prod(weight_shape),), "int8", data=weight.data)
+            written = T.decl_buffer((math.prod(shape.result),), result.dtype, data=result.data)
+            requantisation = Requantisation(vectors, bounds)
+            kernel = _Kernel(shape, vectors, flat, weights, bias, multiplier, quantisation, requantisation, written)
+            kernel.emit(cores)
+    return builder.get()
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """What the kernel reads and writes, all as one row of values; its methods write the parts of the body."""
+
+    shape: IntegerConvolution
+    vectors: IntegerVectors
+    data: tirx.Var
+    weight: tirx.Var
+    bias: tirx.Var
+    multiplier: tirx.Var
+    quantisation: tirx.Var
+    requantisation: Requantisation
+    result: tirx.Var
+
+    def emit(self, cores: int) -> None:
+        """The loop over tasks."""
+        batch, rows, columns, channels = self.shape.result
+        together = rows_together(self.shape)
+        bands = -(-rows // together)
+        row_bytes = together * self.shape.strides[0] * self.shape.data[2] * channels
+        of_task = max(1, min(_COPY_BYTES // row_bytes, batch * bands // (_TASKS * cores)))
+        parts = -(-bands // of_task)
+        with (T.serial if batch * parts == 1 else T.parallel)(batch * parts) as task:
+            image, part = T.bind(tirx.floordiv(task, parts)), T.bind(tirx.floormod(task, parts))
+            first = T.bind(part * (of_task * together))
+            zero = self.vectors.stored(self.quantisation[1])
+            source = copied_rows(self.shape, self.data, zero, image, first, of_task * together)
+            with T.serial(of_task) as number:
+                row = T.bind(first + number * together)
+
+                def of_channels(count: int, block: tirx.Expr, row: tirx.Expr = row) -> None:
+                    def of_rows(height: int) -> None:
+                        for start, width, times in column_tiles(columns, _MOST_COLUMNS):
+                            with T.serial(times) as step:
+                                self._tile(
+                                    source, image, row, T.bind(start + step * width), block, height, width, count
+                                )
+
+                    whole_or_rest(T.bind(tirx.floordiv(row, together)), rows, together, of_rows)
+
+                whole, rest = divmod(channels, CHANNELS)
+                if whole:
+                    with T.serial(whole) as block:
+                        of_channels(CHANNELS, block)
+                if rest:
+                    of_channels(rest, T.int32(whole))
+
+    def _tile(
+        self,
+        source: Source,
+        image: tirx.Expr,
+        row: tirx.Expr,
+        column: tirx.Expr,
+        block: tirx.Expr,
+        height: int,
+        width: int,
+        channels: int,
+    ) -> None:
+        """Some neighbours in one or two rows of the result, of one block of channels."""
+        shape, lanes = self.shape, self.vectors.lanes
+        _, rows, columns, every = shape.result
+        numbers = range(CHANNELS // lanes)
+        first = T.bind(block * CHANNELS)
+        indices = [T.ramp(first + number * lanes, 1, lanes) for number in numbers]
+        bias, multiplier = ([T.bind(array[index]) for index in indices] for array in (self.bias, self.multiplier))
+        weights = self._weights(block, height)
+        begin = T.bind(
+            source.origin + row * (shape.strides[0] * source.pitch) + column * (shape.strides[1] * every) + first
+        )
+        start = T.bind(((image * rows + row) * columns + column) * every + first)
+        lengths = [min(lanes, channels - number * lanes) for number in numbers if channels > number * lanes]
+        sums: dict[tuple[int, int], list[tirx.Expr]] = {}
+        across, stride = shape.dilation[1], shape.strides[1]
+        done: list[list[tuple[int, list[tirx.Expr]]]] = [[] for _ in range(height)]
+
+        def finish(line: int) -> None:
+            """Stores results of a row that are complete."""
+            products = [
+                T.cast(value, f"float32x{lanes}") * multiplier[number]
+                for _, values in done[line]
+                for number, value in enumerate(values[: len(lengths)])
+            ]
+            targets = [
+                start + (line * columns + place) * every + number * lanes
+                for place, _ in done[line]
+                for number in range(len(lengths))
+            ]
+            self.requantisation.store(self.result, products, targets, lengths * len(done[line]))
+            done[line].clear()
+
+        for x in range((width - 1) * stride + (shape.kernel[1] - 1) * across + 1):
+            uses = [
+                (place, (x - place * stride) // across) for place in range(width) if (x - place * stride) % across == 0
+            ]
+            uses = [(place, tap) for place, tap in uses if 0 <= tap < shape.kernel[1]]
+            turned = self._column(source, begin + x * every, height) if uses else []
+            for place, tap in uses:
+                for line in range(height):
+                    of_place = sums.setdefault((line, place), list(bias))
+                    for group, data in enumerate(turned):
+                        for number in numbers:
+                            weight = weights(line, group, tap, number)
+                            added = self.vectors.add_products(of_place[number], data[number], weight)
+                            of_place[number] = T.bind(added)
+                    if tap == shape.kernel[1] - 1:
+                        done[line].append((place, sums.pop((line, place))))
+                        if len(done[line]) * len(lengths) >= 4:
+                            finish(line)
+        for line in range(height):
+            finish(line)
+
+    def _weights(self, block: tirx.Expr, height: int) -> Callable[[int, int, int, int], tirx.Expr]:
+        """The weights of a block: for a row of the result, a group of rows, a column of the window and a vector."""
+        size = self.vectors.lanes * STEP
+        _, rows, groups, taps, values = _weight_shape(self.shape)
+        begin = T.bind(block * (rows * groups * taps * values))
+        loaded = {
+            (line, group, tap, number): T.bind(
+                self.weight[T.ramp(begin + ((line * groups + group) * taps + tap) * values + number * size, 1, size)]
+            )
+            for line in range(height)
+            for group in range(groups)
+            for tap in range(taps)
+            for number in range(values // size)
+        }
+        return lambda line, group, tap, number: loaded[line, group, tap, number]
+
+    def _column(self, source: Source, place: tirx.Expr, height: int) -> list[list[tirx.Expr]]:
+        """A column of the data: of each group of 4 rows the vectors of all channels of a block."""
+        needed = (height - 1) * self.shape.strides[0] + self.shape.kernel[0]
+        pitch = self.shape.dilation[0] * source.pitch
+        rows = [T.bind(source.buffer[T.ramp(place + row * pitch, 1, CHANNELS)]) for row in range(needed)]
+        # What stands behind the last row has weights that are 0.
+        rows += [rows[-1]] * (-needed % STEP)
+        return [self.vectors.interleaved(rows[first : first + STEP]) for first in range(0, len(rows), STEP)]

@@ -1,0 +1,64 @@
+"""Copies of what a task of a convolution reads: rows of bytes with the zero point around them."""
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
+
+_SLACK = 64  # Bytes behind a copy, which vectors may read.
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where data lies.
+
+    Attributes:
+        buffer: bytes, as one row.
+        origin: the place of the first byte that row 0 of the result reads.
+        pitch: from one row of the data to the next.
+    """
+
+    buffer: tirx.Var
+    origin: tirx.Expr
+    pitch: int
+
+
+def copied_rows(
+    shape: IntegerConvolution, data: tirx.Var, zero: tirx.Expr, image: tirx.Expr, row: tirx.Expr, rows: int
+) -> Source:
+    """Copies what so many rows of the result read, from one on, to a place of its own.
+
+    Args:
+        shape: of the convolution.
+        data: as one row.
+        zero: what it is padded with.
+        image, row: the first row.
+        rows: how many; those behind the last are padding.
+    """
+    _, height, width, channels = shape.data
+    top, left, _bottom, right = shape.padding
+    stride = shape.strides[0]
+    copied = (rows - 1) * stride + shape.dilation[0] * (shape.kernel[0] - 1) + 1
+    pitch = (left + width + right) * channels
+    near = T.alloc_buffer((copied * pitch + _SLACK,), data.dtype)
+    zero = T.bind(T.cast(zero, data.dtype))
+    with T.serial(copied) as line:
+        read, start = T.bind(row * stride + line - top), T.bind(line * pitch)
+        with T.If(tirx.all(read >= 0, read < height)):
+            with T.Then():
+                _fill(near, start, left * channels, zero)
+                begin = T.bind((image * height + read) * (width * channels))
+                with T.serial(width * channels) as place:
+                    T.buffer_store(near, data[begin + place], [start + left * channels + place])
+                _fill(near, start + (left + width) * channels, right * channels, zero)
+            with T.Else():
+                _fill(near, start, pitch, zero)
+    return Source(near, T.bind(row * (-stride * pitch)), pitch)
+
+
+def _fill(buffer: tirx.Var, start: tirx.Expr, count: int, value: tirx.Expr) -> None:
+    if count:
+        with T.serial(count) as place:
+            T.buffer_store(buffer, value, [start + place])
