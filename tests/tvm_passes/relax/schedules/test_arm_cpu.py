@@ -19,6 +19,8 @@ from tvm.target.codegen import llvm_get_cpu_features
 from ksm_hw.compiler.build import build_executable
 from ksm_hw.toolchains.linker import link_shared_library, linker_command
 from tvm_passes.relax import pipeline
+from tvm_passes.relax.apply_schedules import ApplySchedules
+from tvm_passes.relax.attach_operator_costs import operator_cost
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
 from tvm_passes.relax.loops.llvm_tables import by_tables
 from tvm_passes.relax.pipeline import loop_pipeline
@@ -108,6 +110,13 @@ def test_every_way_of_a_convolution_equals_torch(rule, shapes, by_lane):
         cases[name] = [nhwc(data), packed, bias], expected
     assert {symbol.rpartition("_")[0] for symbol in functions} == shapes.keys()
     check(functions, cases)
+
+
+def test_other_passes_read_a_row_in_parts(by_lane):
+    """Vectors and the rest of a row are two blocks."""
+    with HOST:
+        module = ApplySchedules([FewChannels()])(tvm.IRModule({"main": convolution_of(*IMAGES["rgb"])}))
+    assert operator_cost(module["main"]).flops >= 2 * 16 * 16 * 16 * 27
 
 
 def test_convolutions_that_are_not_read_by_rows(by_lane):
