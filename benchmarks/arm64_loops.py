@@ -29,13 +29,16 @@ EXAMPLES = """examples:
 """
 
 
+FIRST = [*NETWORKS][:5]  # Classical ones; a minute and more each for all boards.
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     models, boards = ", ".join(NETWORKS), ", ".join(BOARDS)
-    parser.add_argument("--models", nargs="+", choices=[*NETWORKS], default=[*NETWORKS], metavar="NAME", help=models)
+    parser.add_argument("--models", nargs="+", choices=[*NETWORKS], default=FIRST, metavar="NAME", help=models)
     parser.add_argument("--boards", nargs="+", choices=[*BOARDS], default=[*BOARDS], metavar="NAME", help=boards)
     parser.add_argument("--peers", action="store_true", help="read the loops of other engines' aarch64 wheels too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
