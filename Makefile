@@ -12,8 +12,10 @@ demo: setup
 	$(BIN)/ksm-hw verify $(DEMO)
 	$(BIN)/ksm-hw report $(DEMO) --html artifacts/report.html
 
-# Each of the two processes has one core: threads of torch and NumPy beyond that would wait for each other.
-test: setup lint emulated-board
+# mypy computes while the emulated board is fetched. Then each of the two processes has one core: threads of torch and
+# NumPy beyond that would wait for each other.
+test: setup
+	$(MAKE) --jobs 2 lint emulated-board
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST_OPTIONS)
 
 lint: setup

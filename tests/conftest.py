@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tvm  # noqa: F401  # With its compiler: `ksm-hw run` in a test's own process would import it without.
 from PIL import Image
-from random_tasks import SMALL_NETWORK, random_bundle
+from random_tasks import SMALL_NETWORK, save_three_tasks
 from skimage import data as photographs_of_skimage
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle, load_bundle, save_bundle
+from ksm_hw.masks.bundle import Bundle, load_bundle
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,16 +40,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
-    """A bundle with three random tasks, two of them with masks of one granularity, and samples; read only."""
-    bundle = random_bundle(SMALL_NETWORK, image_size=32, granularities=("kernel", "element"))
-    other = random_bundle(SMALL_NETWORK, image_size=32, granularities=("kernel",), seed=1).packs["kernel-task"]
-    other = dataclasses.replace(other, task="other-task", backbone_sha256=bundle.backbone_sha256)
-    packs = {**bundle.packs, "other-task": other}
-    samples = tmp_path_factory.mktemp("samples")
-    for task in packs:
-        shutil.copytree(photographs, samples / task)
+    """Three random tasks over the small network; read only."""
     folder = tmp_path_factory.mktemp("bundle")
-    save_bundle(dataclasses.replace(bundle, packs=packs, samples=samples), folder)
+    save_three_tasks(SMALL_NETWORK, photographs, folder)
     return folder
 
 

@@ -1,13 +1,16 @@
 """Seeded random backbones and tasks of every granularity: for checks that need no learned task."""
 
 import dataclasses
+import shutil
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from settled_networks import settle
 
-from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, save_bundle, sha256_of_tensors
 from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, mask_shape
 from ksm_hw.masks.soft_mask import broadcast_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
@@ -59,6 +62,18 @@ def random_bundle(
         norms |= _settled_statistics(model, tensors, pack, norms)
         packs[pack.task] = dataclasses.replace(pack, batch_norms=norms)
     return Bundle(backbone, sha256, tensors, packs)
+
+
+def save_three_tasks(backbone: str, samples: Path, folder: Path) -> None:
+    """Saves a bundle with three random tasks, two of them with masks of one granularity, each with the same samples."""
+    bundle = random_bundle(backbone, image_size=32, granularities=("kernel", "element"))
+    other = random_bundle(backbone, image_size=32, granularities=("kernel",), seed=1).packs["kernel-task"]
+    other = dataclasses.replace(other, task="other-task", backbone_sha256=bundle.backbone_sha256)
+    packs = {**bundle.packs, "other-task": other}
+    with tempfile.TemporaryDirectory() as of_tasks:
+        for task in packs:
+            shutil.copytree(samples, Path(of_tasks) / task)
+        save_bundle(dataclasses.replace(bundle, packs=packs, samples=Path(of_tasks)), folder)
 
 
 def _random_statistic(name: str, like: np.ndarray, generator: np.random.Generator) -> np.ndarray:

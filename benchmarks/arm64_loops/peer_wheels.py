@@ -62,7 +62,7 @@ def peer_loops(peer: Peer, core: Core) -> list[PeerLoop]:
     Raises:
         subprocess.CalledProcessError: the wheel cannot be had, or the library not be read.
     """
-    found = library_loops(_library(peer))
+    found = library_loops(next(wheel_folder(peer).glob(peer.library)))
     costs = cost_loops([loop for _, loop in found], core)
     return [
         PeerLoop(symbol, loop[0].address, multiplies_by_lane(loop), cost)
@@ -70,23 +70,31 @@ def peer_loops(peer: Peer, core: Core) -> list[PeerLoop]:
     ]
 
 
-def _library(peer: Peer) -> Path:
-    """The engine's library, out of its wheel, which is downloaded once."""
+def wheel_folder(peer: Peer) -> Path:
+    """The engine's wheel for aarch64, unpacked; it is downloaded once.
+
+    Raises:
+        subprocess.CalledProcessError: it cannot be had.
+    """
     folder = WHEELS / peer.package
     if not folder.is_dir():
-        requirement = next(one for one in ENVIRONMENTS[peer.environment] if one.startswith(f"{peer.package}=="))
         platforms = [f"--platform={name}" for name in _PLATFORMS]
         WHEELS.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=WHEELS) as name:
             temporary = Path(name)
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            command += [*platforms, "--python-version=311", f"--dest={temporary}", requirement]
+            command += [*platforms, "--python-version=311", f"--dest={temporary}", requirement_of(peer)]
             subprocess.run(command, check=True)
             (wheel,) = temporary.glob("*.whl")
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(temporary / "unpacked")
             (temporary / "unpacked").rename(folder)
-    return next(folder.glob(peer.library))
+    return folder
+
+
+def requirement_of(peer: Peer) -> str:
+    """The engine's package with its version, as the peers benchmark pins it."""
+    return next(one for one in ENVIRONMENTS[peer.environment] if one.startswith(f"{peer.package}=="))
 
 
 @cache  # Of each core the same, and it takes a minute.

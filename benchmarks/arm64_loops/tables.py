@@ -28,9 +28,8 @@ that each core takes as it becomes free, as artifacts do (ksm_hw/compiler/loop_s
 here. The board's target takes what is best."""
 _ABOUT_PEERS = """The best loops in the aarch64 wheels of other engines, by the same tables. Matrix products and
 convolutions multiply by lanes. Depthwise convolutions multiply whole registers, in a step a multiple of their window's
-size; which stride a loop of others has is not seen. Of ksm-hw the least and the greatest share of all operators, but
-for first layers: three channels are no vector. ksm-hw's depthwise loops have bias and activation in them; the best of
-ncnn's have no activation."""
+size; which stride a loop of others has is not seen. Of ksm-hw the least and the greatest share of all operators, first
+layers included. ksm-hw's depthwise loops have bias and activation in them; the best of ncnn's have no activation."""
 _TRIED = Path(__file__).parent / "what_did_not_work.md"
 _BEST = 3  # Loops of an engine and a kind.
 
@@ -196,7 +195,7 @@ def our_shares(costs: Costs, kind: Kind, core: Core, strided: bool | None = None
         for (_, other), operators in of_cores.items()
         for cost in operators
         if other == core and cost.share is not None and "conv2d" in cost.operator.name
-        if ("depthwise" in cost.operator.name) != kind.by_lane and cost.operator.entry.shapes[0][-1] > 3
+        if ("depthwise" in cost.operator.name) != kind.by_lane
         if kind.by_lane or f"{kind.window}×{kind.window}" in cost.operator.name
         if strided is None or (" s2 " in cost.operator.name) == strided
     ]

@@ -59,6 +59,12 @@ def train(
     mask_rate: Annotated[
         float, typer.Option(min=1e-9, max=1, help="Adam's rate for masks, BatchNorms and weights.")
     ] = 2e-4,
+    norm_rate: Annotated[
+        float | None, typer.Option(min=1e-9, max=1, help=r"Adam's rate for BatchNorms. \[default: --mask-rate]")
+    ] = None,
+    head_start: Annotated[
+        bool, typer.Option("--head-start", help="Fit the head to the features first; for one or two epochs.")
+    ] = False,
     head_rate: Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for the head.")] = 2e-4,
     granularity: Annotated[
         Granularity | None,
@@ -136,6 +142,8 @@ def train(
         batch_size=batch_size,
         mask_rate=mask_rate,
         head_rate=head_rate,
+        norm_rate=norm_rate,
+        head_start=head_start,
         seed=seed,
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),
         prune=prune,
@@ -180,18 +188,13 @@ def _tasks(task: str | None, data: str | None, sequence: str | None, request: _R
         if task is None or data is None:
             raise UserError("Which task? Give --task and --data, or several tasks with --sequence.")
         return [(task, data)]
-    from ksm_hw.learning.datasets import check_task_data, name_of_data
-    from ksm_hw.masks.bundle import check_task_name, pack_in
+    from ksm_hw.learning.datasets import check_task_data, named_data
+    from ksm_hw.masks.bundle import pack_in
 
     if task is not None or data is not None:
         raise UserError("--sequence names tasks and their images. Leave out --task and --data, or --sequence.")
-    pairs = [(name if found else name_of_data(name), rest if found else name) for name, found, rest in
-             (each.strip().partition("=") for each in sequence.split(","))]  # fmt: skip
     waiting = []
-    for number, (name, images) in enumerate(pairs):
-        check_task_name(name)
-        if name in [other for other, _ in pairs[:number]]:
-            raise UserError(f"--sequence has two tasks called '{name}'. Give one another name: NAME={images}.")
+    for name, images in named_data(sequence, "--sequence"):
         if (older := pack_in(request.bundle, name)) is None:
             check_task_data(images)
             waiting.append((name, images))

@@ -26,7 +26,7 @@ class Checkpoint:
     path: Path | None
     parts: Mapping[str, Any]
     fingerprint: str
-    rates: tuple[float, float]
+    rates: tuple[float, ...]
 
 
 def save_checkpoint(checkpoint: Checkpoint, history: list[dict[str, Any]]) -> None:

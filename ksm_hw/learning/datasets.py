@@ -21,6 +21,7 @@ from ksm_hw.images.decoding import read_image
 from ksm_hw.images.finding import IMAGE_SUFFIXES, find_images, say_what_was_passed_over, subfolders
 from ksm_hw.learning import dataset_sources
 from ksm_hw.learning.dataset_sources import ImagesInMemory, SetMissing
+from ksm_hw.masks.bundle import check_task_name
 from ksm_hw.user_folders import cache_folder
 
 
@@ -231,6 +232,23 @@ def name_of_data(data: str) -> str:
     """What a task over the images is called unless a user says it: the set's name, or the folder's."""
     # A folder's name may hold what a task's name may not.
     return data if data in REGISTERED else re.sub(r"[^A-Za-z0-9_-]+", "-", Path(data).resolve().name)
+
+
+def named_data(text: str, option: str) -> list[tuple[str, str]]:
+    """Tasks as an option names them, `DATA` or `TASK=DATA` with commas: the name and the data of each.
+
+    Raises:
+        UserError: a name that no task can have, or two of one name.
+    """
+    pairs: list[tuple[str, str]] = []
+    for each in text.split(","):
+        first, found, rest = each.strip().partition("=")
+        name, data = (first, rest) if found else (name_of_data(first), first)
+        check_task_name(name)
+        if name in [other for other, _ in pairs]:
+            raise UserError(f"{option} has two tasks called '{name}'. Give one another name: NAME={data}.")
+        pairs.append((name, data))
+    return pairs
 
 
 def check_task_data(data: str) -> None:

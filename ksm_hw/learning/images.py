@@ -1,6 +1,6 @@
 """Batches of images for learning: augmented for training, as the task will see them for testing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -8,9 +8,54 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from ksm_hw.learning.datasets import ImageSplit
-from ksm_hw.masks.preprocessing import Preprocessing, normalise, preprocess, resize
+from ksm_hw.masks.preprocessing import Interpolation, Preprocessing, normalise, preprocess, resize
 
 _CROP_MARGIN = 9 / 8  # Training crops are cut at random from an image that is larger by this factor.
+_KEPT_BYTES = 2**30  # Of scaled images of a split that are kept; those beyond are decoded in each epoch.
+
+
+class KeptImages:
+    """A split whose images are decoded and scaled to one length of the shorter side once, and kept.
+
+    Scaled again to that length an image stays what it is, so that batches are the same bit for bit.
+    """
+
+    def __init__(self, split: ImageSplit, side: int, interpolation: Interpolation) -> None:
+        self.split, self.side, self.interpolation = split, side, interpolation
+        self._kept: dict[int, tuple[Image.Image, int]] = {}
+        self._bytes = 0
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Class of each image, in order."""
+        return self.split.labels
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if index in self._kept:
+            return self._kept[index]
+        image, label = self.split[index]
+        image = resize(image, self.side, self.interpolation)
+        if (more := 3 * image.width * image.height) + self._bytes <= _KEPT_BYTES:
+            self._kept[index] = image, label
+            self._bytes += more
+        return image, label
+
+
+def kept_for_training(split: ImageSplit, preprocessing: Preprocessing) -> KeptImages:
+    """The split with the images as crops for training are cut from."""
+    return KeptImages(split, _training_side(preprocessing), preprocessing.interpolation)
+
+
+def kept_for_testing(split: ImageSplit, preprocessing: Preprocessing) -> KeptImages:
+    """The split with the images as the task's own crops are cut from."""
+    return KeptImages(split, preprocessing.resize_to, preprocessing.interpolation)
+
+
+def _training_side(preprocessing: Preprocessing) -> int:
+    return round(preprocessing.resize_to * _CROP_MARGIN)
 
 
 class _Images(Dataset[tuple[torch.Tensor, int]]):
@@ -37,7 +82,7 @@ class _Images(Dataset[tuple[torch.Tensor, int]]):
 def _augment(
     image: Image.Image, preprocessing: Preprocessing, generator: np.random.Generator, flip: bool
 ) -> np.ndarray:
-    image = resize(image, round(preprocessing.resize_to * _CROP_MARGIN), preprocessing.interpolation)
+    image = resize(image, _training_side(preprocessing), preprocessing.interpolation)
     size = preprocessing.image_size
     left = int(generator.integers(image.width - size + 1))
     top = int(generator.integers(image.height - size + 1))

@@ -14,8 +14,9 @@ from torch import nn
 from ksm_hw.errors import UserError
 from ksm_hw.learning.checkpoint import Checkpoint, mark_diverged, resume, save_checkpoint
 from ksm_hw.learning.datasets import ImageSplit, TaskData, held_out
-from ksm_hw.learning.images import test_batches, training_batches
-from ksm_hw.learning.methods.masked_weights import body_parameters, head_parameters
+from ksm_hw.learning.head_start import keep_statistics, start_head
+from ksm_hw.learning.images import kept_for_testing, kept_for_training, test_batches, training_batches
+from ksm_hw.learning.methods.masked_weights import body_parameters, head_parameters, norm_parameters
 from ksm_hw.learning.methods.method import Verdict
 from ksm_hw.learning.methods.names import TITLES
 from ksm_hw.learning.methods.table import method_named, prepared_network
@@ -84,19 +85,21 @@ def learn(
     check_epochs(options)
     data, validation = held_out(data, method.validation if options.validation is None else options.validation)
     _check_data(data)
+    data, validation = _kept(data, validation, preprocessing)
     fingerprint = _fingerprint(backbone, data, preprocessing, options, older)
     torch.manual_seed(options.seed)
     network = prepared_network(backbone, len(data.classes), options, older)
     network = network.to(_device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = -(-len(data.train) // options.batch_size)
+    rates = (options.mask_rate, options.head_rate, options.norm_rate or options.mask_rate)
     optimizer = torch.optim.Adam(
         [
-            {"params": body_parameters(network), "lr": options.mask_rate},
-            {"params": head_parameters(network), "lr": options.head_rate},
+            {"params": body_parameters(network), "lr": rates[0]},
+            {"params": head_parameters(network), "lr": rates[1]},
+            {"params": norm_parameters(network), "lr": rates[2]},
         ]
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
-    rates = (options.mask_rate, options.head_rate)
     kept = Checkpoint(
         checkpoint, {"network": network, "optimizer": optimizer, "schedule": schedule}, fingerprint, rates
     )
@@ -105,7 +108,12 @@ def learn(
     while len(history) < options.epochs and not (history and history[-1].verdict):
         number, start = len(history) + 1, time.perf_counter()
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        if options.head_start and not history:
+            batches = training_batches(data.train, preprocessing, options.batch_size, (options.seed, 0), data.flip)
+            start_head(network, batches, options.seed)
         method.start_epoch(network, options, number)
+        if options.head_start:
+            keep_statistics(network)
         try:
             loss = _learn_epoch(network, data, preprocessing, options, number, optimizer, schedule, on_batch)
             epoch = _measured(network, data, validation, preprocessing, Epoch(number, loss, 0.0, 0.0))
@@ -120,6 +128,15 @@ def learn(
         save_checkpoint(kept, [vars(each) for each in history])
         on_epoch(history[-1])
     return network.cpu().eval(), history
+
+
+def _kept(
+    data: TaskData, validation: ImageSplit | None, preprocessing: Preprocessing
+) -> tuple[TaskData, ImageSplit | None]:
+    """The same images, which are decoded and scaled once."""
+    train, test = kept_for_training(data.train, preprocessing), kept_for_testing(data.test, preprocessing)
+    held = None if validation is None else kept_for_testing(validation, preprocessing)
+    return dataclasses.replace(data, train=train, test=test), held
 
 
 def check_epochs(options: LearningOptions) -> None:
@@ -170,7 +187,7 @@ def _fingerprint(
     older: Sequence[TaskPack],
 ) -> str:
     """What must be the same where a run goes on: all but the rates, which are lowered where one diverged."""
-    same = {name: value for name, value in vars(options).items() if name not in ("mask_rate", "head_rate")}
+    same = {name: value for name, value in vars(options).items() if not name.endswith("_rate")}
     weights = sha256_of_tensors(backbone_tensors(backbone))
     tasks = sorted(pack.task for pack in older) if method_named(options.method).changes_weights else []
     images = [data.name, data.classes, len(data.train)]

@@ -15,8 +15,11 @@ class LearningOptions:
         granularity: what shares a mask value; None is what the method's paper has.
         epochs: passes over the training images.
         batch_size: images a step.
-        mask_rate: Adam's rate for masks, BatchNorms and weights at the start of the cosine schedule.
+        mask_rate: Adam's rate for masks and weights at the start of the cosine schedule.
         head_rate: Adam's rate for the head, likewise.
+        norm_rate: Adam's rate for BatchNorms, likewise; None is `mask_rate`.
+        head_start: whether the head is fitted before the first epoch (`head_start`). BatchNorms then keep the
+            statistics of the backbone, which the head was fitted to, and learn the rest.
         seed: of the head's first values, the order of the images, augmentation and dropout.
         constants: of the mask equations.
         prune: share in 0…1 of a task's weights that PackNet frees again, and the most that CPG does.
@@ -32,6 +35,8 @@ class LearningOptions:
     batch_size: int = 32
     mask_rate: float = 2e-4
     head_rate: float = 2e-4
+    norm_rate: float | None = None
+    head_start: bool = False
     seed: int = 0
     constants: MaskConstants = PAPER
     prune: float = 0.75

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ksm_hw.files.written import written_file
 from ksm_hw.report.measure import ArtifactReport
-from ksm_hw.report.terminal import NOISY_ADVICE, TextTable, machine_facts, report_tables
+from ksm_hw.report.terminal import NOISY_ADVICE, TextTable, machine_facts, precision_tables, report_tables
 from ksm_hw.report.timing import Timing
 
 # Seen well on white and on near-black, and told apart by readers who do not see colours.
@@ -50,7 +50,7 @@ def write_page(reports: Sequence[ArtifactReport], path: str | Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    sections = "\n".join(map(_section, reports))
+    sections = "\n".join([*map(_section, reports), *map(table_element, precision_tables(reports))])
     write_html("What each task costs", "Measured by <code>ksm-hw report</code>.", sections, Path(path))
 
 
@@ -136,7 +136,7 @@ def _svg(figure: Figure, caption: str) -> str:
     return drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(caption)}"', 1)
 
 
-def _axes(figure: Figure, count: int = 1) -> list[Axes]:
+def axes_of(figure: Figure, count: int = 1) -> list[Axes]:
     """Axes side by side, without the frame's top and right."""
     found: list[Axes] = figure.subplots(1, count, squeeze=False).ravel().tolist()
     for axes in found:
@@ -169,7 +169,7 @@ def _bars(axes: Axes, timings: Sequence[Timing], offset: float, height: float, c
 
 def _latency_figure(report: ArtifactReport) -> Figure:
     figure = Figure(figsize=(9, 1.6 + 0.6 * len(report.tasks)), layout="constrained")
-    (axes,) = _axes(figure)
+    (axes,) = axes_of(figure)
     plain = [task.unmasked_latency for task in report.tasks if task.unmasked_latency is not None]
     height, offset = (0.36, 0.19) if plain else (0.6, 0.0)
     _bars(axes, [task.latency for task in report.tasks], -offset, height, OURS, f"compiled with --fold {report.fold}")
@@ -183,7 +183,7 @@ def _latency_figure(report: ArtifactReport) -> Figure:
 def _switch_figure(report: ArtifactReport) -> Figure:
     switches = {task.task: task.switch for task in report.tasks if task.switch is not None}
     figure = Figure(figsize=(9, 1.6 + 0.45 * len(switches)), layout="constrained")
-    (axes,) = _axes(figure)
+    (axes,) = axes_of(figure)
     _bars(axes, list(switches.values()), 0.0, 0.6, OURS, "switch to the task")
     if report.copy is not None:
         label = "plain copy of the live weights, median"
@@ -203,7 +203,7 @@ def _growth_figure(report: ArtifactReport) -> Figure:
     panels = [("files", files.backbone_bytes, pack_file, 0), ("memory", fixed, pack_loaded, memory.workspace_bytes)]
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     counts = sorted({1, 2, 4, 8, 16, tasks})
-    for axes, (title, base, each, copies_base) in zip(_axes(figure, len(panels)), panels, strict=True):
+    for axes, (title, base, each, copies_base) in zip(axes_of(figure, len(panels)), panels, strict=True):
         rows = range(len(counts))
         ours = [(base + each * count) / 1e6 for count in counts]
         copies = [(copies_base + copy * count) / 1e6 for count in counts]

@@ -20,7 +20,8 @@ from ksm_hw.toolchains.targets import load_target
 pytestmark = pytest.mark.usefixtures("opencl")
 
 
-@pytest.mark.parametrize("fold", ["switch", "bake", "fused"])
+# With `bake` pocl compiles four libraries' kernels.
+@pytest.mark.parametrize("fold", ["switch", pytest.param("bake", marks=pytest.mark.slow), "fused"])
 def test_every_shipped_task_in_every_mode(fold: FoldMode, tmp_path: Path) -> None:
     shipped = load_bundle(shipped_bundle())
     artifacts = compile_bundle(shipped, load_target("mali", host="host"), tmp_path / "artifact", fold=fold)

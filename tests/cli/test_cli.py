@@ -24,6 +24,7 @@ from ksm_hw.state_dicts import packaged_tensors
 COMMANDS = [
     *(
         "train",
+        "compare",
         "import",
         "export",
         "inspect",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.utils import parametrize
@@ -18,8 +19,8 @@ from ksm_hw.learning import learn as learn_module
 from ksm_hw.learning import train as train_module
 from ksm_hw.learning.dataset_sources import ImagesInMemory
 from ksm_hw.learning.datasets import TaskData
+from ksm_hw.learning.images import kept_for_testing, kept_for_training, training_batches
 from ksm_hw.learning.images import test_batches as batches_for_testing
-from ksm_hw.learning.images import training_batches
 from ksm_hw.learning.learn import learn, measure_accuracy
 from ksm_hw.learning.learned_task import task_pack_of
 from ksm_hw.learning.mask_equations import PAPER, binary_mask, scale, soft_mask
@@ -297,7 +298,7 @@ def test_an_interrupted_run_goes_on_to_exactly_the_same_result(
 
 def test_rates_follow_the_cosine_schedule(tmp_path: Path) -> None:
     checkpoint = tmp_path / "state.pt"
-    options = LearningOptions(method="head", epochs=3, batch_size=16, mask_rate=1e-3, head_rate=4e-3)
+    options = LearningOptions(method="head", epochs=3, batch_size=16, mask_rate=1e-3, head_rate=4e-3, norm_rate=5e-4)
     rates = []
 
     def on_epoch(_: object) -> None:
@@ -306,7 +307,7 @@ def test_rates_follow_the_cosine_schedule(tmp_path: Path) -> None:
 
     learn(fresh_backbone(), digits(train=32), PREPROCESSING, options, checkpoint, on_epoch=on_epoch)
     factors = [(1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in (1, 2, 3)]
-    assert np.allclose(rates, [[1e-3 * factor, 4e-3 * factor] for factor in factors], atol=1e-9)
+    assert np.allclose(rates, [[1e-3 * factor, 4e-3 * factor, 5e-4 * factor] for factor in factors], atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -455,3 +456,33 @@ def test_masks_are_parametrizations_over_frozen_weights() -> None:
         layer = network.get_submodule(path)
         assert parametrize.is_parametrized(layer, "weight")
         assert not layer.parametrizations.weight.original.requires_grad
+
+
+def test_kept_images_give_the_same_batches_and_are_decoded_once() -> None:
+    wide = ImagesInMemory([np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)] * 3, [0, 1, 2])
+    decoded: list[int] = []
+
+    class Counting:
+        labels = wide.labels
+
+        def __len__(self) -> int:
+            return len(wide)
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            decoded.append(index)
+            return wide[index]
+
+    kept = kept_for_training(Counting(), PREPROCESSING)
+    for epoch in (1, 2):
+        found, expected = (list(training_batches(split, PREPROCESSING, 3, (0, epoch), True)) for split in (kept, wide))
+        assert torch.equal(found[0][0], expected[0][0]) and torch.equal(found[0][1], expected[0][1])
+    assert sorted(decoded) == [0, 1, 2]
+    tested = kept_for_testing(wide, PREPROCESSING)
+    (found, _), (expected, _) = (next(iter(batches_for_testing(split, PREPROCESSING, 3))) for split in (tested, wide))
+    assert torch.equal(found, expected)
+
+
+def test_images_beyond_what_memory_is_given_are_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ksm_hw.learning.images._KEPT_BYTES", 3 * 36 * 36 * 2)
+    kept = kept_for_training(digits().train, PREPROCESSING)
+    assert [kept[index][0].size for index in range(3)] == [(36, 36)] * 3 and len(kept._kept) == 2

@@ -13,6 +13,7 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext, module_pass
 from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.base import ScheduleRule
+from tvm.s_tir.transform import ConvertSSA
 from tvm.target import Target
 
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
@@ -47,7 +48,9 @@ class ApplySchedules:
                 continue
             schedule, choice = found
             _log.info("%s: %s", name.name_hint, choice)
-            module[name] = schedule.mod["main"].with_attrs({_IS_SCHEDULED: True, SCHEDULE: choice})
+            # Of a loop in parts (`loop_partition`) each defines the same variables, which other passes do not take.
+            scheduled = ConvertSSA()(schedule.mod)["main"]
+            module[name] = scheduled.with_attrs({_IS_SCHEDULED: True, SCHEDULE: choice})
         return module
 
     def _schedule(self, function: tirx.PrimFunc, target: Target) -> tuple[Schedule, str] | None:

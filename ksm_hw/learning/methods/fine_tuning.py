@@ -21,4 +21,11 @@ def _prepare(network: nn.Module, _options: LearningOptions, older: Sequence[Task
     learn_batch_norms(network)
 
 
-FINE_TUNING = Method("fine-tuning", _prepare, own=lambda network: [], changes_weights=True, granularities=GRANULARITIES)
+FINE_TUNING = Method(
+    "fine-tuning",
+    _prepare,
+    own=lambda network: [],
+    changes_weights=True,
+    alone=True,
+    granularities=GRANULARITIES,
+)

@@ -100,9 +100,15 @@ def shared_weights(network: nn.Module) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def body_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """What is learned below the head: masks, BatchNorms or weights, as the method says."""
-    head = set(head_parameters(network))
-    return [parameter for parameter in network.parameters() if parameter.requires_grad and parameter not in head]
+    """What is learned below the head but BatchNorms: masks, weights or biases, as the method says."""
+    others = {*head_parameters(network), *norm_parameters(network)}
+    return [parameter for parameter in network.parameters() if parameter.requires_grad and parameter not in others]
+
+
+def norm_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """What is learned of BatchNorms: weights and biases, float32 [channels] each."""
+    norms = (module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    return [parameter for module in norms for parameter in module.parameters() if parameter.requires_grad]
 
 
 def head_parameters(network: nn.Module) -> list[nn.Parameter]:

@@ -44,6 +44,7 @@ class Method:
         binarise: from real-valued masks to binary ones; None where there are no real-valued masks.
         granularities: what may share a mask value; the first is the paper's.
         changes_weights: whether the backbone is another one afterwards.
+        alone: whether no other task can be over the same weights.
         grows: whether it has a goal of accuracy, for which the network may become wider.
         fewest_epochs: that the method has something to do in.
         validation: share of the training images that it looks at, where a user says nothing.
@@ -59,6 +60,7 @@ class Method:
     binarise: Binarise | None = None
     granularities: tuple[Granularity, ...] = ("element",)
     changes_weights: bool = False
+    alone: bool = False
     grows: bool = False
     fewest_epochs: int = 1
     validation: float = 0.0

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from random_tasks import save_three_tasks
 from typer.testing import CliRunner
 
 from ksm_hw.cli import app
@@ -24,6 +25,20 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["environment"].startswith(str(data))
         yield
+
+
+@pytest.fixture(scope="session")
+def resnet_folder(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
+    """Three random tasks over ResNet-18, which has few kernels: of Relay each takes a second. Read only."""
+    folder = tmp_path_factory.mktemp("resnet")
+    save_three_tasks("resnet18", photographs, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resnet(resnet_folder: Path) -> Bundle:
+    """The bundle of `resnet_folder`, loaded."""
+    return load_bundle(resnet_folder)
 
 
 @pytest.fixture

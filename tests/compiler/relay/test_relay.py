@@ -47,15 +47,15 @@ SWITCH_AND_SLOW_OTHERS = [
 ]
 
 
-def test_without_the_environment_a_message_says_what_to_do(no_relay: None, bundle: Bundle, tmp_path: Path) -> None:
+def test_without_the_environment_a_message_says_what_to_do(no_relay: None, resnet: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not installed\. Install it: ksm-hw relay install"):
-        compile_bundle(bundle, load_target("host"), tmp_path / "artifact", ir="relay")
+        compile_bundle(resnet, load_target("host"), tmp_path / "artifact", ir="relay")
     assert not (tmp_path / "artifact").exists()
 
 
 @pytest.mark.parametrize(("ir", "threads"), [("relax", 8), ("relay", 4)])
 def test_loops_in_equal_parts_are_for_fast_cores_alone(
-    ir: IntermediateRepresentation, threads: int, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ir: IntermediateRepresentation, threads: int, resnet: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def compile_nothing(_bundle: Bundle, target: CompileTarget, *_others: object) -> None:
         raise UserError(f"{target.cpu['num-cores']} threads")
@@ -63,11 +63,11 @@ def test_loops_in_equal_parts_are_for_fast_cores_alone(
     name = "compile_through_relay" if ir == "relay" else "compile_through_relax"
     monkeypatch.setattr(f"ksm_hw.compiler.{ir if ir == 'relax' else 'relay.compile'}.{name}", compile_nothing)
     with pytest.raises(UserError, match=f"{threads} threads"):
-        compile_bundle(bundle, load_target("rk3588"), tmp_path / "artifact", ir=ir)
+        compile_bundle(resnet, load_target("rk3588"), tmp_path / "artifact", ir=ir)
 
 
 def test_schedules_are_tuned_for_the_cores_that_relay_compiles_for(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    resnet: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def prepare_nothing(_folder: Path, target: CompileTarget, _origin: object) -> None:
         raise UserError(f"{target.cpu['num-cores']} threads")
@@ -75,7 +75,7 @@ def test_schedules_are_tuned_for_the_cores_that_relay_compiles_for(
     monkeypatch.setattr("ksm_hw.compiler.relay.tune.compiler_process", lambda **_: contextlib.nullcontext(Mock()))
     monkeypatch.setattr("ksm_hw.compiler.relay.tune.prepare_folder", prepare_nothing)
     with pytest.raises(UserError, match="4 threads"):
-        tune_through_relay(bundle, load_target("rk3588"), tmp_path / "tuned", tuner="autotvm", trials=1)
+        tune_through_relay(resnet, load_target("rk3588"), tmp_path / "tuned", tuner="autotvm", trials=1)
 
 
 def test_an_installation_that_fails_leaves_nothing(
@@ -116,23 +116,23 @@ def check_tasks(folders: list[Path], bundle: Bundle) -> list[dict]:
     return list(manifest["tasks"].values())
 
 
-def test_tasks_of_different_masks(relay_artifact: Path, bundle: Bundle) -> None:
+def test_tasks_of_different_masks(relay_artifact: Path, resnet: Bundle) -> None:
     """Two of the tasks share functions."""
-    entries = check_tasks([relay_artifact], bundle)
+    entries = check_tasks([relay_artifact], resnet)
     assert len({entry["main"] for entry in entries}) == 1
     assert len({entry["rewrite"] for entry in entries}) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fold", [fold for fold in FOLD_MODES if fold != "switch"])
-def test_tasks_of_different_masks_in_other_modes(fold: FoldMode, relay: None, bundle: Bundle, tmp_path: Path) -> None:
-    check_tasks(compile_bundle(bundle, load_target("host"), tmp_path / "artifact", fold=fold, ir="relay"), bundle)
+def test_tasks_of_different_masks_in_other_modes(fold: FoldMode, relay: None, resnet: Bundle, tmp_path: Path) -> None:
+    check_tasks(compile_bundle(resnet, load_target("host"), tmp_path / "artifact", fold=fold, ir="relay"), resnet)
 
 
 def test_tasks_with_codes_and_different_numbers_of_soft_values(
-    relay: None, bundle: Bundle, photographs: Path, tmp_path: Path
+    relay: None, resnet: Bundle, photographs: Path, tmp_path: Path
 ) -> None:
-    pack = bundle.packs["kernel-task"]
+    pack = resnet.packs["kernel-task"]
 
     def with_masks(task: str, low: float) -> None:
         masks = {}
@@ -145,7 +145,7 @@ def test_tasks_with_codes_and_different_numbers_of_soft_values(
     with_masks("few", 0.15)
     with_masks("many", 0.45)
     with_masks("none", 0.0)
-    both = dataclasses.replace(bundle, packs=packs, samples=None)
+    both = dataclasses.replace(resnet, packs=packs, samples=None)
     (folder,) = compile_bundle(both, load_target("host"), tmp_path / "artifact", ir="relay")
     assert len(list(folder.glob("rewrite_weights_*.so"))) == 1
     # There and back: what one task leaves behind must not show in the next.
@@ -156,10 +156,10 @@ def test_tasks_with_codes_and_different_numbers_of_soft_values(
 @needs_emulated_board
 @pytest.mark.parametrize("fold", SWITCH_AND_SLOW_OTHERS)
 def test_tasks_on_the_emulated_board(
-    fold: FoldMode, relay: None, bundle: Bundle, emulated: BoardAddress, tmp_path: Path
+    fold: FoldMode, relay: None, resnet: Bundle, emulated: BoardAddress, tmp_path: Path
 ) -> None:
     """Two tasks that share functions: each layout of masks more would be a minute more."""
-    two = dataclasses.replace(bundle, packs={task: bundle.packs[task] for task in ("kernel-task", "other-task")})
+    two = dataclasses.replace(resnet, packs={task: resnet.packs[task] for task in ("kernel-task", "other-task")})
     folders = compile_bundle(two, load_target("rpi4"), tmp_path / "artifact", fold=fold, ir="relay")
     results = [result for folder in folders for result in verify(folder, board=emulated)]
     assert_all_passed(results, list(two.packs), 3)
@@ -190,9 +190,9 @@ def test_architectures_with_masks_of_every_granularity(
 
 
 @pytest.fixture(scope="module")
-def relay_artifact(relay: None, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle's three tasks, of two layouts of masks; read only."""
-    return compile_bundle(bundle, load_target("host"), tmp_path_factory.mktemp("relay") / "artifact", ir="relay")[0]
+def relay_artifact(relay: None, resnet: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ResNet-18's three tasks, of two layouts of masks; read only."""
+    return compile_bundle(resnet, load_target("host"), tmp_path_factory.mktemp("relay") / "artifact", ir="relay")[0]
 
 
 def test_report(relay_artifact: Path) -> None:
@@ -233,9 +233,9 @@ def test_a_missing_library_is_found(relay_artifact: Path, tmp_path: Path) -> Non
         ("host", {"runner": True}, "--runner is for artifacts of --ir relax"),
     ],
 )
-def test_what_relay_cannot_do(target: str, options: dict, message: str, bundle: Bundle, tmp_path: Path) -> None:
+def test_what_relay_cannot_do(target: str, options: dict, message: str, resnet: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        compile_bundle(bundle, load_target(target), tmp_path / "artifact", ir="relay", **options)
+        compile_bundle(resnet, load_target(target), tmp_path / "artifact", ir="relay", **options)
     assert not (tmp_path / "artifact").exists()
 
 

@@ -65,12 +65,12 @@ def assert_applied_and_right(
 
 
 @pytest.fixture(scope="module")
-def tuned(relay: None, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+def tuned(relay: None, resnet: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     """A tune of one of the tasks on this machine with AutoTVM; read only."""
     folder = tmp_path_factory.mktemp("tuned") / "records"
     progress: list[TuneProgress] = []
     result = tune_through_relay(
-        only(bundle, "kernel-task"),
+        only(resnet, "kernel-task"),
         load_target("host"),
         folder,
         tuner="autotvm",
@@ -93,11 +93,11 @@ def test_all_trials_are_measured_and_the_progress_tells_of_each(tuned: Tuned) ->
     assert (header["ir"], header["tuner"], header["tvm_version"]) == ("relay", "autotvm", "0.19.0")
 
 
-def test_the_command_goes_on_and_measures_nothing_again(bundle: Bundle, tuned: Tuned, tmp_path: Path) -> None:
+def test_the_command_goes_on_and_measures_nothing_again(resnet: Bundle, tuned: Tuned, tmp_path: Path) -> None:
     folder = shutil.copytree(tuned.folder, tmp_path / "tuned")
     result = tune_through_relay(
         # Another task of the backbone has the same operators.
-        only(bundle, "other-task"),
+        only(resnet, "other-task"),
         load_target("host"),
         folder,
         tuner="autotvm",
@@ -109,14 +109,14 @@ def test_the_command_goes_on_and_measures_nothing_again(bundle: Bundle, tuned: T
     assert len(set(zip(inputs, configurations, strict=True))) == 22
 
 
-def test_records_of_one_task_serve_another(bundle: Bundle, tuned: Tuned, tmp_path: Path) -> None:
-    another = only(bundle, "element-task")
+def test_records_of_one_task_serve_another(resnet: Bundle, tuned: Tuned, tmp_path: Path) -> None:
+    another = only(resnet, "element-task")
     # The head has another number of outputs; all the rest is the same.
     assert assert_applied_and_right(another, "host", tuned.folder, tmp_path / "artifact") >= tuned.result.operators - 2
 
 
-def test_records_that_do_not_fit_are_refused(bundle: Bundle, tuned: Tuned, tmp_path: Path) -> None:
-    one = only(bundle, "kernel-task")
+def test_records_that_do_not_fit_are_refused(resnet: Bundle, tuned: Tuned, tmp_path: Path) -> None:
+    one = only(resnet, "kernel-task")
 
     def refused(folder: Path, message: str, target: str = "host", ir: str = "relay") -> None:
         with pytest.raises(UserError, match=message):
@@ -145,12 +145,12 @@ def test_records_that_do_not_fit_are_refused(bundle: Bundle, tuned: Tuned, tmp_p
     refused(folder, "records hold none of any operator")
 
 
-def test_all_failed_is_an_error_that_quotes_the_message(bundle: Bundle, tmp_path: Path) -> None:
+def test_all_failed_is_an_error_that_quotes_the_message(resnet: Bundle, tmp_path: Path) -> None:
     """What is built for arm64 does not load here."""
     progress: list[TuneProgress] = []
     with pytest.raises(UserError, match=r"All 3 trials failed.*candidate\d+\.so: cannot open shared object"):
         tune_through_relay(
-            only(bundle, "kernel-task"),
+            only(resnet, "kernel-task"),
             load_target("arm64"),
             tmp_path / "tuned",
             tuner="autotvm",
@@ -174,9 +174,9 @@ def test_a_library_that_crashes_costs_its_process_only(tmp_path: Path) -> None:
         assert "cannot find file" in missing["error"]
 
 
-def test_ctrl_c_keeps_what_was_measured(bundle_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_was_measured(resnet_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tuned"
-    options = ["--ir", "relay", "--target", "host", "--bundle", bundle_folder, "--trials", "1000", "-o", folder]
+    options = ["--ir", "relay", "--target", "host", "--bundle", resnet_folder, "--trials", "1000", "-o", folder]
     # A process group of its own, as a terminal's Ctrl-C goes to all of a group.
     process = subprocess.Popen(
         [sys.executable, "-m", "ksm_hw.cli", "tune", *options],
@@ -194,45 +194,45 @@ def test_ctrl_c_keeps_what_was_measured(bundle_folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_metaschedule_on_this_machine(bundle: Bundle, tmp_path: Path) -> None:
+def test_metaschedule_on_this_machine(resnet: Bundle, tmp_path: Path) -> None:
     """A stop in between; then every operator has a schedule."""
-    one, folder = only(bundle, "kernel-task"), tmp_path / "tuned"
+    one, folder = only(resnet, "kernel-task"), tmp_path / "tuned"
     for trials in (6, 24):
         result = tune_through_relay(one, load_target("host"), folder, tuner="metaschedule", trials=trials)
         assert (result.trials, result.failed) == (trials, 0)
     assert result.measured == 18
     lines = lines_of(folder, "metaschedule")
     assert len(lines) == 24 == len({json.dumps([json.loads(line)[0], json.loads(line)[1][0]]) for line in lines})
-    assert assert_applied_and_right(bundle, "host", folder, tmp_path / "artifact") >= result.operators - 2
+    assert assert_applied_and_right(resnet, "host", folder, tmp_path / "artifact") >= result.operators - 2
     # A failed measurement looks like a success but for its seconds.
     failed = [json.loads(line) for line in lines]
     for line in failed:
         line[1][1] = [1e10]
     (folder / RECORDS["metaschedule"]).write_text("".join(json.dumps(line) + "\n" for line in failed))
     with pytest.raises(UserError, match="records hold none of any operator"):
-        compile_bundle(bundle, load_target("host"), tmp_path / "other", ir="relay", tuned=folder)
+        compile_bundle(resnet, load_target("host"), tmp_path / "other", ir="relay", tuned=folder)
 
 
 @needs_emulated_board
 @pytest.mark.slow
 @pytest.mark.parametrize("tuner", get_args(TunerName))
-def test_tune_on_the_emulated_board(tuner: TunerName, bundle: Bundle, tmp_path: Path) -> None:
+def test_tune_on_the_emulated_board(tuner: TunerName, resnet: Bundle, tmp_path: Path) -> None:
     with (
         board_processes.tracker(tmp_path) as tracker,
         board_processes.board(tracker, "rpi4", tmp_path, environment={"QEMU_CPU": "cortex-a72"}),
     ):
         board = BoardAddress(tracker=tracker, key="rpi4")
         result = tune_through_relay(
-            only(bundle, "kernel-task"), load_target("rpi4"), tmp_path / "tuned", tuner=tuner, trials=20, board=board
+            only(resnet, "kernel-task"), load_target("rpi4"), tmp_path / "tuned", tuner=tuner, trials=20, board=board
         )
         assert (result.trials, result.measured, result.failed) == (20, 20, 0)
-        assert assert_applied_and_right(bundle, "rpi4", tmp_path / "tuned", tmp_path / "artifact", board) > 0
+        assert assert_applied_and_right(resnet, "rpi4", tmp_path / "tuned", tmp_path / "artifact", board) > 0
 
 
 @pytest.mark.slow
-def test_a_board_that_goes_costs_nothing_measured(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_board_that_goes_costs_nothing_measured(resnet: Bundle, tmp_path: Path) -> None:
     """Over the real tracker, with this machine as the board."""
-    folder, small = tmp_path / "tuned", only(bundle, "kernel-task")
+    folder, small = tmp_path / "tuned", only(resnet, "kernel-task")
     with (
         board_processes.tracker(tmp_path) as tracker,
         board_processes.board(tracker, "here", tmp_path, emulated=False) as process,

@@ -22,6 +22,7 @@ from tvm import relax, te
 from tvm.s_tir import dlight
 from tvm.s_tir.meta_schedule.database import TuningRecord
 from tvm.target.codegen import llvm_get_system_cpu
+from verifications import assert_all_passed
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.compiler.build import build_executable
@@ -275,11 +276,11 @@ def test_tune_on_the_emulated_board(bundle: Bundle, tmp_path: Path) -> None:
         board_processes.board(tracker, "rpi4", tmp_path, environment={"QEMU_CPU": "cortex-a72"}),
     ):
         board = BoardAddress(tracker=tracker, key="rpi4")
-        result = tune(only(bundle, "kernel-task"), target, tmp_path / "tuned", trials=17, board=board)
+        one = only(bundle, "kernel-task")
+        result = tune(one, target, tmp_path / "tuned", trials=17, board=board)
         assert (result.trials, result.measured, result.failed) == (17, 17, 0)
-        (artifact,) = compile_bundle(bundle, target, tmp_path / "artifact", tuned=tmp_path / "tuned")
-        results = verify(artifact, board=board)
-    assert len(results) == 3 and all(result.passed for result in results), results
+        (artifact,) = compile_bundle(one, target, tmp_path / "artifact", tuned=tmp_path / "tuned")
+        assert_all_passed(verify(artifact, board=board), ["kernel-task"], 3)
 
 
 def _kernel(compute, *shapes: tuple[int, ...]) -> tvm.tirx.PrimFunc:

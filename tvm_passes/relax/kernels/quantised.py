@@ -103,16 +103,20 @@ def weight_sums(weight: te.Tensor) -> te.Tensor:
     return te.compute((outputs,), lambda o: te.sum(weight(*axes, o).astype("int32"), axis=axes), name="sums")
 
 
-def quantised_bias(
-    bias: te.Tensor, scales: te.Tensor, sums: te.Tensor, data: te.Tensor, data_type: str = "uint8"
-) -> te.Tensor:
+def quantised_bias(bias: te.Tensor, scales: te.Tensor, sums: te.Tensor, data: te.Tensor) -> te.Tensor:
     """The bias in steps of `sum_scales`, less what the zero point of the data adds to sums of products; int32 [O]."""
 
     def value(o: tirx.Var) -> tirx.Expr:
         steps = _limited(tirx.nearbyint(bias[o] / scales[o]), -LARGEST_BIAS, LARGEST_BIAS).astype("int32")
-        return steps - (data[1].astype("int32") - _OFFSETS[data_type]) * sums[o]
+        return steps - data[1].astype("int32") * sums[o]
 
     return te.compute(bias.shape, value, name="quantised_bias")
+
+
+def signed_bias(bias: te.Tensor, weight: te.Tensor) -> te.Tensor:
+    """A quantised bias, int32 [O], for data that is held as int8, and a quantised weight [..., O]."""
+    sums = weight_sums(weight)
+    return te.compute(bias.shape, lambda o: bias[o] + _OFFSETS["int8"] * sums[o], name="signed_bias")
 
 
 def multipliers(scales: te.Tensor, into: te.Tensor) -> te.Tensor:

@@ -19,14 +19,17 @@ from tvm.target.codegen import llvm_get_cpu_features
 from ksm_hw.compiler.build import build_executable
 from ksm_hw.toolchains.linker import link_shared_library, linker_command
 from tvm_passes.relax import pipeline
+from tvm_passes.relax.apply_schedules import ApplySchedules
+from tvm_passes.relax.attach_operator_costs import operator_cost
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
 from tvm_passes.relax.loops.llvm_tables import by_tables
 from tvm_passes.relax.pipeline import loop_pipeline
 from tvm_passes.relax.schedules.base.blocks import blocks_of
-from tvm_passes.relax.schedules.cpu import convolution, dense, depthwise
+from tvm_passes.relax.schedules.cpu import convolution, dense, depthwise, few_channels
 from tvm_passes.relax.schedules.cpu.convolution import Convolution
 from tvm_passes.relax.schedules.cpu.dense import Dense
 from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
+from tvm_passes.relax.schedules.cpu.few_channels import FewChannels
 from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 
@@ -40,7 +43,7 @@ A76 = vector_unit(ARM["cortex-a76"])
 @pytest.fixture
 def by_lane(monkeypatch):
     """Has this machine scheduled for as if it multiplied by lanes."""
-    for module in (convolution, dense, depthwise, pipeline):
+    for module in (convolution, dense, depthwise, few_channels, pipeline):
         monkeypatch.setattr(module, "vector_unit", lambda _: A76)
 
 
@@ -81,11 +84,22 @@ def check(functions, cases):
         np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=2e-5, err_msg=symbol)
 
 
-def test_every_way_of_a_convolution_equals_torch(by_lane):
+# As above; tiles of 4 to 8 pixels divide the rows of the output.
+IMAGES = {
+    "rgb": (1, 31, 3, 16, 3, 2, 1, 1, 8),
+    "large_window": (2, 14, 3, 16, 7, 2, 3, 1, 8),
+    "grey": (1, 12, 1, 8, 3, 1, 1, 1, 4),
+    "without_a_rest": (1, 12, 3, 8, 3, 2, 0, 1, 8),
+    "odd_vectors": (1, 8, 5, 6, 1, 1, 0, 1, 6),
+}
+
+
+@pytest.mark.parametrize(("rule", "shapes"), [(Convolution(), CONVOLUTIONS), (FewChannels(), IMAGES)])
+def test_every_way_of_a_convolution_equals_torch(rule, shapes, by_lane):
     functions, cases = {}, {}
-    for name, shape in CONVOLUTIONS.items():
+    for name, shape in shapes.items():
         batch, size, inputs, outputs, kernel, stride, padding, groups, lanes = shape
-        for number, candidate in enumerate(Convolution().design_space(convolution_of(*shape), HOST)[:2]):
+        for number, candidate in enumerate(rule.design_space(convolution_of(*shape), HOST)[:2]):
             functions[f"{name}_{number}"] = candidate.mod["main"]
         data, weight, bias = values(
             (batch, inputs, size, size), (outputs, inputs // groups, kernel, kernel), (outputs,)
@@ -94,7 +108,22 @@ def test_every_way_of_a_convolution_equals_torch(by_lane):
         expected = np.maximum(nhwc(found.numpy()), 0)
         packed = weight.reshape(outputs // lanes, lanes, inputs // groups, kernel, kernel).transpose(0, 3, 4, 2, 1)
         cases[name] = [nhwc(data), packed, bias], expected
+    assert {symbol.rpartition("_")[0] for symbol in functions} == shapes.keys()
     check(functions, cases)
+
+
+def test_other_passes_read_a_row_in_parts(by_lane):
+    """Vectors and the rest of a row are two blocks."""
+    with HOST:
+        module = ApplySchedules([FewChannels()])(tvm.IRModule({"main": convolution_of(*IMAGES["rgb"])}))
+    assert operator_cost(module["main"]).flops >= 2 * 16 * 16 * 16 * 27
+
+
+def test_convolutions_that_are_not_read_by_rows(by_lane):
+    others = {name: CONVOLUTIONS[name] for name in ("vectors_of_two", "groups", "one_pixel")}
+    others["rows_of_a_prime_length"] = (1, 11, 3, 16, 3, 1, 1, 1, 8)
+    others["too_long_to_be_written_out"] = (1, 8, 13, 16, 3, 1, 1, 1, 8)
+    assert not [name for name, one in others.items() if FewChannels().design_space(convolution_of(*one), HOST)]
 
 
 # batch, size, channels, kernel, stride

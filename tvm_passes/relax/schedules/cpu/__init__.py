@@ -7,6 +7,7 @@ from tvm_passes.relax.schedules.cpu.convolution import Convolution
 from tvm_passes.relax.schedules.cpu.dense import Dense
 from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
 from tvm_passes.relax.schedules.cpu.fallback import Fallback
+from tvm_passes.relax.schedules.cpu.few_channels import FewChannels
 from tvm_passes.relax.schedules.cpu.mask_decoder import MaskDecoder
 from tvm_passes.relax.schedules.cpu.matrix_product import MatrixProduct
 from tvm_passes.relax.schedules.cpu.reduction import PixelReduction
@@ -18,6 +19,7 @@ def cpu_rules() -> list[ScheduleRule]:
     return [
         WinogradConvolution(),
         DepthwiseConvolution(),
+        FewChannels(),
         Convolution(),
         MatrixProduct(),
         Dense(),

@@ -49,12 +49,12 @@ class Convolution(DesignSpaceRule[FusedOperator, Tiling]):
     def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Tiling, target: Target) -> None:
         """Computes tile by tile."""
         unit = vector_unit(target)
-        _schedule_surroundings(schedule, operator, unit)
+        schedule_surroundings(schedule, operator, unit)
         _flatten_pixels(schedule, operator)
         _tile(schedule, operator, way, unit)
 
 
-def _schedule_surroundings(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> None:
+def schedule_surroundings(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> None:
     """Schedules what lies around the tiles.
 
     Real padding becomes a loop of its own, so that the reduction has no branch; a mere copy disappears.

@@ -1,0 +1,97 @@
+"""`ksm-hw compare`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ksm_hw.cli.app import Json, app, console, examples, messages, print_json, stopped_by_ctrl_c
+from ksm_hw.errors import UserError
+from ksm_hw.learning.methods.names import TITLES
+
+
+@app.command(
+    epilog=examples(
+        "ksm-hw compare --methods ksm,piggyback,head --tasks mnist,cars=photos/cars --seeds 3 -o compared",
+        "ksm-hw compare --methods all --tasks all --seeds 3 --image-size 96 --epochs 5 --mask-rate 1e-3 -o compared",
+    )
+)
+def compare(
+    methods: Annotated[str, typer.Option(help="Names of methods with commas, or all.")] = "all",
+    tasks: Annotated[
+        str, typer.Option(help="DATA or TASK=DATA of each, with commas, or all: the sets that are installed.")
+    ] = "all",
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="How often each is learned.")] = 3,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of bundles, trials and the page.")] = Path(
+        "compared"
+    ),
+    backbone: Annotated[str, typer.Option(help="efficientnet-lite0, or a torchvision network.")] = "efficientnet-lite0",
+    weights: Annotated[
+        Path | None, typer.Option(help=r"State dict of the backbone. \[default: ImageNet weights]")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, max=100_000, help="Passes over the training images.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=2, max=4096, help="Images a step.")] = 32,
+    image_size: Annotated[int, typer.Option(min=32, max=2048, help="Height and width of the input, in pixels.")] = 224,
+    mask_rate: Annotated[
+        float, typer.Option(min=1e-9, max=1, help="Adam's rate for masks, BatchNorms and weights.")
+    ] = 2e-4,
+    head_rate: Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for the head.")] = 2e-4,
+    rate: Annotated[
+        list[str] | None, typer.Option(help="METHOD=RATE: another --mask-rate for a method; repeat.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Learn the same tasks by several methods, each in a process of its own, and compare them; resumable."""
+    from ksm_hw.artifact.output import check_output_file
+    from ksm_hw.learning.datasets import check_task_data, describe_datasets, named_data
+    from ksm_hw.report.comparison import Trial, comparison_table, write_comparison
+    from ksm_hw.report.comparison import compare as run_comparison
+    from ksm_hw.report.terminal import print_table
+
+    chosen = list(TITLES) if methods == "all" else [_method(name.strip()) for name in methods.split(",")]
+    rates = {_method(name): _rate(name, number) for name, _, number in (each.partition("=") for each in rate or [])}
+    installed = ",".join(each.name for each in describe_datasets() if each.installed)
+    pairs = named_data(installed if tasks == "all" else tasks, "--tasks")
+    for _, data in pairs:
+        check_task_data(data)
+    page = output / "comparison.html"
+    check_output_file(page, "-o", [])
+    trials = [
+        Trial(method, task, data, seed) for seed in range(seeds) for method in chosen for task, data in pairs
+    ]  # Whole methods one after another: with one seed there is something to see.
+    common = ["--backbone", backbone, "--epochs", str(epochs), "--batch-size", str(batch_size)]
+    common += ["--image-size", str(image_size), "--head-rate", str(head_rate)]
+    common += [] if weights is None else ["--weights", str(weights)]
+
+    def arguments(method: str) -> list[str]:
+        return [*common, "--mask-rate", str(rates.get(method, mask_rate))]
+
+    def on_trial(trial: Trial, outcome: object) -> None:
+        number = trials.index(trial) + 1
+        messages.print(f"{number}/{len(trials)}: {trial.method}, {trial.task}, seed {trial.seed}", soft_wrap=True)
+
+    with stopped_by_ctrl_c("Whole epochs and finished trials are kept: give the same command to go on."):
+        summaries = run_comparison(trials, output, arguments, on_trial)
+    write_comparison(summaries, f"{seeds} seeds, {backbone}, {epochs} epochs, {image_size} pixels.", page)
+    if as_json:
+        print_json([asdict(summary) for summary in summaries])
+        return
+    print_table(console, comparison_table(summaries))
+    console.print(f"Plots: {page}", soft_wrap=True)
+
+
+def _method(name: str) -> str:
+    if name not in TITLES:
+        raise UserError(f"No method named '{name}'. There are: {', '.join(TITLES)}.")
+    return name
+
+
+def _rate(method: str, text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 1e-9 <= found <= 1:
+        raise UserError(f"--rate {method}={text} is no rate: give METHOD=NUMBER with a number from 1e-9 to 1.")
+    return found

@@ -1,0 +1,104 @@
+"""Methods compared: trials in processes of their own, which stay where one dies, and what is made of them."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from random_tasks import SMALL_NETWORK
+from typer.testing import CliRunner
+
+from ksm_hw.cli import app
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.report.comparison import Outcome, Summary, Trial, comparison_table, run_trial, write_comparison
+
+SUMMARIES = [
+    Summary("ksm", "pets", (0.5, 0.75), (0.0, 0.25), 1e6, 10, 5e8),
+    Summary("fine-tuning", "pets", (1.0, 1.0), (0.0, 0.0), 4e6, 8, 6e8),
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path, bundle: Bundle) -> Path:
+    torch.save({name: torch.from_numpy(np.array(array)) for name, array in bundle.tensors.items()}, tmp_path / "w.pt")
+    for number, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), (number * 60, 0, 0)).save(tmp_path / "pets" / name / "1.png")
+    shutil.copytree(tmp_path / "pets", tmp_path / "others")
+    return tmp_path
+
+
+def compare(place: Path, *more: str) -> dict[str, dict[str, object]]:
+    options = ["--methods", "head,fine-tuning", "--tasks", f"{place / 'pets'},{place / 'others'}", "--seeds", "1"]
+    options += ["--backbone", SMALL_NETWORK, "--weights", str(place / "w.pt"), "--image-size", "32", "--epochs", "1"]
+    result = CliRunner().invoke(app, ["compare", *options, "-o", str(place / "compared"), "--json", *more])
+    if result.exception:
+        raise result.exception
+    return {f"{each['method']} {each['task']}": each for each in json.loads(result.stdout)}
+
+
+@pytest.mark.slow  # Four processes that import torch.
+def test_a_comparison_goes_on_and_counts_backbones(place: Path) -> None:
+    first = compare(place)
+    trials = {path.name: path.read_bytes() for path in (place / "compared" / "trials").iterdir()}
+    assert set(trials) == {
+        f"{method}-{task}-0.json" for method in ("head", "fine-tuning") for task in ("pets", "others")
+    }
+    (place / "compared" / "trials" / "head-pets-0.json").unlink()
+    again = compare(place)
+    assert again["fine-tuning others"] == first["fine-tuning others"]
+    folders = place / "compared" / "bundles"
+    assert sorted(path.name for path in folders.iterdir()) == ["fine-tuning-0-others", "fine-tuning-0-pets", "head-0"]
+    one = load_bundle(folders / "head-0")
+    packs = sum(pack.nbytes for pack in one.packs.values())
+    backbone = sum(array.nbytes for array in one.tensors.values())
+    assert first["head pets"]["added_bytes"] == packs / 2
+    assert first["fine-tuning pets"]["added_bytes"] == (packs + backbone) / 2
+    assert first["head pets"]["forgotten"] == [0.0] and first["head pets"]["memory_bytes"] > 1e8
+    with pytest.raises(UserError, match="Give the same, or another -o"):
+        compare(place, "--head-rate", "1e-3")
+
+
+def test_a_trial_is_not_repeated_and_other_arguments_are_refused(tmp_path: Path) -> None:
+    outcome = Outcome("head", "pets", 0, ("--epochs", "1"), 0.5, 3.0, 2.0, 10**8, 1000)
+    path = tmp_path / "trials" / "head-pets-0.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(dataclasses.asdict(outcome)))
+    trial = Trial("head", "pets", "nowhere", 0)
+    assert run_trial(trial, tmp_path, ["--epochs", "1"]) == outcome
+    with pytest.raises(UserError, match="was learned with --epochs 1, not --epochs 2"):
+        run_trial(trial, tmp_path, ["--epochs", "2"])
+    path.write_text("{}")
+    with pytest.raises(UserError, match="is damaged"):
+        run_trial(trial, tmp_path, ["--epochs", "1"])
+
+
+def test_the_table_and_the_page_have_every_method(tmp_path: Path) -> None:
+    rows = [row[:5] for row in comparison_table(SUMMARIES).rows]
+    assert rows == [
+        ("pets", "KSM soft masks", "62.5% ± 17.7%", "12.5%", "10"),
+        ("pets", "fine-tuning", "100.0% ± 0.0%", "0.0%", "8"),
+    ]
+    write_comparison(SUMMARIES, "2 seeds < 3", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2 and page.count("KSM soft masks") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "ksm,magic"], "No method named 'magic'"),
+        (["--rate", "ksm=fast"], "--rate ksm=fast is no rate"),
+        (["--tasks", "nowhere"], "No folder and no data set named 'nowhere'"),
+        (["--tasks", "mnist,mnist"], "--tasks has two tasks called 'mnist'"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_learned(options: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["compare", "-o", str(tmp_path / "compared"), *options])
+    assert isinstance(result.exception, UserError) and message in str(result.exception)
+    assert not list(tmp_path.iterdir())
