@@ -17,16 +17,15 @@ from pathlib import Path
 
 from arm64_instructions.counting import CORES, Count, EmulatedCore, build_plugin, count_inference, make_root
 from arm64_instructions.tables import Counts, counts_as_json, markdown
+from arm64_loops.pages import show_page, write_page
 from arm64_loops.peer_wheels import PEERS, requirement_of
 from peers.catalogue import ENGINES, NETWORKS, Engine
 from peers.engines.ksm_hw_engine import artifact_folder
 from peers.preparation import prepare_engine, prepare_network
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import Progress
 
 from ksm_hw.compiler.compile import compile_bundle
-from ksm_hw.files.written import written_file
 from ksm_hw.masks.bundle import load_bundle
 from ksm_hw.toolchains.targets import load_target
 
@@ -76,10 +75,7 @@ def write(counts: Counts, engines: Sequence[Engine], folder: Path | None) -> tup
     command = shlex.join(["benchmarks/arm64_instructions.py", *sys.argv[1:]])
     page = markdown(counts, wheels, f".venv/bin/python {command}")
     content = json.dumps(counts_as_json(counts), indent=1) + "\n"
-    if folder is not None:
-        for ending, text in (("md", page), ("json", content)):
-            with written_file(folder / f"arm64_instructions.{ending}") as temporary:
-                temporary.write_text(text)
+    write_page(folder, "arm64_instructions", page, content)
     return page, content
 
 
@@ -101,10 +97,7 @@ def main() -> None:
                 progress.advance(steps)
             counts[network, core] = found
             page, content = write(counts, engines, arguments.output)  # Each time: it takes long.
-    if arguments.json:
-        print(content, end="")
-    else:
-        Console().print(Markdown(page))
+    show_page(page, content, arguments.json)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,14 @@ from pathlib import Path
 
 from arm64_loops.cores import BOARDS
 from arm64_loops.operators import compile_operators, cost_operator
+from arm64_loops.pages import show_page, write_page
 from arm64_loops.peer_wheels import PEERS, peer_loops
 from arm64_loops.tables import Costs, Peers, costs_as_json, markdown
 from peers.catalogue import NETWORKS
 from peers.networks import make_bundle
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import Progress
 
-from ksm_hw.files.written import written_file
 from ksm_hw.toolchains.targets import load_target
 
 EXAMPLES = """examples:
@@ -29,13 +28,16 @@ EXAMPLES = """examples:
 """
 
 
+FIRST = [*NETWORKS][:5]  # Classical ones; a minute and more each for all boards.
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     models, boards = ", ".join(NETWORKS), ", ".join(BOARDS)
-    parser.add_argument("--models", nargs="+", choices=[*NETWORKS], default=[*NETWORKS], metavar="NAME", help=models)
+    parser.add_argument("--models", nargs="+", choices=[*NETWORKS], default=FIRST, metavar="NAME", help=models)
     parser.add_argument("--boards", nargs="+", choices=[*BOARDS], default=[*BOARDS], metavar="NAME", help=boards)
     parser.add_argument("--peers", action="store_true", help="read the loops of other engines' aarch64 wheels too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
@@ -65,14 +67,8 @@ def main() -> None:
                 peers[core] = {peer.title: peer_loops(peer, core) for peer in PEERS}
     page = markdown(costs, peers, f".venv/bin/python {shlex.join(['benchmarks/arm64_loops.py', *sys.argv[1:]])}")
     content = json.dumps(costs_as_json(costs, peers), indent=1) + "\n"
-    if arguments.output is not None:
-        for ending, text in (("md", page), ("json", content)):
-            with written_file(arguments.output / f"arm64_loops.{ending}") as temporary:
-                temporary.write_text(text)
-    if arguments.json:
-        print(content, end="")
-    else:
-        Console().print(Markdown(page))
+    write_page(arguments.output, "arm64_loops", page, content)
+    show_page(page, content, arguments.json)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ SCALED_SHARE = 0.3  # Of the kernels under a random mask, as under learned ones.
 COPIED_AT_ONCE = 1 << 16  # Bytes.
 
 
-def compile_network(network: str, folder: Path) -> None:
+def compile_network(network: str, folder: Path, precision: Any) -> None:
     """Compiles two tasks or more of a network."""
     from peers.networks import make_bundle
 
@@ -41,7 +41,7 @@ def compile_network(network: str, folder: Path) -> None:
         bundle = load_bundle(shipped_bundle())
     else:
         bundle = make_bundle(network, tasks=2, classes=10, scaled_share=SCALED_SHARE)
-    compile_bundle(bundle, load_target("host"), folder)
+    compile_bundle(bundle, load_target("host"), folder, precision=precision)
 
 
 def measure(artifact: Path, threads: int, rounds: int) -> dict[str, Any]:
@@ -150,6 +150,9 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument(
+        "--precision", choices=("float32", "int8"), default="float32", help="int8: of efficientnet-lite0, with ranges"
+    )
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument(
         "--rounds", type=int, default=20, help="of one switch to each task, after two that do not count"
@@ -164,9 +167,9 @@ def main() -> None:
     rows, measured = [], {}
     with tempfile.TemporaryDirectory(prefix="rewrite-weights-") as temporary:
         for network in arguments.networks:
-            folder = (arguments.artifacts or Path(temporary)) / network
+            folder = (arguments.artifacts or Path(temporary)) / f"{network}-{arguments.precision}"
             if not folder.exists():
-                compile_network(network, folder)
+                compile_network(network, folder, arguments.precision)
             for threads in arguments.threads:
                 command = [sys.executable, __file__, "--measure", folder, "--rounds", str(arguments.rounds)]
                 process = subprocess.run([*command, "--threads", str(threads)], stdout=subprocess.PIPE, check=True)

@@ -25,16 +25,13 @@ SIDES = ("ksm-hw", "tune_relax")
 
 def tune_once(side: str, trials: int) -> dict[str, Any]:
     """One turn, in this process: seconds, trials, and how many of them failed."""
-    import tvm
-
     from ksm_hw.compiler.relax import main_functions
     from ksm_hw.masks.bundle import load_bundle
     from ksm_hw.resources import shipped_bundle
     from ksm_hw.toolchains.targets import load_target
 
     target = load_target("host")
-    tvm_target = tvm.target.Target(dict(target.tvm))
-    functions = main_functions(load_bundle(shipped_bundle()), tvm_target)
+    functions = main_functions(load_bundle(shipped_bundle()), target)
     turn = tune_with_ksm_hw if side == "ksm-hw" else tune_with_tune_relax
     with tempfile.TemporaryDirectory(prefix="tuner-") as folder:
         start = time.monotonic()

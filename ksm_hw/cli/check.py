@@ -182,6 +182,7 @@ def _conditioning(result: Any) -> str:
         "ksm-hw report artifact --html report.html",
         "ksm-hw report artifact --runs 200 --json",
         "ksm-hw report artifact --tuned tuned/host",
+        "ksm-hw report float-artifact int8-artifact --data glyphs",
     )
 )
 def report(
@@ -193,6 +194,10 @@ def report(
     tuned: Annotated[
         Path | None, typer.Option(help="Folder of `ksm-hw tune` that it was compiled with, to compile that with too.")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Set's name, or folder with train/ and test/: tasks of its classes are tested on it."),
+    ] = None,
     threads: Threads = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots, too.")] = None,
     tracker: Tracker = None,
@@ -200,7 +205,10 @@ def report(
     host: Board = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what each task costs: latency, switch time, memory, bytes, and what the mask adds."""
+    """Measure what each task costs: latency, switch time, memory, bytes, and what the mask adds.
+
+    Of artifacts of one network in several precisions a table shows all side by side.
+    """
     from ksm_hw.artifact.manifest import read_manifest
     from ksm_hw.artifact.output import check_output_file
     from ksm_hw.boards.address import board_address
@@ -223,6 +231,7 @@ def report(
                     tuned=tuned,
                     threads=threads,
                     board=board,
+                    data=data,
                 )
             )
     if as_json:

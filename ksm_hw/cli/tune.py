@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ksm_hw.artifact.modes import IntermediateRepresentation
+from ksm_hw.artifact.modes import IntermediateRepresentation, Precision
 from ksm_hw.cli.app import (
     Batch,
     Board,
@@ -47,6 +47,7 @@ def tune(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the records; goes on if it has some.")],
     bundle: BundlePath = None,
     trials: Annotated[int, typer.Option(min=1, max=10_000_000, help="Measurements in all.")] = 1000,
+    precision: Annotated[Precision, typer.Option(help="What inferences compute in.")] = "float32",
     batch: Batch = 1,
     tracker: Tracker = None,
     key: Key = None,
@@ -70,6 +71,8 @@ def tune(
 
     if tuner is not None and ir != "relay":
         raise UserError("--tuner names a search of TVM 0.19, for --ir relay. Give that too, or leave --tuner out.")
+    if ir == "relay" and precision != "float32":
+        raise UserError(f"Relay tunes in float32, and {precision} was asked for. Use --ir relax.")
     check_records_folder(output)
     compile_target = load_target(target, file=target_file, arch=arch, host=host_cpu)
     address = board_address(tracker, key, host)
@@ -81,7 +84,9 @@ def tune(
             tune_bundle: Callable[..., TuneResult] = partial(tune_through_relay, tuner=tuner or "autotvm")
         else:
             collect_garbage_less_often()
-            from ksm_hw.compiler.tuning.tune import tune as tune_bundle
+            from ksm_hw.compiler.tuning.tune import tune as tune_through_relax
+
+            tune_bundle = partial(tune_through_relax, precision=precision)
     kept = f"What was measured is in {output!s}: give the same command to go on."
     with stopped_by_ctrl_c(kept), _trial_progress() as on_progress:
         result = tune_bundle(
@@ -103,6 +108,7 @@ def tune(
             "--host-cpu": host_cpu,
             "--batch": None if batch == 1 else batch,
             "--ir": None if ir == "relax" else ir,
+            "--precision": None if precision == "float32" else precision,
             "--tuned": output,
         }
         words = [word for option, value in given.items() if value is not None for word in (option, value)]

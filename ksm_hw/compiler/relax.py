@@ -173,13 +173,17 @@ def _operators(planned: tvm.IRModule) -> dict[str, OperatorEntry]:
     return entries
 
 
-def main_functions(bundle: Bundle, target: tvm.target.Target, batch: int = 1) -> tvm.IRModule:
+def main_functions(
+    bundle: Bundle, target: CompileTarget, batch: int = 1, precision: Precision = "float32"
+) -> tvm.IRModule:
     """What a bundle's artifact runs for each image, before scheduling: every `main` of `--fold switch`.
 
     Raises:
         UserError: as `compile_bundle`.
     """
-    folded = _fold(bundle, batch, target)
+    if precision == "int8":
+        _check_integers(bundle, target, "switch")
+    folded = _fold(bundle, batch, tvm.target.Target(dict(target.tvm)), precision=precision)
     mains = {functions.main for functions in folded.functions.values()}
     return tvm.IRModule(
         {

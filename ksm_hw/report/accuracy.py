@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from ksm_hw.boards.address import BoardAddress
+from ksm_hw.boards.open_session import open_session
 from ksm_hw.errors import UserError
 from ksm_hw.learning.datasets import load_task_data
 from ksm_hw.learning.images import test_batches
-from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.models.task_module import task_module
 from ksm_hw.runtime.any_session import AnySession
 
@@ -30,6 +33,30 @@ class Accuracy:
     compiled: float
     pytorch: float
     drop: float
+
+
+def accuracies_on(
+    artifact: Path,
+    data: str,
+    threads: int | None = None,
+    board: BoardAddress | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> dict[str, Accuracy]:
+    """The accuracy of those tasks of an artifact that have the classes of a set; see `accuracy_on`.
+
+    Raises:
+        UserError: as `open_session` and `accuracy_on`, or no task has these classes.
+    """
+    classes, found = tuple(load_task_data(data).classes), {}
+    with open_session(artifact, board, threads) as session:
+        bundle = load_bundle(artifact)
+        for task, pack in bundle.packs.items():
+            if pack.classes == classes:
+                session.switch(task)
+                found[task] = accuracy_on(session, bundle, data, on_step)
+    if not found:
+        raise UserError(f"No task of {artifact} has the classes of {data}: {', '.join(classes)}. Give another --data.")
+    return found
 
 
 @torch.inference_mode()

@@ -50,6 +50,7 @@ class TaskReport:
         pack_bytes: the task pack's file.
         pack_share: that, by the backbone's file.
         resident_bytes: what the task alone adds to the device's memory while the artifact is loaded.
+        accuracy: share in 0…1 of a set's test images whose top class is right; None where none was measured.
     """
 
     task: str
@@ -64,6 +65,7 @@ class TaskReport:
     pack_bytes: int
     pack_share: float
     resident_bytes: int
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def measure_artifact(
     tuned: Path | None = None,
     threads: int | None = None,
     board: BoardAddress | None = None,
+    data: str | None = None,
 ) -> ArtifactReport:
     """Measures every task of an artifact, on this machine or on a board.
 
@@ -165,10 +168,12 @@ def measure_artifact(
             not compared with the network without masks.
         threads: of the CPU; without it as many as the target has cores.
         board: where to measure; on this machine without it.
+        data: a set, or a folder with `train/` and `test/`, on whose test images the accuracy of the tasks that have its
+            classes is measured.
 
     Raises:
         UserError: the artifact is missing, damaged or not for the machine; torch, which compiling needs, is missing;
-            the tuning records are others; or the board is busy or gone.
+            the tuning records are others; there is no such set; or the board is busy or gone.
     """
     if runs < ROUNDS:
         raise UserError(f"{runs} runs are too few: the measurement has {ROUNDS} rounds. Give {ROUNDS} or more.")
@@ -189,7 +194,24 @@ def measure_artifact(
         plain_process = None if plain is None else stack.enter_context(measured(plain, threads))
         times = _measure_rounds(masked_process, plain_process, list(bundle.packs), runs, on_step)
         facts = masked_process.facts
-    return _report(folder, manifest, bundle, times, facts, not_compared)
+    report = _report(folder, manifest, bundle, times, facts, not_compared)
+    return report if data is None else _with_accuracy(report, data, threads, board, on_step)
+
+
+def _with_accuracy(
+    report: ArtifactReport, data: str, threads: int | None, board: BoardAddress | None, on_step: OnStep
+) -> ArtifactReport:
+    from ksm_hw.runtime.tvm_import import import_tvm_before_torch
+
+    import_tvm_before_torch()
+    from ksm_hw.report.accuracy import accuracies_on
+
+    found = accuracies_on(Path(report.artifact), data, threads, board, on_step)
+    tasks = (
+        dataclasses.replace(task, accuracy=found[task.task].compiled) if task.task in found else task
+        for task in report.tasks
+    )
+    return dataclasses.replace(report, tasks=tuple(tasks))
 
 
 def reports_as_json(reports: Sequence[ArtifactReport]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ksm_hw.files.written import written_file
 from ksm_hw.report.measure import ArtifactReport
-from ksm_hw.report.terminal import NOISY_ADVICE, TextTable, machine_facts, report_tables
+from ksm_hw.report.terminal import NOISY_ADVICE, TextTable, machine_facts, precision_tables, report_tables
 from ksm_hw.report.timing import Timing
 
 # Seen well on white and on near-black, and told apart by readers who do not see colours.
@@ -50,7 +50,7 @@ def write_page(reports: Sequence[ArtifactReport], path: str | Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    sections = "\n".join(map(_section, reports))
+    sections = "\n".join([*map(_section, reports), *map(table_element, precision_tables(reports))])
     write_html("What each task costs", "Measured by <code>ksm-hw report</code>.", sections, Path(path))
 
 

@@ -34,7 +34,7 @@ class TextTable:
 
 
 def print_reports(console: Console, reports: Sequence[ArtifactReport]) -> None:
-    """Prints the reports as tables that fit 100 columns."""
+    """Prints the reports as tables that fit 100 columns, and last what precisions cost side by side."""
     for report in reports:
         console.print(Text(report.artifact, "bold"), soft_wrap=True)
         for name, value in machine_facts(report):
@@ -45,6 +45,42 @@ def print_reports(console: Console, reports: Sequence[ArtifactReport]) -> None:
         if report.noisy:
             console.print(Text(f"\n{NOISY_ADVICE}", "bold yellow"))
         console.print()
+    for table in precision_tables(reports):
+        print_table(console, table)
+
+
+def precision_tables(reports: Sequence[ArtifactReport]) -> list[TextTable]:
+    """A table of each network that was reported in several precisions: what its tasks cost in each."""
+    networks: dict[tuple[object, ...], list[ArtifactReport]] = {}
+    for report in reports:
+        networks.setdefault((report.backbone, report.target, report.input_shape), []).append(report)
+    return [_precisions(alike) for alike in networks.values() if len({one.precision for one in alike}) > 1]
+
+
+def _precisions(reports: Sequence[ArtifactReport]) -> TextTable:
+    rows = []
+    for name in dict.fromkeys(task.task for report in reports for task in report.tasks):
+        for report in reports:
+            for task in (task for task in report.tasks if task.task == name):
+                memory = report.memory
+                loaded = memory.weights_bytes + memory.parameters_bytes + memory.workspace_bytes
+                rows.append(
+                    (
+                        name,
+                        f"{report.precision}, {report.fold}",
+                        milliseconds(task.latency.median_seconds),
+                        "" if task.switch is None else milliseconds(task.switch.median_seconds),
+                        megabytes(report.storage.library_bytes),
+                        megabytes(loaded),
+                        "" if task.accuracy is None else f"{task.accuracy:.2%}",
+                    )
+                )
+    return TextTable(
+        f"{reports[0].backbone} by precision: milliseconds and MB",
+        ("task", "precision", "latency", "switch", "library", "memory", "accuracy"),
+        tuple(rows),
+        "Memory: backbone, task packs, live weights and workspace. Accuracy: on the test images of --data.",
+    )
 
 
 def machine_facts(report: ArtifactReport) -> list[tuple[str, str]]:

@@ -4,8 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tvm
+from typer.testing import CliRunner
 
+from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
+from ksm_hw.compiler.tuning.tune import tune_functions
+from ksm_hw.compiler.tuning.tuning_records import create_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.quantising.integer_model import integer_model
@@ -33,3 +38,21 @@ def test_what_int8_cannot_do_is_refused(calibrated_bundle: Bundle, bundle: Bundl
         compile_bundle(calibrated_bundle, load_target("mali"), tmp_path, precision="int8", fold="bake")
     with pytest.raises(UserError, match="no ranges"):
         compile_bundle(bundle, load_target("host"), tmp_path, precision="int8")
+
+
+def test_operators_without_a_choice_are_not_tuned(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to tune"):
+        tune_functions(tvm.IRModule(), create_records(tmp_path, load_target("host")), None, trials=1)  # type: ignore[arg-type]
+    result = CliRunner().invoke(
+        app, ["tune", "--target", "host", "--ir", "relay", "--precision", "int8", "-o", str(tmp_path)]
+    )
+    assert isinstance(result.exception, UserError) and "Relay tunes in float32" in str(result.exception)
+
+
+def test_compiling_without_ranges_or_through_relay(bundle_folder: Path, tmp_path: Path) -> None:
+    command = ["compile", "--target", "host", "--task", "all", "--bundle", str(bundle_folder), "--precision", "int8"]
+    command += ["-o", str(tmp_path / "artifact")]
+    for more, message in ([], "ksm-hw calibrate --task element-task"), (["--ir", "relay"], "Relay compiles in float32"):
+        result = CliRunner().invoke(app, [*command, *more])
+        assert isinstance(result.exception, UserError) and message in str(result.exception)
+    assert not (tmp_path / "artifact").exists()

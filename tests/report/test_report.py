@@ -15,7 +15,7 @@ from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.report.measure import ROUNDS, ArtifactReport, measure_artifact, reports_as_json
 from ksm_hw.report.page import write_page
-from ksm_hw.report.terminal import milliseconds, print_reports
+from ksm_hw.report.terminal import milliseconds, precision_tables, print_reports
 from ksm_hw.report.timing import NOISE_LIMIT, TOO_NOISY, Timing, compare_timings, timing_of
 from ksm_hw.toolchains.targets import load_target
 
@@ -151,6 +151,18 @@ def test_terminal_shows_every_name_whole(report: ArtifactReport, width: int) -> 
     assert "[bold]cars" in printed and report.machine.cpu in printed
     if width >= 100:
         assert "…" not in printed.replace(" … ", "")
+
+
+def test_precisions_stand_side_by_side(report: ArtifactReport, tmp_path: Path) -> None:
+    tasks = tuple(dataclasses.replace(task, accuracy=0.875) for task in report.tasks)
+    int8 = dataclasses.replace(report, precision="int8", tasks=tasks)
+    assert precision_tables([report, report]) == []
+    (table,) = precision_tables([report, int8])
+    name = report.tasks[0].task
+    assert [row[:2] for row in table.rows[:2]] == [(name, "float32, switch"), (name, "int8, switch")]
+    assert [row[-1] for row in table.rows[:2]] == ["", "87.50%"]
+    write_page([report, int8], tmp_path / "report.html")
+    assert "by precision" in (tmp_path / "report.html").read_text()
 
 
 def test_noise_is_told_by_the_rounds() -> None:

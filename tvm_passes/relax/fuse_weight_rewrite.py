@@ -3,7 +3,7 @@
 In:  a Relax module for a CPU, in which masks and BatchNorms are folded into weights (`FoldTaskMask`): the weight,
      multiplied by its mask (decode → reshape → repeat → slice), multiplied by a BatchNorm's scale, permuted to
      [kH, kW, I, O] or [I, O], packed into blocks of output channels or transformed for Winograd's form. All but the
-     permutation may be missing.
+     permutation may be missing; in int8 the permuted weight is quantised (`quantised_layer`).
 Out: the same module; each such chain is one call of a kernel (`kernels/weight_rewrite.py`), which reads and writes
      memory once. What stands behind a chain stays, and so does a chain of any other form. The decoders of masks, which
      nothing calls any more, stay in the module for `DeadCodeElimination`.
@@ -18,7 +18,7 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tvm_passes.relax.kernels.mask_decoding import DTYPE, decoding_table
+from tvm_passes.relax.kernels.mask_decoding import decoding_table
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, weight_rewrite
 from tvm_passes.relax.weight_chains import Chain, read_chains
 
@@ -83,8 +83,7 @@ class _Fuser(PyExprMutator):
             self.kernels[shared] = self.builder_.add_func(weight_rewrite(shared, self.target), "rewrite_weight")
         weight, *others = map(self.visit_expr, chain.operands)
         table = [self.table] if chain.mask else []
-        out_type = relax.TensorType(chain.rewrite.result_shape, DTYPE)
-        call = relax.call_tir(self.kernels[shared], [weight, *table, *others], out_ty=out_type)
+        call = relax.call_tir(self.kernels[shared], [weight, *table, *others], out_ty=chain.rewrite.result_types)
         emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
         self.set_var_remap(binding.var, emit(call, binding.var.name))
 

@@ -20,6 +20,7 @@ import math
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import tvm
@@ -30,6 +31,7 @@ from tvm_passes.relax.kernels import quantised as kernels
 from tvm_passes.relax.kernels.integer_convolution import integer_convolution, packed_vector, packed_weight, tiles
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
+from tvm_passes.relax.kernels.integer_weights import INTEGER_WEIGHT, quantised_layer
 
 QUANTISATION = "quantisation/"  # Names of parameters begin so.
 INPUT = "input"
@@ -38,6 +40,7 @@ HEAD = "head"  # The layer whose results are the logits.
 _OPAQUE = 8  # TVM's op pattern of what nothing is fused to.
 _MOVING = {"reshape", "permute_dims", "split", "strided_slice", "nn.max_pool2d", "flatten", "squeeze"}
 _FREE = (-math.inf, math.inf)
+_Computed: TypeAlias = "te.Tensor | tuple[te.Tensor, ...]"
 _Kernels = dict[Hashable, tuple[tvm.ir.GlobalVar, tvm.tirx.PrimFunc]]
 
 _log = logging.getLogger(__name__)
@@ -265,13 +268,9 @@ class _Quantiser:
 
     def _weights(self, weight: relax.Expr, bias: relax.Expr, data: relax.Var) -> tuple[relax.Var, relax.Var, relax.Var]:
         """The quantised weight and bias, and what a step of each channel's sum means."""
-        largest = self._kernel("largest_weights", kernels.largest_weights, [weight])
-        scales = self._kernel("channel_scales", kernels.channel_scales, [largest, bias, data])
-        quantised = self._kernel("quantise_weight", kernels.quantised_weight, [weight, scales])
-        sums = self._kernel("weight_sums", kernels.weight_sums, [quantised])
-        of_sums = self._kernel("sum_scales", kernels.sum_scales, [scales, data])
-        integers = self._kernel("quantise_bias", kernels.quantised_bias, [bias, of_sums, sums, data])
-        return quantised, integers, of_sums
+        made = self._kernel("quantise_layer", quantised_layer, [weight, bias, data])
+        quantised, scales, integers = (self.builder.emit(relax.TupleGetItem(made, place)) for place in range(3))
+        return quantised, integers, scales
 
     def _addition(self, variable: relax.Var, call: relax.Call) -> None:
         left, right = (self.tensors[term] for term in call.args)
@@ -376,7 +375,7 @@ class _Quantiser:
     def _kernel(
         self,
         name: str,
-        compute: Callable[..., te.Tensor],
+        compute: Callable[..., _Computed],
         arguments: list[relax.Expr],
         *options: Hashable,
         tensor: str = "",
@@ -385,7 +384,11 @@ class _Quantiser:
         return self.builder.emit(self._call(name, compute, arguments, *options), re.sub(r"\W", "_", tensor))
 
     def _call(
-        self, name: str, compute: Callable[..., te.Tensor], arguments: list[relax.Expr], *options: Hashable
+        self,
+        name: str,
+        compute: Callable[..., _Computed],
+        arguments: list[relax.Expr],
+        *options: Hashable,
     ) -> relax.Call:
         """A call of the kernel that computes `compute(*arguments, *options)`; written once for equal shapes."""
         types = tuple((tuple(map(int, argument.ty.shape)), str(argument.ty.dtype)) for argument in arguments)
@@ -393,8 +396,11 @@ class _Quantiser:
         def kernel() -> tvm.tirx.PrimFunc:
             inputs = [te.placeholder(*one, name=f"input{index}") for index, one in enumerate(types)]
             # Relax counts in int64.
-            written = te.create_prim_func([*inputs, compute(*inputs, *options)], index_dtype_override="int64")
-            return written.without_attr("global_symbol").with_attr("op_pattern", _OPAQUE)
+            made = compute(*inputs, *options)
+            results = made if isinstance(made, tuple) else (made,)
+            written = te.create_prim_func([*inputs, *results], index_dtype_override="int64")
+            written = written.without_attr("global_symbol").with_attr("op_pattern", _OPAQUE)
+            return written.with_attr(INTEGER_WEIGHT, 1) if compute is quantised_layer else written
 
         return self._written(name, kernel, (compute, types, options), arguments)
 
@@ -409,9 +415,9 @@ class _Quantiser:
             self.builder.update_func(*self.kernels[key])
         self.present.add(key)
         variable, known = self.kernels[key]
-        result = known.params[-1].ty
-        out_type = relax.TensorType(tuple(map(int, result.shape)), result.dtype)
-        return relax.call_tir(variable, arguments, out_ty=out_type)
+        results = [one.ty for one in known.params[len(arguments) :]]
+        out_types = [relax.TensorType(tuple(map(int, one.shape)), one.dtype) for one in results]
+        return relax.call_tir(variable, arguments, out_ty=out_types)
 
 
 def _shape(call: relax.Call) -> IntegerConvolution:

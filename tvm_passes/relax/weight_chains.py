@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
+from tvm_passes.relax.kernels.integer_weights import INTEGER_WEIGHT
 from tvm_passes.relax.kernels.mask_decoder import MASK_DECODER
 from tvm_passes.relax.kernels.mask_decoding import DTYPE
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite
@@ -29,17 +30,19 @@ class Chain:
         weight: the weight.
         mask: bits, scale, row_start and scale_range of the mask, or nothing.
         norm: weight and variance of the BatchNorm, or nothing.
+        layer: of a weight that is quantised the layer's bias and the quantisation of its data, else nothing.
     """
 
     rewrite: WeightRewrite
     weight: relax.Expr
     mask: tuple[relax.Expr, ...]
     norm: tuple[relax.Expr, ...]
+    layer: tuple[relax.Expr, ...]
 
     @property
     def operands(self) -> tuple[relax.Expr, ...]:
         """All that it reads."""
-        return (self.weight, *self.mask, *self.norm)
+        return (self.weight, *self.mask, *self.norm, *self.layer)
 
 
 def read_chains(module: IRModule, function: relax.Function) -> dict[relax.Var, Chain]:
@@ -116,20 +119,24 @@ class _Reader:
                 raise unknown_dtype("FuseWeightRewrite", _name(weight), dtype, [DTYPE])
             _log.info("%s stays a permutation: it is %s, and there are kernels for %s", _name(weight), dtype, DTYPE)
             return None
-        packed, transformed = self._packed(permuted), self._transformed(permuted)
-        end = next((variable for variable in (packed, transformed) if variable is not None), permuted)
+        packed, transformed = self._packed(permuted), self._only_kernel(permuted, WEIGHT_TRANSFORM)
+        quantised = self._only_kernel(permuted, INTEGER_WEIGHT)
+        end = next((variable for variable in (packed, transformed, quantised) if variable is not None), permuted)
         rewrite = WeightRewrite(
             shape,
             columns=0 if mask is None else mask.columns,
             run=1 if mask is None else _run(shape, mask),
             coded=mask is not None and mask.parts[1].ty.dtype == "uint8",
-            lanes=_shape(end)[-1],
+            lanes=_shape(permuted if quantised is not None else end)[-1],
             packed=packed is not None,
             epsilon=None if norm is None else norm.epsilon,
             tile=self._mark(end, WEIGHT_TRANSFORM),
+            integers=quantised is not None,
         )
         _log.debug("%s: %s", _name(weight), rewrite)
-        return end, Chain(rewrite, weight, () if mask is None else mask.parts, () if norm is None else norm.parts)
+        masked, scaled = (() if one is None else one.parts for one in (mask, norm))
+        layer = () if quantised is None else tuple(self.calls[quantised].args[1].fields[1:])
+        return end, Chain(rewrite, weight, masked, scaled, layer)
 
     def _factor(
         self, product: relax.Expr, read: Callable[[relax.Expr], _Factor | None]
@@ -191,10 +198,10 @@ class _Reader:
         is_packed = found == same and _axes(self.calls[packed]) == [rank, *range(rank), rank + 1]
         return packed if is_packed else None
 
-    def _transformed(self, weight: relax.Var) -> relax.Var | None:
-        """A weight [3, 3, I, O] transformed for Winograd's form, if that is all that reads it."""
-        transformed = self._only_user(weight, "call_tir")
-        return None if self._mark(transformed, WEIGHT_TRANSFORM) is None else transformed
+    def _only_kernel(self, weight: relax.Var, attribute: str) -> relax.Var | None:
+        """What a kernel with an attribute makes of a weight, if that is all that reads it."""
+        made = self._only_user(weight, "call_tir")
+        return None if self._mark(made, attribute) is None else made
 
     def _only_user(self, variable: relax.Var | None, operator: str) -> relax.Var | None:
         users = self.users.get(variable, [])

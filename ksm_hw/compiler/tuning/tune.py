@@ -21,6 +21,7 @@ from tvm.s_tir.meta_schedule.database import TuningRecord
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
 
+from ksm_hw.artifact.modes import Precision
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.reaching import WAIT
 from ksm_hw.compiler.relax import main_functions
@@ -48,6 +49,7 @@ def tune(
     trials: int,
     board: BoardAddress | None = None,
     batch: int = 1,
+    precision: Precision = "float32",
     wait: float = WAIT,
     on_progress: Callable[[TuneProgress], None] = lambda progress: None,
 ) -> TuneResult:
@@ -63,6 +65,7 @@ def tune(
         trials: candidates in all. A tune ends earlier when there is no candidate left.
         board: where to measure: all boards of the key at once; this machine without.
         batch: images an inference.
+        precision: what an inference computes in. Records of several may lie in one folder.
         wait: seconds that boards which are all gone may take to come back.
         on_progress: called after each trial.
 
@@ -74,7 +77,7 @@ def tune(
     with tuned_folder(output):
         records = create_records(output, target)
         with CandidateMeasurer(target, board, wait) as measurer:
-            functions = main_functions(bundle, tvm.target.Target(dict(target.tvm)), batch)
+            functions = main_functions(bundle, target, batch, precision)
             return tune_functions(functions, records, measurer, trials=trials, on_progress=on_progress)
 
 
@@ -88,6 +91,11 @@ def tune_functions(
 ) -> TuneResult:
     """As `tune`, for functions as `main_functions` gives them."""
     operators = find_operators(functions, records)
+    if not operators:
+        raise UserError(
+            "Every operator has one schedule alone in this precision on this target, so there is nothing to tune. "
+            "Compile without --tuned."
+        )
     return _Search(records, operators, measurer, trials, on_progress).run()
 
 

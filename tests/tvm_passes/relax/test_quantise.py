@@ -11,7 +11,7 @@ from folded_networks import CLASSES, PostActivation, PreActivation, kernels_call
 from torch import nn
 from tvm import relax
 
-from tvm_passes.relax.pipeline import TaskFunctions, fold_tasks
+from tvm_passes.relax.pipeline import TaskFunctions, fold_tasks, fuse_kernels
 from tvm_passes.relax.quantise import QUANTISATION
 
 HOST = tvm.target.Target("llvm")
@@ -94,6 +94,14 @@ def test_products_of_vectors_are_rounded_before_anything_is_added() -> None:
     module, functions = quantised(PostActivation(), "kernel")
     rewrite = module[functions["kernel"].rewrite]
     assert Counter(name.rstrip("0123456789") for name in kernels_called(rewrite))["product"] == 3
+
+
+def test_a_weight_becomes_integers_in_one_kernel() -> None:
+    module, functions = quantised(PostActivation(), "kernel")
+    fused = fuse_kernels(module, HOST)
+    called = Counter(name.rstrip("0123456789_") for name in kernels_called(fused[functions["kernel"].rewrite]))
+    assert called["rewrite_weight"] == 5, "each layer's weight once"
+    assert not {"quantise_layer", "unpack_mask_kernel", "transpose"} & called.keys()
 
 
 def test_what_int8_does_not_know_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -55,6 +55,7 @@ What becomes of a single row of 8 masked values, for a CPU without AVX2 (… sta
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,10 +63,11 @@ from functools import partial
 
 import numpy as np
 import tvm
-from tvm import tirx
+from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from tvm_passes.relax.kernels.integer_weights import IntegerWeights, Largest, QuantisedTask
 from tvm_passes.relax.kernels.mask_decoding import (
     DTYPE,
     LANES,
@@ -105,6 +107,7 @@ class WeightRewrite:
         packed: whether the result is [O / lanes, kH, kW, I, lanes], and not [kH, kW, I, O] or [I, O].
         tile: m, where the result is G g Gᵀ of Winograd's F(m×m, 3×3), [m + 2, m + 2, O / lanes, I, lanes].
         epsilon: of the BatchNorm whose scale is folded into the weight; None if there is none.
+        integers: whether the weight is quantised, with its layer's bias (`integer_weights.py`).
         any_channels: whether `shape` and `columns` are an example only (`shared`).
     """
 
@@ -116,6 +119,7 @@ class WeightRewrite:
     epsilon: float | None = None
     tile: int | None = None
     coded: bool = False
+    integers: bool = False
     any_channels: bool = False
 
     @property
@@ -144,6 +148,14 @@ class WeightRewrite:
             return (outputs // self.lanes, *kernel, inputs, self.lanes)
         return (*kernel, inputs, outputs)
 
+    @property
+    def result_types(self) -> list[relax.TensorType]:
+        """Of all that the kernel writes."""
+        if not self.integers:
+            return [relax.TensorType(self.result_shape, DTYPE)]
+        of_channels = [relax.TensorType(self.shape[:1], dtype) for dtype in (DTYPE, "int32")]
+        return [relax.TensorType(self.result_shape, "int8"), *of_channels]
+
 
 def _rows_share_a_place(values: int) -> bool:
     """Whether rows of so many values are a multiple of a page apart, and so share a place in the cache."""
@@ -156,7 +168,8 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
     It takes the weight, float32 of `shape`; where there is a mask `decoding_table` and bits, scale, row_start and
     scale_range as `FoldTaskMask` describes them; with an epsilon the BatchNorm's weight and running variance, float32
     [O]; and writes the result, float32 of `result_shape`: (weight · mask) · (norm_weight / √(variance + ε))[o], of
-    which with a `tile` G g Gᵀ is taken.
+    which with a `tile` G g Gᵀ is taken. With `integers` it takes the layer's bias and the quantisation of its data too,
+    and writes what `quantised_layer` does.
     """
     _, _, *kernel = rewrite.shape
     outputs, inputs = _channels(rewrite)
@@ -171,7 +184,12 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
         mask = mask_arguments(outputs, columns, rewrite.coded) if rewrite.columns else None
         norms = () if rewrite.epsilon is None else ("norm_weight", "variance")
         norm = tuple(T.arg(name, T.buffer((outputs,), DTYPE)) for name in norms)
-        result = T.arg("result", T.buffer(result_shape, DTYPE))
+        layer = {"bias": (outputs,), "data": (2,)} if rewrite.integers else {}
+        read = [T.arg(name, T.buffer(extents, DTYPE)) for name, extents in layer.items()]
+        result = T.arg("result", T.buffer(result_shape, "int8" if rewrite.integers else DTYPE))
+        of_channels = {"scales": DTYPE, "biases": "int32"} if rewrite.integers else {}
+        written = [T.arg(name, T.buffer((outputs,), dtype)) for name, dtype in of_channels.items()]
+        integers = IntegerWeights(*read, *written) if rewrite.integers else None
         with T.sblock("root"):
             # TVM looks for a block in every function.
             T.reads([])
@@ -184,7 +202,7 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
             aligned = rewrite.columns % LANES == 0
             decoder = decoder_of(mask, outputs, columns, aligned, permutation_of(target)) if mask else None
             store = WeightStore(result, tuple(kernel), rewrite.packed, rewrite.tile)
-            _Kernel(rewrite, outputs, inputs, columns, rows, decoder, norm, store).emit()
+            _Kernel(rewrite, outputs, inputs, columns, rows, decoder, norm, store, integers).emit()
     return builder.get()
 
 
@@ -212,6 +230,7 @@ class _Kernel:
         decoder: of the mask, if there is one.
         norm: the BatchNorm's weight and variance, or nothing.
         store: of the result.
+        integers: what quantises the weight, if it is quantised.
     """
 
     rewrite: WeightRewrite
@@ -222,6 +241,7 @@ class _Kernel:
     decoder: MaskDecoder | None
     norm: tuple[tirx.Var, ...]
     store: WeightStore
+    integers: IntegerWeights | None
 
     @property
     def values(self) -> Number:
@@ -264,8 +284,9 @@ class _Kernel:
             rows.emit(groups[0], channels, [factor for factor in factors if factor is not None])
             return
 
-        def sweep(start: tirx.Expr, count: int, store: _Store) -> None:
-            prefetch(start)
+        def sweep(start: tirx.Expr, count: int, store: _Store, asks: bool = True) -> None:
+            if asks:
+                prefetch(start)
             ends = of_rows is None and self._ends_with_a_vector(count)
             first, read, before = (start + count - LANES, LANES, LANES - count) if ends else (start, count, 0)
             for group, factor in zip(groups, factors, strict=True):
@@ -276,17 +297,62 @@ class _Kernel:
                         vector = vector * mask[T.ramp(column * _LINE + group.place, 1, LANES)]
                     store(group, value, vector if factor is None else vector * factor)
 
-        if self.rewrite.tile is None:
+        if self.integers is not None:
+            largest = self.integers.begin()
+            if mask is None:
+                self._largest_of_rows(groups, factors, largest, of_rows)
+            else:
+                _in_steps(self.values, LANES, lambda start, count: sweep(start, count, largest.note, asks=False))
+            self._quantised(self.integers.quantised(groups, largest), sweep)
+        elif self.rewrite.tile is None:
             _in_steps(self.values, LANES, lambda start, count: sweep(start, count, partial(self.store.store, start)))
         else:
             self._winograd(groups, sweep)
+
+    def _largest_of_rows(
+        self, groups: list[ChannelGroup], factors: list[tirx.Expr | None], largest: Largest, position: tirx.Var | None
+    ) -> None:
+        """Finds the largest |w| of each of a task's channels, in the rows as they are read.
+
+        Rounding keeps the order of sizes, so that the BatchNorm's factor may come last.
+        """
+        found = T.alloc_buffer((_LINE * LANES,), DTYPE, scope="local")
+        zeros = T.broadcast(T.float32(0), LANES)
+        places = [T.ramp(row * LANES, 1, LANES) for row in range(_LINE)]
+        for place in places:
+            T.buffer_store(found, zeros, [place])
+
+        def step(start: tirx.Expr, count: int) -> None:
+            for group in groups:
+                for row in range(group.count):
+                    vector, place = T.abs(self._row(group, row, start, count, position)), places[group.place + row]
+                    if count < LANES:  # What stands behind the row is another's.
+                        vector = T.Select(T.ramp(0, 1, LANES) < T.broadcast(count, LANES), vector, zeros)
+                    T.buffer_store(found, T.max(found[place], vector), [place])
+
+        _in_steps(self.values, LANES, step)
+        for group, factor in zip(groups, factors, strict=True):
+            columns = transposed([found[place] for place in places[group.place : group.place + LANES]])
+            vector = functools.reduce(T.max, columns)
+            largest.note(group, 0, vector if factor is None else vector * factor)
+        if position is not None:
+            self._begin(groups, position)
+
+    def _quantised(self, weights: QuantisedTask, sweep: Callable[[tirx.Expr, int, _Store], None]) -> None:
+        """Sweeps over a task's weights, whose scales are known, for the integers."""
+
+        def step(start: tirx.Expr, count: int) -> None:
+            sweep(start, count, partial(weights.store, self.store, start))
+
+        _in_steps(self.values, LANES, step)
+        weights.finish()
 
     def _suits_neon(self, channels: int) -> bool:
         """Whether a task of so many channels, whose rows are masked as they are read, is one for `NeonRows`."""
         assert self.decoder is not None
         whole = not isinstance(self.values, int) or self.values % LANES == 0
         by_neon = self.decoder.permutation is Permutation.NEON
-        return by_neon and self.rewrite.tile is None and whole and channels % ROWS == 0
+        return by_neon and self.rewrite.tile is None and self.integers is None and whole and channels % ROWS == 0
 
     def _ends_with_a_vector(self, count: int) -> bool:
         """Whether a step of so many values, the last of a row, can read a whole vector that ends where the row does.
@@ -314,10 +380,15 @@ class _Kernel:
         if self.decoder is None or self.rewrite.columns == 1:
             return None
         position = T.alloc_buffer((_LINE,), "int32", scope="local")
+        self._begin(groups, position)
+        return position
+
+    def _begin(self, groups: list[ChannelGroup], position: tirx.Var) -> None:
+        """Sets the positions to the beginnings of a task's rows."""
+        assert self.decoder is not None
         for group in groups:
             for row in range(group.count):
                 T.buffer_store(position, self.decoder.row_start[group.channel + row], [group.place + row])
-        return position
 
     def _factor(self, group: ChannelGroup) -> tirx.Expr | None:
         """The BatchNorm's factor of each channel of a group."""

@@ -1,0 +1,24 @@
+"""What the benchmarks of arm64 write and print: a page of Markdown, and the same as JSON."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from ksm_hw.files.written import written_file
+
+
+def write_page(folder: Path | None, name: str, page: str, content: str) -> None:
+    """Writes `NAME.md` and `NAME.json` into a folder, if there is one."""
+    if folder is not None:
+        for ending, text in (("md", page), ("json", content)):
+            with written_file(folder / f"{name}.{ending}") as temporary:
+                temporary.write_text(text)
+
+
+def show_page(page: str, content: str, as_json: bool) -> None:
+    """Prints the page, or the JSON in its place."""
+    if as_json:
+        print(content, end="")
+    else:
+        Console().print(Markdown(page))

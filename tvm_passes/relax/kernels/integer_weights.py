@@ -1,0 +1,129 @@
+"""What a task's layer becomes in int8: its weights, the scale of its sums and its bias (docs/quantisation.md).
+
+`quantised_layer` states it as a tensor expression of the layer's weight in float32. Inside the kernel that rewrites a
+weight, `IntegerWeights` does the same from the backbone's weight: a task of up to 16 output channels is swept twice,
+for the largest weight of each channel and, while they are near, for the integers.
+"""
+
+from dataclasses import dataclass
+
+from tvm import te, tirx
+from tvm.script.ir_builder import tirx as T
+
+from tvm_passes.relax.kernels import quantised
+from tvm_passes.relax.kernels.mask_decoding import DTYPE, LANES
+from tvm_passes.relax.kernels.weight_storing import ChannelGroup, WeightStore
+
+# Marks `quantised_layer`'s kernel, for `FuseWeightRewrite`.
+INTEGER_WEIGHT = "integer_weight"
+_CHANNELS = 16  # Of a task.
+
+
+def quantised_layer(weight: te.Tensor, bias: te.Tensor, data: te.Tensor) -> tuple[te.Tensor, te.Tensor, te.Tensor]:
+    """From a weight float32 [..., O], a bias float32 [O] and the quantisation of the data.
+
+    Returns:
+        The weight in int8, what a step of each channel's sum means, float32 [O], and the bias in such steps, less what
+        the zero point of the data adds to sums of products, int32 [O].
+    """
+    scales = quantised.channel_scales(quantised.largest_weights(weight), bias, data)
+    integers = quantised.quantised_weight(weight, scales)
+    of_sums = quantised.sum_scales(scales, data)
+    return integers, of_sums, quantised.quantised_bias(bias, of_sums, quantised.weight_sums(integers), data)
+
+
+def _all(value: float) -> tirx.Expr:
+    return T.broadcast(T.float32(value), LANES)
+
+
+def _limited(value: tirx.Expr, bound: float) -> tirx.Expr:
+    return T.max(T.min(value, _all(bound)), _all(-bound))
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest |w| of each of a task's channels, float32 [16]."""
+
+    values: tirx.Var
+
+    def note(self, group: ChannelGroup, _value: int, vector: tirx.Expr) -> None:
+        """One value of each channel of a group."""
+        place = T.ramp(group.place, 1, LANES)
+        T.buffer_store(self.values, T.max(self.values[place], T.abs(vector)), [place])
+
+
+@dataclass(frozen=True)
+class QuantisedTask:
+    """A task's weights as they are quantised.
+
+    Attributes:
+        layer: what is read and written beside the weights.
+        groups: the task's channels.
+        scales: what a step of each channel's weights means, float32 [16].
+        sums: of each channel's integers, int32 [16].
+    """
+
+    layer: "IntegerWeights"
+    groups: list[ChannelGroup]
+    scales: tirx.Var
+    sums: tirx.Var
+
+    def store(self, result: WeightStore, start: tirx.Expr, group: ChannelGroup, value: int, vector: tirx.Expr) -> None:
+        """Quantises and writes one value of each channel of a group; see `WeightStore.store`."""
+        place = T.ramp(group.place, 1, LANES)
+        steps = T.bind(_limited(T.nearbyint(vector / self.scales[place]), quantised.LARGEST_WEIGHT))
+        integers = T.bind(T.cast(steps, f"int32x{LANES}"))
+        T.buffer_store(self.sums, self.sums[place] + integers, [place])
+        result.store(start, group, value, T.cast(integers, f"int8x{LANES}"))
+
+    def finish(self) -> None:
+        """Writes the scales of the sums and the biases, when all sums are known."""
+        scale, zero = (self.layer.data[place] for place in range(2))
+        for group in self.groups:
+            for row in range(group.count):
+                channel = group.channel + row
+                of_sum = T.bind(scale * self.scales[group.place + row])
+                bound = T.float32(quantised.LARGEST_BIAS)
+                steps = T.max(T.min(T.nearbyint(self.layer.bias[channel] / of_sum), bound), -bound)
+                less = T.cast(zero, "int32") * self.sums[group.place + row]
+                T.buffer_store(self.layer.scales, of_sum, [channel])
+                T.buffer_store(self.layer.biases, T.cast(steps, "int32") - less, [channel])
+
+
+@dataclass(frozen=True)
+class IntegerWeights:
+    """What a kernel reads and writes beside a weight.
+
+    Attributes:
+        bias: of the layer, float32 [O].
+        data: its quantisation.
+        scales, biases: the results.
+    """
+
+    bias: tirx.Var
+    data: tirx.Var
+    scales: tirx.Var
+    biases: tirx.Var
+
+    def begin(self) -> Largest:
+        """Zeros, before the first sweep of a task."""
+        largest = T.alloc_buffer((_CHANNELS,), DTYPE, scope="local")
+        for place in range(0, _CHANNELS, LANES):
+            T.buffer_store(largest, _all(0), [T.ramp(place, 1, LANES)])
+        return Largest(largest)
+
+    def quantised(self, groups: list[ChannelGroup], largest: Largest) -> QuantisedTask:
+        """The scales, before the second sweep."""
+        scales = T.alloc_buffer((_CHANNELS,), DTYPE, scope="local")
+        sums = T.alloc_buffer((_CHANNELS,), "int32", scope="local")
+        for group in groups:
+            T.buffer_store(sums, T.broadcast(T.int32(0), LANES), [T.ramp(group.place, 1, LANES)])
+            for row in range(group.count):
+                of_weight = largest.values[group.place + row] / T.float32(quantised.LARGEST_WEIGHT)
+                steps = T.abs(self.bias[group.channel + row]) / self.data[0]
+                found = T.bind(T.max(of_weight, steps * T.float32(1 / quantised.LARGEST_BIAS)))
+                is_zero = found < T.float32(quantised.SMALLEST_WEIGHT_SCALE)
+                T.buffer_store(scales, T.Select(is_zero, T.float32(1), found), [group.place + row])
+            for row in range(group.count, LANES):
+                T.buffer_store(scales, T.float32(1), [group.place + row])
+        return QuantisedTask(self, groups, scales, sums)
