@@ -43,5 +43,5 @@ def markdown(counts: Counts, wheels: str, command: str) -> str:
         cells.append(f"{min(ours) / min(peers):.2f}" if ours and peers else "")
         cells.append(f"{max(count.error_of_logits for _, count in of_engines):.0e}")
         lines.append(f"| {network} | {core.title} | {' | '.join(cells)} |")
-    parts = ["# arm64: instructions of an inference", f"`{command}`", _ABOUT, wheels, "\n".join(lines)]
+    parts = ["# arm64: instructions of an inference", f"`{command}`", _ABOUT, f"Wheels: {wheels}.", "\n".join(lines)]
     return "\n\n".join([*parts, _FINDINGS.read_text()])

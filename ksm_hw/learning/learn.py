@@ -18,8 +18,7 @@ from ksm_hw.learning.head_start import keep_statistics, start_head
 from ksm_hw.learning.images import kept_for_testing, kept_for_training, test_batches, training_batches
 from ksm_hw.learning.methods.masked_weights import body_parameters, head_parameters, norm_parameters
 from ksm_hw.learning.methods.method import Verdict
-from ksm_hw.learning.methods.names import TITLES
-from ksm_hw.learning.methods.table import method_named, prepared_network
+from ksm_hw.learning.methods.table import check_options, method_named, prepared_network
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.masks.bundle import sha256_of_tensors
 from ksm_hw.masks.preprocessing import Preprocessing
@@ -82,7 +81,7 @@ def learn(
             loss or what is learned is not finite (the checkpoint of the last epoch in which they were is kept).
     """
     method = method_named(options.method)
-    check_epochs(options)
+    check_options(options)
     data, validation = held_out(data, method.validation if options.validation is None else options.validation)
     _check_data(data)
     data, validation = _kept(data, validation, preprocessing)
@@ -90,30 +89,17 @@ def learn(
     torch.manual_seed(options.seed)
     network = prepared_network(backbone, len(data.classes), options, older)
     network = network.to(_device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps = -(-len(data.train) // options.batch_size)
     rates = (options.mask_rate, options.head_rate, options.norm_rate or options.mask_rate)
-    optimizer = torch.optim.Adam(
-        [
-            {"params": body_parameters(network), "lr": rates[0]},
-            {"params": head_parameters(network), "lr": rates[1]},
-            {"params": norm_parameters(network), "lr": rates[2]},
-        ]
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
-    kept = Checkpoint(
-        checkpoint, {"network": network, "optimizer": optimizer, "schedule": schedule}, fingerprint, rates
-    )
+    optimizer, schedule = _optimiser(network, rates, options.epochs * -(-len(data.train) // options.batch_size))
+    parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    kept = Checkpoint(checkpoint, parts, fingerprint, rates)
     history = [Epoch(**epoch) for epoch in resume(kept)]
     _set_rates(optimizer, schedule, rates)
     while len(history) < options.epochs and not (history and history[-1].verdict):
         number, start = len(history) + 1, time.perf_counter()
-        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        if options.head_start and not history:
-            batches = training_batches(data.train, preprocessing, options.batch_size, (options.seed, 0), data.flip)
-            start_head(network, batches, options.seed)
-        method.start_epoch(network, options, number)
-        if options.head_start:
-            keep_statistics(network)
+        # Only a method that looks at a validation part may take an epoch back.
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()} if method.validation else {}
+        _start_epoch(network, data, preprocessing, options, number)
         try:
             loss = _learn_epoch(network, data, preprocessing, options, number, optimizer, schedule, on_batch)
             epoch = _measured(network, data, validation, preprocessing, Epoch(number, loss, 0.0, 0.0))
@@ -130,6 +116,17 @@ def learn(
     return network.cpu().eval(), history
 
 
+def _optimiser(
+    network: nn.Module, rates: tuple[float, float, float], steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adam with a rate each for what is below the head, the head, and BatchNorms, on a cosine over all steps."""
+    groups = (body_parameters(network), head_parameters(network), norm_parameters(network))
+    optimizer = torch.optim.Adam(
+        [{"params": parameters, "lr": rate} for parameters, rate in zip(groups, rates, strict=True)]
+    )
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
 def _kept(
     data: TaskData, validation: ImageSplit | None, preprocessing: Preprocessing
 ) -> tuple[TaskData, ImageSplit | None]:
@@ -139,18 +136,16 @@ def _kept(
     return dataclasses.replace(data, train=train, test=test), held
 
 
-def check_epochs(options: LearningOptions) -> None:
-    """Checks that the method has something to do in every part of learning.
-
-    Raises:
-        UserError: there is no such method, or there are too few epochs.
-    """
-    fewest = method_named(options.method).fewest_epochs
-    if options.epochs < fewest:
-        raise UserError(
-            f"{TITLES[options.method]} learns, prunes and learns again: it takes at least {fewest} epochs. Give "
-            f"--epochs {fewest} or more."
-        )
+def _start_epoch(
+    network: nn.Module, data: TaskData, preprocessing: Preprocessing, options: LearningOptions, number: int
+) -> None:
+    """Brings the network to where an epoch begins: its mode, what the method prunes, and a head to begin with."""
+    if options.head_start and number == 1:
+        batches = training_batches(data.train, preprocessing, options.batch_size, (options.seed, 0), data.flip)
+        start_head(network, batches, options.seed)
+    method_named(options.method).start_epoch(network, options, number)
+    if options.head_start:
+        keep_statistics(network)
 
 
 def _measured(

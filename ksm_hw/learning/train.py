@@ -21,10 +21,10 @@ from ksm_hw.files.written import explained
 from ksm_hw.learning.calibration_images import split_batches
 from ksm_hw.learning.datasets import ImageSplit, TaskData
 from ksm_hw.learning.growing import STEP, checkpoints_of, learn_growing
-from ksm_hw.learning.learn import Epoch, check_epochs, measure_accuracy
+from ksm_hw.learning.learn import Epoch, measure_accuracy
 from ksm_hw.learning.learned_task import backbone_after, task_pack_of
 from ksm_hw.learning.methods.names import TITLES
-from ksm_hw.learning.methods.table import check_granularity, method_named
+from ksm_hw.learning.methods.table import check_options, method_named
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.masks.bundle import (
     DESCRIPTION,
@@ -117,8 +117,7 @@ def checked_backbone(
     """
     check_task_name(task)
     check_bundle_folder(bundle, task)
-    check_epochs(options)
-    check_granularity(options)
+    check_options(options)
     method, constants = method_named(options.method), options.constants
     if method.binarise is not None and not method.binarise(torch.tensor(constants.initial), constants):
         raise UserError(

@@ -28,8 +28,7 @@ NUMBERS = [
     (name, parameter)
     for name, command in COMMANDS.items()
     for parameter in command.params
-    if any(word in (parameter.display_type_rich(ctx=None) or "") for word in ("int", "float"))
-    and parameter.opts != ["-v"]
+    if re.search(r"\b(int|float)\b", parameter.display_type_rich(ctx=None) or "") and parameter.opts != ["-v"]
 ]
 
 

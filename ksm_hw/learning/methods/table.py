@@ -41,18 +41,26 @@ def granularity_of(options: LearningOptions) -> Granularity:
     return options.granularity or method_named(options.method).granularities[0]
 
 
-def check_granularity(options: LearningOptions) -> None:
-    """Checks that the method has masks of the granularity.
+def check_options(options: LearningOptions) -> None:
+    """Checks that the method can learn as it is asked to.
 
     Raises:
-        UserError: it has not, or there is no such method.
+        UserError: there is no such method; its masks are of another granularity; there are too few epochs for all that
+            it does; it looks at a validation part, and there is none.
     """
-    granularities = method_named(options.method).granularities
-    if granularity_of(options) not in granularities:
+    method, title = method_named(options.method), TITLES[options.method]
+    if granularity_of(options) not in method.granularities:
         raise UserError(
-            f"Masks of {TITLES[options.method]} have a value for each {' or '.join(granularities)}, not for each "
+            f"Masks of {title} have a value for each {' or '.join(method.granularities)}, not for each "
             f"{options.granularity}. Leave out --granularity."
         )
+    if options.epochs < method.fewest_epochs:
+        raise UserError(
+            f"{title} learns, prunes and learns again: it takes at least {method.fewest_epochs} epochs. Give --epochs "
+            f"{method.fewest_epochs} or more."
+        )
+    if method.validation and options.validation == 0:
+        raise UserError(f"{title} looks at images that it does not learn. Leave out --validation, or give more than 0.")
 
 
 def prepared_network(
@@ -72,7 +80,7 @@ def prepared_network(
         UserError: there is no such method, or it cannot learn over these tasks.
     """
     method = method_named(options.method)
-    check_granularity(options)
+    check_options(options)
     for parameter in backbone.parameters():
         parameter.requires_grad_(False)
     replace_head(backbone, classes)

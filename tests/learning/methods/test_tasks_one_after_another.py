@@ -11,12 +11,15 @@ from learned_noise import noise, refuse_to_calibrate
 from random_tasks import SMALL_NETWORK
 
 from ksm_hw.errors import UserError
+from ksm_hw.learning.learn import Epoch, learn
+from ksm_hw.learning.methods.masked_weights import masked_layers
 from ksm_hw.learning.methods.names import TITLES
+from ksm_hw.learning.methods.table import METHODS
 from ksm_hw.learning.options import LearningOptions
-from ksm_hw.learning.train import Trained, train_task
+from ksm_hw.learning.train import Trained, checked_backbone, train_task
 from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.masks.soft_mask import unpack_mask
-from ksm_hw.models.backbones import bundled_backbone
+from ksm_hw.models.backbones import bundled_backbone, default_preprocessing
 from ksm_hw.models.task_module import task_module
 
 # Large enough that masks cross the threshold and weights change within two steps.
@@ -118,6 +121,26 @@ def test_cpg_goes_on_by_picking_where_no_weight_is_free(bundle: Bundle, copied_b
     assert any(not unpack_mask(mask).all() for mask in after.packs["more"].masks.values())
 
 
+def test_an_epoch_that_is_taken_back_leaves_nothing(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch prunes and misses the goal: the task stays what it was, in a run that goes on from there too."""
+    cpg = dataclasses.replace(METHODS["cpg"], end_epoch=lambda options, accuracies: "undo" * (len(accuracies) == 2))
+    monkeypatch.setitem(METHODS, "cpg", cpg)
+    options = dataclasses.replace(FAST, method="cpg", epochs=2)
+
+    def masks_and_history() -> tuple[list[bool], list[Epoch]]:
+        network = bundled_backbone(SMALL_NETWORK, bundle.tensors, 32)
+        preprocessing = default_preprocessing(SMALL_NETWORK, 32)
+        learned, history = learn(network, noise(0), preprocessing, options, tmp_path / "state.pt")
+        return [bool(layer.mask().all()) for layer in masked_layers(learned).values()], history
+
+    masks, (first, second) = masks_and_history()
+    assert all(masks), "nothing is pruned"
+    assert (second.verdict, second.accuracy) == ("undo", first.accuracy)
+    assert masks_and_history() == (masks, [first, second])
+
+
 @pytest.mark.parametrize("method", TITLES)
 def test_every_method_s_task_is_the_network_that_it_learned(method: str, bundle: Bundle, tmp_path: Path) -> None:
     """Accuracy is measured on the stored pack; that the networks agree bit for bit is shown for KSM elsewhere."""
@@ -132,7 +155,18 @@ def test_a_task_that_is_learned_again_frees_its_own_weights(bundle: Bundle, tmp_
     learned(bundle, folder, "only", dataclasses.replace(options, prune=0.5))
     shares = [unpack_mask(mask).mean() for mask in load_bundle(folder).packs["only"].masks.values()]
     assert np.allclose(shares, 0.5, atol=0.1)
-    with pytest.raises(UserError, match="takes at least 2 epochs"):
-        learned(bundle, folder, "other", dataclasses.replace(options, epochs=1))
-    with pytest.raises(UserError, match="Leave out --granularity"):
-        learned(bundle, folder, "other", dataclasses.replace(options, granularity="kernel"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (LearningOptions("packnet", epochs=1), "PackNet .* takes at least 2 epochs"),
+        (LearningOptions("piggyback", granularity="kernel"), "Leave out --granularity"),
+        (LearningOptions("cpg", validation=0.0), "Leave out --validation"),
+    ],
+)
+def test_what_a_method_cannot_do_is_told_before_anything_is_learned(
+    options: LearningOptions, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        checked_backbone("task", tmp_path / "bundle", SMALL_NETWORK, tmp_path / "nowhere.pt", 32, options)
