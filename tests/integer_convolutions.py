@@ -19,6 +19,7 @@ SHAPES = {
     "first layer": IntegerConvolution((1, 16, 18, 3), (3, 3), 24, (2, 2), (1, 0, 1, 1)),
     "seventeen": IntegerConvolution((2, 9, 11, 17), (3, 3), 37, (2, 1), (1, 1, 1, 1)),
     "five to forty": IntegerConvolution((2, 5, 6, 5), (1, 1), 40),
+    "flat with a rest": IntegerConvolution((2, 5, 7, 16), (1, 1), 40),
     "strided 1x1": IntegerConvolution((1, 9, 11, 64), (1, 1), 80, (2, 2)),
     "no padding": IntegerConvolution((1, 7, 9, 8), (5, 5), 16),
     "dilated": IntegerConvolution((1, 9, 11, 12), (5, 5), 16, (1, 1), (2, 2, 2, 2), (2, 2)),
@@ -29,7 +30,7 @@ SHAPES = {
     "depthwise 5x5": IntegerConvolution((1, 8, 9, 24), (5, 5), 24, (2, 2), (2, 1, 2, 2), groups=24),
     "depthwise, dilated": IntegerConvolution((1, 9, 11, 5), (3, 3), 5, (1, 1), (2, 2, 2, 2), (2, 2), groups=5),
 }
-ZERO_POINT, BOUNDS = 117, (3, 5, 250)
+ZERO_POINT, BOUNDS, CORES = 117, (3, 5, 250), 2
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: 
     expected = products if real else _stored(quantised, vectors)
     is_depthwise = shape.inputs == 1
     kernel = (
-        depthwise.integer_depthwise(shape, vectors, 1)
+        depthwise.integer_depthwise(shape, vectors, CORES)
         if is_depthwise
-        else integer_convolution(shape, vectors, 1, tiles(shape, vectors)[0], real)
+        else integer_convolution(shape, vectors, CORES, tiles(shape, vectors, CORES)[0], real)
     )
     pack = depthwise.packed_weight if is_depthwise else packed_weight
     lanes, groups = (depthwise.CHANNELS, 1) if is_depthwise else (vectors.lanes, shape.groups)

@@ -1,5 +1,6 @@
 """Convolutions by each CPU's instructions for integers: bit for bit what NumPy makes of them, by the instruction."""
 
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -13,6 +14,8 @@ from tvm import tirx
 
 from ksm_hw.toolchains.linker import link_shared_library, linker_command
 from ksm_hw.toolchains.targets import load_target
+from tvm_passes.relax.kernels.integer_convolution import tasks, tiles
+from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import integer_vectors
 from tvm_passes.relax.pipeline import loop_pipeline
 
@@ -41,6 +44,21 @@ def test_convolutions_are_those_of_numpy(cpu: str) -> None:
         tensors = [tvm.runtime.tensor(array) for array in case.arguments]
         library[symbol(name)](*tensors)
         assert np.array_equal(tensors[-1].numpy(), case.expected), name
+
+
+@pytest.mark.parametrize("cpu", [*CPUS, "rpi5"])
+def test_heavy_layers_have_a_task_for_each_core_at_any_image_size(cpu: str) -> None:
+    """Of MobileNetV2, EfficientNet-Lite0 and ResNet-50: what a map is smaller than the image, inputs and outputs."""
+    target = load_target(cpu).tvm if cpu in BOARDS else {"kind": "llvm", "mcpu": cpu}
+    vectors = integer_vectors(tvm.target.Target(dict(target)))
+    assert vectors is not None
+    layers = [(2, 32, 16), (4, 96, 24), (8, 32, 192), (16, 256, 1024), (16, 384, 96), (32, 960, 320), (32, 512, 2048)]
+    for size, batch, cores in [(224, 1, 2), (160, 1, 2), (256, 1, 4), (33, 1, 8), (96, 2, 8), (320, 3, 4), (200, 8, 2)]:
+        for smaller, inputs, outputs in layers:
+            extent = -(-size // smaller)
+            shape = IntegerConvolution((batch, extent, extent, inputs), (1, 1), outputs)
+            found = tasks(shape, vectors, cores, tiles(shape, vectors, cores)[0])
+            assert shape.products < 1 << 19 or math.prod(found) >= cores, (shape, found)
 
 
 @pytest.mark.slow  # An emulated board takes longer for a few kernels than all tests of others here.
