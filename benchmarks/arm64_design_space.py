@@ -86,7 +86,7 @@ def choices(network: str, board: str, ways: int, folder: Path) -> list[Choice]:
     """The operators of a network that have a choice of schedules."""
     target = load_target(board)
     tvm_target = tvm.target.Target(dict(target.tvm))
-    functions = main_functions(make_bundle(network, tasks=1, classes=1000), tvm_target, 1)
+    functions = main_functions(make_bundle(network, tasks=1, classes=1000), target, 1)
     found = []
     operators = find_operators(functions, create_records(folder, target))
     for operator in track(operators, f"{network}, {board}", console=Console(stderr=True), transient=True):

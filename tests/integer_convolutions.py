@@ -1,6 +1,6 @@
 """Convolutions of integers by the kernels of a CPU, and what NumPy makes of the same."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +41,9 @@ class Case:
     expected: npt.NDArray[Any]
 
 
-def cases(vectors: IntegerVectors) -> dict[str, Case]:
-    """All shapes; the sums of the dense layer stay real values, and of one layer some are too large for any integer."""
-    return {name: _case(shape, vectors, name == "dense", name == "no padding") for name, shape in SHAPES.items()}
+def cases(vectors: IntegerVectors, names: Iterable[str] = SHAPES) -> dict[str, Case]:
+    """Shapes; the sums of the dense layer stay real values, and of one layer some are too large for any integer."""
+    return {name: _case(SHAPES[name], vectors, name == "dense", name == "no padding") for name in names}
 
 
 def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: bool) -> Case:
@@ -68,6 +68,9 @@ def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: 
     )
     pack = depthwise.packed_weight if is_depthwise else packed_weight
     lanes, groups = (depthwise.CHANNELS, 1) if is_depthwise else (vectors.lanes, shape.groups)
+    if vectors.data_type == "int8":
+        # The data is 128 less.
+        bias += 128 * weight.astype(np.int32).sum((0, 1, 2))
     filled = [_computed(packed_vector, [one], groups, lanes) for one in (bias, multiplier)]
     bounds = [] if real else [np.array(BOUNDS, np.float32)]
     quantisation = np.array([0.1, ZERO_POINT], np.float32)

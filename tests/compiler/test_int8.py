@@ -1,10 +1,13 @@
 """int8 from end to end: compiled tasks give the logits of the integer model, bit for bit, after every switch."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tvm
+from board_processes import EMULATED_PYTHON, needs_emulated_board
 from typer.testing import CliRunner
 
 from ksm_hw.cli import app
@@ -38,6 +41,23 @@ def test_what_int8_cannot_do_is_refused(calibrated_bundle: Bundle, bundle: Bundl
         compile_bundle(calibrated_bundle, load_target("mali"), tmp_path, precision="int8", fold="bake")
     with pytest.raises(UserError, match="no ranges"):
         compile_bundle(bundle, load_target("host"), tmp_path, precision="int8")
+
+
+@pytest.mark.slow  # An emulated board takes a minute, and loops of its own kernels half of one to compile.
+@needs_emulated_board
+@pytest.mark.parametrize("board", ["rpi5", "rpi4"])
+def test_tasks_on_a_board_are_the_integer_model(calibrated_bundle: Bundle, board: str, tmp_path: Path) -> None:
+    target = load_target(board)
+    (artifact,) = compile_bundle(calibrated_bundle, target, tmp_path / "artifact", precision="int8")
+    np.save(tmp_path / "images.npy", IMAGES)
+    program = Path(__file__).parents[1] / "logits_on_a_board.py"
+    files = (artifact, tmp_path / "images.npy", tmp_path / "logits.npz")
+    environment = {**os.environ, "QEMU_CPU": str(target.tvm["mcpu"])}
+    subprocess.run([EMULATED_PYTHON, program, *files], check=True, env=environment)
+    computed = np.load(tmp_path / "logits.npz")
+    for task, pack in calibrated_bundle.packs.items():
+        model = integer_model(network_of(calibrated_bundle, pack), calibrated_bundle, pack)
+        assert np.array_equal(computed[task], model.logits(IMAGES)), task
 
 
 def test_operators_without_a_choice_are_not_tuned(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ class _Quantiser:
         self.builder = relax.BlockBuilder(module)
         self.kernels = known
         self.vectors = vectors
+        self.data_type = "uint8" if vectors is None else vectors.data_type
         self.cores = cores
         self.present: set[Hashable] = set()
         self.tensors: dict[relax.Var, _Tensor] = {}
@@ -135,7 +136,7 @@ class _Quantiser:
     def _input(self, image: relax.Var) -> None:
         quantisation = self._quantisation(INPUT)
         parameters = self._kernel("input_parameters", kernels.input_parameters, [quantisation])
-        value = self._kernel("quantise_input", kernels.quantised_input, [image, parameters])
+        value = self._kernel("quantise_input", kernels.quantised_input, [image, parameters], self.data_type)
         self.tensors[image] = _Tensor(value, INPUT, 0, quantisation)
 
     def _quantisation(self, name: str) -> relax.Var:
@@ -242,6 +243,8 @@ class _Quantiser:
     ) -> relax.Var:
         """As `_sums`, by the CPU's instructions, from weights that are packed for them."""
         is_depthwise = shape.inputs == 1 and shape.outputs == shape.groups > 1
+        if self.data_type == "int8":
+            bias = self._kernel("signed_bias", kernels.signed_bias, [bias, weight])
         value, is_dense = data.value, len(weight.ty.shape) == 2
         if is_dense:
             value = self.builder.emit(relax.op.reshape(value, shape.data))

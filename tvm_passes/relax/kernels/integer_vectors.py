@@ -155,8 +155,130 @@ class _Vnni(_Avx):
         return _call(f"int32x{self.lanes}", name, sums, T.reinterpret(f"uint8x{4 * self.lanes}", data), weights)
 
 
+@dataclass(frozen=True)
+class _Neon(IntegerVectors):
+    """What all arm64 CPUs have: data is signed, as weights are."""
+
+    @property
+    def data_type(self) -> str:
+        return "int8"
+
+    def rounded(self, values: tirx.Expr) -> tirx.Expr:
+        return _call("int32x4", "llvm.aarch64.neon.fcvtns", values)
+
+    def narrowed(self, sums: Sequence[tirx.Expr], zero: tirx.Expr) -> tirx.Expr:
+        shorts = [_call("int16x4", "llvm.aarch64.neon.sqxtn", vector) for vector in sums]
+        zeros = T.broadcast(zero, 8)
+        bytes_ = [
+            _call("int8x8", "llvm.aarch64.neon.sqxtn", _call("int16x8", "llvm.sadd.sat", _joined(pair), zeros))
+            for pair in (shorts[:2], shorts[2:])
+        ]
+        return _joined(bytes_)
+
+    def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+        def zipped(pair: Sequence[tirx.Expr], size: int) -> list[tirx.Expr]:
+            """Values of so many bytes, of one and the other in turn: the first 16 bytes of such and the last."""
+            half = 16 // size // 2
+            order = [
+                [
+                    vector * 16 + (first + place) * size + byte
+                    for place in range(half)
+                    for vector in (0, 1)
+                    for byte in range(size)
+                ]
+                for first in (0, half)
+            ]
+            return [T.bind(T.Shuffle(list(pair), [T.int32(place) for place in one])) for one in order]
+
+        upper, lower = zipped(rows[:2], 1), zipped(rows[2:], 1)
+        return [vector for pair in zip(upper, lower, strict=True) for vector in zipped(pair, 2)]
+
+
+@dataclass(frozen=True)
+class _Sdot(_Neon):
+    """`sdot`: products of int8 summed up in int32, by one lane of the data."""
+
+    @property
+    def steps_at_once(self) -> int:
+        return 4
+
+    def most_pixels(self, vectors: int) -> int:
+        # Data stays in registers for 4 steps.
+        return max(1, (self.registers - vectors - 1) // (vectors + 1))
+
+    def steps_of(self, data: tirx.Var, place: tirx.Expr, steps: int) -> list[tirx.Expr]:
+        if steps < self.steps_at_once:
+            lanes = [T.reinterpret("int32", data[T.ramp(place + STEP * step, 1, STEP)]) for step in range(steps)]
+        else:
+            read = T.bind(T.reinterpret("int32x4", data[T.ramp(place, 1, 16)]))
+            lanes = [T.Shuffle([read], [T.int32(step)]) for step in range(steps)]
+        return [T.reinterpret("int8x16", T.broadcast(lane, 4)) for lane in lanes]
+
+    def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
+        return _call("int32x4", "llvm.aarch64.neon.sdot", sums, weights, data)
+
+
+@dataclass(frozen=True)
+class _WideningNeon(_Neon):
+    """`smull`, `smlal` and `sadalp`: two products of int8 fit into int16, as no weight is -128.
+
+    A step's weights are those of two bytes for each lane, and then those of the other two.
+    """
+
+    def lane_and_byte(self, place: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
+        return place % 8 // 2, place // 8 * 2 + place % 2
+
+    def steps_of(self, data: tirx.Var, place: tirx.Expr, steps: int) -> list[tirx.Expr]:
+        read = [T.reinterpret("int32", data[T.ramp(place + STEP * step, 1, STEP)]) for step in range(steps)]
+        return [T.bind(T.reinterpret("int8x16", T.broadcast(four, 4))) for four in read]
+
+    def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
+        def products(half: int) -> tirx.Expr:
+            # Of each four bytes of data two, and so many weights.
+            pairs = [T.int32(4 * lane + 2 * half + byte) for lane in range(4) for byte in (0, 1)]
+            eight = [T.int32(8 * half + place) for place in range(8)]
+            return _call("int16x8", "llvm.aarch64.neon.smull", T.Shuffle([weights], eight), T.Shuffle([data], pairs))
+
+        return sums + _call("int32x4", "llvm.aarch64.neon.saddlp", products(0) + products(1))
+
+
+def _joined(vectors: Sequence[tirx.Expr]) -> tirx.Expr:
+    lanes = sum(vector.ty.dtype.lanes for vector in vectors)
+    return T.Shuffle(list(vectors), [T.int32(place) for place in range(lanes)])
+
+
+@dataclass(frozen=True)
+class _Avx2(_Avx):
+    """`vpmaddwd`: products of int16, to which bytes are widened, so that nothing saturates.
+
+    Of four bytes of data the two at even places and the two at odd ones are multiplied, by weights in this order.
+    """
+
+    def lane_and_byte(self, place: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
+        return place % 16 // 2, place // 16 + place % 2 * 2
+
+    def most_pixels(self, vectors: int) -> int:
+        # Two registers of weights for each vector, two of data.
+        return max(1, (self.registers - 2 * vectors - 2) // vectors)
+
+    def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
+        shorts = T.reinterpret("int16x16", data)
+        even = T.bitwise_and(shorts, T.broadcast(T.int16(255), 16))
+        odd = T.reinterpret("int16x16", T.shift_right(T.reinterpret("uint16x16", data), T.broadcast(T.uint16(8), 16)))
+        for half, values in enumerate((even, odd)):
+            of_half = T.cast(T.Shuffle([weights], [T.int32(16 * half + place) for place in range(16)]), "int16x16")
+            sums = sums + _call("int32x8", "llvm.x86.avx2.pmadd.wd", values, of_half)
+        return sums
+
+
 def integer_vectors(target: Target) -> IntegerVectors | None:
     """The instructions of a target's CPU; None if it has none that are known here."""
     if target_has_features("avx512vnni", target) and target_has_features("avx512bw", target):
         return _Vnni(16, 32, "vpdpbusd")
+    if target_has_features("avxvnni", target):
+        return _Vnni(8, 16, "vpdpbusd")
+    if target_has_features("avx2", target):
+        return _Avx2(8, 16, "vpmaddwd")
+    if "aarch64" in str(target.attrs.get("mtriple", "")):
+        return _Sdot(4, 32, "sdot") if target_has_features("dotprod", target) else _WideningNeon(4, 32, "smull")
     return None

@@ -21,6 +21,9 @@ LARGEST_BIAS = 2**30
 SMALLEST_WEIGHT_SCALE = 2.0**-60
 ADDITION_STEPS = 2**16
 
+# What a quantised value is larger than the integer of that type which holds it.
+_OFFSETS = {"uint8": 0, "int8": 128}
+
 Clamp = tuple[float, float]
 
 
@@ -110,6 +113,12 @@ def quantised_bias(bias: te.Tensor, scales: te.Tensor, sums: te.Tensor, data: te
     return te.compute(bias.shape, value, name="quantised_bias")
 
 
+def signed_bias(bias: te.Tensor, weight: te.Tensor) -> te.Tensor:
+    """A quantised bias, int32 [O], for data that is held as int8, and a quantised weight [..., O]."""
+    sums = weight_sums(weight)
+    return te.compute(bias.shape, lambda o: bias[o] + _OFFSETS["int8"] * sums[o], name="signed_bias")
+
+
 def multipliers(scales: te.Tensor, into: te.Tensor) -> te.Tensor:
     """What sums of each channel are multiplied by; float32 [O]."""
     return te.compute(scales.shape, lambda o: scales[o] / into[0], name="multipliers")
@@ -142,18 +151,28 @@ def _vector(values: Sequence[tirx.Expr]) -> te.Tensor:
 # What runs in every inference.
 
 
-def requantised(accumulated: tirx.Expr, multiplier: tirx.Expr, bounds: te.Tensor) -> tirx.Expr:
-    """A sum as uint8: one rounding of one product."""
+def _integer(data: te.Tensor, *place: tirx.Expr) -> tirx.Expr:
+    """A quantised value of a tensor of bytes, int32."""
+    return data[place].astype("int32") + _OFFSETS[str(data.dtype)]
+
+
+def _stored(quantised: tirx.Expr, dtype: str) -> tirx.Expr:
+    """A quantised value, float32, as a type holds it."""
+    return (quantised - _float(_OFFSETS[dtype])).astype(dtype)
+
+
+def requantised(accumulated: tirx.Expr, multiplier: tirx.Expr, bounds: te.Tensor, dtype: str) -> tirx.Expr:
+    """A sum as a byte: one rounding of one product."""
     steps = tirx.nearbyint(accumulated.astype("float32") * multiplier)
-    return _limited(steps + bounds[0], bounds[1], bounds[2]).astype("uint8")
+    return _stored(_limited(steps + bounds[0], bounds[1], bounds[2]), dtype)
 
 
-def quantised_input(data: te.Tensor, parameters: te.Tensor) -> te.Tensor:
-    """Real values as uint8."""
+def quantised_input(data: te.Tensor, parameters: te.Tensor, data_type: str = "uint8") -> te.Tensor:
+    """Real values as bytes."""
 
     def value(*place: tirx.Var) -> tirx.Expr:
         steps = tirx.nearbyint(data[place] * parameters[0])
-        return _limited(steps + parameters[1], 0, LARGEST).astype("uint8")
+        return _stored(_limited(steps + parameters[1], 0, LARGEST), data_type)
 
     return te.compute(data.shape, value, name="quantised")
 
@@ -223,7 +242,9 @@ def dense_sums(data: te.Tensor, weight: te.Tensor, bias: te.Tensor) -> te.Tensor
 
 def requantised_sums(sums: te.Tensor, multiplier: te.Tensor, bounds: te.Tensor) -> te.Tensor:
     """Sums [..., O] as uint8."""
-    return te.compute(sums.shape, lambda *place: requantised(sums[place], multiplier[place[-1]], bounds), name="result")
+    return te.compute(
+        sums.shape, lambda *place: requantised(sums[place], multiplier[place[-1]], bounds, "uint8"), name="result"
+    )
 
 
 def real_sums(sums: te.Tensor, scales: te.Tensor) -> te.Tensor:
@@ -232,32 +253,34 @@ def real_sums(sums: te.Tensor, scales: te.Tensor) -> te.Tensor:
 
 
 def addition(left: te.Tensor, right: te.Tensor, parameters: te.Tensor, bounds: te.Tensor) -> te.Tensor:
-    """The sum of two tensors of one shape, uint8."""
+    """The sum of two tensors of one shape and type, bytes."""
     integers = [parameters[place].astype("int32") for place in range(4)]
 
     def value(*place: tirx.Var) -> tirx.Expr:
-        of_left = (left[place].astype("int32") - integers[0]) * integers[1]
-        of_right = (right[place].astype("int32") - integers[2]) * integers[3]
-        return requantised(of_left + of_right, parameters[4], bounds)
+        of_left = (_integer(left, *place) - integers[0]) * integers[1]
+        of_right = (_integer(right, *place) - integers[2]) * integers[3]
+        return requantised(of_left + of_right, parameters[4], bounds, str(left.dtype))
 
     return te.compute(left.shape, value, name="result")
 
 
 def mean(data: te.Tensor, parameters: te.Tensor, bounds: te.Tensor) -> te.Tensor:
-    """The mean over height and width of data [N, H, W, C], uint8 [N, 1, 1, C]."""
+    """The mean over height and width of data [N, H, W, C], bytes [N, 1, 1, C]."""
     batch, height, width, channels = map(int, data.shape)
     y, x = te.reduce_axis((0, height), name="y"), te.reduce_axis((0, width), name="x")
     shape = (batch, 1, 1, channels)
-    sums = te.compute(shape, lambda n, _y, _x, c: te.sum(data[n, y, x, c].astype("int32"), axis=[y, x]), name="sums")
+    sums = te.compute(shape, lambda n, _y, _x, c: te.sum(_integer(data, n, y, x, c), axis=[y, x]), name="sums")
     zeros = parameters[0].astype("int32") * (height * width)
-    return te.compute(shape, lambda *place: requantised(sums[place] - zeros, parameters[1], bounds), name="result")
+    return te.compute(
+        shape, lambda *place: requantised(sums[place] - zeros, parameters[1], bounds, str(data.dtype)), name="result"
+    )
 
 
 def rescaled(data: te.Tensor, parameters: te.Tensor, bounds: te.Tensor) -> te.Tensor:
-    """The same values in another quantisation, uint8."""
+    """The same values in another quantisation, bytes."""
     zero = parameters[0].astype("int32")
     return te.compute(
         data.shape,
-        lambda *place: requantised(data[place].astype("int32") - zero, parameters[1], bounds),
+        lambda *place: requantised(_integer(data, *place) - zero, parameters[1], bounds, str(data.dtype)),
         name="result",
     )
