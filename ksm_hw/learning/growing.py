@@ -5,6 +5,7 @@ the new weights are random, belong to nobody, and are learned with what else is 
 """
 
 import dataclasses
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -94,26 +95,46 @@ def learn_growing(
             _log.warning("%s, in the widest network that --max-width allows: it is not pruned.", reached)
             return Grown(network, before, history)
         _log.warning("%s: the network grows to %g times its published width.", reached, width + STEP)
-        network = _wider(backbone, before, width + STEP, preprocessing.image_size, options.seed)
+        network = wider(backbone, before, width + STEP, preprocessing.image_size, options.seed)
         wide = backbone_tensors(network)
         head = tuple(network.get_parameter(f"{head_path(network)}.weight").shape[1:])
         sha256 = sha256_of_tensors(wide)
         older = [carried_over(pack, before, wide, sha256, head) for pack in older]
 
 
+def check_grows(backbone: str, width: float = 1 + STEP) -> None:
+    """Checks that a network can grow to so many times its published width, by growing one without numbers.
+
+    Raises:
+        UserError: it cannot.
+    """
+    with torch.device("meta"):
+        network = build_backbone(backbone)
+        check_can_grow(network)
+        widen(network, _shapes(network, width))
+
+
 def _width(backbone: str, tensors: Tensors) -> float:
-    """How wide a network is, in its published widths: as its first layer is."""
-    published = backbone_tensors(build_backbone(backbone))
-    first = next(iter(published))
-    return len(tensors[first]) / len(published[first])
+    """How wide a network is, in its published widths: the fewest steps in which no layer is wider."""
+    with torch.device("meta"):
+        published = build_backbone(backbone)
+    for width in itertools.count(1, STEP):
+        shapes = _shapes(published, width)
+        if all(_fits(array.shape, shapes.get(name, array.shape)) for name, array in tensors.items()):
+            break
+    return width
 
 
-def _wider(backbone: str, tensors: Tensors, width: float, image_size: int, seed: int) -> nn.Module:
+def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
+    return all(map(int.__le__, shape, into))
+
+
+def wider(backbone: str, tensors: Tensors, width: float, image_size: int, seed: int) -> nn.Module:
     """A network whose layers have so many times their published widths, the first channels with the tensors given."""
+    check_grows(backbone, width)
     torch.manual_seed(seed)
-    published = build_backbone(backbone)
-    check_can_grow(published)
-    network = widen(build_backbone(backbone), _shapes(published, width))
+    network = build_backbone(backbone)
+    network = widen(network, _shapes(network, width))
     wide = {name: array.copy() for name, array in backbone_tensors(network).items()}
     for name, array in tensors.items():
         wide[name][tuple(map(slice, array.shape))] = array

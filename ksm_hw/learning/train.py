@@ -20,7 +20,7 @@ from ksm_hw.files.locks import locked_folder
 from ksm_hw.files.written import explained
 from ksm_hw.learning.calibration_images import split_batches
 from ksm_hw.learning.datasets import ImageSplit, TaskData
-from ksm_hw.learning.growing import STEP, checkpoints_of, learn_growing
+from ksm_hw.learning.growing import STEP, check_grows, checkpoints_of, learn_growing
 from ksm_hw.learning.learn import Epoch, measure_accuracy
 from ksm_hw.learning.learned_task import backbone_after, task_pack_of
 from ksm_hw.learning.methods.names import TITLES
@@ -46,9 +46,7 @@ from ksm_hw.masks.soft_mask import soft_values, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
     backbone_tensors,
-    build_backbone,
     bundled_backbone,
-    check_can_grow,
     default_preprocessing,
     pretrained_backbone,
 )
@@ -141,7 +139,7 @@ def _check_goal(options: LearningOptions, backbone: str) -> None:
     if options.max_width < 1 + STEP:
         return
     try:
-        check_can_grow(build_backbone(backbone))
+        check_grows(backbone)
     except UserError as error:
         raise UserError(f"{error} Give --max-width 1 to learn without growing, or another --backbone.") from error
 
@@ -266,7 +264,7 @@ def _add(bundle: Path, pack: TaskPack, tensors: Tensors, data: TaskData) -> list
         write_samples(data.test, data.classes, samples / pack.task)
         if method_named(pack.method).changes_weights:
             network = pack.backbone
-            return add_tasks_over(bundle, [pack], tensors, lambda: check_can_grow(build_backbone(network)), samples)
+            return add_tasks_over(bundle, [pack], tensors, lambda: check_grows(network), samples)
         add_task(bundle, pack, tensors, samples / pack.task)
         return []
 

@@ -12,7 +12,7 @@ import operator
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -90,11 +90,14 @@ class Rearrangement:
     Attributes:
         result, data: the tensors; both are quantised alike.
         function: from a tensor to a tensor.
+        keeps: what of the data is in the result: all of it, one of the parts into which all of it is split, or the
+            largest value of each window.
     """
 
     result: str
     data: str
     function: Callable[[torch.Tensor], torch.Tensor]
+    keeps: Literal["all", "part", "largest"] = "all"
 
 
 Operator = Convolution | Addition | Mean | Concatenation | Rearrangement
@@ -119,6 +122,14 @@ class Network:
             names[one.result] = names[one.data] if isinstance(one, Rearrangement) else one.result
         del names[self.logits]
         return names
+
+    def computed_tensors(self) -> list[str]:
+        """Names of the tensors whose values are found in no other, in the order of computation, the logits last.
+
+        They are the ranged ones, what is pooled of them, and the logits.
+        """
+        moved = {one.result for one in self.operators if isinstance(one, Rearrangement) and one.keeps != "largest"}
+        return [INPUT, *(one.result for one in self.operators if one.result not in moved)]
 
     def ranged_tensors(self) -> list[str]:
         """Names of the tensors that ranges are needed of, in the order of computation."""
@@ -239,17 +250,18 @@ class _Reader:
 
     def _rearrangement(self, node: _Node) -> None:
         function = _rearranging(node)
+        keeps: Literal["all", "part", "largest"] = "largest" if node.target == _aten.max_pool2d.default else "all"
         if function is None or not isinstance(node.args[0], fx.Node):
             raise self._unknown(str(node.target))
         source: _Node = node.args[0]
         if source.target == _aten.chunk.default:
-            source = source.args[0]
+            source, keeps = source.args[0], "part"
         data = self._name(source)
         if node.target == _aten.chunk.default:
             self.names[node] = data  # Its parts are what `getitem` takes.
             return
-        result = self._named(node, data, "rearranged")
-        self.operators[result] = Rearrangement(result, data, function)
+        result = self._named(node, data, "pooled" if keeps == "largest" else "rearranged")
+        self.operators[result] = Rearrangement(result, data, function, keeps)
 
     def _name(self, node: Any) -> str:
         if not isinstance(node, fx.Node) or node not in self.names:

@@ -1,6 +1,7 @@
 """A network that grows for a task's goal: older tasks keep the first channels, and a stopped run goes on."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from learned_noise import noise, refuse_to_calibrate
 from torch import nn
 
 from ksm_hw.errors import UserError
+from ksm_hw.learning.growing import check_grows
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.learning.train import checked_backbone, checkpoint_of, train_task
 from ksm_hw.masks.bundle import load_bundle
@@ -39,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def build_also(name: str, classes: int = 1000) -> nn.Module:
         return tiny(classes) if name == NAME else build(name, classes)
 
-    for module in ("models.backbones", "models.task_module", "learning.growing", "learning.train"):
+    for module in ("models.backbones", "models.task_module", "learning.growing"):
         monkeypatch.setattr(f"ksm_hw.{module}.build_backbone", build_also)
     preprocessing = backbones.default_preprocessing("efficientnet-lite0", 32)
     monkeypatch.setattr("ksm_hw.learning.train.default_preprocessing", lambda *_: preprocessing)
@@ -81,6 +83,24 @@ def test_a_task_that_misses_its_goal_is_learned_in_a_wider_network(folder: Path)
         logits = [task_module(bundle, bundle.packs["first"])(images) for bundle in (before, after)]
     # A sum over more channels, of which the new are 0, may be rounded in another order.
     assert torch.allclose(*logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "mobilenet_v2"])
+def test_a_layer_that_grows_stays_of_its_kind(name: str) -> None:
+    """EfficientNet-Lite0's convolutions pad by themselves, as TensorFlow does; plain ones would not."""
+    check_grows(name)
+    with torch.device("meta"):
+        narrow = backbones.build_backbone(name)
+        shapes = {path: array.shape for path, array in narrow.state_dict().items() if array.ndim}
+        wide = backbones.widen(backbones.build_backbone(name), {path: wider(shape) for path, shape in shapes.items()})
+    described = [[re.sub(r"\d{2,}", "N", repr(module)) for module in network.modules()] for network in (narrow, wide)]
+    assert described[0] == described[1]
+    assert wide.state_dict()[next(iter(shapes))].shape[0] == 2 * shapes[next(iter(shapes))][0]
+
+
+def wider(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A weight's shape in a network of twice the width, in which colours and depthwise convolutions stay."""
+    return (2 * shape[0], *(2 * size if size > 3 else size for size in shape[1:2]), *shape[2:])
 
 
 def test_a_goal_is_for_methods_and_networks_that_grow(folder: Path) -> None:
