@@ -11,7 +11,13 @@ import tvm
 from tvm import te, tirx
 
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
-from tvm_passes.relax.kernels.integer_convolution import integer_convolution, packed_vector, packed_weight, tiles
+from tvm_passes.relax.kernels.integer_convolution import (
+    integer_convolution,
+    packed_vector,
+    packed_weight,
+    packing,
+    tiles,
+)
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 
@@ -62,14 +68,12 @@ def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: 
     zero, low, high = map(np.float32, BOUNDS)
     quantised = np.clip(np.rint(products) + zero, low, high).astype(np.uint8)
     expected = products if real else _stored(quantised, vectors)
-    is_depthwise = shape.inputs == 1
     kernel = (
         depthwise.integer_depthwise(shape, vectors, CORES)
-        if is_depthwise
+        if shape.is_depthwise
         else integer_convolution(shape, vectors, CORES, tiles(shape, vectors, CORES)[0], real)
     )
-    pack = depthwise.packed_weight if is_depthwise else packed_weight
-    lanes, groups = (depthwise.CHANNELS, 1) if is_depthwise else (vectors.lanes, shape.groups)
+    packed_as = (depthwise.packing if shape.is_depthwise else packing)(shape, vectors)
     if vectors.data_type == "int8":
         # The data is 128 less.
         bias += 128 * weight.astype(np.int32).sum((0, 1, 2))
@@ -77,8 +81,8 @@ def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: 
     quantisation = np.array([0.1, ZERO_POINT], np.float32)
     packed, *filled = _computed(
         lambda weight, *of_channels: [
-            pack(weight, shape, vectors),
-            *(packed_vector(one, groups, lanes) for one in of_channels),
+            (depthwise.packed_weight if shape.is_depthwise else packed_weight)(weight, shape, vectors),
+            *(packed_vector(one, packed_as.groups, packed_as.width) for one in of_channels),
         ],
         [weight, bias, multiplier],
     )

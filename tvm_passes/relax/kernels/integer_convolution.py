@@ -14,6 +14,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from tvm_passes.relax.kernels.integer_packing import NOTHING, IntegerPacking, step_order
 from tvm_passes.relax.kernels.integer_results import Requantisation, store
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_source import Source, copied_rows
@@ -29,8 +30,21 @@ _HEAVY = 1 << 19  # Products that are worth a second core, even if its tasks sha
 _RATE, _LATENCY, _OF_RESULT, _OF_TILE = 32, 5, 4, 10
 
 
+def packing(shape: IntegerConvolution, vectors: IntegerVectors) -> IntegerPacking:
+    """How the kernel reads its weight: steps of one run after the other, in vectors of as many channels as lanes."""
+    whole, rest = divmod(shape.run, STEP)
+    segments: list[tuple[int, ...]] = []
+    for first in range(0, len(shape.runs) * shape.run, shape.run):
+        if whole:
+            segments.append((whole, *range(first, first + STEP)))
+        if rest:
+            left = range(first + whole * STEP, first + shape.run)
+            segments.append((1, *left, *[NOTHING] * (STEP - rest)))
+    return IntegerPacking(tuple(segments), step_order(vectors, vectors.lanes), shape.groups)
+
+
 def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: IntegerVectors) -> te.Tensor:
-    """A quantised weight [kH, kW, I, O] as the kernel reads it: int8 [vectors of channels, runs · steps, lanes · 4]."""
+    """A quantised weight [kH, kW, I, O] as `packing` says: int8 [vectors of channels, runs · steps, lanes · 4]."""
     lanes = vectors.lanes
     outputs, of_group = shape.outputs // shape.groups, shape.vectors(lanes)
     across = shape.kernel[1] if shape.run != shape.inputs else 1
@@ -160,7 +174,7 @@ def integer_convolution(
     """
     lanes = vectors.lanes
     count = shape.groups * shape.vectors(lanes)
-    weight_shape = (count, len(shape.runs) * shape.steps, lanes * STEP)
+    weight_shape = packing(shape, vectors).shape(shape.outputs)
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name("conv2d")
         attributes = {"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True}

@@ -15,6 +15,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.integer_convolution import column_tiles, whole_or_rest
+from tvm_passes.relax.kernels.integer_packing import NOTHING, IntegerPacking, step_order
 from tvm_passes.relax.kernels.integer_results import Requantisation
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_source import Source, copied_rows
@@ -39,27 +40,36 @@ def groups_of_rows(shape: IntegerConvolution) -> int:
     return -(-shape.kernel[0] // STEP)
 
 
-def _weight_shape(shape: IntegerConvolution) -> tuple[int, ...]:
-    blocks = -(-shape.outputs // CHANNELS)
-    return blocks, rows_together(shape), groups_of_rows(shape), shape.kernel[1], CHANNELS * STEP
+def packing(shape: IntegerConvolution, vectors: IntegerVectors) -> IntegerPacking:
+    """How the kernel reads its weight: steps of [rows, groups of rows, kW]."""
+    height, width = shape.kernel
+    segments = []
+    for row in range(rows_together(shape)):
+        for first in range(-row * shape.strides[0], STEP * groups_of_rows(shape) - row * shape.strides[0], STEP):
+            for x in range(width):
+                window = [y * width + x if 0 <= y < height else NOTHING for y in range(first, first + STEP)]
+                segments.append((1, *window))
+    return IntegerPacking(tuple(segments), step_order(vectors, CHANNELS))
 
 
 def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: IntegerVectors) -> te.Tensor:
-    """A quantised weight [kH, kW, 1, C] as the kernel reads it: int8 [blocks, rows, groups of rows, kW, 64]."""
+    """A quantised weight [kH, kW, 1, C] as `packing` says: int8 [blocks, rows · groups of rows · kW, 64]."""
+    width, groups = shape.kernel[1], groups_of_rows(shape)
 
-    def value(block: tirx.Var, row: tirx.Var, group: tirx.Var, x: tirx.Var, place: tirx.Var) -> tirx.Expr:
+    def value(block: tirx.Var, step: tirx.Var, place: tirx.Var) -> tirx.Expr:
         lane, byte = vectors.lane_and_byte(place % (vectors.lanes * STEP))
         channel = block * CHANNELS + place // (vectors.lanes * STEP) * vectors.lanes + lane
+        row, group, x = step // (groups * width), step // width % groups, step % width
         y = group * STEP + byte - row * shape.strides[0]
         inside = tirx.all(channel < shape.outputs, y >= 0, y < shape.kernel[0])
         return tirx.if_then_else(inside, weight[y, x, 0, channel], tirx.const(0, "int8"))
 
-    return te.compute(_weight_shape(shape), value, name="packed")
+    return te.compute(packing(shape, vectors).shape(shape.outputs), value, name="packed")
 
 
 def integer_depthwise(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> tirx.PrimFunc:
     """The kernel; its arguments are those of `integer_convolution`, weight, bias and multiplier by 16 channels."""
-    weight_shape = _weight_shape(shape)
+    weight_shape = packing(shape, vectors).shape(shape.outputs)
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name("depthwise_conv2d")
         attributes = {"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True}
@@ -198,8 +208,8 @@ class _Kernel:
     def _weights(self, block: tirx.Expr, height: int) -> Callable[[int, int, int, int], tirx.Expr]:
         """The weights of a block: for a row of the result, a group of rows, a column of the window and a vector."""
         size = self.vectors.lanes * STEP
-        _, rows, groups, taps, values = _weight_shape(self.shape)
-        begin = T.bind(block * (rows * groups * taps * values))
+        groups, taps, values = groups_of_rows(self.shape), self.shape.kernel[1], CHANNELS * STEP
+        begin = T.bind(block * (rows_together(self.shape) * groups * taps * values))
         loaded = {
             (line, group, tap, number): T.bind(
                 self.weight[T.ramp(begin + ((line * groups + group) * taps + tap) * values + number * size, 1, size)]
