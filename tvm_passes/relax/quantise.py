@@ -91,6 +91,8 @@ class Quantise:
         Raises:
             ValueError: it has an operator that int8 does not know.
         """
+        if self.vectors is None:
+            _log.warning("int8: the CPU has none of the instructions that are used, so that it is slower than float32.")
         module = _Quantiser(module, self.kernels, self.vectors, self.cores).quantise()
         return relax.transform.DeadCodeElimination(["main"])(module)
 
