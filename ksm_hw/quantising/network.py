@@ -322,7 +322,9 @@ def _rearranging(node: _Node) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """What a node does with a tensor of any batch size; None where it computes values."""
     rest = node.args[1:]
     match node.target:
-        case _aten.dropout.default | _aten.contiguous.default:
+        case _aten.dropout.default | _aten.dropout_.default | _aten.contiguous.default:
+            return lambda data: data
+        case _aten.adaptive_avg_pool2d.default if list(rest[0]) == list(node.args[0].meta["val"].shape[2:]):
             return lambda data: data
         case _aten.max_pool2d.default:
             return lambda data: torch.nn.functional.max_pool2d(data, *rest)
