@@ -146,7 +146,7 @@ def test_artifact_copied_incompletely(
         "file without a hash",
         "no tasks",
         "precision",
-    ],  # fmt: skip
+    ],
 )
 def test_damaged_manifest(fails: Fails, copied_artifact: Path, photographs: Path, damage: str) -> None:
     path = copied_artifact / "manifest.json"
