@@ -48,6 +48,8 @@ from tvm_passes.unknown_dtype import UnknownDtype
 if LANES > FEWEST_SOFT_VALUES:
     raise AssertionError(f"kernels read {LANES} soft values at once, and masks have {FEWEST_SOFT_VALUES} or more")
 
+NOTHING_TO_TUNE = "Each operator of int8 has one schedule alone, on every target, so there is nothing to tune."
+
 
 @dataclass(frozen=True)
 class _Folded:
@@ -79,6 +81,8 @@ def compile_through_relax(
     """
     if precision == "int8":
         _check_integers(bundle, target, fold)
+        if tuned is not None:
+            raise UserError(f"{NOTHING_TO_TUNE} Leave --tuned out.")
     carry_errors()
     if target.device == "cuda":
         # What is missing is found now, not after minutes.
