@@ -39,6 +39,8 @@ def test_what_int8_cannot_do_is_refused(calibrated_bundle: Bundle, bundle: Bundl
         compile_bundle(calibrated_bundle, load_target("host"), tmp_path, precision="int8", fold="fused")
     with pytest.raises(UserError, match="GPU"):
         compile_bundle(calibrated_bundle, load_target("mali"), tmp_path, precision="int8", fold="bake")
+    with pytest.raises(UserError, match=r"--batch 1000000 .* values.*fewer images"):
+        compile_bundle(calibrated_bundle, load_target("host"), tmp_path, precision="int8", batch=10**6)
     with pytest.raises(UserError, match="no ranges"):
         compile_bundle(bundle, load_target("host"), tmp_path, precision="int8")
 
