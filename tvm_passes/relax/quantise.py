@@ -160,6 +160,8 @@ class _Quantiser:
             self._concatenation(variable, value)
         elif name in _MOVING or isinstance(value, (relax.TupleGetItem, relax.Var)):
             self._moved(variable, value)
+        elif name == "nn.adaptive_avg_pool2d" and _shape_of(value) == _shape_of(value.args[0]):
+            self.tensors[variable] = self.tensors[value.args[0]]
         else:
             raise ValueError(f"Quantise does not know {name}, which computes {variable.name}")
 
@@ -217,7 +219,7 @@ class _Quantiser:
         tensor: str = "",
     ) -> relax.Var:
         """The sums of a layer, requantised, or without bounds as real values."""
-        shape = _shape(call)
+        shape = _convolution(call)
         if self.vectors is not None:
             return self._vector_sums(self.vectors, shape, data, weight, bias, multiplier, bounds, tensor)
         if len(weight.ty.shape) == 2:
@@ -262,7 +264,8 @@ class _Quantiser:
         def kernel() -> tvm.tirx.PrimFunc:
             if is_depthwise:
                 return depthwise.integer_depthwise(shape, vectors, self.cores)
-            return integer_convolution(shape, vectors, self.cores, tiles(shape, vectors)[0], real=bounds is None)
+            tile = tiles(shape, vectors, self.cores)[0]
+            return integer_convolution(shape, vectors, self.cores, tile, real=bounds is None)
 
         result: relax.Expr = self._written(name, kernel, (shape, bounds is None), arguments)
         if is_dense:
@@ -288,7 +291,7 @@ class _Quantiser:
 
     def _mean(self, variable: relax.Var, call: relax.Call) -> None:
         data = self.tensors[call.args[0]]
-        shape = [int(extent) for extent in data.value.ty.shape]
+        shape = _shape_of(data.value)
         if sorted(int(axis) % len(shape) for axis in call.attrs.axis) != [1, 2] or len(shape) != 4:
             raise ValueError("Quantise knows the mean over height and width alone")
         name, rank = self._derived("mean", data)
@@ -423,9 +426,9 @@ class _Quantiser:
         return relax.call_tir(variable, arguments, out_ty=out_types)
 
 
-def _shape(call: relax.Call) -> IntegerConvolution:
+def _convolution(call: relax.Call) -> IntegerConvolution:
     """The shape of a convolution, or of a dense layer as a 1×1 convolution of one pixel an image."""
-    data, weight = ([int(extent) for extent in argument.ty.shape] for argument in call.args)
+    data, weight = map(_shape_of, call.args)
     if len(weight) == 2:
         return IntegerConvolution((data[0], 1, 1, data[1]), (1, 1), weight[1])
     top, left, bottom, right = map(int, call.attrs.padding)
@@ -439,6 +442,10 @@ def _shape(call: relax.Call) -> IntegerConvolution:
         (rows, columns),
         int(call.attrs.groups),
     )
+
+
+def _shape_of(value: relax.Expr) -> list[int]:
+    return [int(extent) for extent in value.ty.shape]
 
 
 def _is_product_of_vectors(value: relax.Expr) -> bool:
