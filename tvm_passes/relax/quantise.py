@@ -267,7 +267,7 @@ class _Quantiser:
             tile = tiles(shape, vectors, self.cores)[0]
             return integer_convolution(shape, vectors, self.cores, tile, real=bounds is None)
 
-        result: relax.Expr = self._written(name, kernel, (shape, bounds is None), arguments)
+        result: relax.Expr = self._written(_window(shape) + name, kernel, (shape, bounds is None), arguments)
         if is_dense:
             result = relax.op.reshape(self.builder.emit(result), (shape.data[0], shape.outputs))
         return self.builder.emit(result, re.sub(r"\W", "_", tensor))
@@ -451,3 +451,11 @@ def _shape_of(value: relax.Expr) -> list[int]:
 def _is_product_of_vectors(value: relax.Expr) -> bool:
     is_product = isinstance(value, relax.Call) and value.op.name == "relax.multiply"
     return is_product and all(len(factor.ty.shape) == 1 for factor in value.args)
+
+
+def _window(shape: IntegerConvolution) -> str:
+    """How a kernel's symbol begins: packed weights do not tell its window, which a profile names it by."""
+    height, width = shape.kernel
+    stride = f"s{shape.strides[0]}_" if shape.strides[0] > 1 else ""
+    groups = f"g{shape.groups}_" if 1 < shape.groups != shape.outputs else ""
+    return f"k{height}x{width}_{stride}{groups}"
