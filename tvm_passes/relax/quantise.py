@@ -261,13 +261,15 @@ class _Quantiser:
 
         name = "depthwise_conv2d" if is_depthwise else "logits" if bounds is None else "conv2d"
 
+        window = "" if bounds is None else _window(shape)
+
         def kernel() -> tvm.tirx.PrimFunc:
             if is_depthwise:
                 return depthwise.integer_depthwise(shape, vectors, self.cores)
             tile = tiles(shape, vectors, self.cores)[0]
             return integer_convolution(shape, vectors, self.cores, tile, real=bounds is None)
 
-        result: relax.Expr = self._written(_window(shape) + name, kernel, (shape, bounds is None), arguments)
+        result: relax.Expr = self._written(window + name, kernel, (shape, bounds is None), arguments)
         if is_dense:
             result = relax.op.reshape(self.builder.emit(result), (shape.data[0], shape.outputs))
         return self.builder.emit(result, re.sub(r"\W", "_", tensor))
