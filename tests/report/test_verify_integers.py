@@ -75,7 +75,7 @@ def test_a_weight_scale_that_is_off(int8_artifact: Path, monkeypatch: pytest.Mon
     def off(weights: list[Any]) -> list[Any]:
         place = next(index for index, one in enumerate(weights) if one.dtype == "float32" and one.shape[0] > 5)
         values = weights[place].numpy()
-        values[1] *= np.float32(1 + 2**-7)
+        values[5] *= np.float32(1 + 2**-7)
         weights[place] = tvm.runtime.tensor(values)
         return weights
 
@@ -126,7 +126,8 @@ def test_every_tensor_has_a_place_of_its_own(loaded: Session, bundle: Bundle) ->
         name for name in names[:-1] if len(places[name]) > 1 and name != "conv5.0/mean"
     }
     assert missed["conv5.0/mean"] == 2, "it is of one pixel, and so equal to what it is the mean of"
-    assert missed["stage2.0.branch2.5/concatenation"] == 2, "it is split into two"
+    split = [missed[name] for name in names if name.endswith("concatenation")]
+    assert split.count(2) > 1, "both parts are looked for, where the next layer does not repeat the first"
     assert missed.total() > 60
 
 
