@@ -22,6 +22,7 @@ from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.growth import shapes_of
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import build_backbone, head_path, widen
+from ksm_hw.quantising.scheme import MOST_PIXELS, MOST_PRODUCTS
 
 INPUT = "input"
 _aten = torch.ops.aten
@@ -105,10 +106,17 @@ Operator = Convolution | Addition | Mean | Concatenation | Rearrangement
 
 @dataclass(frozen=True)
 class Network:
-    """The operators in the order of computation, and the name of the logits."""
+    """What a network computes.
+
+    Attributes:
+        operators: in the order of computation.
+        logits: their name.
+        most_values: of a tensor of one image, the largest there is.
+    """
 
     operators: tuple[Operator, ...]
     logits: str
+    most_values: int
 
     @property
     def convolutions(self) -> tuple[Convolution, ...]:
@@ -192,7 +200,8 @@ class _Reader:
         logits = self.names.get(output)
         if logits != head:
             raise self._unknown(f"an operator behind its head '{head}'")
-        return Network(tuple(self.operators.values()), logits)
+        most_values = max(node.meta["val"].numel() for node in self.names if node.target != _aten.chunk.default)
+        return Network(tuple(self.operators.values()), logits, most_values)
 
     def _visit(self, node: _Node) -> None:
         match node.target:
@@ -221,6 +230,8 @@ class _Reader:
         layer = self.paths[weight.name].removesuffix(".weight")
         if layer in self.operators:
             raise self._unknown(f"a layer '{layer}' that is used twice")
+        if (products := math.prod(weight.meta["val"].shape[1:])) > MOST_PRODUCTS:
+            raise self._unknown(f"sums of {products} products ('{layer}'), more than {MOST_PRODUCTS}")
         options: dict[str, Any] = {"dense": True}
         if node.target == _aten.conv2d.default:
             options = _window(rest[1:], around)
@@ -244,7 +255,9 @@ class _Reader:
         self.operators[result] = Addition(result, left, right, clamp)
 
     def _mean(self, node: _Node, keeps: bool) -> None:
-        data = self._name(node.args[0])
+        data, pixels = self._name(node.args[0]), math.prod(node.args[0].meta["val"].shape[2:])
+        if pixels > MOST_PIXELS:
+            raise self._unknown(f"a mean of {pixels} pixels, more than {MOST_PIXELS}")
         result = self._named(node, data, "mean")
         self.operators[result] = Mean(result, data, keeps)
 

@@ -1,5 +1,6 @@
 """A network as int8 sees it, what is calibrated of it, and the integer model."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -19,7 +20,15 @@ from ksm_hw.quantising.float_model import float_results
 from ksm_hw.quantising.folded_weights import folded_weights
 from ksm_hw.quantising.integer_model import integer_model, sums
 from ksm_hw.quantising.network import Convolution, NotQuantisable, network_of, read_network
-from ksm_hw.quantising.scheme import QuantisedLayer, dequantise
+from ksm_hw.quantising.scheme import (
+    LARGEST,
+    LARGEST_BIAS,
+    LARGEST_WEIGHT,
+    MOST_PIXELS,
+    MOST_PRODUCTS,
+    QuantisedLayer,
+    dequantise,
+)
 
 IMAGES = np.random.default_rng(0).standard_normal((6, 3, 32, 32), np.float32)
 
@@ -52,6 +61,24 @@ def test_tensors_have_the_names_of_layers() -> None:
     assert names[:4] == ["input", "conv1", "layer1.0.conv1", "layer1.0.conv2"]
     assert "layer2.0.downsample.0/addition" in names
     assert names[-1] == "layer4.1.conv2/mean"
+
+
+def test_sums_that_32_bits_do_not_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = LARGEST * LARGEST_WEIGHT
+    assert LARGEST_BIAS + MOST_PRODUCTS * largest < 2**31 <= LARGEST_BIAS + (MOST_PRODUCTS + 1) * largest
+    assert MOST_PIXELS * LARGEST < 2**31 <= (MOST_PIXELS + 1) * LARGEST
+    read = read_network.__wrapped__
+    assert read("resnet18", 5, 64).most_values == 64 * 32 * 32
+    for limit, most, message in (
+        ("MOST_PRODUCTS", 9 * 512, ""),
+        ("MOST_PRODUCTS", 9 * 512 - 1, r"sums of 4608 products \('layer4.0.conv2'\), more than 4607, which resnet18"),
+        ("MOST_PIXELS", 4, ""),
+        ("MOST_PIXELS", 3, r"a mean of 4 pixels, more than 3, which resnet18 has. Use float32"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(network, limit, most)
+            with pytest.raises(NotQuantisable, match=message) if message else contextlib.nullcontext():
+                read("resnet18", 5, 64)
 
 
 def test_a_network_that_int8_does_not_know_is_refused() -> None:

@@ -265,13 +265,15 @@ class _Quantiser:
 
         name = "depthwise_conv2d" if shape.is_depthwise else "logits" if bounds is None else "conv2d"
 
+        window = "" if bounds is None else _window(shape)
+
         def kernel() -> tvm.tirx.PrimFunc:
             if shape.is_depthwise:
                 return depthwise.integer_depthwise(shape, vectors, self.cores)
             tile = tiles(shape, vectors, self.cores)[0]
             return integer_convolution(shape, vectors, self.cores, tile, real=bounds is None)
 
-        result: relax.Expr = self._written(name, kernel, (shape, bounds is None), arguments)
+        result: relax.Expr = self._written(window + name, kernel, (shape, bounds is None), arguments)
         if is_dense:
             result = relax.op.reshape(self.builder.emit(result), (shape.data[0], shape.outputs))
         return self.builder.emit(result, re.sub(r"\W", "_", tensor))
@@ -467,3 +469,11 @@ def _shape_of(value: relax.Expr) -> list[int]:
 def _is_product_of_vectors(value: relax.Expr) -> bool:
     is_product = isinstance(value, relax.Call) and value.op.name == "relax.multiply"
     return is_product and all(len(factor.ty.shape) == 1 for factor in value.args)
+
+
+def _window(shape: IntegerConvolution) -> str:
+    """How a kernel's symbol begins: packed weights do not tell its window, which a profile names it by."""
+    height, width = shape.kernel
+    stride = f"s{shape.strides[0]}_" if shape.strides[0] > 1 else ""
+    groups = f"g{shape.groups}_" if 1 < shape.groups != shape.outputs else ""
+    return f"k{height}x{width}_{stride}{groups}"
