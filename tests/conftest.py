@@ -93,7 +93,7 @@ def int8_artifact(tmp_path_factory: pytest.TempPathFactory, calibrated_bundle: B
 
 @pytest.fixture(scope="session")
 def arm64_artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
-    """The same for a Raspberry Pi 4, whichever machine this is; read only."""
+    """The bundle compiled for a Raspberry Pi 4, whichever machine this is; read only."""
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.toolchains.targets import load_target
 

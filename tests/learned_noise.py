@@ -1,10 +1,11 @@
-"""Images that a small network learns within a second, and learning that ends without calibration."""
+"""Images and weights that learning is tried with, and learning that ends without calibration."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ksm_hw.learning.dataset_sources import ImagesInMemory
 from ksm_hw.learning.datasets import TaskData
@@ -23,6 +24,14 @@ def noise(seed: int, classes: int = 3) -> TaskData:
 
     names = tuple(f"grey {number}" for number in range(classes))
     return TaskData(f"noise {seed}", names, split(16), split(9), False, "made here", "none")
+
+
+def save_pets(folder: Path) -> Path:
+    """Writes a set of two classes with a training and a test image each."""
+    for number, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), (number * 60, 0, 0)).save(folder / name / "1.png")
+    return folder
 
 
 def saved_weights(bundle: Bundle, path: Path) -> Path:

@@ -10,6 +10,7 @@ import typer
 
 from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json, printable, stopped_by_ctrl_c
 from ksm_hw.cli.image_files import MaxPixels, limit_pixels
+from ksm_hw.cli.learning_options import BackboneName, BackboneWeights, BatchSize, Epochs, HeadRate, ImageSize, MaskRate
 from ksm_hw.cli.learning_progress import epoch_progress, readable_images
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.names import TITLES
@@ -50,24 +51,20 @@ def train(
         typer.Option(help="Instead of both: DATA or TASK=DATA of each task, with commas; those of the bundle stay."),
     ] = None,
     bundle: Annotated[Path, typer.Option(help="Folder to add the task to; made if it is not there.")] = Path("bundle"),
-    backbone: Annotated[str, typer.Option(help="efficientnet-lite0, or a torchvision network.")] = "efficientnet-lite0",
-    weights: Annotated[
-        Path | None, typer.Option(help=r"State dict of the backbone. \[default: ImageNet weights]")
-    ] = None,
+    backbone: BackboneName = "efficientnet-lite0",
+    weights: BackboneWeights = None,
     method: Annotated[MethodName, typer.Option(help="How: " + ", ".join(TITLES.values()) + ".")] = "ksm",
-    epochs: Annotated[int, typer.Option(min=1, max=100_000, help="Passes over the training images.")] = 30,
-    batch_size: Annotated[int, typer.Option(min=2, max=4096, help="Images a step.")] = 32,
-    image_size: Annotated[int, typer.Option(min=32, max=2048, help="Height and width of the input, in pixels.")] = 224,
-    mask_rate: Annotated[
-        float, typer.Option(min=1e-9, max=1, help="Adam's rate for masks, BatchNorms and weights.")
-    ] = 2e-4,
+    epochs: Epochs = 30,
+    batch_size: BatchSize = 32,
+    image_size: ImageSize = 224,
+    mask_rate: MaskRate = 2e-4,
     norm_rate: Annotated[
         float | None, typer.Option(min=1e-9, max=1, help=r"Adam's rate for BatchNorms. \[default: --mask-rate]")
     ] = None,
     head_start: Annotated[
         bool, typer.Option("--head-start", help="Fit the head to the features first; for one or two epochs.")
     ] = False,
-    head_rate: Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for the head.")] = 2e-4,
+    head_rate: HeadRate = 2e-4,
     granularity: Annotated[
         Granularity | None,
         typer.Option(

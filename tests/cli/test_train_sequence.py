@@ -5,11 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from learned_noise import refuse_to_calibrate
-from PIL import Image
+from learned_noise import refuse_to_calibrate, save_pets, saved_weights
 from random_tasks import SMALL_NETWORK
 from typer.testing import CliRunner, Result
 
@@ -21,11 +18,9 @@ from ksm_hw.masks.bundle import Bundle, tasks_in
 @pytest.fixture
 def place(tmp_path: Path, bundle: Bundle) -> Path:
     """A folder with weights, and two folders of images."""
-    torch.save({name: torch.from_numpy(np.array(array)) for name, array in bundle.tensors.items()}, tmp_path / "w.pt")
-    for number, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        Image.new("RGB", (40, 40), (number * 60, 0, 0)).save(tmp_path / "pets" / name / "1.png")
-    shutil.copytree(tmp_path / "pets", tmp_path / "my photos!")
+    saved_weights(bundle, tmp_path / "w.pt")
+    for name in ("pets", "my photos!"):
+        save_pets(tmp_path / name)
     return tmp_path
 
 

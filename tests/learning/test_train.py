@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from learned_noise import save_pets, saved_weights
 from random_tasks import SMALL_NETWORK
 
 from ksm_hw import cli
@@ -25,17 +24,12 @@ from ksm_hw.masks.bundle import Bundle
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for number, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        Image.new("RGB", (40, 40), (number * 60, 0, 0)).save(tmp_path / "photos" / name / "1.png")
-    return tmp_path / "photos"
+    return save_pets(tmp_path / "photos")
 
 
 @pytest.fixture
 def weights(bundle: Bundle, tmp_path: Path) -> Path:
-    path = tmp_path / "weights.pt"
-    torch.save({name: torch.from_numpy(np.array(array)) for name, array in bundle.tensors.items()}, path)
-    return path
+    return saved_weights(bundle, tmp_path / "weights.pt")
 
 
 def interrupted(*_arguments: object, **_options: object) -> Any:
@@ -87,14 +81,16 @@ def test_weights_change_while_no_other_task_is_learned(
 
     monkeypatch.setattr("ksm_hw.learning.growing.learn", learn)
     folder, data = tmp_path / "bundle", load_task_data(str(photos))
-    thread = threading.Thread(target=train)
+    thread = threading.Thread(target=train, daemon=True)
     with locked(checkpoint_of(folder, "task").with_name(lock)):
         thread.start()
+        end = time.monotonic() + 30
         while not (folder / ".learning" / "weights-lock").exists():
+            assert time.monotonic() < end
             time.sleep(0.01)
         assert not begun.wait(1)
     assert begun.wait(30)
-    thread.join()
+    thread.join(30)
 
 
 @pytest.mark.parametrize("epochs", [0, 1])

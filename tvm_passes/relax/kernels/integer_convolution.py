@@ -9,17 +9,17 @@ where there is padding it first copies what it reads to a place of its own, with
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import te, tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from tvm_passes.relax.kernels.integer_function import integer_function
 from tvm_passes.relax.kernels.integer_packing import NOTHING, IntegerPacking, step_order
 from tvm_passes.relax.kernels.integer_results import Requantisation, store
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_source import Source, copied_rows
 from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
-from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
 
 _NEARBY = 512 << 10  # Bytes of weights that stay in a second-level cache.
 _NEAR = 24 << 10  # Bytes of a tile's weights that stay in a first-level cache.
@@ -166,39 +166,15 @@ def column_tiles(columns: int, width: int) -> list[tuple[int, int, int]]:
 def integer_convolution(
     shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile, real: bool = False
 ) -> tirx.PrimFunc:
-    """The kernel.
+    """The kernel, as `integer_function` gives it."""
+    channels = shape.groups * shape.vectors(vectors.lanes) * vectors.lanes
 
-    It takes data, uint8; a packed weight; packed vectors of bias, int32, and multiplier, float32; the quantisation of
-    the data, float32 [2]; unless it is `real` the bounds of the result, float32 [3]; and writes the result: uint8, or
-    where it is `real` float32, the sums times the multipliers.
-    """
-    lanes = vectors.lanes
-    count = shape.groups * shape.vectors(lanes)
-    weight_shape = packing(shape, vectors).shape(shape.outputs)
-    with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
-        T.func_name("conv2d")
-        attributes = {"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True}
-        T.func_attr({**attributes, "flops": 2 * shape.products})
-        data = T.arg("data", T.buffer(shape.data, vectors.data_type))
-        weight = T.arg("weight", T.buffer(weight_shape, "int8"))
-        bias = T.arg("bias", T.buffer((count * lanes,), "int32"))
-        multiplier = T.arg("multiplier", T.buffer((count * lanes,), "float32"))
-        quantisation = T.arg("quantisation", T.buffer((2,), "float32"))
-        bounds = None if real else T.arg("bounds", T.buffer((3,), "float32"))
-        result = T.arg("result", T.buffer(shape.result, "float32" if real else vectors.data_type))
-        with T.sblock("root"):
-            # TVM looks for a block in every function.
-            T.reads([])
-            T.writes([])
-            flat = T.decl_buffer((math.prod(shape.data),), data.dtype, data=data.data)
-            weights = T.decl_buffer((math.prod(weight_shape),), "int8", data=weight.data)
-            written = T.decl_buffer((math.prod(shape.result),), result.dtype, data=result.data)
-            requantisation = None if bounds is None else Requantisation(vectors, bounds)
-            kernel = _Kernel(
-                shape, vectors, tile, flat, weights, bias, multiplier, quantisation, requantisation, written
-            )
-            kernel.emit(cores)
-    return builder.get()
+    def emit(*arguments: Any) -> None:
+        _Kernel(shape, vectors, tile, *arguments).emit(cores)
+
+    return integer_function(
+        "conv2d", shape, vectors, packing(shape, vectors).shape(shape.outputs), channels, emit, real
+    )
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,20 @@ the windows of two rows of the result, for both: their weights are 0 elsewhere. 
 channels, from a copy of what it reads, with the zero point around it.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import te, tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.integer_convolution import column_tiles, whole_or_rest
+from tvm_passes.relax.kernels.integer_function import integer_function
 from tvm_passes.relax.kernels.integer_packing import NOTHING, IntegerPacking, step_order
 from tvm_passes.relax.kernels.integer_results import Requantisation
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_source import Source, copied_rows
 from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
-from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
 
 CHANNELS = 16
 """Channels that are computed together."""
@@ -68,30 +67,13 @@ def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: Integer
 
 
 def integer_depthwise(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> tirx.PrimFunc:
-    """The kernel; its arguments are those of `integer_convolution`, weight, bias and multiplier by 16 channels."""
+    """The kernel, as `integer_function` gives it; weight, bias and multiplier are by 16 channels."""
     weight_shape = packing(shape, vectors).shape(shape.outputs)
-    with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
-        T.func_name("depthwise_conv2d")
-        attributes = {"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True}
-        T.func_attr({**attributes, "flops": 2 * shape.products})
-        data = T.arg("data", T.buffer(shape.data, vectors.data_type))
-        weight = T.arg("weight", T.buffer(weight_shape, "int8"))
-        bias = T.arg("bias", T.buffer((weight_shape[0] * CHANNELS,), "int32"))
-        multiplier = T.arg("multiplier", T.buffer((weight_shape[0] * CHANNELS,), "float32"))
-        quantisation = T.arg("quantisation", T.buffer((2,), "float32"))
-        bounds = T.arg("bounds", T.buffer((3,), "float32"))
-        result = T.arg("result", T.buffer(shape.result, vectors.data_type))
-        with T.sblock("root"):
-            # TVM looks for a block in every function.
-            T.reads([])
-            T.writes([])
-            flat = T.decl_buffer((math.prod(shape.data),), data.dtype, data=data.data)
-            weights = T.decl_buffer((math.prod(weight_shape),), "int8", data=weight.data)
-            written = T.decl_buffer((math.prod(shape.result),), result.dtype, data=result.data)
-            requantisation = Requantisation(vectors, bounds)
-            kernel = _Kernel(shape, vectors, flat, weights, bias, multiplier, quantisation, requantisation, written)
-            kernel.emit(cores)
-    return builder.get()
+
+    def emit(*arguments: Any) -> None:
+        _Kernel(shape, vectors, *arguments).emit(cores)
+
+    return integer_function("depthwise_conv2d", shape, vectors, weight_shape, weight_shape[0] * CHANNELS, emit)
 
 
 @dataclass(frozen=True)
