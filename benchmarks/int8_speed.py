@@ -83,6 +83,12 @@ def measure(network: str, artifacts: dict[str, Path], threads: int, rounds: int)
     return Speed(network, threads, *medians, 1e3 * min(float32), 1e3 * min(int8), ratio)
 
 
+def row(one: Speed) -> str:
+    """Of the table."""
+    times = f"{one.float32:.2f} ({one.least_float32:.2f}) | {one.int8:.2f} ({one.least_int8:.2f})"
+    return f"| {one.network} | {one.threads} | {times} | {one.ratio:.2f} |"
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,18 +99,19 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     speeds = []
+    if not arguments.json:
+        print("| network | threads | float32 ms (least) | int8 ms (least) | float32 : int8 |")
+        print("| --- | ---: | ---: | ---: | ---: |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for network in arguments.models:
             artifacts = compile_both(network, target_of(arguments.mcpu), Path(folder))
-            speeds += [measure(network, artifacts, threads, arguments.rounds) for threads in arguments.threads]
+            for threads in arguments.threads:
+                speeds.append(measure(network, artifacts, threads, arguments.rounds))
+                if not arguments.json:
+                    print(row(speeds[-1]), flush=True)
     if arguments.json:
         print(json.dumps([asdict(speed) for speed in speeds], indent=1))
         return
-    print("| network | threads | float32 ms (least) | int8 ms (least) | float32 : int8 |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for one in speeds:
-        times = f"{one.float32:.2f} ({one.least_float32:.2f}) | {one.int8:.2f} ({one.least_int8:.2f})"
-        print(f"| {one.network} | {one.threads} | {times} | {one.ratio:.2f} |")
     for threads in arguments.threads:
         mean = statistics.geometric_mean(one.ratio for one in speeds if one.threads == threads)
         print(f"\nGeometric mean, threads {threads}: {mean:.2f}")

@@ -1,6 +1,6 @@
 """Convolutions of integers by the kernels of a CPU, and what NumPy makes of the same."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,13 @@ import tvm
 from tvm import te, tirx
 
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
-from tvm_passes.relax.kernels.integer_convolution import integer_convolution, packed_vector, packed_weight, tiles
+from tvm_passes.relax.kernels.integer_convolution import (
+    integer_convolution,
+    packed_vector,
+    packed_weight,
+    packing,
+    tiles,
+)
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 
@@ -19,17 +25,19 @@ SHAPES = {
     "first layer": IntegerConvolution((1, 16, 18, 3), (3, 3), 24, (2, 2), (1, 0, 1, 1)),
     "seventeen": IntegerConvolution((2, 9, 11, 17), (3, 3), 37, (2, 1), (1, 1, 1, 1)),
     "five to forty": IntegerConvolution((2, 5, 6, 5), (1, 1), 40),
+    "flat with a rest": IntegerConvolution((2, 5, 7, 16), (1, 1), 40),
     "strided 1x1": IntegerConvolution((1, 9, 11, 64), (1, 1), 80, (2, 2)),
     "no padding": IntegerConvolution((1, 7, 9, 8), (5, 5), 16),
     "dilated": IntegerConvolution((1, 9, 11, 12), (5, 5), 16, (1, 1), (2, 2, 2, 2), (2, 2)),
     "grouped": IntegerConvolution((1, 6, 7, 20), (3, 3), 36, (1, 1), (1, 1, 1, 1), groups=4),
     "dense": IntegerConvolution((3, 1, 1, 100), (1, 1), 50),
-    "depthwise": IntegerConvolution((2, 9, 17, 17), (3, 3), 17, (1, 1), (1, 1, 1, 1), groups=17),
+    "depthwise": IntegerConvolution((2, 5, 15, 17), (3, 3), 17, (1, 1), (1, 1, 1, 1), groups=17),
+    "depthwise, narrow": IntegerConvolution((1, 5, 4, 17), (3, 3), 17, (1, 1), (1, 1, 1, 1), groups=17),
     "depthwise, strided": IntegerConvolution((1, 9, 11, 32), (3, 3), 32, (2, 2), (0, 0, 1, 1), groups=32),
     "depthwise 5x5": IntegerConvolution((1, 8, 9, 24), (5, 5), 24, (2, 2), (2, 1, 2, 2), groups=24),
     "depthwise, dilated": IntegerConvolution((1, 9, 11, 5), (3, 3), 5, (1, 1), (2, 2, 2, 2), (2, 2), groups=5),
 }
-ZERO_POINT, BOUNDS = 117, (3, 5, 250)
+ZERO_POINT, BOUNDS, CORES = 117, (3, 5, 250), 2
 
 
 @dataclass(frozen=True)
@@ -60,21 +68,24 @@ def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: 
     zero, low, high = map(np.float32, BOUNDS)
     quantised = np.clip(np.rint(products) + zero, low, high).astype(np.uint8)
     expected = products if real else _stored(quantised, vectors)
-    is_depthwise = shape.inputs == 1
     kernel = (
-        depthwise.integer_depthwise(shape, vectors, 1)
-        if is_depthwise
-        else integer_convolution(shape, vectors, 1, tiles(shape, vectors)[0], real)
+        depthwise.integer_depthwise(shape, vectors, CORES)
+        if shape.is_depthwise
+        else integer_convolution(shape, vectors, CORES, tiles(shape, vectors, CORES)[0], real)
     )
-    pack = depthwise.packed_weight if is_depthwise else packed_weight
-    lanes, groups = (depthwise.CHANNELS, 1) if is_depthwise else (vectors.lanes, shape.groups)
+    packed_as = (depthwise.packing if shape.is_depthwise else packing)(shape, vectors)
     if vectors.data_type == "int8":
         # The data is 128 less.
         bias += 128 * weight.astype(np.int32).sum((0, 1, 2))
-    filled = [_computed(packed_vector, [one], groups, lanes) for one in (bias, multiplier)]
     bounds = [] if real else [np.array(BOUNDS, np.float32)]
     quantisation = np.array([0.1, ZERO_POINT], np.float32)
-    packed = _computed(pack, [weight], shape, vectors)
+    packed, *filled = _computed(
+        lambda weight, *of_channels: [
+            (depthwise.packed_weight if shape.is_depthwise else packed_weight)(weight, shape, vectors),
+            *(packed_vector(one, packed_as.groups, packed_as.width) for one in of_channels),
+        ],
+        [weight, bias, multiplier],
+    )
     result = np.zeros_like(expected)
     return Case(kernel, [_stored(data, vectors), packed, *filled, quantisation, *bounds, result], expected)
 
@@ -96,15 +107,14 @@ def _stored(quantised: npt.NDArray[np.uint8], vectors: IntegerVectors) -> npt.ND
     return quantised if vectors.data_type == "uint8" else (quantised.astype(np.int16) - 128).astype(np.int8)
 
 
-def _computed(compute: Any, arrays: list[npt.NDArray[Any]], *options: Any) -> npt.NDArray[Any]:
-    """What a tensor expression makes of arrays."""
+def _computed(compute: Callable[..., list[te.Tensor]], arrays: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """What tensor expressions make of arrays."""
     inputs = [te.placeholder(array.shape, str(array.dtype), name="input") for array in arrays]
-    function = te.create_prim_func([*inputs, compute(*inputs, *options)])
-    result = tvm.runtime.tensor(
-        np.zeros([int(one) for one in function.params[-1].ty.shape], str(function.params[-1].ty.dtype))
-    )
-    tvm.compile(function, target="llvm")(*map(tvm.runtime.tensor, arrays), result)
-    return result.numpy()
+    function = te.create_prim_func([*inputs, *compute(*inputs)])
+    types = [parameter.ty for parameter in function.params[len(arrays) :]]
+    results = [tvm.runtime.tensor(np.zeros([int(one) for one in type_.shape], str(type_.dtype))) for type_ in types]
+    tvm.compile(function, target="llvm")(*map(tvm.runtime.tensor, arrays), *results)
+    return [result.numpy() for result in results]
 
 
 def named(found: Mapping[str, Case]) -> tvm.IRModule:

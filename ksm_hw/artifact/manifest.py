@@ -16,14 +16,15 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation
+from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation, Precision
 from ksm_hw.errors import UserError
 from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.files.places import leads_out
 from ksm_hw.files.staging import read_whole
 from ksm_hw.json_document import Count, OtherVersion, Positive, read_json, read_versioned_json
 
-FORMAT_VERSION = 5
+# A ksm-hw from before int8 reads what is in float32, and tells of the other that it cannot.
+FORMAT_VERSIONS: Mapping[Precision, int] = {"float32": 5, "int8": 6}
 LIBRARY = "model.so"
 MANIFEST = "manifest.json"
 
@@ -66,7 +67,7 @@ class Manifest:
         cpu_features: vector instructions that the code may use, by their names in /proc/cpuinfo.
         cores: numbers of the CPU's cores that the session pins its threads to; empty for a CPU whose cores are alike.
         fold: `switch`, `bake` or `fused`.
-        precision: dtype of the arithmetic.
+        precision: what an inference computes in.
         ir: what the compiler went through: `relax`, or `relay`, whose libraries are one a function, FUNCTION.so.
         tvm_version: of the compiler.
         input_shape, output_shape: [N, 3, H, W], and [N, classes] with as many classes as the largest task.
@@ -84,7 +85,7 @@ class Manifest:
     cpu_features: tuple[str, ...]
     cores: tuple[Count, ...]
     fold: FoldMode
-    precision: str
+    precision: Precision
     ir: IntermediateRepresentation
     tvm_version: str
     input_shape: tuple[Positive, Positive, Positive, Positive]
@@ -136,7 +137,7 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         text = path.read_bytes()
-        manifest = read_versioned_json(text, Manifest, FORMAT_VERSION)
+        manifest = read_versioned_json(text, Manifest, *FORMAT_VERSIONS.values())
         files = listed_files(text)
         if not manifest.tasks:
             raise ValueError("it names no tasks")
@@ -146,8 +147,9 @@ def _read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"No artifact at {folder}: manifest.json is missing. {_where_else(folder)}") from error
     except OtherVersion as error:
+        known = " and ".join(map(str, FORMAT_VERSIONS.values()))
         raise UserError(
-            f"{path} has {error}; this ksm-hw reads {FORMAT_VERSION}. Compile the bundle again, or run it with the "
+            f"{path} has {error}; this ksm-hw reads {known}. Compile the bundle again, or run it with the "
             "ksm-hw that wrote it."
         ) from error
     except ValueError as error:

@@ -1,8 +1,9 @@
 """`ksm-hw verify` and `ksm-hw report`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -23,6 +24,9 @@ from ksm_hw.cli.app import (
 )
 from ksm_hw.cli.image_files import Failures, MaxPixels, failures_as_json, limit_pixels, reported_into
 from ksm_hw.errors import UserError
+
+if TYPE_CHECKING:
+    from ksm_hw.learning.datasets import TaskData
 
 
 @app.command(
@@ -45,7 +49,7 @@ def verify(
     ] = False,
     data: Annotated[
         str | None,
-        typer.Option(help="Set's name, or folder with train/ and test/, whose test images the accuracy is told on."),
+        typer.Option(help="Set's name, or folder with train/ and test/: tasks of its classes are tested on it."),
     ] = None,
     max_pixels: MaxPixels = None,
     threads: Threads = None,
@@ -76,6 +80,7 @@ def verify(
     import_tvm_before_torch()
     from ksm_hw.report.verify import verify as verify_artifact
 
+    test_set = None if data is None else _find_test_set(data, artifacts, task)
     results = []
     failures: Failures = {}
     for artifact in artifacts:
@@ -88,7 +93,7 @@ def verify(
                 threads=threads,
                 board=board,
                 on_failure=reported_into(failures),
-                data=data,
+                data=test_set,
                 on_step=status.update,
             )
         results += [(artifact, result) for result in found]
@@ -219,6 +224,7 @@ def report(
         check_output_file(html, "--html", artifacts)
     for artifact in artifacts:
         read_manifest(artifact)  # That one is damaged shall be told before the others are measured.
+    test_set = None if data is None else _find_test_set(data, artifacts)
     reports = []
     with messages.status("measure") as status:
         for artifact in artifacts:
@@ -231,7 +237,7 @@ def report(
                     tuned=tuned,
                     threads=threads,
                     board=board,
-                    data=data,
+                    data=test_set,
                 )
             )
     if as_json:
@@ -245,3 +251,13 @@ def report(
 
         write_page(reports, html)
         messages.print(f"Wrote {html}", soft_wrap=True)
+
+
+def _find_test_set(data: str, artifacts: Sequence[Path], task: str | None = None) -> "TaskData":
+    """As `find_test_set`, which imports torch: a report without a set needs none."""
+    from ksm_hw.runtime.tvm_import import import_tvm_before_torch
+
+    import_tvm_before_torch()
+    from ksm_hw.report.accuracy import find_test_set
+
+    return find_test_set(data, artifacts, task)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ksm_hw.cli.app import Json, app, console, examples, messages, print_json, stopped_by_ctrl_c
+from ksm_hw.cli.learning_options import BackboneName, BackboneWeights, BatchSize, Epochs, HeadRate, ImageSize, MaskRate
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.names import TITLES
 
@@ -26,17 +27,13 @@ def compare(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of bundles, trials and the page.")] = Path(
         "compared"
     ),
-    backbone: Annotated[str, typer.Option(help="efficientnet-lite0, or a torchvision network.")] = "efficientnet-lite0",
-    weights: Annotated[
-        Path | None, typer.Option(help=r"State dict of the backbone. \[default: ImageNet weights]")
-    ] = None,
-    epochs: Annotated[int, typer.Option(min=1, max=100_000, help="Passes over the training images.")] = 30,
-    batch_size: Annotated[int, typer.Option(min=2, max=4096, help="Images a step.")] = 32,
-    image_size: Annotated[int, typer.Option(min=32, max=2048, help="Height and width of the input, in pixels.")] = 224,
-    mask_rate: Annotated[
-        float, typer.Option(min=1e-9, max=1, help="Adam's rate for masks, BatchNorms and weights.")
-    ] = 2e-4,
-    head_rate: Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for the head.")] = 2e-4,
+    backbone: BackboneName = "efficientnet-lite0",
+    weights: BackboneWeights = None,
+    epochs: Epochs = 30,
+    batch_size: BatchSize = 32,
+    image_size: ImageSize = 224,
+    mask_rate: MaskRate = 2e-4,
+    head_rate: HeadRate = 2e-4,
     rate: Annotated[
         list[str] | None, typer.Option(help="METHOD=RATE: another --mask-rate for a method; repeat.")
     ] = None,

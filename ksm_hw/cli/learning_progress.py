@@ -48,10 +48,15 @@ def epoch_progress(epochs: int) -> Iterator[tuple[Any, Any]]:
             progress.update(bar, completed=done, total=total)
 
         def on_epoch(epoch: Any) -> None:
-            progress.update(bar, description=f"epoch {epoch.number + 1}/{epochs}", completed=0)
+            # In a wider network the epochs go on, and how many there will be is not known.
+            of_all = f"/{epochs}" if epoch.width == 1 else ""
+            progress.update(bar, description=f"epoch {epoch.number + 1}{of_all}", completed=0)
+            held_out = "" if epoch.validation is None else f", held-out {epoch.validation:.1%}"
+            taken_back = "; it was pruned too much and is taken back" if epoch.verdict == "undo" else ""
             progress.console.print(
-                f"epoch {epoch.number}/{epochs}: loss {epoch.loss:.3f}, test accuracy {epoch.accuracy:.1%}, "
-                f"{epoch.seconds:.0f} s"
+                f"epoch {epoch.number}{of_all}: loss {epoch.loss:.3f}, test accuracy {epoch.accuracy:.1%}{held_out}, "
+                f"{epoch.seconds:.0f} s{taken_back}",
+                soft_wrap=True,
             )
 
         yield on_batch, on_epoch

@@ -1,6 +1,7 @@
 """`ksm-hw train`."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -9,6 +10,7 @@ import typer
 
 from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json, printable, stopped_by_ctrl_c
 from ksm_hw.cli.image_files import MaxPixels, limit_pixels
+from ksm_hw.cli.learning_options import BackboneName, BackboneWeights, BatchSize, Epochs, HeadRate, ImageSize, MaskRate
 from ksm_hw.cli.learning_progress import epoch_progress, readable_images
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.names import TITLES
@@ -16,6 +18,7 @@ from ksm_hw.masks.mask_format import Granularity, ScaleBits
 
 # typer takes the choices of an option from a Literal; a type checker wants one that is written out.
 if TYPE_CHECKING:
+    from ksm_hw.learning.datasets import TaskData
     from ksm_hw.learning.options import LearningOptions
     from ksm_hw.learning.train import Trained
 
@@ -48,24 +51,20 @@ def train(
         typer.Option(help="Instead of both: DATA or TASK=DATA of each task, with commas; those of the bundle stay."),
     ] = None,
     bundle: Annotated[Path, typer.Option(help="Folder to add the task to; made if it is not there.")] = Path("bundle"),
-    backbone: Annotated[str, typer.Option(help="efficientnet-lite0, or a torchvision network.")] = "efficientnet-lite0",
-    weights: Annotated[
-        Path | None, typer.Option(help=r"State dict of the backbone. \[default: ImageNet weights]")
-    ] = None,
+    backbone: BackboneName = "efficientnet-lite0",
+    weights: BackboneWeights = None,
     method: Annotated[MethodName, typer.Option(help="How: " + ", ".join(TITLES.values()) + ".")] = "ksm",
-    epochs: Annotated[int, typer.Option(min=1, max=100_000, help="Passes over the training images.")] = 30,
-    batch_size: Annotated[int, typer.Option(min=2, max=4096, help="Images a step.")] = 32,
-    image_size: Annotated[int, typer.Option(min=32, max=2048, help="Height and width of the input, in pixels.")] = 224,
-    mask_rate: Annotated[
-        float, typer.Option(min=1e-9, max=1, help="Adam's rate for masks, BatchNorms and weights.")
-    ] = 2e-4,
+    epochs: Epochs = 30,
+    batch_size: BatchSize = 32,
+    image_size: ImageSize = 224,
+    mask_rate: MaskRate = 2e-4,
     norm_rate: Annotated[
         float | None, typer.Option(min=1e-9, max=1, help=r"Adam's rate for BatchNorms. \[default: --mask-rate]")
     ] = None,
     head_start: Annotated[
         bool, typer.Option("--head-start", help="Fit the head to the features first; for one or two epochs.")
     ] = False,
-    head_rate: Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for the head.")] = 2e-4,
+    head_rate: HeadRate = 2e-4,
     granularity: Annotated[
         Granularity | None,
         typer.Option(
@@ -154,10 +153,26 @@ def train(
     request = _Request(
         bundle, backbone, weights, options, image_size, scale_bits, flip, skip_bad, restart, log, log_folder, as_json
     )
-    learned = [_learn(request, *one) for one in _tasks(task, data, sequence, request)]
-    if as_json:
+    learned: list[Trained] = []
+    try:
+        for each in _waiting(request, _tasks(task, data, sequence, request)):
+            _learn(request, each, learned)
+    finally:
+        # Also where a later task ends the command: these are learned.
         described = [_as_json(trained) for trained in learned]
-        print_json(described if sequence is not None else described[0])
+        if as_json and sequence is not None:
+            print_json(described)
+        elif as_json and described:
+            print_json(described[0])
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A task that is about to be learned: its name, its images, and what takes its epochs."""
+
+    task: str
+    images: "TaskData"
+    draw: Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -189,12 +204,14 @@ def _tasks(task: str | None, data: str | None, sequence: str | None, request: _R
             raise UserError("Which task? Give --task and --data, or several tasks with --sequence.")
         return [(task, data)]
     from ksm_hw.learning.datasets import check_task_data, named_data
+    from ksm_hw.learning.methods.table import check_sequence
     from ksm_hw.masks.bundle import pack_in
 
     if task is not None or data is not None:
         raise UserError("--sequence names tasks and their images. Leave out --task and --data, or --sequence.")
-    waiting = []
-    for name, images in named_data(sequence, "--sequence"):
+    waiting, pairs = [], named_data(sequence, "--sequence")
+    check_sequence(request.options, len(pairs))
+    for name, images in pairs:
         if (older := pack_in(request.bundle, name)) is None:
             check_task_data(images)
             waiting.append((name, images))
@@ -204,26 +221,56 @@ def _tasks(task: str | None, data: str | None, sequence: str | None, request: _R
                 "another --bundle, or another name: NAME=DATA."
             )
         else:
-            messages.print(f"Task '{name}' is in {request.bundle} and stays.", soft_wrap=True)
+            messages.print(
+                f"Task '{name}' is in {request.bundle} and stays. It keeps what it was learned with.",
+                soft_wrap=True,
+            )
     return waiting
 
 
-def _learn(request: _Request, task: str, data: str) -> "Trained":
-    """Learns one task."""
+def _waiting(request: _Request, tasks: list[tuple[str, str]]) -> list[_Waiting]:
+    """The tasks with their images. What can be wrong with any is told before the first is learned."""
     from dataclasses import replace
 
     from ksm_hw.learning.curves import curve
     from ksm_hw.learning.datasets import load_task_data
-    from ksm_hw.learning.train import checked_backbone, checkpoint_of, train_task
+    from ksm_hw.learning.learn import learned_and_held_out
+    from ksm_hw.learning.train import checked_start
 
-    bundle, options = request.bundle, request.options
+    if not tasks:
+        return []
     with messages.status("load the backbone"):
-        network = checked_backbone(task, bundle, request.backbone, request.weights, request.image_size, options)
-    draw = curve(request.log, request.log_folder, task)
-    images = readable_images(load_task_data(data), request.skip_bad)
-    messages.print(f"{len(images.train)} training and {len(images.test)} test images in {len(images.classes)} classes")
+        start = checked_start(
+            tasks[0][0], request.bundle, request.backbone, request.weights, request.image_size, request.options,
+            int(request.scale_bits),  # type: ignore[arg-type]
+        )  # fmt: skip
+    if start.older:
+        messages.print(f"{start.free_share:.2%} of the backbone's weights are free: no other task uses them")
+    drawn = [curve(request.log, request.log_folder, task) for task, _ in tasks]
+    waiting = []
+    for (task, data), draw in zip(tasks, drawn, strict=True):
+        images = readable_images(load_task_data(data), request.skip_bad)
+        learned_and_held_out(images, request.options)  # Whether there is enough of both.
+        if request.flip is not None:
+            images = replace(images, flip=request.flip)
+        waiting.append(_Waiting(task, images, draw))
+    return waiting
+
+
+def _learn(request: _Request, waiting: _Waiting, learned: "list[Trained]") -> None:
+    """Learns one task, and notes it as soon as it is in the bundle."""
+    from ksm_hw.learning.train import checkpoint_of, train_task
+
+    task, images, bundle, options = waiting.task, waiting.images, request.bundle, request.options
+    messages.print(
+        f"Task '{task}': {len(images.train)} training and {len(images.test)} test images in {len(images.classes)} "
+        "classes"
+    )
+    before = len(learned)
 
     def kept() -> str:
+        if len(learned) > before:
+            return f"Task '{task}' is in {bundle}, without ranges for int8."
         if checkpoint_of(bundle, task).exists():
             return "Whole epochs are kept: give the same command to go on, or add --restart."
         return "No epoch was done, so nothing is kept."
@@ -232,25 +279,26 @@ def _learn(request: _Request, task: str, data: str) -> "Trained":
 
         def on_epoch(epoch: Any) -> None:
             show(epoch)
-            draw(epoch)
+            waiting.draw(epoch)
 
         trained = train_task(
-            images if request.flip is None else replace(images, flip=request.flip),
+            images,
             task,
             bundle,
             request.backbone,
             options,
-            network=network,
+            weights=request.weights,
             image_size=request.image_size,
             scale_bits=int(request.scale_bits),  # type: ignore[arg-type]
             restart=request.restart,
             command=printable(command(*sys.argv[1:])),
             on_batch=on_batch,
             on_epoch=on_epoch,
+            on_added=learned.append,
         )
+        learned[-1] = trained  # With its ranges.
     if not request.as_json:
         _print_trained(trained, bundle)
-    return trained
 
 
 def _as_json(trained: "Trained") -> dict[str, Any]:
@@ -263,6 +311,7 @@ def _as_json(trained: "Trained") -> dict[str, Any]:
         "pack_bytes": trained.pack.nbytes,
         "replaced_accuracy": trained.replaced_accuracy,
         "carried_over": trained.carried_over,
+        "free_share": trained.free_share,
     }
 
 
@@ -279,6 +328,7 @@ def _print_trained(trained: "Trained", bundle: Path) -> None:
             f"The bundle's backbone was replaced; proven to compute what they did: {', '.join(trained.carried_over)}.",
             soft_wrap=True,
         )
+    console.print(f"{trained.free_share:.2%} of the backbone's weights are free: no task uses them.")
     if coded := {mask.scale_bits for mask in pack.masks.values() if mask.coded}:
         console.print(
             f"Soft values in {max(coded)} bits are off by at most {trained.scale_error:.2g}; accuracy as learned "

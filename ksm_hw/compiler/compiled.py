@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ksm_hw.artifact.manifest import OperatorEntry, TaskEntry
+from ksm_hw.artifact.modes import Precision
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.task_pack import TaskPack
@@ -28,7 +29,7 @@ class Compiled:
     bundle: Bundle
     tasks: Mapping[str, TaskEntry]
     tvm_version: str
-    precision: str
+    precision: Precision
     input_shape: tuple[int, int, int, int]
     output_shape: tuple[int, int]
     workspace_bytes: int

@@ -37,6 +37,7 @@ _VIEWS = {
     _aten.transpose.int,
     _aten.contiguous.default,
     _aten.dropout.default,
+    _aten.dropout_.default,
     _aten.chunk.default,
     operator.getitem,
 }

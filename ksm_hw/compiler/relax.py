@@ -31,6 +31,7 @@ from ksm_hw.masks.mask_format import group_size
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.quantising.network import network_of
 from ksm_hw.quantising.ranges import task_ranges
+from ksm_hw.quantising.scheme import MOST_VALUES
 from ksm_hw.runtime.tvm_import import carry_errors
 from ksm_hw.toolchains.cuda import find_cuda_compiler
 from ksm_hw.toolchains.linker import architecture_of
@@ -47,6 +48,8 @@ from tvm_passes.unknown_dtype import UnknownDtype
 
 if LANES > FEWEST_SOFT_VALUES:
     raise AssertionError(f"kernels read {LANES} soft values at once, and masks have {FEWEST_SOFT_VALUES} or more")
+
+NOTHING_TO_TUNE = "Each operator of int8 has one schedule alone, on every target, so there is nothing to tune."
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ def compile_through_relax(
         UserError: as `compile_bundle`.
     """
     if precision == "int8":
-        _check_integers(bundle, target, fold)
+        _check_integers(bundle, target, fold, batch)
+        if tuned is not None:
+            raise UserError(f"{NOTHING_TO_TUNE} Leave --tuned out.")
     carry_errors()
     if target.device == "cuda":
         # What is missing is found now, not after minutes.
@@ -100,7 +105,7 @@ def compile_through_relax(
         yield _compiled(part, planned, built, architecture_of(target.cpu), precision)
 
 
-def _check_integers(bundle: Bundle, target: CompileTarget, fold: FoldMode) -> None:
+def _check_integers(bundle: Bundle, target: CompileTarget, fold: FoldMode, batch: int) -> None:
     """Checks before the work that tasks can be compiled in int8."""
     if target.device != "cpu":
         raise UserError(f"int8 is for CPUs, and {target.name} computes on a GPU. Use --precision float32.")
@@ -110,7 +115,13 @@ def _check_integers(bundle: Bundle, target: CompileTarget, fold: FoldMode) -> No
             "--fold switch or bake with int8."
         )
     for pack in bundle.packs.values():
-        task_ranges(network_of(bundle, pack), pack)
+        network = network_of(bundle, pack)
+        if (values := batch * network.most_values) > MOST_VALUES:
+            raise UserError(
+                f"With --batch {batch} a tensor of {bundle.backbone} has {values} values, and one of int8 may have "
+                f"{MOST_VALUES}. Compile for fewer images an inference."
+            )
+        task_ranges(network, pack)
 
 
 @contextlib.contextmanager
@@ -182,7 +193,7 @@ def main_functions(
         UserError: as `compile_bundle`.
     """
     if precision == "int8":
-        _check_integers(bundle, target, "switch")
+        _check_integers(bundle, target, "switch", batch)
     folded = _fold(bundle, batch, tvm.target.Target(dict(target.tvm)), precision=precision)
     mains = {functions.main for functions in folded.functions.values()}
     return tvm.IRModule(

@@ -27,18 +27,28 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked_folder(folder: Path, lock: str = FOLDER_LOCK) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
     """Makes a folder where there is none, and keeps other processes that do the same away while the block runs.
 
-    As `locked`, with a file of the name `lock`. Where the block fails, folders that were made go if they are empty.
+    As `locked`, with a file of its own. Where the block fails, folders that were made go if they are empty.
+    """
+    with made_folder(folder), locked(Path(os.path.realpath(folder)) / FOLDER_LOCK):
+        yield
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder where there is none; where the block fails, folders that were made go if they are empty.
+
+    Raises:
+        UserError: it cannot be made.
     """
     folder = Path(os.path.realpath(folder))
     made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(folder / lock):
-            yield
+        yield
     except BaseException:
         with contextlib.suppress(OSError):
             for each in made:

@@ -9,7 +9,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.files.written import check_file, check_folder, explained
 from ksm_hw.learning.learn import Epoch
 
-COLUMNS = ("number", "loss", "accuracy", "validation", "seconds")
+COLUMNS = ("number", "loss", "accuracy", "validation", "seconds", "width")
 
 
 def curve(kind: str | None, folder: Path, task: str) -> Callable[[Epoch], None]:

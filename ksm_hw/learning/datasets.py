@@ -82,14 +82,27 @@ class PartOfSplit:
 def held_out(data: TaskData, share: float) -> tuple[TaskData, ImageSplit | None]:
     """The task with a share in 0…1 of its training images, at least one, taken out, and these; None where it is 0.
 
-    They are chosen at random, and are the same each time.
+    They are chosen at random, the same share of each class as near as it goes, and are the same each time. Each class
+    keeps one image at least.
+
+    Raises:
+        UserError: no class has two.
     """
     if share == 0:
         return data, None
-    order = np.random.default_rng(0).permutation(len(data.train)).tolist()
-    count = max(round(share * len(order)), 1)
-    train, validation = (PartOfSplit(data.train, sorted(part)) for part in (order[count:], order[:count]))
-    return dataclasses.replace(data, train=train), validation
+    places: dict[int, list[int]] = {}  # Of a class's images, in a random order.
+    labels = list(data.train.labels)
+    for place in np.random.default_rng(0).permutation(len(labels)).tolist():
+        places.setdefault(labels[place], []).append(place)
+    # Each image but the last of its class with how much of the class is taken when it is.
+    taken = sorted(
+        ((number + 0.5) / len(own), place) for own in places.values() for number, place in enumerate(own[:-1])
+    )
+    if not taken:
+        raise UserError(f"{data.name} has no class with two training images, so that none can be held out. Add images.")
+    held = {place for _, place in taken[: max(round(share * len(labels)), 1)]}
+    learned = [place for place in range(len(labels)) if place not in held]
+    return dataclasses.replace(data, train=PartOfSplit(data.train, learned)), PartOfSplit(data.train, sorted(held))
 
 
 @dataclass(frozen=True)

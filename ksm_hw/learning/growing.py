@@ -5,6 +5,8 @@ the new weights are random, belong to nobody, and are learned with what else is 
 """
 
 import dataclasses
+import functools
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -41,7 +43,7 @@ class Grown:
     Attributes:
         network: result of `learn`.
         before: the backbone's tensors that it was learned from, in its width.
-        history: of the width that it was learned in.
+        history: of all widths, one after another: the last epoch's seconds are those of all.
     """
 
     network: nn.Module
@@ -49,14 +51,20 @@ class Grown:
     history: list[Epoch]
 
 
-def _checkpoint_in(checkpoint: Path, width: float) -> Path:
+def _checkpoint_in(checkpoint: Path, width: str) -> Path:
     """The file with the state of a network in a width; in its published one the task's own."""
-    return checkpoint if width == 1 else checkpoint.with_name(f"{checkpoint.stem}.width-{width:g}{checkpoint.suffix}")
+    return checkpoint if width == "1" else checkpoint.with_name(f"{checkpoint.stem}.width-{width}{checkpoint.suffix}")
 
 
 def checkpoints_of(checkpoint: Path) -> list[Path]:
-    """The files with the state of a task in every width."""
-    return [checkpoint, *checkpoint.parent.glob(f"{checkpoint.stem}.width-*{checkpoint.suffix}")]
+    """The files with the state of a task, in every width in which there is one."""
+    return [*checkpoint.parent.glob(checkpoint.name), *checkpoint.parent.glob(_checkpoint_in(checkpoint, "*").name)]
+
+
+def unfinished_checkpoints_of(checkpoint: Path) -> list[Path]:
+    """The files of processes that were killed while they wrote the state of a task, in any width."""
+    names = (checkpoint.name, _checkpoint_in(checkpoint, "*").name)
+    return [path for name in names for path in checkpoint.parent.glob(f".{name}.*")]
 
 
 def learn_growing(
@@ -76,44 +84,80 @@ def learn_growing(
         network: the pretrained network.
         backbone: its name.
         older: the other tasks over it.
-        data, preprocessing, options, checkpoint, on_batch, on_epoch: see `learn`; a width has a checkpoint of its own.
+        on_epoch: as `learn` has it; epochs and seconds go on in a wider network.
+        data, preprocessing, options, checkpoint, on_batch: see `learn`; a width has a checkpoint of its own.
 
     Raises:
         UserError: as `learn`, or the network cannot grow.
     """
+    past: list[Epoch] = []
     while True:
         # A copy: the arrays share memory with a network that is about to change.
         before = {name: array.copy() for name, array in backbone_tensors(network).items()}
         width = _width(backbone, before)
-        place = _checkpoint_in(checkpoint, width)
-        network, history = learn(network, data, preprocessing, options, place, on_batch, on_epoch, older)
+        place = _checkpoint_in(checkpoint, f"{width:g}")
+        counted = functools.partial(_counted, past, width)
+        told = functools.partial(_tell, on_epoch, counted)
+        network, history = learn(network, data, preprocessing, options, place, on_batch, told, older)
+        history = [counted(epoch) for epoch in history]
         if history[-1].verdict != "grow":
-            return Grown(network, before, history)
-        reached = f"The task reached {history[-1].validation or 0:.1%} of the images that were held out"
+            return Grown(network, before, [*past, *history])
+        reached = f"The task reached {history[-1].validation:.1%} of the images that were held out"
         if width + STEP > options.max_width:
             _log.warning("%s, in the widest network that --max-width allows: it is not pruned.", reached)
-            return Grown(network, before, history)
+            return Grown(network, before, [*past, *history])
+        past = [*past, *history]
         _log.warning("%s: the network grows to %g times its published width.", reached, width + STEP)
-        network = _wider(backbone, before, width + STEP, preprocessing.image_size, options.seed)
+        network = wider(backbone, before, width + STEP, preprocessing.image_size, options.seed)
         wide = backbone_tensors(network)
         head = tuple(network.get_parameter(f"{head_path(network)}.weight").shape[1:])
         sha256 = sha256_of_tensors(wide)
         older = [carried_over(pack, before, wide, sha256, head) for pack in older]
 
 
+def _tell(on_epoch: Callable[[Epoch], None], counted: Callable[[Epoch], Epoch], epoch: Epoch) -> None:
+    on_epoch(counted(epoch))
+
+
+def _counted(past: Sequence[Epoch], width: float, epoch: Epoch) -> Epoch:
+    """An epoch in a wider network, counted from the start in the published one."""
+    seconds = past[-1].seconds if past else 0.0
+    return dataclasses.replace(epoch, number=len(past) + epoch.number, seconds=seconds + epoch.seconds, width=width)
+
+
+def check_grows(backbone: str, width: float = 1 + STEP) -> None:
+    """Checks that a network can grow to so many times its published width, by growing one without numbers.
+
+    Raises:
+        UserError: it cannot.
+    """
+    with torch.device("meta"):
+        network = build_backbone(backbone)
+        check_can_grow(network)
+        widen(network, _shapes(network, width))
+
+
 def _width(backbone: str, tensors: Tensors) -> float:
-    """How wide a network is, in its published widths: as its first layer is."""
-    published = backbone_tensors(build_backbone(backbone))
-    first = next(iter(published))
-    return len(tensors[first]) / len(published[first])
+    """How wide a network is, in its published widths: the fewest steps in which no layer is wider."""
+    with torch.device("meta"):
+        published = build_backbone(backbone)
+    for width in itertools.count(1, STEP):
+        shapes = _shapes(published, width)
+        if all(_fits(array.shape, shapes.get(name, array.shape)) for name, array in tensors.items()):
+            break
+    return width
 
 
-def _wider(backbone: str, tensors: Tensors, width: float, image_size: int, seed: int) -> nn.Module:
+def _fits(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
+    return all(map(int.__le__, shape, into))
+
+
+def wider(backbone: str, tensors: Tensors, width: float, image_size: int, seed: int) -> nn.Module:
     """A network whose layers have so many times their published widths, the first channels with the tensors given."""
+    check_grows(backbone, width)
     torch.manual_seed(seed)
-    published = build_backbone(backbone)
-    check_can_grow(published)
-    network = widen(build_backbone(backbone), _shapes(published, width))
+    network = build_backbone(backbone)
+    network = widen(network, _shapes(network, width))
     wide = {name: array.copy() for name, array in backbone_tensors(network).items()}
     for name, array in tensors.items():
         wide[name][tuple(map(slice, array.shape))] = array

@@ -16,6 +16,7 @@ from ksm_hw.learning.checkpoint import Checkpoint, mark_diverged, resume, save_c
 from ksm_hw.learning.datasets import ImageSplit, TaskData, held_out
 from ksm_hw.learning.head_start import keep_statistics, start_head
 from ksm_hw.learning.images import kept_for_testing, kept_for_training, test_batches, training_batches
+from ksm_hw.learning.methods.free_weights import used_weights
 from ksm_hw.learning.methods.masked_weights import body_parameters, head_parameters, norm_parameters
 from ksm_hw.learning.methods.method import Verdict
 from ksm_hw.learning.methods.table import check_options, method_named, prepared_network
@@ -23,7 +24,7 @@ from ksm_hw.learning.options import LearningOptions
 from ksm_hw.masks.bundle import sha256_of_tensors
 from ksm_hw.masks.preprocessing import Preprocessing
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.backbones import backbone_tensors
+from ksm_hw.models.backbones import backbone_tensors, maskable_layers
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Epoch:
         seconds: since the start.
         validation: accuracy on the validation part in 0…1; None where there is none.
         verdict: of the method; learning ends where there is one.
+        width: of the network, in its published widths.
     """
 
     number: int
@@ -45,6 +47,7 @@ class Epoch:
     seconds: float
     validation: float | None = None
     verdict: Verdict = ""
+    width: float = 1.0
 
 
 class NotFinite(UserError):
@@ -82,8 +85,7 @@ def learn(
     """
     method = method_named(options.method)
     check_options(options)
-    data, validation = held_out(data, method.validation if options.validation is None else options.validation)
-    _check_data(data)
+    data, validation = learned_and_held_out(data, options)
     data, validation = _kept(data, validation, preprocessing)
     fingerprint = _fingerprint(backbone, data, preprocessing, options, older)
     torch.manual_seed(options.seed)
@@ -105,7 +107,8 @@ def learn(
             epoch = _measured(network, data, validation, preprocessing, Epoch(number, loss, 0.0, 0.0))
         except NotFinite as error:
             raise _diverged(number, mark_diverged(kept)) from error
-        verdict = method.end_epoch(options, [*(each.validation for each in history), epoch.validation])
+        looked_at = [each.validation for each in (*history, epoch) if each.validation is not None]
+        verdict = method.end_epoch(options, looked_at)
         if verdict == "undo":
             network.load_state_dict(before)
             epoch = dataclasses.replace(history[-1], number=number, loss=loss)
@@ -114,6 +117,18 @@ def learn(
         save_checkpoint(kept, [vars(each) for each in history])
         on_epoch(history[-1])
     return network.cpu().eval(), history
+
+
+def learned_and_held_out(data: TaskData, options: LearningOptions) -> tuple[TaskData, ImageSplit | None]:
+    """The task with the training images that are learned, and those that are only looked at, if there are any.
+
+    Raises:
+        UserError: there are too few classes or images.
+    """
+    default = method_named(options.method).validation
+    data, validation = held_out(data, default if options.validation is None else options.validation)
+    _check_data(data)
+    return data, validation
 
 
 def _optimiser(
@@ -184,8 +199,10 @@ def _fingerprint(
     """What must be the same where a run goes on: all but the rates, which are lowered where one diverged."""
     same = {name: value for name, value in vars(options).items() if not name.endswith("_rate")}
     weights = sha256_of_tensors(backbone_tensors(backbone))
-    tasks = sorted(pack.task for pack in older) if method_named(options.method).changes_weights else []
+    # Two sets of tasks that use the same weights leave the same ones free.
+    used = used_weights(maskable_layers(backbone), older) if method_named(options.method).changes_weights else {}
     images = [data.name, data.classes, len(data.train)]
+    tasks = [len(older) > 0, sha256_of_tensors(used)] if used else []
     return json.dumps([weights, *images, dataclasses.asdict(preprocessing), same, tasks], default=vars)
 
 

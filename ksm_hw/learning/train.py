@@ -13,28 +13,25 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
 from ksm_hw.errors import UserError
-from ksm_hw.files.locks import locked_folder
+from ksm_hw.files.locks import locked, made_folder
 from ksm_hw.files.written import explained
 from ksm_hw.learning.calibration_images import split_batches
 from ksm_hw.learning.datasets import ImageSplit, TaskData
-from ksm_hw.learning.growing import STEP, checkpoints_of, learn_growing
-from ksm_hw.learning.learn import Epoch, measure_accuracy
+from ksm_hw.learning.growing import STEP, check_grows, checkpoints_of, learn_growing, unfinished_checkpoints_of
+from ksm_hw.learning.learn import Epoch, learned_and_held_out, measure_accuracy
 from ksm_hw.learning.learned_task import backbone_after, task_pack_of
-from ksm_hw.learning.methods.names import TITLES
-from ksm_hw.learning.methods.table import check_options, method_named
+from ksm_hw.learning.methods.free_weights import free_share
+from ksm_hw.learning.methods.table import check_older, check_options, check_read, method_named
 from ksm_hw.learning.options import LearningOptions
+from ksm_hw.learning.starting_weights import PRETRAINED, Start, starting_weights
 from ksm_hw.masks.bundle import (
-    DESCRIPTION,
     LEARNING,
     Bundle,
     add_calibration,
-    add_task,
     add_tasks_over,
     check_bundle_folder,
-    check_same_backbone,
     check_task_name,
     load_bundle,
     pack_in,
@@ -44,14 +41,7 @@ from ksm_hw.masks.growth import Tensors
 from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.soft_mask import soft_values, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.backbones import (
-    backbone_tensors,
-    build_backbone,
-    bundled_backbone,
-    check_can_grow,
-    default_preprocessing,
-    pretrained_backbone,
-)
+from ksm_hw.models.backbones import default_preprocessing, maskable_layers
 from ksm_hw.models.task_module import task_module
 from ksm_hw.quantising.calibrate import calibrate
 from ksm_hw.quantising.network import NotQuantisable
@@ -60,6 +50,8 @@ from ksm_hw.quantising.observers import DEFAULT_OBSERVER, IMAGES
 SAMPLES = 10  # Test images of a task that a bundle carries, so that `verify` and `make demo` have real input.
 _SAMPLE_SIDE = 256  # Samples are shrunk to this longer side, in pixels, for they travel with every artifact.
 _SAMPLE_NAME = 100  # Letters of the class that are in a sample's name; a folder's may be as long as any file's.
+
+_WEIGHTS_LOCK = "weights-lock"  # No task's, for these end in another way.
 
 _log = logging.getLogger(__name__)
 
@@ -74,12 +66,14 @@ class Trained:
         replaced_accuracy: of the task of that name which the bundle had before, in 0…1; None where it had none, or
             nobody measured it.
         carried_over: older tasks that are now over another backbone, where they compute what they did.
+        free_share: share in 0…1 of the backbone's weights that no task of the bundle uses.
     """
 
     pack: TaskPack
     scale_error: float
     replaced_accuracy: float | None
     carried_over: list[str]
+    free_share: float
 
 
 def checkpoint_of(bundle: Path, task: str) -> Path:
@@ -91,33 +85,55 @@ def _forget(checkpoint: Path) -> None:
     """Removes the state of a task, in all widths of the network."""
     with explained(checkpoint):
         for kept in checkpoints_of(checkpoint):
-            kept.unlink(missing_ok=True)
+            kept.unlink()
 
 
 @contextlib.contextmanager
-def _learning(bundle: Path, task: str) -> Iterator[Path]:
-    """The checkpoint of a task, while no other process learns the task of that name into the bundle."""
+def _learning(bundle: Path, task: str, changes_weights: bool) -> Iterator[Path]:
+    """The checkpoint of a task, while no other process learns the task of that name into the bundle.
+
+    A task that changes the weights is learned while no other is: what is learned over weights that are about to change
+    is lost. Others only wait for such a one to end, and are learned beside each other.
+    """
     checkpoint = checkpoint_of(bundle, task)
-    with locked_folder(checkpoint.parent, f"{task}.lock"):
+    folder = checkpoint.parent
+    with made_folder(folder), contextlib.ExitStack() as held:
+        weights = held.enter_context(contextlib.ExitStack())
+        weights.enter_context(locked(folder / _WEIGHTS_LOCK))
+        held.enter_context(locked(folder / f"{task}.lock"))
+        if changes_weights:
+            for other in sorted(set(folder.glob("*.lock")) - {folder / f"{task}.lock"}):
+                with locked(other):
+                    pass
+        else:
+            weights.close()
         with explained(checkpoint):
-            for left in checkpoint.parent.glob(f".{checkpoint.name}.*"):
+            for left in unfinished_checkpoints_of(checkpoint):
                 left.unlink()  # Half a checkpoint: its process was killed.
         yield checkpoint
 
 
-def checked_backbone(
-    task: str, bundle: Path, backbone: str, weights: Path | None, image_size: int, options: LearningOptions
-) -> nn.Module:
-    """The pretrained backbone for learning a task; all is checked that needs no images, for these may take minutes.
+def checked_start(
+    task: str,
+    bundle: Path,
+    backbone: str,
+    weights: Path | None,
+    image_size: int,
+    options: LearningOptions,
+    scale_bits: ScaleBits = 32,
+) -> Start:
+    """What a task would be learned from; all is checked that needs no images, for these may take minutes.
 
     Raises:
         UserError: a name that no task can have, a folder that no task can be written into or whose bundle is over
-            another backbone, masks that begin at 0, too few epochs or another granularity than the method has, weights
-            that do not fit, no such network, or one that does not take images of this size.
+            other weights, masks that begin at 0, options that the method does not read, too few epochs or another
+            granularity than the method has, too few free weights, weights that do not fit, no such network, or one
+            that does not take images of this size.
     """
     check_task_name(task)
     check_bundle_folder(bundle, task)
     check_options(options)
+    check_read(options, scale_bits)
     method, constants = method_named(options.method), options.constants
     if method.binarise is not None and not method.binarise(torch.tensor(constants.initial), constants):
         raise UserError(
@@ -126,34 +142,19 @@ def checked_backbone(
         )
     if options.accuracy_goal is not None:
         _check_goal(options, backbone)
-    if method.changes_weights and (bundle / DESCRIPTION).exists():
-        return _backbone_in(bundle, backbone, weights, image_size)
-    network = pretrained_backbone(backbone, weights, image_size)
-    check_same_backbone(bundle, backbone, sha256_of_tensors(backbone_tensors(network)))
-    return network
+    start = starting_weights(task, bundle, backbone, weights, image_size)
+    check_older(options, start.free_share, start.older)
+    return start
 
 
 def _check_goal(options: LearningOptions, backbone: str) -> None:
-    """Checks before anything is learned that the method has a goal of accuracy, and the network can grow for it."""
-    if not method_named(options.method).grows:
-        title = TITLES[options.method]
-        raise UserError(f"{title} has no goal of accuracy. Leave out --accuracy-goal, or give --method cpg.")
+    """Checks before anything is learned that the network can grow for a goal of accuracy."""
     if options.max_width < 1 + STEP:
         return
     try:
-        check_can_grow(build_backbone(backbone))
+        check_grows(backbone)
     except UserError as error:
         raise UserError(f"{error} Give --max-width 1 to learn without growing, or another --backbone.") from error
-
-
-def _backbone_in(folder: Path, backbone: str, weights: Path | None, image_size: int) -> nn.Module:
-    """The backbone of a bundle, whose weights are those that its tasks left."""
-    bundle = load_bundle(folder)
-    if bundle.backbone != backbone:
-        raise UserError(f"{folder} is over {bundle.backbone}, and the task would be over {backbone}. Give another.")
-    if weights is not None:
-        _log.warning("%s has the weights of its backbone, and %s is not read.", folder, weights)
-    return bundled_backbone(backbone, bundle.tensors, image_size)
 
 
 def train_task(
@@ -164,44 +165,48 @@ def train_task(
     options: LearningOptions,
     *,
     weights: Path | None = None,
-    network: nn.Module | None = None,
     image_size: int = 224,
     scale_bits: ScaleBits = 32,
     restart: bool = False,
     command: str = "",
     on_batch: Callable[[int, int], None] = lambda done, total: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_added: Callable[[Trained], None] = lambda trained: None,
 ) -> Trained:
     """Learns a task and adds it to a bundle, which is made when it is not there.
 
     The state after each epoch is kept in `BUNDLE/.learning/`, so that the same call goes on where another was stopped.
-    Calibration comes last: where it fails or is stopped the task stays without ranges, and a warning says so.
+    Calibration comes last: where it fails or is stopped the task stays without ranges, and a warning says so. Where
+    another process changes the weights of the bundle this waits for it.
 
     Args:
         data: the images.
         task: name of the task.
         bundle: folder of the bundle.
-        backbone, weights: see `pretrained_backbone`.
-        network: what `checked_backbone` gave for the same request; without it that is called here.
+        backbone, weights: see `starting_weights`.
         options: how to learn.
         image_size: height and width of the input in pixels.
         scale_bits: bits of a stored soft value.
         restart: learn from the start whatever an earlier run left.
         command: the command line, kept in the pack.
         on_batch, on_epoch: see `learn`.
+        on_added: called when the task is in the bundle, before it is calibrated.
 
     Raises:
         UserError: bad names, weights that do not fit, a bundle over another backbone, a disk that cannot be written.
     """
-    network = network or checked_backbone(task, bundle, backbone, weights, image_size, options)
-    with _learning(bundle, task) as checkpoint:
-        older = _older_tasks(bundle, task, options, backbone, sha256_of_tensors(backbone_tensors(network)))
+    checked = (task, bundle, backbone, weights, image_size, options, scale_bits)
+    checked_start(*checked)  # Before a lock is written, and waited for.
+    with _learning(bundle, task, method_named(options.method).changes_weights) as checkpoint:
+        start = checked_start(*checked)
         replaced = _replaced_accuracy(bundle, task)
         if restart:
             _forget(checkpoint)
         preprocessing = default_preprocessing(backbone, image_size)
-        grown = learn_growing(network, backbone, data, preprocessing, options, checkpoint, older, on_batch, on_epoch)
-        network, history = grown.network, grown.history
+        grown = learn_growing(
+            start.network, backbone, data, preprocessing, options, checkpoint, start.older, on_batch, on_epoch
+        )
+        network = grown.network
         tensors = backbone_after(network, grown.before, options)
         identity = (backbone, sha256_of_tensors(tensors))
         exact = task_pack_of(network, data, task, options, identity, preprocessing)
@@ -210,23 +215,13 @@ def train_task(
         reference = task_module(whole, pack)
         # Of the pack as it is stored, which with 8 or 4 bits is not quite the network that was learned.
         accuracy = measure_accuracy(reference, data.test, preprocessing)
-        pack = dataclasses.replace(pack, facts={**_facts(data, history), "command": command, "accuracy": accuracy})
-        carried_over = _add(bundle, pack, tensors, data)
-        _forget(checkpoint)
-        pack = _calibrated(bundle, whole, pack, data)
-    return Trained(pack, _scale_error(exact, pack), replaced, carried_over)
-
-
-def _older_tasks(folder: Path, task: str, options: LearningOptions, backbone: str, sha256: str) -> list[TaskPack]:
-    """The other tasks of a bundle, where the method changes the weights that they are over.
-
-    Raises:
-        UserError: the bundle is over other weights than the task is about to be learned over.
-    """
-    check_same_backbone(folder, backbone, sha256)
-    if not method_named(options.method).changes_weights or not (folder / DESCRIPTION).exists():
-        return []
-    return [pack for pack in load_bundle(folder).packs.values() if pack.task != task]
+        facts = {"command": command, "accuracy": accuracy, PRETRAINED: start.pretrained_sha256}
+        pack = dataclasses.replace(pack, facts={**_facts(data, options, grown.history), **facts})
+        carried_over = _add(bundle, pack, tensors, data, checkpoint)
+        free = free_share(maskable_layers(reference), list(load_bundle(bundle).packs.values()))
+        trained = Trained(pack, _scale_error(exact, pack), replaced, carried_over, free)
+        on_added(trained)
+        return dataclasses.replace(trained, pack=_calibrated(bundle, whole, pack, data))
 
 
 def _calibrated(folder: Path, bundle: Bundle, pack: TaskPack, data: TaskData) -> TaskPack:
@@ -237,6 +232,7 @@ def _calibrated(folder: Path, bundle: Bundle, pack: TaskPack, data: TaskData) ->
     except NotQuantisable as error:
         _log.info("task %s is not calibrated: %s", pack.task, error)
     except (Exception, KeyboardInterrupt) as error:  # Whatever it is, the task is learned.
+        # A user who stops the command stops it here too, and what would come next.
         _log.warning(
             "Task '%s' is learned and in %s, but not calibrated, which int8 needs (%s). Calibrate it: %s",
             pack.task,
@@ -244,6 +240,8 @@ def _calibrated(folder: Path, bundle: Bundle, pack: TaskPack, data: TaskData) ->
             str(error) or type(error).__name__,
             shlex.join(["ksm-hw", "calibrate", "--task", pack.task, "--bundle", str(folder), "--data", "IMAGES"]),
         )
+        if isinstance(error, KeyboardInterrupt):
+            raise
     return pack
 
 
@@ -259,25 +257,25 @@ def _replaced_accuracy(bundle: Path, task: str) -> float | None:
     return accuracy if known else None
 
 
-def _add(bundle: Path, pack: TaskPack, tensors: Tensors, data: TaskData) -> list[str]:
-    """Adds the task to the bundle, with samples of its images, and returns the older ones that got another backbone."""
+def _add(bundle: Path, pack: TaskPack, tensors: Tensors, data: TaskData, checkpoint: Path) -> list[str]:
+    """Adds the task to the bundle, with samples of its images, and returns the older ones that got another backbone.
+
+    Its checkpoints go with the same step: a process that is killed leaves one of both.
+    """
+    finished = [str(path.relative_to(bundle)) for path in checkpoints_of(checkpoint)]
     with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
         samples = Path(folder)
         write_samples(data.test, data.classes, samples / pack.task)
-        if method_named(pack.method).changes_weights:
-            network = pack.backbone
-            return add_tasks_over(bundle, [pack], tensors, lambda: check_can_grow(build_backbone(network)), samples)
-        add_task(bundle, pack, tensors, samples / pack.task)
-        return []
+        return add_tasks_over(bundle, [pack], tensors, lambda: check_grows(pack.backbone), samples, finished)
 
 
-def _facts(data: TaskData, history: list[Epoch]) -> dict[str, Any]:
+def _facts(data: TaskData, options: LearningOptions, history: list[Epoch]) -> dict[str, Any]:
     """What a pack keeps of how it was learned; the accuracy is the network's, whose soft values are not rounded."""
     return {
         "learned_accuracy": history[-1].accuracy,
         "seconds": round(history[-1].seconds, 1),
         "epochs": len(history),
-        "training_images": len(data.train),
+        "training_images": len(learned_and_held_out(data, options)[0].train),
         "test_images": len(data.test),
         "source": data.source,
         "licence": data.licence,

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,7 @@ class Bundle:
     folder: Path | None = None
 
 
-def sha256_of_tensors(tensors: Mapping[str, npt.NDArray[np.float32]]) -> str:
+def sha256_of_tensors(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
     """SHA-256 over names, shapes and bytes of the tensors in the order of their names, as 64 hexadecimal digits.
 
     It names the weights, not the file that holds them, so the same weights in another container have the same hash.
@@ -235,22 +236,6 @@ def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping
             )
 
 
-def check_same_backbone(folder: Path, backbone: str, sha256: str) -> None:
-    """Checks that a task over this backbone can be added to the bundle of a folder, or makes a new one.
-
-    Raises:
-        UserError: the folder has a bundle over another backbone, or a damaged one.
-    """
-    if not (folder / DESCRIPTION).exists():
-        return
-    found = _read_description(folder)
-    if found.backbone_sha256 != sha256:
-        raise UserError(
-            f"The bundle {folder} is over {found.backbone} with SHA-256 {found.backbone_sha256}, and the task would be "
-            f"learned over {backbone} with SHA-256 {sha256}. Give another bundle, or the bundle's backbone."
-        )
-
-
 def check_bundle_folder(folder: Path, task: str) -> None:
     """Checks, before a task is learned, that it can be written into a folder.
 
@@ -258,7 +243,8 @@ def check_bundle_folder(folder: Path, task: str) -> None:
         UserError: the folder is an artifact, lies in one or in a bundle, holds something else, or cannot be written.
     """
     _check_owner(folder)
-    check_places(folder, (DESCRIPTION, f"tasks/{task}.safetensors", f"samples/{task}/00-class.png"))
+    of_task = (f"tasks/{task}.safetensors", f"samples/{task}/00-class.png", f"{LEARNING}/{task}.pt")
+    check_places(folder, (DESCRIPTION, *of_task))
     for written in (folder, *(folder / name for name in ("tasks", "samples", LEARNING))):
         check_folder(written)
 
@@ -372,6 +358,7 @@ def add_tasks_over(
     tensors: Mapping[str, npt.NDArray[np.float32]],
     check_can_grow: Callable[[], None],
     samples: Path | None = None,
+    finished: Sequence[str] = (),
 ) -> list[str]:
     """Adds tasks to a bundle, whose backbone they may replace, or replaces tasks of their names; all or nothing.
 
@@ -385,6 +372,7 @@ def add_tasks_over(
         check_can_grow: asked where older tasks come into layers of other shapes; raises UserError where the network
             cannot be widened so that they compute what they did.
         samples: folder with a folder of a few real test images for each task that has some, which are copied.
+        finished: names of files in the folder that go in the same step: what is no longer needed.
 
     Returns:
         The names of the older tasks that are now over another backbone.
@@ -414,6 +402,7 @@ def add_tasks_over(
         _check_heads([*packs, *staying])
         carried = [] if is_same else staying
         gone = [name for task in names & tasks.keys() for name in _sample_names(folder, task)]
+        gone += finished
         if not is_same:
             gone.append(_BACKBONE)  # A package may carry the new one.
         with staged_files(folder, DESCRIPTION, gone) as staging:

@@ -83,32 +83,42 @@ def widen(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
         shape = shapes.get(f"{path}.weight")
         if path == head or shape is None or tuple(module.weight.shape) == tuple(shape):
             continue
-        if (wider := _wider(module, shape)) is None:
+        if not _widen_layer(module, shape):
             raise UserError(
                 f"'{path}' of {type(model).__name__} cannot have a weight of shape {list(shape)}. The weights belong "
                 "to another architecture."
             )
-        model.set_submodule(path, wider)
         grown = True
     if grown:
-        last, (outputs, _, *window) = model.get_submodule(head), model.state_dict()[f"{head}.weight"].shape
-        model.set_submodule(head, _wider(last, (outputs, _features_of_head(model, head), *window)) or last)
+        outputs, _, *window = model.state_dict()[f"{head}.weight"].shape
+        _widen_layer(model.get_submodule(head), (outputs, _features_of_head(model, head), *window))
     return model
 
 
-def _wider(module: nn.Module, shape: tuple[int, ...]) -> nn.Module | None:
-    """A layer as another, but for the shape of its weight; None where it cannot have that."""
+def _widen_layer(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Gives a layer a weight of another shape, in place, with random values; False where it cannot have that.
+
+    The layer itself, not a new one: a network's own kinds of layers (convolutions that pad as TensorFlow does) know
+    more than the arguments of PyTorch's.
+    """
     if isinstance(module, nn.Conv2d) and len(shape) == 4 and tuple(module.kernel_size) == tuple(shape[2:]):
-        depthwise = module.groups == module.in_channels
-        if module.groups == 1 or (depthwise and shape[1] == 1 and module.in_channels == module.out_channels):
-            groups, inputs = (shape[0], shape[0]) if module.groups > 1 else (1, shape[1])
-            options = (module.stride, module.padding, module.dilation, groups, module.bias is not None)
-            return nn.Conv2d(inputs, shape[0], module.kernel_size, *options)  # type: ignore[arg-type]
+        depthwise = module.groups > 1
+        if depthwise and not (shape[1] == 1 and module.groups == module.in_channels == module.out_channels):
+            return False
+        module.out_channels, module.in_channels = shape[0], shape[0] if depthwise else shape[1]
+        module.groups = shape[0] if depthwise else 1
     elif isinstance(module, nn.Linear) and len(shape) == 2:
-        return nn.Linear(shape[1], shape[0], module.bias is not None)
+        module.out_features, module.in_features = shape
     elif isinstance(module, nn.BatchNorm2d) and len(shape) == 1:
-        return nn.BatchNorm2d(shape[0], module.eps, module.momentum)
-    return None
+        module.num_features = shape[0]
+    else:
+        return False
+    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        if tensor.ndim:
+            wide = tensor.new_empty(shape if name == "weight" else shape[:1])
+            setattr(module, name, nn.Parameter(wide) if isinstance(tensor, nn.Parameter) else wide)
+    module.reset_parameters()
+    return True
 
 
 def _features_of_head(model: nn.Module, head: str) -> int:

@@ -23,11 +23,12 @@ def float_results(network: Network, folded: Folded, images: Float32Array) -> dic
     """
     known = {INPUT: torch.from_numpy(images)}
     for operator in network.operators:
-        known[operator.result] = _computed(operator, known, folded)
+        known[operator.result] = operator_result(operator, known, folded)
     return known
 
 
-def _computed(operator: Operator, known: Mapping[str, torch.Tensor], folded: Folded) -> torch.Tensor:
+def operator_result(operator: Operator, known: Mapping[str, torch.Tensor], folded: Folded) -> torch.Tensor:
+    """What an operator computes of tensors that are known by their names, float32."""
     match operator:
         case Convolution():
             weight, bias = (torch.from_numpy(np.ascontiguousarray(array)) for array in folded[operator.layer])

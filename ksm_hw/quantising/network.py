@@ -12,7 +12,7 @@ import operator
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -22,6 +22,7 @@ from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.growth import shapes_of
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import build_backbone, head_path, widen
+from ksm_hw.quantising.scheme import MOST_PIXELS, MOST_PRODUCTS
 
 INPUT = "input"
 _aten = torch.ops.aten
@@ -90,11 +91,14 @@ class Rearrangement:
     Attributes:
         result, data: the tensors; both are quantised alike.
         function: from a tensor to a tensor.
+        keeps: what of the data is in the result: all of it, one of the parts into which all of it is split, or the
+            largest value of each window.
     """
 
     result: str
     data: str
     function: Callable[[torch.Tensor], torch.Tensor]
+    keeps: Literal["all", "part", "largest"] = "all"
 
 
 Operator = Convolution | Addition | Mean | Concatenation | Rearrangement
@@ -102,10 +106,17 @@ Operator = Convolution | Addition | Mean | Concatenation | Rearrangement
 
 @dataclass(frozen=True)
 class Network:
-    """The operators in the order of computation, and the name of the logits."""
+    """What a network computes.
+
+    Attributes:
+        operators: in the order of computation.
+        logits: their name.
+        most_values: of a tensor of one image, the largest there is.
+    """
 
     operators: tuple[Operator, ...]
     logits: str
+    most_values: int
 
     @property
     def convolutions(self) -> tuple[Convolution, ...]:
@@ -119,6 +130,14 @@ class Network:
             names[one.result] = names[one.data] if isinstance(one, Rearrangement) else one.result
         del names[self.logits]
         return names
+
+    def computed_tensors(self) -> list[str]:
+        """Names of the tensors whose values are found in no other, in the order of computation, the logits last.
+
+        They are the ranged ones, what is pooled of them, and the logits.
+        """
+        moved = {one.result for one in self.operators if isinstance(one, Rearrangement) and one.keeps != "largest"}
+        return [INPUT, *(one.result for one in self.operators if one.result not in moved)]
 
     def ranged_tensors(self) -> list[str]:
         """Names of the tensors that ranges are needed of, in the order of computation."""
@@ -181,7 +200,8 @@ class _Reader:
         logits = self.names.get(output)
         if logits != head:
             raise self._unknown(f"an operator behind its head '{head}'")
-        return Network(tuple(self.operators.values()), logits)
+        most_values = max(node.meta["val"].numel() for node in self.names if node.target != _aten.chunk.default)
+        return Network(tuple(self.operators.values()), logits, most_values)
 
     def _visit(self, node: _Node) -> None:
         match node.target:
@@ -210,6 +230,8 @@ class _Reader:
         layer = self.paths[weight.name].removesuffix(".weight")
         if layer in self.operators:
             raise self._unknown(f"a layer '{layer}' that is used twice")
+        if (products := math.prod(weight.meta["val"].shape[1:])) > MOST_PRODUCTS:
+            raise self._unknown(f"sums of {products} products ('{layer}'), more than {MOST_PRODUCTS}")
         options: dict[str, Any] = {"dense": True}
         if node.target == _aten.conv2d.default:
             options = _window(rest[1:], around)
@@ -233,23 +255,26 @@ class _Reader:
         self.operators[result] = Addition(result, left, right, clamp)
 
     def _mean(self, node: _Node, keeps: bool) -> None:
-        data = self._name(node.args[0])
+        data, pixels = self._name(node.args[0]), math.prod(node.args[0].meta["val"].shape[2:])
+        if pixels > MOST_PIXELS:
+            raise self._unknown(f"a mean of {pixels} pixels, more than {MOST_PIXELS}")
         result = self._named(node, data, "mean")
         self.operators[result] = Mean(result, data, keeps)
 
     def _rearrangement(self, node: _Node) -> None:
         function = _rearranging(node)
+        keeps: Literal["all", "part", "largest"] = "largest" if node.target == _aten.max_pool2d.default else "all"
         if function is None or not isinstance(node.args[0], fx.Node):
             raise self._unknown(str(node.target))
         source: _Node = node.args[0]
         if source.target == _aten.chunk.default:
-            source = source.args[0]
+            source, keeps = source.args[0], "part"
         data = self._name(source)
         if node.target == _aten.chunk.default:
             self.names[node] = data  # Its parts are what `getitem` takes.
             return
-        result = self._named(node, data, "rearranged")
-        self.operators[result] = Rearrangement(result, data, function)
+        result = self._named(node, data, "pooled" if keeps == "largest" else "rearranged")
+        self.operators[result] = Rearrangement(result, data, function, keeps)
 
     def _name(self, node: Any) -> str:
         if not isinstance(node, fx.Node) or node not in self.names:
@@ -310,7 +335,9 @@ def _rearranging(node: _Node) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """What a node does with a tensor of any batch size; None where it computes values."""
     rest = node.args[1:]
     match node.target:
-        case _aten.dropout.default | _aten.contiguous.default:
+        case _aten.dropout.default | _aten.dropout_.default | _aten.contiguous.default:
+            return lambda data: data
+        case _aten.adaptive_avg_pool2d.default if list(rest[0]) == list(node.args[0].meta["val"].shape[2:]):
             return lambda data: data
         case _aten.max_pool2d.default:
             return lambda data: torch.nn.functional.max_pool2d(data, *rest)

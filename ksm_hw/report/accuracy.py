@@ -1,6 +1,6 @@
 """The accuracy of a compiled task on a test set, beside that of PyTorch in float32."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import torch
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.errors import UserError
-from ksm_hw.learning.datasets import load_task_data
+from ksm_hw.learning.datasets import TaskData, load_task_data
 from ksm_hw.learning.images import test_batches
-from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.bundle import Bundle, load_bundle, task_of
+from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module
 from ksm_hw.runtime.any_session import AnySession
 
@@ -35,9 +36,41 @@ class Accuracy:
     drop: float
 
 
+def find_test_set(data: str, artifacts: Sequence[Path], task: str | None = None) -> TaskData:
+    """The set that tasks are tested on, looked at before the work: those of its classes are.
+
+    Args:
+        data: a registered set's name, or a folder with `train/` and `test/`; its test images count.
+        artifacts: folders that `ksm-hw compile` wrote.
+        task: the only one that is asked for.
+
+    Raises:
+        UserError: there is no such set, folder or task, or no task has these classes.
+    """
+    found = load_task_data(data)
+    bundles = [load_bundle(artifact).packs for artifact in artifacts]
+    packs = [pack for known in bundles for pack in (known.values() if task is None else [task_of(known, task)])]
+    if not any(is_tested_on(pack, found) for pack in packs):
+        others = ", ".join(dict.fromkeys(f"'{pack.task}' has {_told(pack.classes)}" for pack in packs))
+        raise UserError(
+            f"{data} has {_told(found.classes)}, which no task has: {others}. Give the set of a task with --data."
+        )
+    return found
+
+
+def is_tested_on(pack: TaskPack, data: TaskData) -> bool:
+    """Whether a task has the classes of a set, in its order."""
+    return pack.classes == tuple(data.classes)
+
+
+def _told(classes: Sequence[str]) -> str:
+    """A number of classes and their first and last name, for a person: some sets have hundreds."""
+    return f"{len(classes)} classes, '{classes[0]}' to '{classes[-1]}'"
+
+
 def accuracies_on(
     artifact: Path,
-    data: str,
+    data: TaskData,
     threads: int | None = None,
     board: BoardAddress | None = None,
     on_step: Callable[[str], None] = lambda step: None,
@@ -45,47 +78,39 @@ def accuracies_on(
     """The accuracy of those tasks of an artifact that have the classes of a set; see `accuracy_on`.
 
     Raises:
-        UserError: as `open_session` and `accuracy_on`, or no task has these classes.
+        UserError: as `open_session` and `accuracy_on`.
     """
-    classes, found = tuple(load_task_data(data).classes), {}
+    found = {}
     with open_session(artifact, board, threads) as session:
         bundle = load_bundle(artifact)
-        for task, pack in bundle.packs.items():
-            if pack.classes == classes:
-                session.switch(task)
-                found[task] = accuracy_on(session, bundle, data, on_step)
-    if not found:
-        raise UserError(f"No task of {artifact} has the classes of {data}: {', '.join(classes)}. Give another --data.")
+        for task in [task for task, pack in bundle.packs.items() if is_tested_on(pack, data)]:
+            session.switch(task)
+            found[task] = accuracy_on(session, bundle, data, on_step)
     return found
 
 
 @torch.inference_mode()
 def accuracy_on(
-    session: AnySession, bundle: Bundle, data: str, on_step: Callable[[str], None] = lambda step: None
+    session: AnySession, bundle: Bundle, data: TaskData, on_step: Callable[[str], None] = lambda step: None
 ) -> Accuracy:
     """The accuracy of the session's current task.
 
     Args:
         session: the compiled task.
         bundle: has the task and its backbone.
-        data: a registered set's name, or a folder with `train/` and `test/`; its test images count.
+        data: a set that the task is tested on (`is_tested_on`).
         on_step: called after each batch with what is done.
 
     Raises:
-        UserError: there is no such set or folder, its classes are not the task's, or the device fails.
+        UserError: an image cannot be read, or the device fails.
     """
-    pack, found = session.packs[session.task], load_task_data(data)
-    if tuple(found.classes) != pack.classes:
-        raise UserError(
-            f"{data} has the classes {', '.join(found.classes)}, and task '{pack.task}' {', '.join(pack.classes)}. "
-            "Give the task's own set with --data, and choose the task with --task."
-        )
+    pack = session.packs[session.task]
     reference, done = task_module(bundle, pack), 0
     right = np.zeros(2, np.int64)
-    for images, labels in test_batches(found.test, pack.preprocessing, _BATCH):
+    for images, labels in test_batches(data.test, pack.preprocessing, _BATCH):
         for place, logits in enumerate((session.run_all(images.numpy()), reference(images).numpy())):
             right[place] += int(np.sum(logits.argmax(1) == labels.numpy()))
         done += len(labels)
-        on_step(f"test {pack.task}: {done} of {len(found.test)} images")
+        on_step(f"test {pack.task}: {done} of {len(data.test)} images")
     compiled, pytorch = (float(one) / done for one in right)
     return Accuracy(done, compiled, pytorch, 100 * float(right[1] - right[0]) / done)

@@ -27,6 +27,7 @@ from ksm_hw.runtime.machine import Machine
 
 if TYPE_CHECKING:
     from ksm_hw.artifact.manifest import Manifest
+    from ksm_hw.learning.datasets import TaskData
     from ksm_hw.masks.bundle import Bundle
     from ksm_hw.masks.task_pack import TaskPack
 
@@ -155,7 +156,7 @@ def measure_artifact(
     tuned: Path | None = None,
     threads: int | None = None,
     board: BoardAddress | None = None,
-    data: str | None = None,
+    data: "TaskData | None" = None,
 ) -> ArtifactReport:
     """Measures every task of an artifact, on this machine or on a board.
 
@@ -168,12 +169,11 @@ def measure_artifact(
             not compared with the network without masks.
         threads: of the CPU; without it as many as the target has cores.
         board: where to measure; on this machine without it.
-        data: a set, or a folder with `train/` and `test/`, on whose test images the accuracy of the tasks that have its
-            classes is measured.
+        data: a set, on whose test images the accuracy of the tasks that have its classes is measured (`find_test_set`).
 
     Raises:
         UserError: the artifact is missing, damaged or not for the machine; torch, which compiling needs, is missing;
-            the tuning records are others; there is no such set; or the board is busy or gone.
+            the tuning records are others; or the board is busy or gone.
     """
     if runs < ROUNDS:
         raise UserError(f"{runs} runs are too few: the measurement has {ROUNDS} rounds. Give {ROUNDS} or more.")
@@ -199,11 +199,8 @@ def measure_artifact(
 
 
 def _with_accuracy(
-    report: ArtifactReport, data: str, threads: int | None, board: BoardAddress | None, on_step: OnStep
+    report: ArtifactReport, data: "TaskData", threads: int | None, board: BoardAddress | None, on_step: OnStep
 ) -> ArtifactReport:
-    from ksm_hw.runtime.tvm_import import import_tvm_before_torch
-
-    import_tvm_before_torch()
     from ksm_hw.report.accuracy import accuracies_on
 
     found = accuracies_on(Path(report.artifact), data, threads, board, on_step)

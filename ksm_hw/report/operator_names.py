@@ -10,6 +10,8 @@ _LONG_NAMES = (
     "strided_slice", "broadcast_to", "layer_norm", "log_softmax", "winograd_conv2d",
 )  # fmt: skip
 _NAME = re.compile(rf"(?:tir_)?({'|'.join(_LONG_NAMES)}|(?:[a-z]+(?:[123]d)?))\d*(?:_|$)")
+# What `Quantise` calls convolutions of integers, whose weights are packed.
+_INTEGER_CONVOLUTION = re.compile(r"k(\d+)x(\d+)_(?:s(\d+)_)?(?:g(\d+)_)?(depthwise_)?conv2d\d*")
 
 
 def extents(shape: Shape) -> str:
@@ -31,6 +33,10 @@ def operator_name(symbol: str, shapes: tuple[Shape, ...]) -> str:
     """
     if symbol.startswith("unpack_mask"):  # Then follow the granularity and the mask's shape.
         return "unpack mask"
+    if (found := _INTEGER_CONVOLUTION.fullmatch(symbol)) is not None:
+        height, width, stride, groups, depthwise = found.groups()
+        grouping = " depthwise" if depthwise else f" {groups} groups" if groups else ""
+        return f"conv2d {height}×{width}" + (f" s{stride}" if stride else "") + grouping
     names = [match[1].replace("_", " ") for match in _NAME.finditer(symbol.removeprefix("fused_"))]
     if not names:
         return symbol

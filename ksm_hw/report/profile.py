@@ -75,7 +75,7 @@ class ArtifactProfile:
         artifact: the folder; `task` whose inference it is.
         backbone, target, fold, precision, input_shape: of the manifest.
         machine: what it was measured on; `threads` how many the runtime used there.
-        peak: what that machine can do; None for a GPU or a board, whose peak is not measured.
+        peak: what that machine can do in float32; None for a GPU, a board or int8, whose peak is not measured.
         inference: an inference that is not watched, of the artifact's batch.
         operators: the slowest first.
         operator_seconds: their sum.
@@ -140,7 +140,7 @@ def profile_artifact(
     on_step("load")
     with measuring_at(board) as measured, measured(folder, threads) as process:
         peak = None
-        if board is None and manifest.device == "cpu":
+        if board is None and manifest.device == "cpu" and manifest.precision == "float32":
             on_step("measure the machine's peak")
             peak = machine_peak(process.facts["threads"], again=measure_peak)
         unwatched, calls = _measure_rounds(process, task, -(-runs // ROUNDS), on_step)

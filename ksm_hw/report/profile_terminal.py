@@ -48,7 +48,7 @@ def profile_facts(profile: ArtifactProfile) -> list[tuple[str, str]]:
         ("machine", f"{machine.cpu} ({machine.architecture}), {threads}, load {machine.load:.1f} before"),
     ]
     if profile.peak is None:
-        facts.append(("peak", "not measured for boards and GPUs"))
+        facts.append(("peak", "not measured for int8, boards and GPUs"))
     else:
         flops, bandwidth = profile.peak.flops_per_second / 1e9, profile.peak.bytes_per_second / 1e9
         facts.append(("peak", f"{flops:.0f} GFLOP/s multiply-adds, {bandwidth:.1f} GB/s main memory"))
@@ -61,7 +61,8 @@ def _table(profile: ArtifactProfile, top: int | None) -> Table:
     title = "Operators of an inference, slowest first"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("calls, operator, data → result", overflow="fold")
-    for column in ("ms", "share", "GFLOP/s", "MB", "of peak"):
+    rate = "GFLOP/s" if profile.precision == "float32" else "GOP/s"
+    for column in ("ms", "share", rate, "MB", "of peak"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("bound", no_wrap=True)
     for operator in profile.operators[:top]:

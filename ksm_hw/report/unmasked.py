@@ -5,13 +5,12 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from ksm_hw.errors import UserError
 
 if TYPE_CHECKING:
     from ksm_hw.artifact.manifest import Manifest
-    from ksm_hw.artifact.modes import Precision
     from ksm_hw.masks.bundle import Bundle
 
 _log = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ def compile_unmasked(
         CompileTarget(manifest.target, "", manifest.device, dict(manifest.tvm_target), cores=manifest.cores),
         output,
         fold=fold,
-        precision=cast("Precision", manifest.precision),
+        precision=manifest.precision,
         batch=manifest.input_shape[0],
         tuned=None if manifest.tuning_sha256 is None else tuned,
         ir=manifest.ir,

@@ -27,10 +27,11 @@ from ksm_hw.boards.open_session import open_session
 from ksm_hw.errors import UserError
 from ksm_hw.images.finding import image_files
 from ksm_hw.images.stream import OnFailure, raise_failure
+from ksm_hw.learning.datasets import TaskData
 from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
 from ksm_hw.masks.input_batches import read_batches
 from ksm_hw.models.task_module import task_module
-from ksm_hw.report.accuracy import Accuracy, accuracy_on
+from ksm_hw.report.accuracy import Accuracy, accuracy_on, is_tested_on
 from ksm_hw.report.verify_integers import IntegerCheck, TensorCheck, first_difference
 from ksm_hw.runtime.any_session import AnySession
 
@@ -85,7 +86,7 @@ def verify(
     threads: int | None = None,
     board: BoardAddress | None = None,
     on_failure: OnFailure = raise_failure,
-    data: str | None = None,
+    data: TaskData | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[Verification]:
     """Compares every task of an artifact with the PyTorch network, in float64, of its own backbone and task pack.
@@ -101,12 +102,12 @@ def verify(
         threads: of the compiled model; without it as many as the target has cores.
         board: where the compiled model runs; on this machine without it. PyTorch always runs here.
         on_failure: called with an image that cannot be read, which is left out. Without it the error is raised.
-        data: a set, or a folder with `train/` and `test/`, whose test images the accuracy is measured on as well.
+        data: a set, on whose test images the accuracy of the tasks that have its classes is measured as well
+            (`find_test_set`).
         on_step: called with what is being done.
 
     Raises:
-        UserError: the artifact, a task or the images are missing or damaged, the set has other classes than a task, or
-            the board is busy or gone.
+        UserError: the artifact, a task or the images are missing or damaged, or the board is busy or gone.
     """
     results = []
     with open_session(artifact, board, threads) as session:
@@ -121,7 +122,7 @@ def verify(
                 result = _verify_integers(session, bundle, paths, on_failure)
             else:
                 result = _verify_task(session, bundle, paths, tolerance, on_failure)
-            if data is not None:
+            if data is not None and is_tested_on(bundle.packs[task], data):
                 found = accuracy_on(session, bundle, data, on_step)
                 result = dataclasses.replace(result, accuracy=found)
             results.append(result)

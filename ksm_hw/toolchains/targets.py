@@ -24,12 +24,19 @@ _log = logging.getLogger(__name__)
 DEVICES = ("cpu", "opencl", "cuda")
 
 # The vector instructions that decide whether compiled code runs, by LLVM's name and by that in /proc/cpuinfo.
-_VECTOR_FEATURES = {
+VECTOR_FEATURES = {
     "avx": "avx",
     "avx2": "avx2",
     "fma": "fma",
     "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl",
+    "avx512vbmi": "avx512vbmi",  # LLVM shuffles bytes by it.
+    "avx512vbmi2": "avx512_vbmi2",
     "avx512vnni": "avx512_vnni",
+    "avxvnni": "avx_vnni",
+    "gfni": "gfni",  # LLVM shifts bytes by it.
     "dotprod": "asimddp",
     "fullfp16": "asimdhp",
     "i8mm": "i8mm",
@@ -270,4 +277,4 @@ def required_cpu_features(target: CompileTarget) -> list[str]:
     from tvm.target import Target, codegen
 
     with Target(dict(target.cpu)):
-        return [found for name, found in _VECTOR_FEATURES.items() if codegen.target_has_features([name])]
+        return [found for name, found in VECTOR_FEATURES.items() if codegen.target_has_features([name])]

@@ -11,6 +11,7 @@ import pytest
 from tiny_tasks import TENSORS, tiny_bundle, tiny_manifest, tiny_pack
 
 from ksm_hw.artifact.manifest import read_manifest
+from ksm_hw.artifact.modes import Precision
 from ksm_hw.artifact.output import check_output, write_artifact
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import add_task
@@ -39,6 +40,16 @@ def test_ranges_change_no_byte_of_an_artifact(tmp_path: Path) -> None:
         write_artifact(tmp_path / name, tiny_manifest(each), lambda made: (made / "model.so").touch(), each)
     assert snapshot(tmp_path / "plain") == snapshot(tmp_path / "calibrated")
     assert load_task_pack(tmp_path / "calibrated" / "tasks" / "task.safetensors").calibration is None
+
+
+@pytest.mark.parametrize(("precision", "version"), [("float32", 5), ("int8", 6)])
+def test_the_format_is_as_old_as_what_it_holds(tmp_path: Path, precision: Precision, version: int) -> None:
+    """An older ksm-hw reads float32 artifacts still, and knows of one of int8 that it cannot."""
+    bundle = tiny_bundle("task")
+    manifest = dataclasses.replace(tiny_manifest(bundle), precision=precision)
+    write_artifact(tmp_path, manifest, lambda made: (made / "model.so").touch(), bundle)
+    assert json.loads((tmp_path / "manifest.json").read_text())["format_version"] == version
+    assert read_manifest(tmp_path).precision == precision
 
 
 @pytest.fixture

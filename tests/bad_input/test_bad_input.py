@@ -135,7 +135,18 @@ def test_artifact_copied_incompletely(
 
 @pytest.mark.parametrize(
     "damage",
-    ["missing", "empty", "truncated", "list", "version", "no files", "files a list", "file without a hash", "no tasks"],
+    [
+        "missing",
+        "empty",
+        "truncated",
+        "list",
+        "version",
+        "no files",
+        "files a list",
+        "file without a hash",
+        "no tasks",
+        "precision",
+    ],
 )
 def test_damaged_manifest(fails: Fails, copied_artifact: Path, photographs: Path, damage: str) -> None:
     path = copied_artifact / "manifest.json"
@@ -161,6 +172,8 @@ def test_damaged_manifest(fails: Fails, copied_artifact: Path, photographs: Path
             path.write_text(json.dumps(content | {"files": {"model.so": {}}}))
         case "no tasks":
             path.write_text(json.dumps(content | {"tasks": {}}))
+        case "precision":
+            path.write_text(json.dumps(content | {"precision": "int4"}))
     message = fails("run", copied_artifact, photographs / "cat.png", "--task", "kernel-task")
     assert str(copied_artifact) in message
 

@@ -5,11 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from learned_noise import refuse_to_calibrate
-from PIL import Image
+from learned_noise import refuse_to_calibrate, save_pets, saved_weights
 from random_tasks import SMALL_NETWORK
 from typer.testing import CliRunner, Result
 
@@ -21,11 +18,9 @@ from ksm_hw.masks.bundle import Bundle, tasks_in
 @pytest.fixture
 def place(tmp_path: Path, bundle: Bundle) -> Path:
     """A folder with weights, and two folders of images."""
-    torch.save({name: torch.from_numpy(np.array(array)) for name, array in bundle.tensors.items()}, tmp_path / "w.pt")
-    for number, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        Image.new("RGB", (40, 40), (number * 60, 0, 0)).save(tmp_path / "pets" / name / "1.png")
-    shutil.copytree(tmp_path / "pets", tmp_path / "my photos!")
+    saved_weights(bundle, tmp_path / "w.pt")
+    for name in ("pets", "my photos!"):
+        save_pets(tmp_path / name)
     return tmp_path
 
 
@@ -69,3 +64,33 @@ def test_a_sequence_that_is_none_is_refused_before_anything_is_learned(
     result = train(place, *(each.format(pets=place / "pets") for each in arguments))
     assert isinstance(result.exception, UserError) and re.search(message, str(result.exception))
     assert not (place / "bundle").exists()
+
+
+def test_what_was_learned_is_told_though_a_later_task_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the first is calibrated ends the sequence too, and the task is there."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ksm_hw.learning.train.calibrate", interrupted)
+    result = train(place, "--sequence", f"pets={place / 'pets'},{place / 'my photos!'}", "--json")
+    assert result.exit_code == 130 and "Task 'pets' is in" in result.stderr
+    assert [each["task"] for each in json.loads(result.stdout)] == tasks_in(place / "bundle") == ["pets"]
+    assert json.loads(result.stdout)[0]["free_share"] == 0, "a head uses all weights"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "head"], "has no folder 'train'"),
+        (["--method", "fine-tuning"], "a bundle holds one such task"),
+        (["--method", "packnet", "--epochs", "2", "--prune", "0"], r"the last of 2 tasks would find 0\.00%"),
+        (["--method", "cpg", "--epochs", "2"], "none can be held out"),
+        (["--scale-bits", "4"], "no use for --scale-bits"),
+    ],
+)
+def test_a_sequence_that_cannot_end_is_not_begun(arguments: list[str], message: str, place: Path) -> None:
+    shutil.rmtree(place / "my photos!" / "train")
+    result = train(place, "--sequence", f"pets={place / 'pets'},{place / 'my photos!'}", "--json", *arguments)
+    assert isinstance(result.exception, UserError) and re.search(message, str(result.exception))
+    assert json.loads(result.stdout) == [] and not (place / "bundle").exists()

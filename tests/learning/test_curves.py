@@ -15,9 +15,9 @@ def test_csv_has_a_line_an_epoch_and_begins_anew_with_the_first(tmp_path: Path) 
         for number in (1, 2):  # Each in a process of its own, as of a run that was stopped.
             curve("csv", tmp_path / "runs", "pets")(Epoch(number, 1.5 + restart, 0.25, 3.0, 0.5))
     assert (tmp_path / "runs" / "pets.csv").read_text().splitlines() == [
-        "number,loss,accuracy,validation,seconds",
-        "1,2.5,0.25,0.5,3.0",
-        "2,2.5,0.25,0.5,3.0",
+        "number,loss,accuracy,validation,seconds,width",
+        "1,2.5,0.25,0.5,3.0,1.0",
+        "2,2.5,0.25,0.5,3.0,1.0",
     ]
 
 

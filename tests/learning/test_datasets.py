@@ -1,10 +1,11 @@
 """Every registered set that is installed, without leakage; folders; and what bad input answers."""
 
+import dataclasses
 import functools
 import gzip
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,16 @@ from PIL import Image
 
 from ksm_hw.errors import UserError
 from ksm_hw.learning import dataset_sources, datasets
-from ksm_hw.learning.datasets import FolderSplit, ImageSplit, TaskData, dataset_names, describe_datasets, load_task_data
+from ksm_hw.learning.dataset_sources import ImagesInMemory
+from ksm_hw.learning.datasets import (
+    FolderSplit,
+    ImageSplit,
+    TaskData,
+    dataset_names,
+    describe_datasets,
+    held_out,
+    load_task_data,
+)
 
 # (training images, test images, height and width)
 EXPECTED = {
@@ -125,6 +135,19 @@ def test_splitting_joins_groups_that_share_pixels_and_is_deterministic() -> None
 def test_name_replaces_the_set_s_own() -> None:
     skip_if_missing("fashion-mnist")
     assert load_task_data("fashion-mnist", name="clothes").name == "clothes"
+
+
+def test_held_out_images_are_of_all_classes_and_leave_one_of_each() -> None:
+    labels = [0] * 40 + [1] * 20 + [2] * 2 + [3] * 2 + [4]
+    images = [np.full((1, 1, 3), number, np.uint8) for number in range(len(labels))]
+    data = TaskData("made", tuple("01234"), ImagesInMemory(images, labels), ImagesInMemory([], []), False, "", "")
+    for share, expected in ((0.1, {0: 4, 1: 2}), (0.5, {0: 20, 1: 10, 2: 1, 3: 1}), (0.9, {0: 37, 1: 19, 2: 1, 3: 1})):
+        learned, held = held_out(data, share)
+        assert held is not None and Counter(held.labels) == expected
+        assert {0, 1, 2, 3, 4} == set(learned.train.labels) and len(learned.train) + len(held) == len(labels)
+    alone = dataclasses.replace(data, train=ImagesInMemory(images[:2], [0, 1]))
+    with pytest.raises(UserError, match="none can be held out"):
+        held_out(alone, 0.5)
 
 
 def write_folder(folder: Path, train: tuple[str, ...] = ("cat", "dog"), test: tuple[str, ...] = ("cat", "dog")) -> Path:

@@ -1,5 +1,6 @@
 """Each equation of learning against a direct NumPy computation; what a step changes and what it never does."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from ksm_hw.learning.mask_equations import PAPER, binary_mask, scale, soft_mask
 from ksm_hw.learning.methods.masked_weights import masked_layers
 from ksm_hw.learning.methods.table import prepared_network
 from ksm_hw.learning.options import LearningOptions
-from ksm_hw.learning.train import train_task
+from ksm_hw.learning.train import Trained, train_task
 from ksm_hw.masks.bundle import Bundle, load_bundle, sha256_of_tensors
 from ksm_hw.masks.mask_format import GRANULARITIES, GROUP_SIZE, Granularity
 from ksm_hw.masks.soft_mask import unpack_mask
@@ -443,7 +444,11 @@ def test_a_task_is_kept_where_its_calibration_fails(
 
     monkeypatch.setattr(train_module, "calibrate", fail)
     options = dataclasses.replace(FAST, epochs=1, method="head")
-    trained = train_task(digits(8, 10), "digits", tmp_path / "bundle", NETWORK, options, image_size=32)
+    added: list[Trained] = []
+    # Who stops it stops the command.
+    with pytest.raises(KeyboardInterrupt) if isinstance(error, KeyboardInterrupt) else contextlib.nullcontext():
+        train_task(digits(8, 10), "digits", tmp_path / "bundle", NETWORK, options, image_size=32, on_added=added.append)
+    (trained,) = added
     assert bytes_of(load_bundle(tmp_path / "bundle").packs["digits"], tmp_path) == bytes_of(trained.pack, tmp_path)
     assert trained.pack.calibration is None
     assert f"ksm-hw calibrate --task digits --bundle {tmp_path / 'bundle'} --data IMAGES" in caplog.text

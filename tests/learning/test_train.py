@@ -1,17 +1,20 @@
 """Training into a bundle's folder: what is held, what is told and what is left, whatever is learned."""
 
+import contextlib
 import logging
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from learned_noise import save_pets, saved_weights
 from random_tasks import SMALL_NETWORK
 
 from ksm_hw import cli
+from ksm_hw.files.locks import locked
 from ksm_hw.learning.dataset_sources import ImagesInMemory
 from ksm_hw.learning.datasets import TaskData, load_task_data
 from ksm_hw.learning.options import LearningOptions
@@ -21,17 +24,12 @@ from ksm_hw.masks.bundle import Bundle
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for number, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        Image.new("RGB", (40, 40), (number * 60, 0, 0)).save(tmp_path / "photos" / name / "1.png")
-    return tmp_path / "photos"
+    return save_pets(tmp_path / "photos")
 
 
 @pytest.fixture
 def weights(bundle: Bundle, tmp_path: Path) -> Path:
-    path = tmp_path / "weights.pt"
-    torch.save({name: torch.from_numpy(np.array(array)) for name, array in bundle.tensors.items()}, path)
-    return path
+    return saved_weights(bundle, tmp_path / "weights.pt")
 
 
 def interrupted(*_arguments: object, **_options: object) -> Any:
@@ -47,13 +45,14 @@ def test_a_task_is_held_while_it_is_learned(
 ) -> None:
     """And that it will replace one is said before; half a checkpoint that a killed process left goes."""
     held: list[str] = []
-    left = copied_bundle / ".learning" / ".kernel-task.pt.killed"
-    left.parent.mkdir()
-    left.touch()
-    before = {path for path in copied_bundle.rglob("*") if path != left}
+    folder = copied_bundle / ".learning"
+    folder.mkdir()
+    before = {*copied_bundle.rglob("*")}
+    for left in (".kernel-task.pt.killed", ".kernel-task.width-1.5.pt.killed"):
+        (folder / left).touch()
 
     def learn(*_arguments: object) -> Any:
-        held.extend(path.name for path in left.parent.iterdir())
+        held.extend(path.name for path in folder.iterdir())
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ksm_hw.learning.growing.learn", learn)
@@ -63,6 +62,35 @@ def test_a_task_is_held_while_it_is_learned(
     assert held == ["kernel-task.lock"]
     assert "Task 'kernel-task' is in" in caplog.text and "it is replaced at the end" in caplog.text
     assert {*copied_bundle.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("method", "lock"), [("head", "weights-lock"), ("fine-tuning", "other.lock")])
+def test_weights_change_while_no_other_task_is_learned(
+    method: str, lock: str, tmp_path: Path, photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Learned over weights that another process changed meanwhile, a task could not be added."""
+    begun = threading.Event()
+
+    def learn(*_arguments: object) -> Any:
+        begun.set()
+        raise KeyboardInterrupt
+
+    def train() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            train_task(data, "task", folder, SMALL_NETWORK, LearningOptions(method), weights=weights, image_size=32)
+
+    monkeypatch.setattr("ksm_hw.learning.growing.learn", learn)
+    folder, data = tmp_path / "bundle", load_task_data(str(photos))
+    thread = threading.Thread(target=train, daemon=True)
+    with locked(checkpoint_of(folder, "task").with_name(lock)):
+        thread.start()
+        end = time.monotonic() + 30
+        while not (folder / ".learning" / "weights-lock").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert not begun.wait(1)
+    assert begun.wait(30)
+    thread.join(30)
 
 
 @pytest.mark.parametrize("epochs", [0, 1])

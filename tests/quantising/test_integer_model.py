@@ -1,23 +1,34 @@
 """A network as int8 sees it, what is calibrated of it, and the integer model."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
 from random_tasks import random_bundle
+from torch import nn
 
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
 from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.growth import carried_over, padded_tensor
 from ksm_hw.models.task_module import task_module
+from ksm_hw.quantising import network
 from ksm_hw.quantising.calibrate import calibrate
 from ksm_hw.quantising.float_model import float_results
 from ksm_hw.quantising.folded_weights import folded_weights
 from ksm_hw.quantising.integer_model import integer_model, sums
 from ksm_hw.quantising.network import Convolution, NotQuantisable, network_of, read_network
-from ksm_hw.quantising.scheme import QuantisedLayer, dequantise
+from ksm_hw.quantising.scheme import (
+    LARGEST,
+    LARGEST_BIAS,
+    LARGEST_WEIGHT,
+    MOST_PIXELS,
+    MOST_PRODUCTS,
+    QuantisedLayer,
+    dequantise,
+)
 
 IMAGES = np.random.default_rng(0).standard_normal((6, 3, 32, 32), np.float32)
 
@@ -52,9 +63,51 @@ def test_tensors_have_the_names_of_layers() -> None:
     assert names[-1] == "layer4.1.conv2/mean"
 
 
+def test_sums_that_32_bits_do_not_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = LARGEST * LARGEST_WEIGHT
+    assert LARGEST_BIAS + MOST_PRODUCTS * largest < 2**31 <= LARGEST_BIAS + (MOST_PRODUCTS + 1) * largest
+    assert MOST_PIXELS * LARGEST < 2**31 <= (MOST_PIXELS + 1) * LARGEST
+    read = read_network.__wrapped__
+    assert read("resnet18", 5, 64).most_values == 64 * 32 * 32
+    for limit, most, message in (
+        ("MOST_PRODUCTS", 9 * 512, ""),
+        ("MOST_PRODUCTS", 9 * 512 - 1, r"sums of 4608 products \('layer4.0.conv2'\), more than 4607, which resnet18"),
+        ("MOST_PIXELS", 4, ""),
+        ("MOST_PIXELS", 3, r"a mean of 4 pixels, more than 3, which resnet18 has. Use float32"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(network, limit, most)
+            with pytest.raises(NotQuantisable, match=message) if message else contextlib.nullcontext():
+                read("resnet18", 5, 64)
+
+
 def test_a_network_that_int8_does_not_know_is_refused() -> None:
     with pytest.raises(NotQuantisable, match=r"int8 does not know .*head 'classifier.1'.*squeezenet1_1.*float32"):
         read_network("squeezenet1_1", 5, 32)
+
+
+class Resting(nn.Module):
+    """Operators that change nothing: pooling to the size that is there, and dropout in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 5), nn.Linear(4 * 4 * 4, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = nn.functional.adaptive_avg_pool2d(self.first(images), (4, 4))
+        return self.head(nn.functional.dropout(features.flatten(1), training=self.training, inplace=True))
+
+
+def test_pooling_to_the_same_size_and_dropout_move_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "build_backbone", lambda _name, _classes: Resting())
+    monkeypatch.setattr(network, "head_path", lambda _model: "head")
+    operators = read_network("resting", 5, 8).operators
+    assert [type(one).__name__ for one in operators] == ["Convolution", *["Rearrangement"] * 3, "Convolution"]
+    data = torch.rand(2, 4, 4, 4)
+    for one in operators[1:-1]:
+        assert isinstance(one, network.Rearrangement)
+        data = one.function(data)
+    assert data.shape == (2, 64)
 
 
 def test_ranges_are_the_extremes_of_all_images_with_zero_in_them(bundle: Bundle) -> None:

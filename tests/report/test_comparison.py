@@ -2,13 +2,10 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
+from learned_noise import save_pets, saved_weights
 from random_tasks import SMALL_NETWORK
 from typer.testing import CliRunner
 
@@ -25,11 +22,9 @@ SUMMARIES = [
 
 @pytest.fixture
 def place(tmp_path: Path, bundle: Bundle) -> Path:
-    torch.save({name: torch.from_numpy(np.array(array)) for name, array in bundle.tensors.items()}, tmp_path / "w.pt")
-    for number, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        Image.new("RGB", (40, 40), (number * 60, 0, 0)).save(tmp_path / "pets" / name / "1.png")
-    shutil.copytree(tmp_path / "pets", tmp_path / "others")
+    saved_weights(bundle, tmp_path / "w.pt")
+    for name in ("pets", "others"):
+        save_pets(tmp_path / name)
     return tmp_path
 
 

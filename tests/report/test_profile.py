@@ -107,6 +107,9 @@ def test_the_manifest_knows_the_operators_of_an_inference_alone(artifact: Path) 
         ("mean", ((1, 7, 7, 8), (1, 1, 1, 8)), "mean"),
         ("fused_matmul_add24", ((1, 8), (8, 4), (4,), (1, 4)), "matmul + add"),
         ("unpack_mask_kernel_1024x192", ((1024,), (1024, 192)), "unpack mask"),
+        ("k3x3_s2_depthwise_conv2d2", ((1, 8, 8, 16), (1, 1, 3, 64), (1, 4, 4, 16)), "conv2d 3×3 s2 depthwise"),
+        ("k3x3_g4_conv2d", (), "conv2d 3×3 4 groups"),
+        ("k1x1_conv2d13", (), "conv2d 1×1"),
         ("__", (), "__"),
         ("conv2d13", (), "conv2d"),
     ],
@@ -259,3 +262,16 @@ def test_what_watching_costs_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> No
     for symbol, before in (("outer", True), ("inner", True), ("inner", False), ("outer", False)):
         watch(None, symbol, before, None)
     assert {call["symbol"]: call["seconds"] for call in watch.calls} == {"inner": [5.0], "outer": [20.0]}
+
+
+def test_int8_has_no_share_of_what_float32_could_do(int8_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ksm_hw.report.profile.machine_peak", lambda *_, **__: pytest.fail("float32's was measured"))
+    profile = profile_artifact(int8_artifact, "kernel-task", RUNS, threads=1)
+    assert profile.peak is None and {operator.peak_share for operator in profile.operators} == {None}
+    names = [operator.name for operator in profile.operators]
+    assert any(name.startswith("conv2d 3×3 s2 depthwise") for name in names), names
+    assert any(name.startswith("conv2d 1×1") for name in names), names
+    console = PlainConsole(file=io.StringIO(), width=100)
+    print_profile(console, profile)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "GOP/s" in printed and "not measured for int8" in printed

@@ -57,6 +57,20 @@ def test_without_masks_it_is_compiled_with_the_same_records(
     assert any("operators with tuned schedules" in step for step in steps)
 
 
+def test_without_masks_it_computes_in_the_same_precision(
+    artifact: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """int8 beside float32 would say of the mask what the precision does."""
+    asked = dict[str, object]()
+    monkeypatch.setattr(
+        "ksm_hw.compiler.compile.compile_bundle", lambda *_, **options: asked.update(options) or [tmp_path]
+    )
+    for precision in ("int8", "float32"):
+        manifest = dataclasses.replace(read_manifest(artifact), precision=precision)  # type: ignore[arg-type]
+        compile_unmasked(manifest, bundle, None, tmp_path, lambda step: None)
+        assert asked["precision"] == precision
+
+
 def test_a_tuned_artifact_is_not_compared_with_an_untuned_network(tuned_artifact: Path) -> None:
     report = measure_artifact(tuned_artifact, ROUNDS)
     assert all(task.unmasked_latency is None and task.mask_overhead is None for task in report.tasks)

@@ -23,6 +23,7 @@ from ksm_hw.toolchains.targets import (
     required_cpu_features,
     target_names,
 )
+from tvm_passes.relax.kernels import integer_vectors
 
 OWN = """
 description = "mine"
@@ -61,6 +62,23 @@ def test_boards_get_the_instructions_that_they_have() -> None:
     assert required_cpu_features(load_target("arm64")) == required_cpu_features(load_target("rpi4")) == []
     assert required_cpu_features(load_target("rpi5")) == ["asimddp", "asimdhp"]
     assert required_cpu_features(load_target("mali-g610")) == ["asimddp", "asimdhp"]
+
+
+def test_an_artifact_tells_of_every_instruction_that_integers_are_computed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its code would run on a CPU that lacks one."""
+    from tvm.target import Target
+
+    asked: set[str] = set()
+
+    def has(feature: str, _target: Target) -> bool:
+        asked.add(feature)
+        return feature == "avx512vnni"  # Behind it the one that is asked for beside it.
+
+    monkeypatch.setattr(integer_vectors, "target_has_features", has)
+    for triple in ("x86_64-linux-gnu", "aarch64-linux-gnu"):
+        integer_vectors.integer_vectors(Target({"kind": "llvm", "mtriple": triple}))
+    assert asked == {"avx512vnni", "avx512bw", "avxvnni", "avx2", "dotprod"}
+    assert asked <= targets.VECTOR_FEATURES.keys()
 
 
 def test_architecture_and_host_can_be_chosen() -> None:

@@ -18,9 +18,9 @@ Out: the same `main` with a parameter more for each quantised tensor, `quantisat
 import logging
 import math
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
@@ -28,10 +28,16 @@ from tvm import relax, te
 
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
 from tvm_passes.relax.kernels import quantised as kernels
-from tvm_passes.relax.kernels.integer_convolution import integer_convolution, packed_vector, packed_weight, tiles
+from tvm_passes.relax.kernels.integer_convolution import (
+    integer_convolution,
+    packed_vector,
+    packed_weight,
+    packing,
+    tiles,
+)
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
-from tvm_passes.relax.kernels.integer_weights import INTEGER_WEIGHT, quantised_layer
+from tvm_passes.relax.kernels.integer_weights import INTEGER_WEIGHT, layer_mark, quantised_layer
 
 QUANTISATION = "quantisation/"  # Names of parameters begin so.
 INPUT = "input"
@@ -85,6 +91,8 @@ class Quantise:
         Raises:
             ValueError: it has an operator that int8 does not know.
         """
+        if self.vectors is None:
+            _log.warning("int8: the CPU has none of the instructions that are used, so that it is slower than float32.")
         module = _Quantiser(module, self.kernels, self.vectors, self.cores).quantise()
         return relax.transform.DeadCodeElimination(["main"])(module)
 
@@ -160,6 +168,8 @@ class _Quantiser:
             self._concatenation(variable, value)
         elif name in _MOVING or isinstance(value, (relax.TupleGetItem, relax.Var)):
             self._moved(variable, value)
+        elif name == "nn.adaptive_avg_pool2d" and _shape_of(value) == _shape_of(value.args[0]):
+            self.tensors[variable] = self.tensors[value.args[0]]
         else:
             raise ValueError(f"Quantise does not know {name}, which computes {variable.name}")
 
@@ -194,7 +204,8 @@ class _Quantiser:
         bias = relax.const(np.zeros(outputs, np.float32)) if bias is None else bias
         if len(bias.ty.shape) != 1:
             bias = self.builder.emit(relax.op.reshape(bias, (outputs,)))
-        quantised, integers, scales = self._weights(weight, bias, data.quantisation)
+        shape = _convolution(call)
+        quantised, integers, scales = self._weights(shape, weight, bias, data.quantisation)
         if layer == HEAD:
             self.logits = self._sums(call, data, quantised, integers, scales, None)
             self.done.add(end)
@@ -217,7 +228,7 @@ class _Quantiser:
         tensor: str = "",
     ) -> relax.Var:
         """The sums of a layer, requantised, or without bounds as real values."""
-        shape = _shape(call)
+        shape = _convolution(call)
         if self.vectors is not None:
             return self._vector_sums(self.vectors, shape, data, weight, bias, multiplier, bounds, tensor)
         if len(weight.ty.shape) == 2:
@@ -242,36 +253,45 @@ class _Quantiser:
         tensor: str,
     ) -> relax.Var:
         """As `_sums`, by the CPU's instructions, from weights that are packed for them."""
-        is_depthwise = shape.inputs == 1 and shape.outputs == shape.groups > 1
-        if self.data_type == "int8":
-            bias = self._kernel("signed_bias", kernels.signed_bias, [bias, weight])
-        value, is_dense = data.value, len(weight.ty.shape) == 2
+        value: relax.Expr = data.value
+        is_dense = len(value.ty.shape) == 2
         if is_dense:
             value = self.builder.emit(relax.op.reshape(value, shape.data))
-            weight = self.builder.emit(relax.op.reshape(weight, (1, 1, *weight.ty.shape)))
-        pack, lanes = (
-            (packed_weight, vectors.lanes) if not is_depthwise else (depthwise.packed_weight, depthwise.CHANNELS)
-        )
-        groups = 1 if is_depthwise else shape.groups
-        packed = self._kernel("pack_weight", pack, [weight], shape, vectors)
-        filled = [self._kernel("fill_vector", packed_vector, [one], groups, lanes) for one in (bias, multiplier)]
-        arguments = [value, packed, *filled, data.quantisation, *([] if bounds is None else [bounds])]
+        groups, lanes = (1, depthwise.CHANNELS) if shape.is_depthwise else (shape.groups, vectors.lanes)
+        of_channels = [bias, multiplier]
+        if shape.outputs // groups % lanes:
+            of_channels = [self._kernel("fill_vector", packed_vector, [one], groups, lanes) for one in of_channels]
+        arguments = [value, weight, *of_channels, data.quantisation, *([] if bounds is None else [bounds])]
 
-        name = "depthwise_conv2d" if is_depthwise else "logits" if bounds is None else "conv2d"
+        name = "depthwise_conv2d" if shape.is_depthwise else "logits" if bounds is None else "conv2d"
+
+        window = "" if bounds is None else _window(shape)
 
         def kernel() -> tvm.tirx.PrimFunc:
-            if is_depthwise:
+            if shape.is_depthwise:
                 return depthwise.integer_depthwise(shape, vectors, self.cores)
-            return integer_convolution(shape, vectors, self.cores, tiles(shape, vectors)[0], real=bounds is None)
+            tile = tiles(shape, vectors, self.cores)[0]
+            return integer_convolution(shape, vectors, self.cores, tile, real=bounds is None)
 
-        result: relax.Expr = self._written(name, kernel, (shape, bounds is None), arguments)
+        result: relax.Expr = self._written(window + name, kernel, (shape, bounds is None), arguments)
         if is_dense:
             result = relax.op.reshape(self.builder.emit(result), (shape.data[0], shape.outputs))
         return self.builder.emit(result, re.sub(r"\W", "_", tensor))
 
-    def _weights(self, weight: relax.Expr, bias: relax.Expr, data: relax.Var) -> tuple[relax.Var, relax.Var, relax.Var]:
-        """The quantised weight and bias, and what a step of each channel's sum means."""
-        made = self._kernel("quantise_layer", quantised_layer, [weight, bias, data])
+    def _weights(
+        self, shape: IntegerConvolution, weight: relax.Expr, bias: relax.Expr, data: relax.Var
+    ) -> tuple[relax.Var, relax.Var, relax.Var]:
+        """The weight and bias as the layer's kernel reads them, and what a step of each channel's sum means."""
+        packing_of, pack = (packing, packed_weight)
+        if shape.is_depthwise:
+            packing_of, pack = (depthwise.packing, depthwise.packed_weight)
+        options = () if self.vectors is None else (pack, shape, self.vectors)
+        layout = None if self.vectors is None else packing_of(shape, self.vectors)
+        mark = {INTEGER_WEIGHT: layer_mark(self.data_type, layout)}
+        arguments = [weight, bias, data]
+        made = self.builder.emit(
+            self._call("quantise_layer", quantised_layer, arguments, self.data_type, *options, attributes=mark)
+        )
         quantised, scales, integers = (self.builder.emit(relax.TupleGetItem(made, place)) for place in range(3))
         return quantised, integers, scales
 
@@ -288,7 +308,7 @@ class _Quantiser:
 
     def _mean(self, variable: relax.Var, call: relax.Call) -> None:
         data = self.tensors[call.args[0]]
-        shape = [int(extent) for extent in data.value.ty.shape]
+        shape = _shape_of(data.value)
         if sorted(int(axis) % len(shape) for axis in call.attrs.axis) != [1, 2] or len(shape) != 4:
             raise ValueError("Quantise knows the mean over height and width alone")
         name, rank = self._derived("mean", data)
@@ -392,6 +412,7 @@ class _Quantiser:
         compute: Callable[..., _Computed],
         arguments: list[relax.Expr],
         *options: Hashable,
+        attributes: Mapping[str, Any] | None = None,
     ) -> relax.Call:
         """A call of the kernel that computes `compute(*arguments, *options)`; written once for equal shapes."""
         types = tuple((tuple(map(int, argument.ty.shape)), str(argument.ty.dtype)) for argument in arguments)
@@ -403,7 +424,7 @@ class _Quantiser:
             results = made if isinstance(made, tuple) else (made,)
             written = te.create_prim_func([*inputs, *results], index_dtype_override="int64")
             written = written.without_attr("global_symbol").with_attr("op_pattern", _OPAQUE)
-            return written.with_attr(INTEGER_WEIGHT, 1) if compute is quantised_layer else written
+            return written.with_attrs(attributes) if attributes else written
 
         return self._written(name, kernel, (compute, types, options), arguments)
 
@@ -423,9 +444,9 @@ class _Quantiser:
         return relax.call_tir(variable, arguments, out_ty=out_types)
 
 
-def _shape(call: relax.Call) -> IntegerConvolution:
+def _convolution(call: relax.Call) -> IntegerConvolution:
     """The shape of a convolution, or of a dense layer as a 1×1 convolution of one pixel an image."""
-    data, weight = ([int(extent) for extent in argument.ty.shape] for argument in call.args)
+    data, weight = map(_shape_of, call.args)
     if len(weight) == 2:
         return IntegerConvolution((data[0], 1, 1, data[1]), (1, 1), weight[1])
     top, left, bottom, right = map(int, call.attrs.padding)
@@ -441,6 +462,18 @@ def _shape(call: relax.Call) -> IntegerConvolution:
     )
 
 
+def _shape_of(value: relax.Expr) -> list[int]:
+    return [int(extent) for extent in value.ty.shape]
+
+
 def _is_product_of_vectors(value: relax.Expr) -> bool:
     is_product = isinstance(value, relax.Call) and value.op.name == "relax.multiply"
     return is_product and all(len(factor.ty.shape) == 1 for factor in value.args)
+
+
+def _window(shape: IntegerConvolution) -> str:
+    """How a kernel's symbol begins: packed weights do not tell its window, which a profile names it by."""
+    height, width = shape.kernel
+    stride = f"s{shape.strides[0]}_" if shape.strides[0] > 1 else ""
+    groups = f"g{shape.groups}_" if 1 < shape.groups != shape.outputs else ""
+    return f"k{height}x{width}_{stride}{groups}"

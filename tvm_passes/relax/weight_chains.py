@@ -4,13 +4,13 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
-from tvm_passes.relax.kernels.integer_weights import INTEGER_WEIGHT
+from tvm_passes.relax.kernels.integer_weights import INTEGER_WEIGHT, layer_options
 from tvm_passes.relax.kernels.mask_decoder import MASK_DECODER
 from tvm_passes.relax.kernels.mask_decoding import DTYPE
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite
@@ -121,17 +121,21 @@ class _Reader:
             return None
         packed, transformed = self._packed(permuted), self._only_kernel(permuted, WEIGHT_TRANSFORM)
         quantised = self._only_kernel(permuted, INTEGER_WEIGHT)
+        mark = self._mark(quantised, INTEGER_WEIGHT)
+        integers, packing = (None, None) if mark is None else layer_options(mark)
+        outputs = _shape(permuted)[-1]
         end = next((variable for variable in (packed, transformed, quantised) if variable is not None), permuted)
         rewrite = WeightRewrite(
             shape,
             columns=0 if mask is None else mask.columns,
             run=1 if mask is None else _run(shape, mask),
             coded=mask is not None and mask.parts[1].ty.dtype == "uint8",
-            lanes=_shape(permuted if quantised is not None else end)[-1],
+            lanes=_shape(end)[-1] if quantised is None else outputs // (1 if packing is None else packing.groups),
             packed=packed is not None,
             epsilon=None if norm is None else norm.epsilon,
-            tile=self._mark(end, WEIGHT_TRANSFORM),
-            integers=quantised is not None,
+            tile=None if transformed is None else int(self._mark(transformed, WEIGHT_TRANSFORM)),
+            integers=integers,
+            packing=packing,
         )
         _log.debug("%s: %s", _name(weight), rewrite)
         masked, scaled = (() if one is None else one.parts for one in (mask, norm))
@@ -170,13 +174,12 @@ class _Reader:
             return None
         return _Mask(_shape(decoded)[1], group, tuple(self.calls[decoded].args[1].fields))
 
-    def _mark(self, variable: relax.Expr | None, attribute: str) -> int | None:
+    def _mark(self, variable: relax.Expr | None, attribute: str) -> Any:
         """An attribute of the kernel whose result a variable is; None if it has none."""
         call = self.calls.get(variable)
         if call is None or not _is(call, "call_tir"):
             return None
-        value = (self.module[call.args[0]].attrs or {}).get(attribute)
-        return None if value is None else int(value)
+        return (self.module[call.args[0]].attrs or {}).get(attribute)
 
     def _operands(self, variable: relax.Expr | None, operator: str) -> list[relax.Expr]:
         """The operands of an operator that a variable is bound to; none if it is bound to another."""

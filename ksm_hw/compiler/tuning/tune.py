@@ -24,7 +24,7 @@ from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
 from ksm_hw.artifact.modes import Precision
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.reaching import WAIT
-from ksm_hw.compiler.relax import main_functions
+from ksm_hw.compiler.relax import NOTHING_TO_TUNE, main_functions
 from ksm_hw.compiler.tuning.measure_candidates import CandidateMeasurer, Measurement
 from ksm_hw.compiler.tuning.operators import Operator, find_operators, key_of, seconds_of
 from ksm_hw.compiler.tuning.progress import FAILED, FIRST_FAILURES, HOPELESS, TuneProgress, TuneResult, all_failed
@@ -70,9 +70,12 @@ def tune(
         on_progress: called after each trial.
 
     Raises:
-        UserError: the first trials all failed, with what the last of them said; all boards are gone; `output` holds
-            something else, or records of another target or version of TVM; and as `compile_bundle`.
+        UserError: `precision` is int8, which has nothing to tune; the first trials all failed, with what the last of
+            them said; all boards are gone; `output` holds something else, or records of another target or version of
+            TVM; and as `compile_bundle`.
     """
+    if precision == "int8":
+        raise UserError(f"{NOTHING_TO_TUNE} Compile without --tuned.")
     carry_errors()
     with tuned_folder(output):
         records = create_records(output, target)

@@ -19,4 +19,10 @@ def _prepare(network: nn.Module, options: LearningOptions, _older: Sequence[Task
     learn_batch_norms(network)
 
 
-BINARY = Method("binary", _prepare, binarise=binary_mask, granularities=GRANULARITIES)
+BINARY = Method(
+    "binary",
+    _prepare,
+    binarise=binary_mask,
+    granularities=GRANULARITIES,
+    reads=frozenset({"granularity", "initial", "threshold", "slope", "temperature"}),
+)

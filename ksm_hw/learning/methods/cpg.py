@@ -42,13 +42,13 @@ def _start_epoch(network: nn.Module, options: LearningOptions, number: int) -> N
     train_mode(network)
 
 
-def _end_epoch(options: LearningOptions, accuracies: Sequence[float | None]) -> Verdict:
+def _end_epoch(options: LearningOptions, accuracies: Sequence[float]) -> Verdict:
     first = training_epochs(options.epochs)
     if len(accuracies) < first:
         return ""
-    reached, goal = accuracies[-1] or 0.0, options.accuracy_goal
+    reached, goal = accuracies[-1], options.accuracy_goal
     if goal is None:
-        goal = (accuracies[first - 1] or 0.0) - SLACK
+        goal = accuracies[first - 1] - SLACK
     if reached >= goal:
         return ""
     return "grow" if len(accuracies) == first else "undo"
@@ -65,4 +65,5 @@ CPG = Method(
     grows=True,
     fewest_epochs=2,
     validation=0.1,
+    reads=frozenset({"granularity", "initial", "threshold", "prune", "accuracy_goal", "max_width"}),
 )

@@ -4,18 +4,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.method import Method, learn_batch_norms
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.masks.mask_format import GRANULARITIES
 from ksm_hw.masks.task_pack import TaskPack
 
 
-def _prepare(network: nn.Module, _options: LearningOptions, older: Sequence[TaskPack]) -> None:
-    if older:
-        raise UserError(
-            f"Fine-tuning changes all weights, and task '{older[0].task}' uses them. Give another --bundle."
-        )
+def _prepare(network: nn.Module, _options: LearningOptions, _older: Sequence[TaskPack]) -> None:
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     learn_batch_norms(network)

@@ -26,7 +26,7 @@ def used_weights(shapes: Mapping[str, tuple[int, ...]], tasks: Sequence[TaskPack
     """Which weights some task uses, by layer, in the weights' shapes.
 
     Args:
-        shapes: of the weights of the layers; a task over narrower ones uses none of what is beyond.
+        shapes: of the weights of the layers, which the tasks' masks have.
         tasks: the tasks. One without a mask for a layer uses all of its weights.
     """
     used = {layer: np.zeros(shape, np.bool_) for layer, shape in shapes.items()}
@@ -38,6 +38,12 @@ def used_weights(shapes: Mapping[str, tuple[int, ...]], tasks: Sequence[TaskPack
             mask = broadcast_mask(unpack_mask(packed), shape, pack.granularity) != 0
             used[layer] |= np.broadcast_to(mask, shape)
     return used
+
+
+def free_share(shapes: Mapping[str, tuple[int, ...]], tasks: Sequence[TaskPack]) -> float:
+    """The share in 0…1 of the weights that no task uses; arguments as `used_weights` has them."""
+    used = used_weights(shapes, tasks).values()
+    return 1 - sum(int(layer.sum()) for layer in used) / sum(layer.size for layer in used)
 
 
 class FreeWeight(nn.Module):
@@ -78,8 +84,8 @@ class FreeWeight(nn.Module):
 
 def learn_free_weights(
     network: nn.Module, older: Sequence[TaskPack], mask_of: MaskOf | None = None, initial: float = 0.0
-) -> int:
-    """Lets a task learn the weights that no older task uses, in place, and returns how many these are.
+) -> None:
+    """Lets a task learn the weights that no older task uses, in place.
 
     Args:
         network: over the backbone of the older tasks.
@@ -87,15 +93,12 @@ def learn_free_weights(
         mask_of: from real values to the binary mask that picks among the weights of older tasks; None picks all.
         initial: every real value's first.
     """
-    free = 0
     for path, fixed in used_weights(maskable_layers(network), older).items():
         layer = network.get_submodule(path)
         cast(nn.Parameter, layer.weight).requires_grad_(True)
         # Without an older task there is nothing to pick from.
         parametrization = FreeWeight(torch.from_numpy(fixed), mask_of if older else None, initial)
         parametrize.register_parametrization(layer, "weight", parametrization)
-        free += int(parametrization.kept.sum())
-    return free
 
 
 @torch.no_grad()

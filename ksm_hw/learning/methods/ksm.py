@@ -20,4 +20,10 @@ def _prepare(network: nn.Module, options: LearningOptions, _older: Sequence[Task
     learn_batch_norms(network)
 
 
-KSM = Method("ksm", _prepare, binarise=binary_mask, granularities=GRANULARITIES)
+KSM = Method(
+    "ksm",
+    _prepare,
+    binarise=binary_mask,
+    granularities=GRANULARITIES,
+    reads=frozenset({"granularity", "initial", "threshold", "slope", "temperature", "scale_weight", "scale_bits"}),
+)

@@ -48,6 +48,8 @@ class Method:
         grows: whether it has a goal of accuracy, for which the network may become wider.
         fewest_epochs: that the method has something to do in.
         validation: share of the training images that it looks at, where a user says nothing.
+        least_free: share of the weights, which no older task uses, that it needs at least.
+        reads: names of options that not every method reads, and this one does (`table.SPECIAL_OPTIONS`).
     """
 
     name: str
@@ -56,7 +58,7 @@ class Method:
     start_epoch: Callable[[nn.Module, LearningOptions, int], None] = lambda network, options, number: train_mode(
         network
     )
-    end_epoch: Callable[[LearningOptions, Sequence[float | None]], Verdict] = lambda options, accuracies: ""
+    end_epoch: Callable[[LearningOptions, Sequence[float]], Verdict] = lambda options, accuracies: ""
     binarise: Binarise | None = None
     granularities: tuple[Granularity, ...] = ("element",)
     changes_weights: bool = False
@@ -64,6 +66,8 @@ class Method:
     grows: bool = False
     fewest_epochs: int = 1
     validation: float = 0.0
+    least_free: float = 0.0
+    reads: frozenset[str] = frozenset()
 
 
 def learn_batch_norms(network: nn.Module) -> None:

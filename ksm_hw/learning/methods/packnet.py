@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.free_weights import learn_free_weights, prune
 from ksm_hw.learning.methods.method import Method, learn_batch_norms, learn_biases, train_mode
 from ksm_hw.learning.options import LearningOptions
@@ -23,12 +22,7 @@ def training_epochs(epochs: int) -> int:
 
 
 def _prepare(network: nn.Module, _options: LearningOptions, older: Sequence[TaskPack]) -> None:
-    if not learn_free_weights(network, older):
-        raise UserError(
-            f"No weight is free: the older tasks ({', '.join(pack.task for pack in older)}) use all of them. "
-            "Give another --bundle; learn by --method piggyback, which needs no free weight; or learn the older tasks "
-            "again by PackNet with a larger --prune."
-        )
+    learn_free_weights(network, older)
     if not older:
         learn_batch_norms(network)
         learn_biases(network)
@@ -41,5 +35,12 @@ def _start_epoch(network: nn.Module, options: LearningOptions, number: int) -> N
 
 
 PACKNET = Method(
-    "packnet", _prepare, own=lambda network: [], start_epoch=_start_epoch, changes_weights=True, fewest_epochs=2
+    "packnet",
+    _prepare,
+    own=lambda network: [],
+    start_epoch=_start_epoch,
+    changes_weights=True,
+    fewest_epochs=2,
+    least_free=0.01,
+    reads=frozenset({"granularity", "prune"}),
 )

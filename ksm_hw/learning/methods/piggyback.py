@@ -17,4 +17,10 @@ def _prepare(network: nn.Module, options: LearningOptions, _older: Sequence[Task
     mask_layers(network, "element", options.constants.initial, mask_of, soft=False)
 
 
-PIGGYBACK = Method("piggyback", _prepare, own=lambda network: [], binarise=threshold_mask)
+PIGGYBACK = Method(
+    "piggyback",
+    _prepare,
+    own=lambda network: [],
+    binarise=threshold_mask,
+    reads=frozenset({"granularity", "initial", "threshold"}),
+)

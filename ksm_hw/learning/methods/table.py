@@ -16,9 +16,24 @@ from ksm_hw.learning.methods.names import TITLES
 from ksm_hw.learning.methods.packnet import PACKNET
 from ksm_hw.learning.methods.piggyback import PIGGYBACK
 from ksm_hw.learning.options import LearningOptions
-from ksm_hw.masks.mask_format import Granularity
+from ksm_hw.masks.mask_format import Granularity, ScaleBits
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import replace_head
+
+# Options that only some methods read, and their flags; the names are those of `LearningOptions`, `MaskConstants` and of
+# the bits of a pack.
+SPECIAL_OPTIONS = {
+    "granularity": "--granularity",
+    "initial": "--mask-initial",
+    "threshold": "--mask-threshold",
+    "slope": "--mask-slope",
+    "temperature": "--mask-temperature",
+    "scale_weight": "--mask-scale-weight",
+    "scale_bits": "--scale-bits",
+    "prune": "--prune",
+    "accuracy_goal": "--accuracy-goal",
+    "max_width": "--max-width",
+}
 
 METHODS = {method.name: method for method in (KSM, BINARY, PIGGYBACK, PACKNET, CPG, HEAD, FINE_TUNING)}
 
@@ -39,6 +54,62 @@ def method_named(name: str) -> Method:
 def granularity_of(options: LearningOptions) -> Granularity:
     """What shares a mask value."""
     return options.granularity or method_named(options.method).granularities[0]
+
+
+def check_read(options: LearningOptions, scale_bits: ScaleBits) -> None:
+    """Checks that the method reads what a user asks for; a default is what nobody asked for.
+
+    Raises:
+        UserError: an option that has another value means nothing to the method.
+    """
+
+    def values(of: LearningOptions, bits: ScaleBits) -> dict[str, object]:
+        return {**vars(of), **vars(of.constants), "scale_bits": bits}
+
+    method, given, default = method_named(options.method), values(options, scale_bits), values(LearningOptions(), 32)
+    for name, flag in SPECIAL_OPTIONS.items():
+        if name not in method.reads and given[name] != default[name]:
+            readers = ", ".join(other.name for other in METHODS.values() if name in other.reads)
+            raise UserError(
+                f"{TITLES[options.method]} has no use for {flag}. Leave it out, or give --method with one of {readers}."
+            )
+
+
+def check_older(options: LearningOptions, share: float, older: Sequence[TaskPack]) -> None:
+    """Checks that the method can learn over the weights of older tasks, which leave a share in 0…1 free.
+
+    Raises:
+        UserError: it needs all weights, or more than are free.
+    """
+    method = method_named(options.method)
+    if method.alone and older:
+        title = TITLES[options.method]
+        raise UserError(f"{title} changes all weights, and task '{older[0].task}' uses them. Give another --bundle.")
+    if share < (least := method.least_free):
+        raise UserError(
+            f"{share:.2%} of the weights are free, and {TITLES[options.method]} needs {least:.0%}: the older tasks "
+            f"({', '.join(pack.task for pack in older)}) use the others. Give another --bundle; learn by --method "
+            "piggyback, which needs no free weight; or learn the older tasks again by PackNet with a larger --prune."
+        )
+
+
+def check_sequence(options: LearningOptions, count: int) -> None:
+    """Checks that the method can learn so many tasks one after another into one bundle.
+
+    Raises:
+        UserError: each needs a bundle of its own; the first ones would leave the last too few free weights.
+    """
+    method, title = method_named(options.method), TITLES[options.method]
+    if method.alone and count > 1:
+        raise UserError(
+            f"{title} changes all weights, so that a bundle holds one such task. Give each its own --bundle, with "
+            "--task and --data."
+        )
+    if method.least_free and (left := options.prune ** (count - 1)) < method.least_free:
+        raise UserError(
+            f"With --prune {options.prune:g} the last of {count} tasks would find {left:.2%} of the weights free, and "
+            f"{title} needs {method.least_free:.0%}. Give a larger --prune, or fewer tasks."
+        )
 
 
 def check_options(options: LearningOptions) -> None:

@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learned_noise import noise, refuse_to_calibrate
+from learned_noise import noise, refuse_to_calibrate, saved_weights
 from random_tasks import SMALL_NETWORK
 
 from ksm_hw.errors import UserError
 from ksm_hw.learning.learn import Epoch, learn
+from ksm_hw.learning.mask_equations import MaskConstants
 from ksm_hw.learning.methods.masked_weights import masked_layers
 from ksm_hw.learning.methods.names import TITLES
 from ksm_hw.learning.methods.table import METHODS
 from ksm_hw.learning.options import LearningOptions
-from ksm_hw.learning.train import Trained, checked_backbone, train_task
+from ksm_hw.learning.train import Trained, checked_start, train_task
 from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.masks.soft_mask import unpack_mask
 from ksm_hw.models.backbones import bundled_backbone, default_preprocessing
@@ -27,10 +28,15 @@ FAST = LearningOptions(epochs=2, batch_size=8, mask_rate=6e-3, head_rate=1e-2)
 
 
 def learned(bundle: Bundle, folder: Path, task: str, options: LearningOptions, seed: int = 0) -> Trained:
-    """A task learned into the bundle of a folder, over its weights or, where there is none, those of another."""
-    tensors = load_bundle(folder).tensors if (folder / "bundle.json").exists() else bundle.tensors
-    network = bundled_backbone(SMALL_NETWORK, tensors, 32)
-    return train_task(noise(seed), task, folder, SMALL_NETWORK, options, network=network, image_size=32)
+    """A task learned into the bundle of a folder, whose first one begins from the weights of another."""
+    weights = saved_weights(bundle, folder.parent / "weights.pt")
+    return train_task(noise(seed), task, folder, SMALL_NETWORK, options, weights=weights, image_size=32)
+
+
+def fast(method: str) -> LearningOptions:
+    """So that CPG keeps whatever it reaches, and does not ask for a wider network."""
+    own = {"accuracy_goal": 0.0, "max_width": 1.0} if method == "cpg" else {}
+    return dataclasses.replace(FAST, method=method, **own)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,7 +64,7 @@ class Sequence:
 @pytest.fixture(scope="module", params=["packnet", "cpg"])
 def sequence(request: pytest.FixtureRequest, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Sequence:
     folder = tmp_path_factory.mktemp(request.param) / "bundle"
-    options = dataclasses.replace(FAST, method=request.param, accuracy_goal=0.0)
+    options = fast(request.param)
     assert learned(bundle, folder, "first", options).carried_over == []
     before = load_bundle(folder)
     second = learned(bundle, folder, "second", options, seed=1)
@@ -103,7 +109,7 @@ def test_vectors_are_each_task_s_own_in_cpg_and_the_first_one_s_in_packnet(bundl
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("packnet", r"No weight is free: the older tasks .*kernel-task.*--prune"),
+        ("packnet", r"0\.\d\d% of the weights are free, and PackNet needs 1%: the older tasks .*kernel-task.*--prune"),
         ("fine-tuning", "another --bundle"),
     ],
 )
@@ -115,7 +121,7 @@ def test_a_bundle_whose_tasks_use_all_weights(method: str, message: str, bundle:
 
 
 def test_cpg_goes_on_by_picking_where_no_weight_is_free(bundle: Bundle, copied_bundle: Path) -> None:
-    trained = learned(bundle, copied_bundle, "more", dataclasses.replace(FAST, method="cpg", accuracy_goal=0.0))
+    trained = learned(bundle, copied_bundle, "more", fast("cpg"))
     after = load_bundle(copied_bundle)
     assert trained.carried_over == [] and after.backbone_sha256 == bundle.backbone_sha256
     assert any(not unpack_mask(mask).all() for mask in after.packs["more"].masks.values())
@@ -144,7 +150,7 @@ def test_an_epoch_that_is_taken_back_leaves_nothing(
 @pytest.mark.parametrize("method", TITLES)
 def test_every_method_s_task_is_the_network_that_it_learned(method: str, bundle: Bundle, tmp_path: Path) -> None:
     """Accuracy is measured on the stored pack; that the networks agree bit for bit is shown for KSM elsewhere."""
-    trained = learned(bundle, tmp_path / "bundle", "task", dataclasses.replace(FAST, method=method, accuracy_goal=0.0))
+    trained = learned(bundle, tmp_path / "bundle", "task", fast(method))
     assert trained.pack.facts["accuracy"] == trained.pack.facts["learned_accuracy"]
     assert logits_of(load_bundle(tmp_path / "bundle"), "task").std(dim=0).min() > 0
 
@@ -163,10 +169,17 @@ def test_a_task_that_is_learned_again_frees_its_own_weights(bundle: Bundle, tmp_
         (LearningOptions("packnet", epochs=1), "PackNet .* takes at least 2 epochs"),
         (LearningOptions("piggyback", granularity="kernel"), "Leave out --granularity"),
         (LearningOptions("cpg", validation=0.0), "Leave out --validation"),
+        (LearningOptions("ksm", prune=0.5), "no use for --prune.* packnet, cpg"),
+        (LearningOptions("packnet", max_width=3.0), "no use for --max-width.* cpg"),
+        (
+            LearningOptions("piggyback", constants=MaskConstants(slope=1.0)),
+            "no use for --mask-slope.* ksm, binary",
+        ),
+        (LearningOptions("head", granularity="kernel"), "no use for --granularity"),
     ],
 )
 def test_what_a_method_cannot_do_is_told_before_anything_is_learned(
     options: LearningOptions, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        checked_backbone("task", tmp_path / "bundle", SMALL_NETWORK, tmp_path / "nowhere.pt", 32, options)
+        checked_start("task", tmp_path / "bundle", SMALL_NETWORK, tmp_path / "nowhere.pt", 32, options)

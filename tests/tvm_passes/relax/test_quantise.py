@@ -29,14 +29,17 @@ class Joining(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = nn.functional.max_pool2d(self.first(images).relu(), 2)
+        x = nn.functional.dropout(nn.functional.adaptive_avg_pool2d(x, x.shape[2:]), training=False, inplace=True)
         x = torch.cat([x, (x + self.second(x)).clamp(0, 6)], 1)
         x = x.reshape(len(x), 2, 8, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
         return self.head(x.mean((2, 3)))
 
 
-def quantised(network: nn.Module, *granularities: str) -> tuple[tvm.IRModule, dict[str, TaskFunctions]]:
+def quantised(
+    network: nn.Module, *granularities: str, target: tvm.target.Target = HOST
+) -> tuple[tvm.IRModule, dict[str, TaskFunctions]]:
     layouts = {name: layouts_of(random_masks(network, name), name) for name in granularities}  # type: ignore[arg-type]
-    return fold_tasks(lower(network), layouts or {"unmasked": {}}, HOST, integers=True)
+    return fold_tasks(lower(network), layouts or {"unmasked": {}}, target, integers=True)
 
 
 def conversions(main: relax.Function) -> Counter[str]:
@@ -61,6 +64,16 @@ def test_values_stay_integers_from_the_image_to_the_logits(network: type[nn.Modu
     types = Counter(str(binding.var.ty.dtype) for binding in block.bindings)
     assert types["float32"] == 1, "the logits alone"
     assert set(types) == {"float32", "uint8", "int32"}
+
+
+def test_instructions_of_a_cpu_requantise_where_they_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tvm.target.Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "cascadelake"})
+    module, functions = quantised(Joining(), "kernel", target=target)
+    main = module[functions["kernel"].main]
+    assert conversions(main) == {"quantise_input": 1, "rescale": 2, "logits": 1}
+    (block,) = main.body.blocks
+    types = Counter(str(binding.var.ty.dtype) for binding in block.bindings)
+    assert set(types) == {"float32", "uint8"}, "sums of 32 bits stay in registers"
 
 
 def test_scales_and_zero_points_are_parameters_that_rewriting_takes() -> None:

@@ -9,27 +9,42 @@ where there is padding it first copies what it reads to a place of its own, with
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import te, tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from tvm_passes.relax.kernels.integer_function import integer_function
+from tvm_passes.relax.kernels.integer_packing import NOTHING, IntegerPacking, step_order
 from tvm_passes.relax.kernels.integer_results import Requantisation, store
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_source import Source, copied_rows
 from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
-from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
 
 _NEARBY = 512 << 10  # Bytes of weights that stay in a second-level cache.
 _NEAR = 24 << 10  # Bytes of a tile's weights that stay in a first-level cache.
 _TASKS = 8  # Of each core, at least, where rows are enough.
+_HEAVY = 1 << 19  # Products that are worth a second core, even if its tasks share rows.
 # Of the model of a tile: bytes of weights that arrive in a cycle from the second-level cache, cycles until a product is
 # done, and cycles for each vector of results and each tile.
 _RATE, _LATENCY, _OF_RESULT, _OF_TILE = 32, 5, 4, 10
 
 
+def packing(shape: IntegerConvolution, vectors: IntegerVectors) -> IntegerPacking:
+    """How the kernel reads its weight: steps of one run after the other, in vectors of as many channels as lanes."""
+    whole, rest = divmod(shape.run, STEP)
+    segments: list[tuple[int, ...]] = []
+    for first in range(0, len(shape.runs) * shape.run, shape.run):
+        if whole:
+            segments.append((whole, *range(first, first + STEP)))
+        if rest:
+            left = range(first + whole * STEP, first + shape.run)
+            segments.append((1, *left, *[NOTHING] * (STEP - rest)))
+    return IntegerPacking(tuple(segments), step_order(vectors, vectors.lanes), shape.groups)
+
+
 def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: IntegerVectors) -> te.Tensor:
-    """A quantised weight [kH, kW, I, O] as the kernel reads it: int8 [vectors of channels, runs · steps, lanes · 4]."""
+    """A quantised weight [kH, kW, I, O] as `packing` says: int8 [vectors of channels, runs · steps, lanes · 4]."""
     lanes = vectors.lanes
     outputs, of_group = shape.outputs // shape.groups, shape.vectors(lanes)
     across = shape.kernel[1] if shape.run != shape.inputs else 1
@@ -68,32 +83,58 @@ class Tile:
     vectors: int
 
 
-def tiles(shape: IntegerConvolution, vectors: IntegerVectors) -> list[Tile]:
+def tiles(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> list[Tile]:
     """The tiles that fit into registers, the one that is likely fastest first."""
     numbers = [number for number in (1, 2, 4, 8) if number == 1 or number <= shape.vectors(vectors.lanes)]
     found = []
     for number in numbers:
         most = vectors.most_pixels(number)
-        for columns in range(1, most + 1):
-            _, rows_of_map, columns_of_map = pixels(shape, columns)
-            if columns <= columns_of_map:
-                rows = min(most // columns, rows_of_map) if columns == columns_of_map else 1
-                found.append(Tile(rows, columns, number))
-    return sorted(found, key=lambda tile: _cycles(shape, vectors, tile))
+        _, rows_of_map, columns_of_map = pixels(shape)
+        if shape.is_flat:
+            found += [Tile(rows, 1, number) for rows in range(1, min(most, rows_of_map) + 1)]
+            continue
+        for columns in range(1, min(most, columns_of_map) + 1):
+            rows = min(most // columns, rows_of_map) if columns == columns_of_map else 1
+            found.append(Tile(rows, columns, number))
+
+    def cycles(tile: Tile) -> float:
+        busy = min(cores, math.prod(tasks(shape, vectors, cores, tile))) if shape.products >= _HEAVY else 1
+        return _cycles(shape, vectors, tile) / busy
+
+    return sorted(found, key=cycles)
 
 
-def pixels(shape: IntegerConvolution, columns: int) -> tuple[int, int, int]:
-    """Batch, rows and columns of the result as tiles cut it: where all pixels lie one after the other, of any shape."""
-    batch, rows, width, _ = shape.result
-    if not shape.is_flat:
-        return batch, rows, width
-    every = batch * rows * width
-    return (1, every // columns, columns) if every % columns == 0 else (1, 1, every)
+def pixels(shape: IntegerConvolution) -> tuple[int, int, int]:
+    """Batch, rows and columns of the result as tiles cut it: of a flat one each pixel is a row, of no certain image."""
+    batch, rows, columns, _ = shape.result
+    return (1, batch * rows * columns, 1) if shape.is_flat else (batch, rows, columns)
+
+
+def cuts(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile) -> tuple[int, int]:
+    """Bands of rows, and blocks of channels, of a task: few enough that cores have work, if that is worth it."""
+    batch, rows, _ = pixels(shape)
+    bands, count = -(-rows // tile.rows), shape.vectors(vectors.lanes)
+    blocks = shape.groups * -(-count // tile.vectors)
+    weights = shape.groups * count * len(shape.runs) * shape.steps * vectors.lanes * STEP
+    most = min(blocks, blocks * _NEARBY // weights)
+    if shape.products >= _HEAVY:
+        most = min(most, blocks * batch * bands // cores)
+    blocks_of_part = next((number for number in range(most, 1, -1) if blocks % number == 0), 1)
+    wanted = -(-_TASKS * cores // (batch * (blocks // blocks_of_part)))
+    return max(1, bands // wanted), blocks_of_part
+
+
+def tasks(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile) -> tuple[int, int, int]:
+    """How many tasks: for images, parts of their rows, and parts of the channels."""
+    batch, rows, _ = pixels(shape)
+    bands, blocks = cuts(shape, vectors, cores, tile)
+    of_group = -(-shape.vectors(vectors.lanes) // tile.vectors)
+    return batch, -(-rows // (tile.rows * bands)), shape.groups * of_group // blocks
 
 
 def _cycles(shape: IntegerConvolution, vectors: IntegerVectors, tile: Tile) -> float:
     """About how long all tiles take."""
-    batch, rows, columns = pixels(shape, tile.columns)
+    batch, rows, columns = pixels(shape)
     steps = len(shape.runs) * shape.steps
     count = shape.vectors(vectors.lanes)
     far = steps * STEP * vectors.lanes * tile.vectors > _NEAR
@@ -125,39 +166,15 @@ def column_tiles(columns: int, width: int) -> list[tuple[int, int, int]]:
 def integer_convolution(
     shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile, real: bool = False
 ) -> tirx.PrimFunc:
-    """The kernel.
+    """The kernel, as `integer_function` gives it."""
+    channels = shape.groups * shape.vectors(vectors.lanes) * vectors.lanes
 
-    It takes data, uint8; a packed weight; packed vectors of bias, int32, and multiplier, float32; the quantisation of
-    the data, float32 [2]; unless it is `real` the bounds of the result, float32 [3]; and writes the result: uint8, or
-    where it is `real` float32, the sums times the multipliers.
-    """
-    lanes = vectors.lanes
-    count = shape.groups * shape.vectors(lanes)
-    weight_shape = (count, len(shape.runs) * shape.steps, lanes * STEP)
-    with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
-        T.func_name("conv2d")
-        attributes = {"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True}
-        T.func_attr({**attributes, "flops": 2 * shape.products})
-        data = T.arg("data", T.buffer(shape.data, vectors.data_type))
-        weight = T.arg("weight", T.buffer(weight_shape, "int8"))
-        bias = T.arg("bias", T.buffer((count * lanes,), "int32"))
-        multiplier = T.arg("multiplier", T.buffer((count * lanes,), "float32"))
-        quantisation = T.arg("quantisation", T.buffer((2,), "float32"))
-        bounds = None if real else T.arg("bounds", T.buffer((3,), "float32"))
-        result = T.arg("result", T.buffer(shape.result, "float32" if real else vectors.data_type))
-        with T.sblock("root"):
-            # TVM looks for a block in every function.
-            T.reads([])
-            T.writes([])
-            flat = T.decl_buffer((math.prod(shape.data),), data.dtype, data=data.data)
-            weights = T.decl_buffer((math.prod(weight_shape),), "int8", data=weight.data)
-            written = T.decl_buffer((math.prod(shape.result),), result.dtype, data=result.data)
-            requantisation = None if bounds is None else Requantisation(vectors, bounds)
-            kernel = _Kernel(
-                shape, vectors, tile, flat, weights, bias, multiplier, quantisation, requantisation, written
-            )
-            kernel.emit(cores)
-    return builder.get()
+    def emit(*arguments: Any) -> None:
+        _Kernel(shape, vectors, tile, *arguments).emit(cores)
+
+    return integer_function(
+        "conv2d", shape, vectors, packing(shape, vectors).shape(shape.outputs), channels, emit, real
+    )
 
 
 @dataclass(frozen=True)
@@ -197,7 +214,7 @@ class _Kernel:
     @property
     def output(self) -> tuple[int, int, int]:
         """Batch, rows and columns of the result, as tiles cut it."""
-        return pixels(self.shape, self.tile.columns)
+        return pixels(self.shape)
 
     @property
     def steps(self) -> int:
@@ -211,10 +228,8 @@ class _Kernel:
 
     def emit(self, cores: int) -> None:
         """The loop over tasks: some rows of some blocks of channels."""
-        batch, rows, _ = self.output
-        bands = -(-rows // self.tile.rows)
-        bands_of_part, blocks_of_part = self._cuts(bands, cores)
-        parts, block_parts = -(-bands // bands_of_part), self.shape.groups * self.blocks // blocks_of_part
+        bands_of_part, blocks_of_part = cuts(self.shape, self.vectors, cores, self.tile)
+        batch, parts, block_parts = tasks(self.shape, self.vectors, cores, self.tile)
         count = batch * parts * block_parts
         with (T.serial if count == 1 else T.parallel)(count) as task:
             block_part = T.bind(tirx.floormod(task, block_parts))
@@ -226,21 +241,12 @@ class _Kernel:
                 with T.serial(bands_of_part) as band:
                     self._block(source, image, T.bind((first + band) * self.tile.rows), block)
 
-    def _cuts(self, bands: int, cores: int) -> tuple[int, int]:
-        """Bands of rows, and blocks of channels, of a task."""
-        blocks = self.shape.groups * self.blocks
-        weights = int(self.weight.ty.shape[0])
-        most = max(1, min(blocks, blocks * _NEARBY // weights))
-        blocks_of_part = next(number for number in range(most, 0, -1) if blocks % number == 0)
-        wanted = -(-_TASKS * cores // (self.output[0] * (blocks // blocks_of_part)))
-        return max(1, bands // wanted), blocks_of_part
-
     def _source(self, image: tirx.Expr, row: tirx.Expr, rows: int) -> Source:
         """Where a task finds the data for so many rows of the result from one on."""
         shape = self.shape
         _, height, width, channels = shape.data
         if shape.is_flat:
-            return Source(self.data, T.int32(0), self.output[2] * channels)
+            return Source(self.data, T.int32(0), channels)
         if shape.is_direct:
             return Source(self.data, T.bind(image * (height * width * channels)), width * channels)
         return copied_rows(shape, self.data, self.vectors.stored(self.quantisation[1]), image, row, rows)

@@ -6,20 +6,20 @@ the windows of two rows of the result, for both: their weights are 0 elsewhere. 
 channels, from a copy of what it reads, with the zero point around it.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import te, tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.integer_convolution import column_tiles, whole_or_rest
+from tvm_passes.relax.kernels.integer_function import integer_function
+from tvm_passes.relax.kernels.integer_packing import NOTHING, IntegerPacking, step_order
 from tvm_passes.relax.kernels.integer_results import Requantisation
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_source import Source, copied_rows
 from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
-from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
 
 CHANNELS = 16
 """Channels that are computed together."""
@@ -39,49 +39,41 @@ def groups_of_rows(shape: IntegerConvolution) -> int:
     return -(-shape.kernel[0] // STEP)
 
 
-def _weight_shape(shape: IntegerConvolution) -> tuple[int, ...]:
-    blocks = -(-shape.outputs // CHANNELS)
-    return blocks, rows_together(shape), groups_of_rows(shape), shape.kernel[1], CHANNELS * STEP
+def packing(shape: IntegerConvolution, vectors: IntegerVectors) -> IntegerPacking:
+    """How the kernel reads its weight: steps of [rows, groups of rows, kW]."""
+    height, width = shape.kernel
+    segments = []
+    for row in range(rows_together(shape)):
+        for first in range(-row * shape.strides[0], STEP * groups_of_rows(shape) - row * shape.strides[0], STEP):
+            for x in range(width):
+                window = [y * width + x if 0 <= y < height else NOTHING for y in range(first, first + STEP)]
+                segments.append((1, *window))
+    return IntegerPacking(tuple(segments), step_order(vectors, CHANNELS))
 
 
 def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: IntegerVectors) -> te.Tensor:
-    """A quantised weight [kH, kW, 1, C] as the kernel reads it: int8 [blocks, rows, groups of rows, kW, 64]."""
+    """A quantised weight [kH, kW, 1, C] as `packing` says: int8 [blocks, rows · groups of rows · kW, 64]."""
+    width, groups = shape.kernel[1], groups_of_rows(shape)
 
-    def value(block: tirx.Var, row: tirx.Var, group: tirx.Var, x: tirx.Var, place: tirx.Var) -> tirx.Expr:
+    def value(block: tirx.Var, step: tirx.Var, place: tirx.Var) -> tirx.Expr:
         lane, byte = vectors.lane_and_byte(place % (vectors.lanes * STEP))
         channel = block * CHANNELS + place // (vectors.lanes * STEP) * vectors.lanes + lane
+        row, group, x = step // (groups * width), step // width % groups, step % width
         y = group * STEP + byte - row * shape.strides[0]
         inside = tirx.all(channel < shape.outputs, y >= 0, y < shape.kernel[0])
         return tirx.if_then_else(inside, weight[y, x, 0, channel], tirx.const(0, "int8"))
 
-    return te.compute(_weight_shape(shape), value, name="packed")
+    return te.compute(packing(shape, vectors).shape(shape.outputs), value, name="packed")
 
 
 def integer_depthwise(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> tirx.PrimFunc:
-    """The kernel; its arguments are those of `integer_convolution`, weight, bias and multiplier by 16 channels."""
-    weight_shape = _weight_shape(shape)
-    with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
-        T.func_name("depthwise_conv2d")
-        attributes = {"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True}
-        T.func_attr({**attributes, "flops": 2 * shape.products})
-        data = T.arg("data", T.buffer(shape.data, vectors.data_type))
-        weight = T.arg("weight", T.buffer(weight_shape, "int8"))
-        bias = T.arg("bias", T.buffer((weight_shape[0] * CHANNELS,), "int32"))
-        multiplier = T.arg("multiplier", T.buffer((weight_shape[0] * CHANNELS,), "float32"))
-        quantisation = T.arg("quantisation", T.buffer((2,), "float32"))
-        bounds = T.arg("bounds", T.buffer((3,), "float32"))
-        result = T.arg("result", T.buffer(shape.result, vectors.data_type))
-        with T.sblock("root"):
-            # TVM looks for a block in every function.
-            T.reads([])
-            T.writes([])
-            flat = T.decl_buffer((math.prod(shape.data),), data.dtype, data=data.data)
-            weights = T.decl_buffer((math.prod(weight_shape),), "int8", data=weight.data)
-            written = T.decl_buffer((math.prod(shape.result),), result.dtype, data=result.data)
-            requantisation = Requantisation(vectors, bounds)
-            kernel = _Kernel(shape, vectors, flat, weights, bias, multiplier, quantisation, requantisation, written)
-            kernel.emit(cores)
-    return builder.get()
+    """The kernel, as `integer_function` gives it; weight, bias and multiplier are by 16 channels."""
+    weight_shape = packing(shape, vectors).shape(shape.outputs)
+
+    def emit(*arguments: Any) -> None:
+        _Kernel(shape, vectors, *arguments).emit(cores)
+
+    return integer_function("depthwise_conv2d", shape, vectors, weight_shape, weight_shape[0] * CHANNELS, emit)
 
 
 @dataclass(frozen=True)
@@ -198,8 +190,8 @@ class _Kernel:
     def _weights(self, block: tirx.Expr, height: int) -> Callable[[int, int, int, int], tirx.Expr]:
         """The weights of a block: for a row of the result, a group of rows, a column of the window and a vector."""
         size = self.vectors.lanes * STEP
-        _, rows, groups, taps, values = _weight_shape(self.shape)
-        begin = T.bind(block * (rows * groups * taps * values))
+        groups, taps, values = groups_of_rows(self.shape), self.shape.kernel[1], CHANNELS * STEP
+        begin = T.bind(block * (rows_together(self.shape) * groups * taps * values))
         loaded = {
             (line, group, tap, number): T.bind(
                 self.weight[T.ramp(begin + ((line * groups + group) * taps + tap) * values + number * size, 1, size)]

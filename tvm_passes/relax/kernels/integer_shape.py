@@ -59,6 +59,11 @@ class IntegerConvolution:
         return -(-self.run // STEP)
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether each output channel has an input channel of its own."""
+        return self.inputs == 1 and self.outputs == self.groups > 1
+
+    @property
     def is_direct(self) -> bool:
         """Whether steps can read the data where it lies."""
         return not any(self.padding) and self.run % STEP == 0

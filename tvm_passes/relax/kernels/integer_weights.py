@@ -5,31 +5,62 @@ weight, `IntegerWeights` does the same from the backbone's weight: a task of up 
 for the largest weight of each channel and, while they are near, for the integers.
 """
 
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels import quantised
+from tvm_passes.relax.kernels.integer_packing import IntegerPacking
 from tvm_passes.relax.kernels.mask_decoding import DTYPE, LANES
 from tvm_passes.relax.kernels.weight_storing import ChannelGroup, WeightStore
 
-# Marks `quantised_layer`'s kernel, for `FuseWeightRewrite`.
+# Marks `quantised_layer`'s kernel, for `FuseWeightRewrite`: the type of the data, and how the weight is packed.
 INTEGER_WEIGHT = "integer_weight"
 _CHANNELS = 16  # Of a task.
 
 
-def quantised_layer(weight: te.Tensor, bias: te.Tensor, data: te.Tensor) -> tuple[te.Tensor, te.Tensor, te.Tensor]:
-    """From a weight float32 [..., O], a bias float32 [O] and the quantisation of the data.
+def quantised_layer(
+    weight: te.Tensor,
+    bias: te.Tensor,
+    data: te.Tensor,
+    data_type: str,
+    pack: Callable[..., te.Tensor] | None = None,
+    *options: Hashable,
+) -> tuple[te.Tensor, te.Tensor, te.Tensor]:
+    """From a weight float32 [..., O], a bias float32 [O] and the quantisation of the data, which is held as a type.
 
     Returns:
-        The weight in int8, what a step of each channel's sum means, float32 [O], and the bias in such steps, less what
-        the zero point of the data adds to sums of products, int32 [O].
+        The weight in int8, packed by `pack` with its options; what a step of each channel's sum means, float32 [O]; and
+        the bias in such steps, less what the zero point of the data adds to sums of products, int32 [O].
     """
     scales = quantised.channel_scales(quantised.largest_weights(weight), bias, data)
     integers = quantised.quantised_weight(weight, scales)
     of_sums = quantised.sum_scales(scales, data)
-    return integers, of_sums, quantised.quantised_bias(bias, of_sums, quantised.weight_sums(integers), data)
+    biases = quantised.quantised_bias(bias, of_sums, quantised.weight_sums(integers), data, data_type)
+    if pack is None:
+        return integers, of_sums, biases
+    if len(integers.shape) == 2:  # A 1×1 convolution.
+        of_matrix = integers
+        integers = te.compute((1, 1, *of_matrix.shape), lambda _y, _x, i, o: of_matrix[i, o], name="kernel")
+    return pack(integers, *options), of_sums, biases
+
+
+def layer_mark(data_type: str, packing: IntegerPacking | None) -> list[Any]:
+    """What a fused kernel has to know, as an attribute of the kernel of `quantised_layer`."""
+    return [data_type] if packing is None else [data_type, packing.segments, packing.order, packing.groups]
+
+
+def layer_options(mark: Sequence[Any]) -> tuple[str, IntegerPacking | None]:
+    """What a mark says."""
+    data_type, *packing = mark
+    if not packing:
+        return str(data_type), None
+    segments, order, groups = packing
+    rows = tuple(tuple(map(int, segment)) for segment in segments)
+    return str(data_type), IntegerPacking(rows, tuple(map(int, order)), int(groups))
 
 
 def _all(value: float) -> tirx.Expr:
@@ -85,7 +116,7 @@ class QuantisedTask:
                 of_sum = T.bind(scale * self.scales[group.place + row])
                 bound = T.float32(quantised.LARGEST_BIAS)
                 steps = T.max(T.min(T.nearbyint(self.layer.bias[channel] / of_sum), bound), -bound)
-                less = T.cast(zero, "int32") * self.sums[group.place + row]
+                less = (T.cast(zero, "int32") - quantised.OFFSETS[self.layer.data_type]) * self.sums[group.place + row]
                 T.buffer_store(self.layer.scales, of_sum, [channel])
                 T.buffer_store(self.layer.biases, T.cast(steps, "int32") - less, [channel])
 
@@ -95,11 +126,13 @@ class IntegerWeights:
     """What a kernel reads and writes beside a weight.
 
     Attributes:
+        data_type: that holds the layer's data.
         bias: of the layer, float32 [O].
-        data: its quantisation.
+        data: the quantisation of the data.
         scales, biases: the results.
     """
 
+    data_type: str
     bias: tirx.Var
     data: tirx.Var
     scales: tirx.Var

@@ -22,7 +22,7 @@ SMALLEST_WEIGHT_SCALE = 2.0**-60
 ADDITION_STEPS = 2**16
 
 # What a quantised value is larger than the integer of that type which holds it.
-_OFFSETS = {"uint8": 0, "int8": 128}
+OFFSETS = {"uint8": 0, "int8": 128}
 
 Clamp = tuple[float, float]
 
@@ -103,20 +103,17 @@ def weight_sums(weight: te.Tensor) -> te.Tensor:
     return te.compute((outputs,), lambda o: te.sum(weight(*axes, o).astype("int32"), axis=axes), name="sums")
 
 
-def quantised_bias(bias: te.Tensor, scales: te.Tensor, sums: te.Tensor, data: te.Tensor) -> te.Tensor:
-    """The bias in steps of `sum_scales`, less what the zero point of the data adds to sums of products; int32 [O]."""
+def quantised_bias(bias: te.Tensor, scales: te.Tensor, sums: te.Tensor, data: te.Tensor, data_type: str) -> te.Tensor:
+    """The bias in steps of `sum_scales`, less what the zero point adds to sums of products; int32 [O].
+
+    The data is held as `data_type`, in which its zero point is another number.
+    """
 
     def value(o: tirx.Var) -> tirx.Expr:
         steps = _limited(tirx.nearbyint(bias[o] / scales[o]), -LARGEST_BIAS, LARGEST_BIAS).astype("int32")
-        return steps - data[1].astype("int32") * sums[o]
+        return steps - (data[1].astype("int32") - OFFSETS[data_type]) * sums[o]
 
     return te.compute(bias.shape, value, name="quantised_bias")
-
-
-def signed_bias(bias: te.Tensor, weight: te.Tensor) -> te.Tensor:
-    """A quantised bias, int32 [O], for data that is held as int8, and a quantised weight [..., O]."""
-    sums = weight_sums(weight)
-    return te.compute(bias.shape, lambda o: bias[o] + _OFFSETS["int8"] * sums[o], name="signed_bias")
 
 
 def multipliers(scales: te.Tensor, into: te.Tensor) -> te.Tensor:
@@ -153,12 +150,12 @@ def _vector(values: Sequence[tirx.Expr]) -> te.Tensor:
 
 def _integer(data: te.Tensor, *place: tirx.Expr) -> tirx.Expr:
     """A quantised value of a tensor of bytes, int32."""
-    return data[place].astype("int32") + _OFFSETS[str(data.dtype)]
+    return data[place].astype("int32") + OFFSETS[str(data.dtype)]
 
 
 def _stored(quantised: tirx.Expr, dtype: str) -> tirx.Expr:
     """A quantised value, float32, as a type holds it."""
-    return (quantised - _float(_OFFSETS[dtype])).astype(dtype)
+    return (quantised - _float(OFFSETS[dtype])).astype(dtype)
 
 
 def requantised(accumulated: tirx.Expr, multiplier: tirx.Expr, bounds: te.Tensor, dtype: str) -> tirx.Expr:

@@ -67,6 +67,7 @@ from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from tvm_passes.relax.kernels.integer_packing import NEAR, IntegerPacking
 from tvm_passes.relax.kernels.integer_weights import IntegerWeights, Largest, QuantisedTask
 from tvm_passes.relax.kernels.mask_decoding import (
     DTYPE,
@@ -107,7 +108,9 @@ class WeightRewrite:
         packed: whether the result is [O / lanes, kH, kW, I, lanes], and not [kH, kW, I, O] or [I, O].
         tile: m, where the result is G g Gᵀ of Winograd's F(m×m, 3×3), [m + 2, m + 2, O / lanes, I, lanes].
         epsilon: of the BatchNorm whose scale is folded into the weight; None if there is none.
-        integers: whether the weight is quantised, with its layer's bias (`integer_weights.py`).
+        integers: of a weight that is quantised, with its layer's bias, the type that holds the layer's data, else None
+            (`integer_weights.py`).
+        packing: of the integers; None if they are [kH, kW, I, O] or [I, O] too.
         any_channels: whether `shape` and `columns` are an example only (`shared`).
     """
 
@@ -119,7 +122,8 @@ class WeightRewrite:
     epsilon: float | None = None
     tile: int | None = None
     coded: bool = False
-    integers: bool = False
+    integers: str | None = None
+    packing: IntegerPacking | None = None
     any_channels: bool = False
 
     @property
@@ -142,6 +146,8 @@ class WeightRewrite:
     def result_shape(self) -> tuple[int, ...]:
         """Of what the kernel writes."""
         outputs, inputs, *kernel = self.shape
+        if self.packing is not None:
+            return self.packing.shape(outputs)
         if self.tile is not None:
             return (self.tile + 2, self.tile + 2, outputs // self.lanes, inputs, self.lanes)
         if self.packed:
@@ -189,7 +195,7 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
         result = T.arg("result", T.buffer(result_shape, "int8" if rewrite.integers else DTYPE))
         of_channels = {"scales": DTYPE, "biases": "int32"} if rewrite.integers else {}
         written = [T.arg(name, T.buffer((outputs,), dtype)) for name, dtype in of_channels.items()]
-        integers = IntegerWeights(*read, *written) if rewrite.integers else None
+        integers = IntegerWeights(rewrite.integers, *read, *written) if rewrite.integers else None
         with T.sblock("root"):
             # TVM looks for a block in every function.
             T.reads([])
@@ -268,9 +274,16 @@ class _Kernel:
                         self._task(block, lane, rest)
 
     def _task(self, block: tirx.Expr, lane: tirx.Expr, channels: int) -> None:
-        channel = T.bind(block * self.rewrite.lanes + lane)
+        channel, packing = T.bind(block * self.rewrite.lanes + lane), self.rewrite.packing
+        store = self.store if packing is None else self._near(channels)
         groups = [
-            ChannelGroup(channel + place, block, lane + place, min(LANES, channels - place), place)
+            ChannelGroup(
+                channel + place,
+                block,
+                lane + place if packing is None else T.int32(place),
+                min(LANES, channels - place),
+                place,
+            )
             for place in range(0, channels, LANES)
         ]
         factors = [self._factor(group) for group in groups]
@@ -303,7 +316,14 @@ class _Kernel:
                 self._largest_of_rows(groups, factors, largest, of_rows)
             else:
                 _in_steps(self.values, LANES, lambda start, count: sweep(start, count, largest.note, asks=False))
-            self._quantised(self.integers.quantised(groups, largest), sweep)
+            self._quantised(self.integers.quantised(groups, largest), sweep, store)
+            if packing is not None:
+                rows, packed = (
+                    T.decl_buffer((math.prod(map(int, buffer.shape)),), "int8", data=buffer.data)
+                    for buffer in (store.result, self.store.result)
+                )
+                vector = block * packing.vectors(self.rewrite.shape[0]) + tirx.floordiv(lane, packing.width)
+                packing.pack(rows, packed, vector, channels)
         elif self.rewrite.tile is None:
             _in_steps(self.values, LANES, lambda start, count: sweep(start, count, partial(self.store.store, start)))
         else:
@@ -338,11 +358,23 @@ class _Kernel:
         if position is not None:
             self._begin(groups, position)
 
-    def _quantised(self, weights: QuantisedTask, sweep: Callable[[tirx.Expr, int, _Store], None]) -> None:
+    def _near(self, channels: int) -> WeightStore:
+        """A place for the integers of a task's channels, before they are packed."""
+        shape = (*self.store.kernel, int(self.inputs), NEAR)
+        near = T.alloc_buffer(shape, "int8")
+        if channels < NEAR:
+            rows = T.decl_buffer((math.prod(shape),), "int8", data=near.data)
+            with T.serial(math.prod(shape[:-1])) as row:
+                T.buffer_store(rows, T.broadcast(T.int8(0), NEAR), [T.ramp(row * NEAR, 1, NEAR)])
+        return WeightStore(near, self.store.kernel, packed=False, tile=None)
+
+    def _quantised(
+        self, weights: QuantisedTask, sweep: Callable[[tirx.Expr, int, _Store], None], store: WeightStore
+    ) -> None:
         """Sweeps over a task's weights, whose scales are known, for the integers."""
 
         def step(start: tirx.Expr, count: int) -> None:
-            sweep(start, count, partial(weights.store, self.store, start))
+            sweep(start, count, partial(weights.store, store, start))
 
         _in_steps(self.values, LANES, step)
         weights.finish()
@@ -444,6 +476,7 @@ class _Kernel:
         # Rows that share a place in the cache would have left it again before they are read.
         weight_lines = 0 if _rows_share_a_place(row) else -(-channels * row // (-(-row // LANES) * _LINE))
         # Of 1×1 kernels in blocks of 8 output channels two values lie in one line of the result.
+        writes_lines = self.rewrite.tile is None and self.rewrite.packing is None
         is_pointwise = self.rewrite.packed and math.prod(self.store.kernel) == 1
         values_of_line = max(1, _LINE // self.rewrite.lanes) if is_pointwise else 1
         soft, soft_lines = (None, None) if self.decoder is None else self._following(self.decoder, group, channels)
@@ -459,7 +492,7 @@ class _Kernel:
                     T.evaluate(
                         prefetch(self.decoder.scale, [soft + (step * soft_lines + line) * self.decoder.line], cache=2)
                     )
-            for value in range(0, LANES if self.rewrite.tile is None else 0, values_of_line):
+            for value in range(0, LANES if writes_lines else 0, values_of_line):
                 place = self.store.place(group, start + _AHEAD * LANES + value)
                 T.evaluate(prefetch(self.store.result, place, to_write=True))
 

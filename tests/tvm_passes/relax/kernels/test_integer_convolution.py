@@ -1,7 +1,10 @@
 """Convolutions by each CPU's instructions for integers: bit for bit what NumPy makes of them, by the instruction."""
 
+import math
 import os
+import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +16,16 @@ from tvm import tirx
 
 from ksm_hw.toolchains.linker import link_shared_library, linker_command
 from ksm_hw.toolchains.targets import load_target
+from tvm_passes.relax.kernels.integer_convolution import tasks, tiles
+from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import integer_vectors
 from tvm_passes.relax.pipeline import loop_pipeline
 
 # CPUs, and what the machine that runs their code has by /proc/cpuinfo.
 CPUS = {"cascadelake": {"avx512_vnni", "avx512bw"}, "alderlake": {"avx_vnni"}, "haswell": {"avx2"}}
 BOARDS = ["rpi5", "rpi4"]
-FEW = ["first layer", "grouped", "no padding", "dense", "depthwise", "depthwise 5x5"]
+FEW = ["first layer", "flat with a rest", "grouped", "no padding", "dense", "depthwise, narrow", "depthwise, strided"]
+WIDE = ["depthwise", "depthwise 5x5"]  # Much code, which takes LLVM seconds.
 
 
 def has(features: set[str]) -> bool:
@@ -27,20 +33,54 @@ def has(features: set[str]) -> bool:
         return any(features <= set(line.split()) for line in file if line.startswith("flags"))
 
 
-@pytest.mark.parametrize("cpu", CPUS)
-def test_convolutions_are_those_of_numpy(cpu: str) -> None:
+def assert_computed_by(instruction: str, assembly: str, names: Iterable[str]) -> None:
+    """Each kernel's own code has the instruction."""
+    found = set()
+    for line in assembly.splitlines():
+        if label := re.match(r"(?:__tvm_ffi_)?(\w+?)(?:_compute_)?:", line):
+            function = label[1]
+        elif instruction in line.split()[:2]:  # Before it may stand how it is encoded.
+            found.add(function)
+    assert {symbol(name) for name in names} <= found
+
+
+@pytest.mark.parametrize(
+    ("cpu", "names"),
+    [
+        ("cascadelake", [name for name in SHAPES if name not in WIDE]),
+        ("alderlake", FEW),
+        ("haswell", FEW),
+        *(pytest.param(cpu, WIDE, marks=pytest.mark.slow) for cpu in CPUS),
+    ],
+)
+def test_convolutions_are_those_of_numpy(cpu: str, names: list[str]) -> None:
     target = tvm.target.Target({"kind": "llvm", "mcpu": cpu})
     vectors = integer_vectors(target)
     assert vectors is not None
-    found = cases(vectors, SHAPES if vectors.lanes == 16 else FEW)
+    found = cases(vectors, names)
     library = tirx.build(named(found), target=target, pipeline=loop_pipeline())
-    assert vectors.instruction in library.inspect_source("asm")
+    assert_computed_by(vectors.instruction, library.inspect_source("asm"), names)
     if not has(CPUS[cpu]):
         pytest.skip(f"this machine cannot run code for {cpu}")
     for name, case in found.items():
         tensors = [tvm.runtime.tensor(array) for array in case.arguments]
         library[symbol(name)](*tensors)
         assert np.array_equal(tensors[-1].numpy(), case.expected), name
+
+
+@pytest.mark.parametrize("cpu", [*CPUS, "rpi5"])
+def test_heavy_layers_have_a_task_for_each_core_at_any_image_size(cpu: str) -> None:
+    """Of MobileNetV2, EfficientNet-Lite0 and ResNet-50: what a map is smaller than the image, inputs and outputs."""
+    target = load_target(cpu).tvm if cpu in BOARDS else {"kind": "llvm", "mcpu": cpu}
+    vectors = integer_vectors(tvm.target.Target(dict(target)))
+    assert vectors is not None
+    layers = [(2, 32, 16), (4, 96, 24), (8, 32, 192), (16, 256, 1024), (16, 384, 96), (32, 960, 320), (32, 512, 2048)]
+    for size, batch, cores in [(224, 1, 2), (160, 1, 2), (256, 1, 4), (33, 1, 8), (96, 2, 8), (320, 3, 4), (200, 8, 2)]:
+        for smaller, inputs, outputs in layers:
+            extent = -(-size // smaller)
+            shape = IntegerConvolution((batch, extent, extent, inputs), (1, 1), outputs)
+            found = tasks(shape, vectors, cores, tiles(shape, vectors, cores)[0])
+            assert shape.products < 1 << 19 or math.prod(found) >= cores, (shape, found)
 
 
 @pytest.mark.slow  # An emulated board takes longer for a few kernels than all tests of others here.
@@ -52,7 +92,7 @@ def test_convolutions_on_a_board_are_those_of_numpy(board: str, tmp_path: Path) 
     assert vectors is not None
     found = cases(vectors, FEW)
     library = tirx.build(named(found), target=target, pipeline=loop_pipeline())
-    assert vectors.instruction in library.inspect_source("asm")
+    assert_computed_by(vectors.instruction, library.inspect_source("asm"), FEW)
     objects, arguments = str(tmp_path / "kernels.o"), {}
     library.write_to_file(objects)
     link_shared_library(linker_command("aarch64"), str(tmp_path / "kernels.so"), [objects])
