@@ -207,19 +207,19 @@ class _Quantiser:
         shape = _convolution(call)
         quantised, integers, scales = self._weights(shape, weight, bias, data.quantisation)
         if layer == HEAD:
-            self.logits = self._sums(call, data, quantised, integers, scales, None)
+            self.logits = self._sums(shape, data, quantised, integers, scales, None)
             self.done.add(end)
             return
         self.layers += 1
         into = self._quantisation(layer)
         multiplier = self._kernel("multipliers", kernels.multipliers, [scales, into])
         bounds = self._kernel("result_bounds", kernels.result_bounds, [into], clamp)
-        value = self._sums(call, data, quantised, integers, multiplier, bounds, tensor=layer)
+        value = self._sums(shape, data, quantised, integers, multiplier, bounds, tensor=layer)
         self._result(end, _Tensor(value, layer, self.layers, into))
 
     def _sums(
         self,
-        call: relax.Call,
+        shape: IntegerConvolution,
         data: _Tensor,
         weight: relax.Var,
         bias: relax.Var,
@@ -228,7 +228,6 @@ class _Quantiser:
         tensor: str = "",
     ) -> relax.Var:
         """The sums of a layer, requantised, or without bounds as real values."""
-        shape = _convolution(call)
         if self.vectors is not None:
             return self._vector_sums(self.vectors, shape, data, weight, bias, multiplier, bounds, tensor)
         if len(weight.ty.shape) == 2:

@@ -148,7 +148,6 @@ class _Kernel:
         start = T.bind(((image * rows + row) * columns + column) * every + first)
         lengths = [min(lanes, channels - number * lanes) for number in numbers if channels > number * lanes]
         sums: dict[tuple[int, int], list[tirx.Expr]] = {}
-        across, stride = shape.dilation[1], shape.strides[1]
         done: list[list[tuple[int, list[tirx.Expr]]]] = [[] for _ in range(height)]
 
         def finish(line: int) -> None:
@@ -166,11 +165,8 @@ class _Kernel:
             self.requantisation.store(self.result, products, targets, lengths * len(done[line]))
             done[line].clear()
 
-        for x in range((width - 1) * stride + (shape.kernel[1] - 1) * across + 1):
-            uses = [
-                (place, (x - place * stride) // across) for place in range(width) if (x - place * stride) % across == 0
-            ]
-            uses = [(place, tap) for place, tap in uses if 0 <= tap < shape.kernel[1]]
+        for x in range((width - 1) * shape.strides[1] + (shape.kernel[1] - 1) * shape.dilation[1] + 1):
+            uses = self._uses(x, width)
             turned = self._column(source, begin + x * every, height) if uses else []
             for place, tap in uses:
                 for line in range(height):
@@ -186,6 +182,12 @@ class _Kernel:
                             finish(line)
         for line in range(height):
             finish(line)
+
+    def _uses(self, x: int, width: int) -> list[tuple[int, int]]:
+        """Which of some neighbouring results read a column of the data, each with the column of its window."""
+        across, stride = self.shape.dilation[1], self.shape.strides[1]
+        taps = [(place, divmod(x - place * stride, across)) for place in range(width)]
+        return [(place, tap) for place, (tap, rest) in taps if rest == 0 and 0 <= tap < self.shape.kernel[1]]
 
     def _weights(self, block: tirx.Expr, height: int) -> Callable[[int, int, int, int], tirx.Expr]:
         """The weights of a block: for a row of the result, a group of rows, a column of the window and a vector."""

@@ -4,6 +4,7 @@ A step multiplies 4 neighbouring bytes of data, the same for all lanes, by 4 wei
 to the lane's sum. The lanes · 4 weights of a step lie together, in the order that `lane_and_byte` says.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ STEP = 4
 
 
 @dataclass(frozen=True)
-class IntegerVectors:
+class IntegerVectors(ABC):
     """A CPU's instructions for integers.
 
     Attributes:
@@ -52,10 +53,11 @@ class IntegerVectors:
         """Whose weight stands at a place of a step's lanes · 4: of which lane, for which byte of the data."""
         return place // STEP, place % STEP
 
+    @abstractmethod
     def steps_of(self, data: tirx.Var, place: tirx.Expr, steps: int) -> list[tirx.Expr]:
         """What `add_products` takes of the data of some steps from a place on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
         """Sums with the products of a step.
 
@@ -64,33 +66,20 @@ class IntegerVectors:
             data: as `steps_of` gives it.
             weights: int8 [lanes · 4].
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
         """What `add_products` takes of 4 rows of 16 channels: in each lane the 4 bytes of a channel.
 
         Args:
             rows: 16 bytes each.
         """
-        every = 16
-        return [
-            T.bind(
-                T.Shuffle(
-                    list(rows),
-                    [
-                        T.int32(every * row + channel)
-                        for channel in range(first, first + self.lanes)
-                        for row in range(STEP)
-                    ],
-                )
-            )
-            for first in range(0, every, self.lanes)
-        ]
 
+    @abstractmethod
     def rounded(self, values: tirx.Expr) -> tirx.Expr:
         """float32 [lanes] as int32, ties to even."""
-        raise NotImplementedError
 
+    @abstractmethod
     def narrowed(self, sums: Sequence[tirx.Expr], zero: tirx.Expr) -> tirx.Expr:
         """Four vectors of int32, plus a zero point, as one of bytes, what is too large or small clamped.
 
@@ -98,7 +87,6 @@ class IntegerVectors:
             sums: int32 [lanes] each.
             zero: int16.
         """
-        raise NotImplementedError
 
 
 def _call(dtype: str, name: str, *arguments: tirx.Expr) -> tirx.Expr:
@@ -114,6 +102,14 @@ class _Avx(IntegerVectors):
 
     def _repeated(self, bytes_: tirx.Expr) -> tirx.Expr:
         return T.broadcast(T.reinterpret("int32", bytes_), self.lanes)
+
+    def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+        every = 16
+        orders = [
+            [every * row + channel for channel in range(first, first + self.lanes) for row in range(STEP)]
+            for first in range(0, every, self.lanes)
+        ]
+        return [T.bind(T.Shuffle(list(rows), [T.int32(place) for place in order])) for order in orders]
 
     @property
     def _name(self) -> str:
@@ -220,7 +216,7 @@ class _Sdot(_Neon):
 
 @dataclass(frozen=True)
 class _WideningNeon(_Neon):
-    """`smull`, `smlal` and `sadalp`: two products of int8 fit into int16, as no weight is -128.
+    """`smull` and `saddlp`: two products of int8 fit into int16, as no weight is -128.
 
     A step's weights are those of two bytes for each lane, and then those of the other two.
     """

@@ -114,11 +114,10 @@ class QuantisedTask:
             for row in range(group.count):
                 channel = group.channel + row
                 of_sum = T.bind(scale * self.scales[group.place + row])
-                bound = T.float32(quantised.LARGEST_BIAS)
-                steps = T.max(T.min(T.nearbyint(self.layer.bias[channel] / of_sum), bound), -bound)
-                less = (T.cast(zero, "int32") - quantised.OFFSETS[self.layer.data_type]) * self.sums[group.place + row]
+                bias, weights = self.layer.bias[channel], self.sums[group.place + row]
+                steps = quantised.channel_bias(bias, of_sum, weights, zero, self.layer.data_type)
                 T.buffer_store(self.layer.scales, of_sum, [channel])
-                T.buffer_store(self.layer.biases, T.cast(steps, "int32") - less, [channel])
+                T.buffer_store(self.layer.biases, steps, [channel])
 
 
 @dataclass(frozen=True)
@@ -152,11 +151,9 @@ class IntegerWeights:
         for group in groups:
             T.buffer_store(sums, T.broadcast(T.int32(0), LANES), [T.ramp(group.place, 1, LANES)])
             for row in range(group.count):
-                of_weight = largest.values[group.place + row] / T.float32(quantised.LARGEST_WEIGHT)
-                steps = T.abs(self.bias[group.channel + row]) / self.data[0]
-                found = T.bind(T.max(of_weight, steps * T.float32(1 / quantised.LARGEST_BIAS)))
-                is_zero = found < T.float32(quantised.SMALLEST_WEIGHT_SCALE)
-                T.buffer_store(scales, T.Select(is_zero, T.float32(1), found), [group.place + row])
+                of_channel = largest.values[group.place + row], self.bias[group.channel + row]
+                scale = quantised.channel_scale(*of_channel, self.data[0])
+                T.buffer_store(scales, scale, [group.place + row])
             for row in range(group.count, LANES):
                 T.buffer_store(scales, T.float32(1), [group.place + row])
         return QuantisedTask(self, groups, scales, sums)

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 from tvm import te, tirx
 
+from tvm_passes.relax.kernels.convolution_sums import windowed_sums
+
 LARGEST = 255
 LARGEST_WEIGHT = 127
 LARGEST_BIAS = 2**30
@@ -69,16 +71,15 @@ def largest_weights(weight: te.Tensor) -> te.Tensor:
     return te.compute((outputs,), lambda o: te.max(te.abs(weight(*axes, o)), axis=axes), name="largest")
 
 
+def channel_scale(largest: tirx.Expr, bias: tirx.Expr, data_scale: tirx.Expr) -> tirx.Expr:
+    """What a step of a channel's weights means, of which the largest |w| is given; all float32."""
+    found = te.max(largest / _float(LARGEST_WEIGHT), te.abs(bias) / data_scale * _float(1 / LARGEST_BIAS))
+    return tirx.Select(found < _float(SMALLEST_WEIGHT_SCALE), _float(1), found)
+
+
 def channel_scales(largest: te.Tensor, bias: te.Tensor, data: te.Tensor) -> te.Tensor:
     """What a step of each output channel's weights means; float32 [O]."""
-
-    def scale(o: tirx.Var) -> tirx.Expr:
-        of_weight = largest[o] / _float(LARGEST_WEIGHT)
-        of_bias = te.abs(bias[o]) / data[0] * _float(1 / LARGEST_BIAS)
-        found = te.max(of_weight, of_bias)
-        return tirx.Select(found < _float(SMALLEST_WEIGHT_SCALE), _float(1), found)
-
-    return te.compute(largest.shape, scale, name="scales")
+    return te.compute(largest.shape, lambda o: channel_scale(largest[o], bias[o], data[0]), name="scales")
 
 
 def quantised_weight(weight: te.Tensor, scales: te.Tensor) -> te.Tensor:
@@ -103,17 +104,26 @@ def weight_sums(weight: te.Tensor) -> te.Tensor:
     return te.compute((outputs,), lambda o: te.sum(weight(*axes, o).astype("int32"), axis=axes), name="sums")
 
 
-def quantised_bias(bias: te.Tensor, scales: te.Tensor, sums: te.Tensor, data: te.Tensor, data_type: str) -> te.Tensor:
-    """The bias in steps of `sum_scales`, less what the zero point adds to sums of products; int32 [O].
+def channel_bias(
+    bias: tirx.Expr, sum_scale: tirx.Expr, weights: tirx.Expr, zero_point: tirx.Expr, data_type: str
+) -> tirx.Expr:
+    """A channel's bias in steps of its sum, less what the zero point adds to sums of products; int32.
 
-    The data is held as `data_type`, in which its zero point is another number.
+    Args:
+        bias, sum_scale: float32.
+        weights: the sum of the channel's quantised weights, int32.
+        zero_point: of the data, float32.
+        data_type: that holds the data, in which its zero point is another number.
     """
+    steps = _limited(tirx.nearbyint(bias / sum_scale), -LARGEST_BIAS, LARGEST_BIAS).astype("int32")
+    return steps - (zero_point.astype("int32") - OFFSETS[data_type]) * weights
 
-    def value(o: tirx.Var) -> tirx.Expr:
-        steps = _limited(tirx.nearbyint(bias[o] / scales[o]), -LARGEST_BIAS, LARGEST_BIAS).astype("int32")
-        return steps - (data[1].astype("int32") - OFFSETS[data_type]) * sums[o]
 
-    return te.compute(bias.shape, value, name="quantised_bias")
+def quantised_bias(bias: te.Tensor, scales: te.Tensor, sums: te.Tensor, data: te.Tensor, data_type: str) -> te.Tensor:
+    """`channel_bias` of each output channel; int32 [O]."""
+    return te.compute(
+        bias.shape, lambda o: channel_bias(bias[o], scales[o], sums[o], data[1], data_type), name="quantised_bias"
+    )
 
 
 def multipliers(scales: te.Tensor, into: te.Tensor) -> te.Tensor:
@@ -195,36 +205,11 @@ def convolution_sums(
         padding: top, left, bottom and right.
         groups: of the channels.
     """
-    batch, height, width, _ = map(int, data.shape)
-    kernel_height, kernel_width, inputs, outputs = map(int, weight.shape)
-    top, left, bottom, right = padding
-    rows = (height + top + bottom - dilation[0] * (kernel_height - 1) - 1) // strides[0] + 1
-    columns = (width + left + right - dilation[1] * (kernel_width - 1) - 1) // strides[1] + 1
-    if any(padding):
-        data = _padded(data, quantisation, padding)
-    ky = te.reduce_axis((0, kernel_height), name="ky")
-    kx = te.reduce_axis((0, kernel_width), name="kx")
-    i = te.reduce_axis((0, inputs), name="i")
-
-    def product(n: tirx.Var, y: tirx.Var, x: tirx.Var, o: tirx.Var) -> tirx.Expr:
-        channel = i if groups == 1 else o // (outputs // groups) * inputs + i
-        value = data[n, y * strides[0] + ky * dilation[0], x * strides[1] + kx * dilation[1], channel]
-        return te.sum(value.astype("int32") * weight[ky, kx, i, o].astype("int32"), axis=[ky, kx, i])
-
-    sums = te.compute((batch, rows, columns, outputs), product, name="convolution")
+    height, width, inputs, outputs = map(int, weight.shape)
+    zero = quantisation[1].astype("uint8")
+    window = (height, width, inputs, outputs), strides, padding, dilation, groups
+    sums = windowed_sums(data, lambda *place: weight[place], *window, zero=zero, dtype="int32")
     return te.compute(sums.shape, lambda n, y, x, o: sums[n, y, x, o] + bias[o], name="with_bias")
-
-
-def _padded(data: te.Tensor, quantisation: te.Tensor, padding: tuple[int, int, int, int]) -> te.Tensor:
-    """The data with 0.0, that is its zero point, around it."""
-    batch, height, width, channels = map(int, data.shape)
-    top, left, bottom, right = padding
-
-    def value(n: tirx.Var, y: tirx.Var, x: tirx.Var, i: tirx.Var) -> tirx.Expr:
-        inside = tirx.all(y >= top, y < height + top, x >= left, x < width + left)
-        return tirx.if_then_else(inside, data[n, y - top, x - left, i], quantisation[1].astype("uint8"))
-
-    return te.compute((batch, height + top + bottom, width + left + right, channels), value, name="padded")
 
 
 def dense_sums(data: te.Tensor, weight: te.Tensor, bias: te.Tensor) -> te.Tensor:
