@@ -42,12 +42,14 @@ def compare(
     """Learn the same tasks by several methods, each in a process of its own, and compare them; resumable."""
     from ksm_hw.artifact.output import check_output_file
     from ksm_hw.learning.datasets import check_task_data, describe_datasets, named_data
+    from ksm_hw.learning.methods.table import method_named
     from ksm_hw.report.comparison import Trial, comparison_table, write_comparison
     from ksm_hw.report.comparison import compare as run_comparison
     from ksm_hw.report.terminal import print_table
 
-    chosen = list(TITLES) if methods == "all" else [_method(name.strip()) for name in methods.split(",")]
-    rates = {_method(name): _rate(name, number) for name, _, number in (each.partition("=") for each in rate or [])}
+    chosen = list(TITLES) if methods == "all" else [method_named(name.strip()).name for name in methods.split(",")]
+    pairs_of_rates = (each.partition("=") for each in rate or [])
+    rates = {method_named(name).name: _rate(name, number) for name, _, number in pairs_of_rates}
     installed = ",".join(each.name for each in describe_datasets() if each.installed)
     pairs = named_data(installed if tasks == "all" else tasks, "--tasks")
     for _, data in pairs:
@@ -76,12 +78,6 @@ def compare(
         return
     print_table(console, comparison_table(summaries))
     console.print(f"Plots: {page}", soft_wrap=True)
-
-
-def _method(name: str) -> str:
-    if name not in TITLES:
-        raise UserError(f"No method named '{name}'. There are: {', '.join(TITLES)}.")
-    return name
 
 
 def _rate(method: str, text: str) -> float:

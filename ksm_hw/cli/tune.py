@@ -108,7 +108,6 @@ def tune(
             "--host-cpu": host_cpu,
             "--batch": None if batch == 1 else batch,
             "--ir": None if ir == "relax" else ir,
-            "--precision": None if precision == "float32" else precision,
             "--tuned": output,
         }
         words = [word for option, value in given.items() if value is not None for word in (option, value)]

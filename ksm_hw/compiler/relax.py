@@ -184,17 +184,13 @@ def _operators(planned: tvm.IRModule) -> dict[str, OperatorEntry]:
     return entries
 
 
-def main_functions(
-    bundle: Bundle, target: CompileTarget, batch: int = 1, precision: Precision = "float32"
-) -> tvm.IRModule:
-    """What a bundle's artifact runs for each image, before scheduling: every `main` of `--fold switch`.
+def main_functions(bundle: Bundle, target: CompileTarget, batch: int = 1) -> tvm.IRModule:
+    """What a bundle's artifact of float32 runs for each image, before scheduling: every `main` of `--fold switch`.
 
     Raises:
         UserError: as `compile_bundle`.
     """
-    if precision == "int8":
-        _check_integers(bundle, target, "switch", batch)
-    folded = _fold(bundle, batch, tvm.target.Target(dict(target.tvm)), precision=precision)
+    folded = _fold(bundle, batch, tvm.target.Target(dict(target.tvm)))
     mains = {functions.main for functions in folded.functions.values()}
     return tvm.IRModule(
         {

@@ -5,7 +5,6 @@ command. docs/datasets.md says for each set how its test images are kept apart f
 """
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from ksm_hw.errors import UserError
+from ksm_hw.errors import UserError, did_you_mean
 from ksm_hw.images.decoding import read_image
 from ksm_hw.images.finding import IMAGE_SUFFIXES, find_images, say_what_was_passed_over, subfolders
 from ksm_hw.learning import dataset_sources
@@ -274,11 +273,9 @@ def check_task_data(data: str) -> None:
         if not dataset_sources.is_installed(data, datasets_folder()):
             raise _not_installed(data, "its files are missing")
     elif not os.path.isdir(data):  # As Path.is_dir, but false too for a name that is too long.
-        near = difflib.get_close_matches(data, dataset_names(), n=1)
         raise UserError(
-            f"No folder and no data set named '{data}'."
-            + (f" Did you mean '{near[0]}'?" if near else "")
-            + f" Give a folder with train/ and test/, or one of {', '.join(REGISTERED)}."
+            f"No folder and no data set named '{data}'.{did_you_mean(data, dataset_names())} Give a folder with train/ "
+            f"and test/, or one of {', '.join(REGISTERED)}."
         )
 
 

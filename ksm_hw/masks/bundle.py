@@ -7,7 +7,6 @@ samples/<task>/<number>-<class>.png    a few real test images of each task, for 
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ksm_hw.errors import UserError
+from ksm_hw.errors import UserError, did_you_mean
 from ksm_hw.files.staging import OWN_NAMES, changed_folder, check_places, read_whole, staged_files
 from ksm_hw.files.written import check_folder, explained
 from ksm_hw.images.finding import images_of_folder
@@ -92,8 +91,7 @@ def task_of(packs: Mapping[str, TaskPack], task: str) -> TaskPack:
         UserError: there is no such task; the message names the near ones.
     """
     if task not in packs:
-        near = difflib.get_close_matches(str(task), packs, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(str(task), packs)
         raise UserError(f"No task named '{task}'.{hint} There are: {', '.join(packs) or 'none'}.")
     return packs[task]
 

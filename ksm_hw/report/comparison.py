@@ -172,6 +172,8 @@ def compare(
         outcomes[trial] = run_trial(trial, folder, arguments(trial.method))
         on_trial(trial, outcomes[trial])
     now = _accuracies_now(trials, folder)
+    methods = dict.fromkeys(trial.method for trial in trials)
+    added = {name: _added_bytes([trial for trial in trials if trial.method == name], folder) for name in methods}
     summaries = []
     for method, task in dict.fromkeys((trial.method, trial.task) for trial in trials):
         mine = [trial for trial in trials if (trial.method, trial.task) == (method, task)]
@@ -182,7 +184,7 @@ def compare(
                 task,
                 tuple(outcome.accuracy for outcome in found),
                 tuple(outcomes[trial].accuracy - now[trial] for trial in mine),
-                _added_bytes([trial for trial in trials if trial.method == method], folder),
+                added[method],
                 statistics.mean(outcome.cpu_seconds for outcome in found),
                 statistics.mean(outcome.memory_bytes for outcome in found),
             )

@@ -143,9 +143,8 @@ def _seen_tensors(session: DeviceSession, images: Float32Array) -> list[UInt8Arr
     """
     batch, *one = session.manifest.input_shape
     parts: list[list[UInt8Array]] = []
-    results = (
-        0  # Tensors that were allocated since the last kernel: those that the next one writes, its last arguments.
-    )
+    # Tensors that were allocated since the last kernel: those that the next one writes, its last arguments.
+    results = 0
 
     def watch(_function: Any, symbol: str, before: bool, _result: Any, *arguments: Any) -> None:
         nonlocal results

@@ -85,6 +85,7 @@ class DeviceSession(AnySession):
         Args:
             instrument: takes the function that is called, its symbol, whether this is before the call, the result, and
                 the call's arguments.
+            images: float32 [N, 3, H, W], as many as the artifact's batch; zeros without them.
 
         Raises:
             UserError: what runs the artifact tells of no calls, or the device fails.

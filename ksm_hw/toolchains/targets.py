@@ -13,7 +13,7 @@ from typing import Any, Literal, Optional
 
 import msgspec
 
-from ksm_hw.errors import UserError
+from ksm_hw.errors import UserError, did_you_mean
 from ksm_hw.json_document import Count, Positive
 from ksm_hw.resources import targets_folder
 from ksm_hw.runtime.tvm_import import import_tvm_before_torch
@@ -157,11 +157,9 @@ def on_fast_cores(target: CompileTarget) -> CompileTarget:
 
 def _path_of(name: str) -> Path:
     if name not in target_names():
-        near = difflib.get_close_matches(name, target_names(), n=1)
         raise UserError(
-            f"No target named '{name}'."
-            + (f" Did you mean '{near[0]}'?" if near else "")
-            + f" There are: {', '.join(target_names())}. --target-file takes one of your own."
+            f"No target named '{name}'.{did_you_mean(name, target_names())} There are: {', '.join(target_names())}. "
+            "--target-file takes one of your own."
         )
     return targets_folder() / f"{name}.toml"
 

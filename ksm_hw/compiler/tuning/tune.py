@@ -65,7 +65,7 @@ def tune(
         trials: candidates in all. A tune ends earlier when there is no candidate left.
         board: where to measure: all boards of the key at once; this machine without.
         batch: images an inference.
-        precision: what an inference computes in. Records of several may lie in one folder.
+        precision: what an inference computes in.
         wait: seconds that boards which are all gone may take to come back.
         on_progress: called after each trial.
 
@@ -80,7 +80,7 @@ def tune(
     with tuned_folder(output):
         records = create_records(output, target)
         with CandidateMeasurer(target, board, wait) as measurer:
-            functions = main_functions(bundle, target, batch, precision)
+            functions = main_functions(bundle, target, batch)
             return tune_functions(functions, records, measurer, trials=trials, on_progress=on_progress)
 
 
@@ -96,8 +96,8 @@ def tune_functions(
     operators = find_operators(functions, records)
     if not operators:
         raise UserError(
-            "Every operator has one schedule alone in this precision on this target, so there is nothing to tune. "
-            "Compile without --tuned."
+            "Every operator has one schedule alone on this target, so there is nothing to tune. Compile without "
+            "--tuned."
         )
     return _Search(records, operators, measurer, trials, on_progress).run()
 

@@ -1,11 +1,10 @@
 """The table of the methods, and a network that is prepared to learn by one."""
 
-import difflib
 from collections.abc import Sequence
 
 from torch import nn
 
-from ksm_hw.errors import UserError
+from ksm_hw.errors import UserError, did_you_mean
 from ksm_hw.learning.methods.binary import BINARY
 from ksm_hw.learning.methods.cpg import CPG
 from ksm_hw.learning.methods.fine_tuning import FINE_TUNING
@@ -45,9 +44,7 @@ def method_named(name: str) -> Method:
         UserError: there is none; the message names those there are.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"No method named '{name}'.{hint} There are: {', '.join(METHODS)}.")
+        raise UserError(f"No method named '{name}'.{did_you_mean(name, METHODS)} There are: {', '.join(METHODS)}.")
     return METHODS[name]
 
 
