@@ -107,7 +107,8 @@ def accuracy_on(
     pack = session.packs[session.task]
     reference, done = task_module(bundle, pack), 0
     right = np.zeros(2, np.int64)
-    for images, labels in test_batches(data.test, pack.preprocessing, _BATCH):
+    for batch, labels in test_batches(data.test, pack.preprocessing, _BATCH):
+        images = batch.contiguous()
         for place, logits in enumerate((session.run_all(images.numpy()), reference(images).numpy())):
             right[place] += int(np.sum(logits.argmax(1) == labels.numpy()))
         done += len(labels)
