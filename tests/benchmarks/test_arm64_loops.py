@@ -88,9 +88,9 @@ def depthwise(size: int, channels: int, kernel: int, stride: int, _: float) -> t
     return kernel_of(function(compute, *shapes))
 
 
-def dense() -> tirx.PrimFunc:
-    """The last layer of a network."""
-    shapes = (1, 128), (128, 1000), (1000,)
+def dense(outputs: int) -> tirx.PrimFunc:
+    """A layer with few inputs."""
+    shapes = (1, 128), (128, outputs), (outputs,)
     return kernel_of(function(lambda emit, x, w, b: relax.op.add(emit(relax.op.matmul(x, w)), b), *shapes))
 
 
@@ -148,9 +148,9 @@ def test_convolutions_reach_the_peak_of_a_core(shares, name):
 
 def test_depthwise_convolutions_and_dense_layers_reach_what_the_table_lets_them(tmp_path):
     functions = {name: depthwise(*shape) for name, shape in DEPTHWISE.items()}
-    watch = built(scheduled({**functions, "dense": dense()}), RPI5, tmp_path / "loops.o")
-    found = costs(tmp_path / "loops.o", watch, [*DEPTHWISE, "dense"], A76)
-    least = {name: share for name, (*_, share) in DEPTHWISE.items()} | {"dense": 0.43}
+    functions |= {"dense": dense(1000), "dense_of_wide_rows": dense(4096)}
+    found = costs(tmp_path / "loops.o", built(scheduled(functions), RPI5, tmp_path / "loops.o"), functions, A76)
+    least = {name: share for name, (*_, share) in DEPTHWISE.items()} | {"dense": 0.43, "dense_of_wide_rows": 0.42}
     assert {name: found[name].share for name in least if found[name].share < least[name]} == {}
 
 
