@@ -96,7 +96,7 @@ def requantise(
 
 def lookup_table(function: ActivationName, data: Quantisation, into: Quantisation) -> npt.NDArray[np.uint8]:
     """What each uint8 of some data becomes, uint8 [256]: `clamp(rint(f(x) / scale) + zero_point)`, in float64."""
-    values = (np.arange(LARGEST + 1) - data.zero_point) * data.scale
+    values = (np.arange(LARGEST + 1, dtype=np.float64) - data.zero_point) * data.scale
     steps = np.rint(activated(function, values) / into.scale) + into.zero_point
     return np.clip(steps, 0, LARGEST).astype(np.uint8)
 
