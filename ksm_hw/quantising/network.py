@@ -256,9 +256,7 @@ class _Reader:
                 result = self._named(node, max(left, right, key=self._rank), "product")
                 self.operators[result] = Product(result, left, right)
             case target if target in _ACTIVATIONS and len(node.args) == 1:
-                function, data = _ACTIVATIONS[target], self._name(node.args[0])
-                result = self._named(node, data, function)
-                self.operators[result] = Activation(result, data, function)
+                self._activation(node)
             case _aten.pad.default if self._only_reader_is_convolution(node):
                 left, right, top, bottom = node.args[1]
                 self.padded[node] = (node.args[0], (top, left, bottom, right))
@@ -299,8 +297,21 @@ class _Reader:
         has_bias = bool(rest) and rest[0] is not None
         self.operators[layer] = Convolution(layer, self._name(data), layer, has_bias, clamp=clamp, **options)
 
+    def _activation(self, node: _Node) -> None:
+        """One that is no clamp; a sigmoid that its own data is multiplied by is a SiLU."""
+        function, end, reader = _ACTIVATIONS[node.target], node, _only_reader(node)
+        is_factor = reader is not None and reader.target == _aten.mul.Tensor and node.args[0] in reader.args
+        if function == "sigmoid" and is_factor:
+            function, end = "silu", reader
+        data = self._name(node.args[0])
+        result = self._named(node, data, function)
+        self.names[end] = result
+        self.operators[result] = Activation(result, data, function)
+
     def _addition(self, node: _Node) -> None:
         left, right = (self._name(term) for term in node.args)
+        if len({tuple(term.meta["val"].shape) for term in node.args}) > 1:
+            raise self._unknown("a sum of tensors of different shapes")
         clamp, end = _clamp_behind(node)
         result = self._named(node, max(left, right, key=self._rank), "addition")
         self.names[end] = result

@@ -164,17 +164,17 @@ class _Quantiser:
         name = value.op.name.removeprefix("relax.") if isinstance(value, relax.Call) else type(value).__name__
         if name in ("nn.conv2d", "matmul"):
             self._layer(variable, value)
-        elif name == "add" and len(operands) == len(value.args):
+        elif name == "add" and all(term in self.tensors for term in value.args):
             self._addition(variable, value)
         elif (activation := activation_at(variable, self.values, self.readers)) is not None:
             self._activation(self.tensors[value.args[0]], activation)
-        elif name == "multiply" and len(operands) == len(value.args):
+        elif name == "multiply" and all(factor in self.tensors for factor in value.args):
             self._product(variable, value)
         elif name == "multiply" and math.prod(_shape_of(value.args[1])) == _shape_of(value)[-1]:
             self._batch_norm(variable, value)
         elif name == "nn.avg_pool2d" and not (any(value.attrs.padding) or value.attrs.ceil_mode):
-            window, strides = (tuple(map(int, one)) for one in (value.attrs.pool_size, value.attrs.strides))
-            self._window_mean(variable, self.tensors[value.args[0]], window, strides)
+            (height, width), (down, across) = (map(int, one) for one in (value.attrs.pool_size, value.attrs.strides))
+            self._window_mean(variable, self.tensors[value.args[0]], (height, width), (down, across))
         elif name == "mean":
             self._mean(variable, value)
         elif name == "concat":
@@ -214,8 +214,8 @@ class _Quantiser:
     def _batch_norm(self, variable: relax.Var, call: relax.Call) -> None:
         """A BatchNorm that is no layer's own: a convolution by a factor for each channel."""
         data, factors = self.tensors[call.args[0]], call.args[1]
-        channels = _shape_of(call)[-1]
-        shape = IntegerConvolution(tuple(_shape_of(data.value)), (1, 1), channels, groups=channels)
+        batch, rows, columns, channels = _shape_of(data.value)
+        shape = IntegerConvolution((batch, rows, columns, channels), (1, 1), channels, groups=channels)
         self._products(variable, data, factors, shape)
 
     def _products(self, variable: relax.Var, data: _Tensor, weight: relax.Var, shape: IntegerConvolution) -> None:
