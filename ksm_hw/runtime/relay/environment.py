@@ -94,7 +94,7 @@ def process_variables(only_runs: bool = False) -> dict[str, str]:
         UserError: as `check_installed`.
     """
     check_installed()
-    paths = [str(LEFT_OUT), str(environment_folder()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(environment_folder()), str(LEFT_OUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
