@@ -65,7 +65,8 @@ class _Separator(PyExprMutator):
         kernels = self.separated[variable]
         if variable not in self.added:
             self.added[variable] = [
-                self.builder_.add_func(kernel.function, f"{variable.name_hint}_kernel") for kernel in kernels
+                self.builder_.add_func(kernel.function, f"{variable.name_hint}_kernel_{number}_of_{len(kernels)}")
+                for number, kernel in enumerate(kernels, 1)
             ]
         function = self.functions[variable]
         values: dict[tirx.Var, relax.Expr] = dict(zip(function.params, arguments.fields, strict=False))
