@@ -1,14 +1,14 @@
 """Convolutions of integers by the kernels of a CPU, and what NumPy makes of the same."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import tvm
-from tvm import te, tirx
+from kernel_cases import Case
+from tvm import te
 
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
 from tvm_passes.relax.kernels.integer_convolution import (
@@ -38,15 +38,6 @@ SHAPES = {
     "depthwise, dilated": IntegerConvolution((1, 9, 11, 5), (3, 3), 5, (1, 1), (2, 2, 2, 2), (2, 2), groups=5),
 }
 ZERO_POINT, BOUNDS, CORES = 117, (3, 5, 250), 2
-
-
-@dataclass(frozen=True)
-class Case:
-    """A kernel with arguments, the last of which is for its result, and what the result should be."""
-
-    kernel: tirx.PrimFunc
-    arguments: list[npt.NDArray[Any]]
-    expected: npt.NDArray[Any]
 
 
 def cases(vectors: IntegerVectors, names: Iterable[str] = SHAPES) -> dict[str, Case]:
@@ -115,15 +106,3 @@ def _computed(compute: Callable[..., list[te.Tensor]], arrays: list[npt.NDArray[
     results = [tvm.runtime.tensor(np.zeros([int(one) for one in type_.shape], str(type_.dtype))) for type_ in types]
     tvm.compile(function, target="llvm")(*map(tvm.runtime.tensor, arrays), *results)
     return [result.numpy() for result in results]
-
-
-def named(found: Mapping[str, Case]) -> tvm.IRModule:
-    """The kernels as a module, by names that are symbols."""
-    return tvm.IRModule(
-        {symbol(name): case.kernel.with_attr("global_symbol", symbol(name)) for name, case in found.items()}
-    )
-
-
-def symbol(name: str) -> str:
-    """Of a case."""
-    return "case_" + "".join(letter if letter.isalnum() else "_" for letter in name)

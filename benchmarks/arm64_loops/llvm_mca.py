@@ -14,6 +14,7 @@ from ksm_hw.toolchains.disassembly import Instruction
 
 _STEPS = 100  # Of each loop: the first and the last of a pipeline weigh little among so many.
 _MULTIPLY_ADD = re.compile(r"fml[as]|fn?m(add|sub)")
+_MULTIPLY = re.compile(r"fn?mul")
 _VECTOR = re.compile(r"v\d+\.(?P<count>\d)s")
 _ADDRESS = re.compile(r"(0x)?[0-9a-f]+ <.*>$")
 
@@ -32,6 +33,11 @@ class CostedLoop:
     products: float
     cycles: float
 
+    @property
+    def multiplications(self) -> float:
+        """Those of `products`, and others to which nothing is added, in whole registers."""
+        return self.products + _registers(self.instructions, _MULTIPLY)
+
     def share(self, core: Core) -> float:
         """Of the products that the core could start in these cycles."""
         return self.products / core.products / self.cycles
@@ -39,12 +45,15 @@ class CostedLoop:
 
 def products_of(instructions: Sequence[Instruction]) -> float:
     """Multiply-adds of float32, in whole registers."""
-    return sum(map(_product, instructions))
+    return _registers(instructions, _MULTIPLY_ADD)
 
 
-def _product(instruction: Instruction) -> float:
-    if not _MULTIPLY_ADD.fullmatch(instruction.mnemonic):
-        return 0
+def _registers(instructions: Sequence[Instruction], kind: re.Pattern[str]) -> float:
+    """Whole registers of float32 that instructions of a kind compute."""
+    return sum(_computed(one) for one in instructions if kind.fullmatch(one.mnemonic))
+
+
+def _computed(instruction: Instruction) -> float:
     if vector := _VECTOR.match(instruction.operands):
         return int(vector["count"]) / 4
     return 1 / 4 if instruction.operands.startswith("s") else 0

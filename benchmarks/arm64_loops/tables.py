@@ -211,7 +211,7 @@ def _operators(operators: Sequence[OperatorCost]) -> str:
         ends = (operator.entry.shapes[0], operator.entry.shapes[-1])
         flow = " → ".join("×".join(map(str, shape[1:])) for shape in ends)
         share = "" if cost.share is None else f"{cost.share:.0%}"
-        loops = "; ".join(map(_work, sorted(cost.work, key=lambda work: -work.products)[:1]))
+        loops = "; ".join(map(_work, sorted(cost.work, key=lambda work: (-work.scheduled.sums, -work.products))[:1]))
         row = (str(operator.calls), operator.name, flow, share, loops, f"{cost.milliseconds:.3f}")
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join([*lines, ""])
@@ -220,4 +220,4 @@ def _operators(operators: Sequence[OperatorCost]) -> str:
 def _work(work: Work) -> str:
     if work.loop is None:
         return f"unrolled × {work.scheduled.steps}"
-    return f"{work.loop.products:g}, {work.loop.cycles:.1f} × {work.products / work.loop.products:.0f}"
+    return f"{work.loop.products:g}, {work.loop.cycles:.1f} × {work.steps:.0f}"

@@ -22,9 +22,9 @@ from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.files.places import leads_out
 from ksm_hw.files.staging import read_whole
 from ksm_hw.json_document import Count, OtherVersion, Positive, read_json, read_versioned_json
+from ksm_hw.masks.backbone_precision import BackbonePrecision
 
-# A ksm-hw from before int8 reads what is in float32, and tells of the other that it cannot.
-FORMAT_VERSIONS: Mapping[Precision, int] = {"float32": 5, "int8": 6}
+FORMAT_VERSIONS = (5, 6, 7)
 LIBRARY = "model.so"
 MANIFEST = "manifest.json"
 
@@ -75,6 +75,7 @@ class Manifest:
         tuning_sha256: of the tuning records whose schedules were taken (`records_sha256`); None without any.
         operators: those of an inference whose shapes are known, by their symbols in the library.
         tasks: what each task uses.
+        backbone_precision: what the backbone's weights are rounded to at rest; every function takes them as float32.
     """
 
     backbone: str
@@ -94,6 +95,14 @@ class Manifest:
     tuning_sha256: str | None
     operators: Mapping[str, OperatorEntry]
     tasks: Mapping[str, TaskEntry]
+    backbone_precision: BackbonePrecision = "float32"
+
+    @property
+    def format_version(self) -> int:
+        """The least that has all of it: a ksm-hw from before int8, or before rounded backbones, reads what it can."""
+        if self.backbone_precision != "float32":
+            return 7
+        return 6 if self.precision == "int8" else 5
 
     @property
     def libraries(self) -> tuple[str, ...]:
@@ -137,7 +146,7 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         text = path.read_bytes()
-        manifest = read_versioned_json(text, Manifest, *FORMAT_VERSIONS.values())
+        manifest = read_versioned_json(text, Manifest, *FORMAT_VERSIONS)
         files = listed_files(text)
         if not manifest.tasks:
             raise ValueError("it names no tasks")
@@ -147,7 +156,7 @@ def _read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"No artifact at {folder}: manifest.json is missing. {_where_else(folder)}") from error
     except OtherVersion as error:
-        known = " and ".join(map(str, FORMAT_VERSIONS.values()))
+        known = ", ".join(map(str, FORMAT_VERSIONS))
         raise UserError(
             f"{path} has {error}; this ksm-hw reads {known}. Compile the bundle again, or run it with the "
             "ksm-hw that wrote it."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ksm_hw.artifact.manifest import FORMAT_VERSIONS, MANIFEST, FileEntry, Manifest, listed_files
+from ksm_hw.artifact.manifest import MANIFEST, FileEntry, Manifest, listed_files
 from ksm_hw.errors import UserError
 from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.files.places import lies_in, overlap
@@ -108,8 +108,7 @@ def write_artifact(folder: Path, manifest: Manifest, export: Callable[[Path], No
             for path in sorted(staging.rglob("*"))
             if path.is_file()
         }
-        version = FORMAT_VERSIONS[manifest.precision]
-        content = {"format_version": version, **dataclasses.asdict(manifest), "files": files}
+        content = {"format_version": manifest.format_version, **dataclasses.asdict(manifest), "files": files}
         (staging / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
 

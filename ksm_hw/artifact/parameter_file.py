@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,17 @@ import numpy.typing as npt
 from ksm_hw.artifact.manifest import Manifest
 from ksm_hw.artifact.parameters import mask_part_of, task_parameters
 from ksm_hw.errors import UserError
+from ksm_hw.masks.backbone_rounding import SCALE, decoded
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.task_pack import TaskPack
 
 ALIGNMENT = 64  # Bytes; what TVM aligns tensors to.
 # The names of the dtypes that parameters may have, in safetensors files and in NumPy.
 _SAFETENSORS_DTYPES = {"F32": "float32", "U8": "uint8", "I32": "int32"}
+# Those that a backbone's weights, which are float32, may be rounded to.
+_ROUNDED_DTYPES = {"F16": "float16", "I8": "int8"}
+
+Coding = Literal["plain", "halves", "float16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ class StoredArray:
         file, offset: the file, and where its first byte is in there.
         dtype, shape: of the array.
         values: how many of the array's values the file holds; zeros are behind them, as in a head of fewer classes.
-        halves: whether the file holds two of the array's bytes in each of its own, the first in the high half.
+        coding: `plain` where the file holds the array's bytes; `halves` where it holds two of them in each of its own,
+            the first in the high half; `float16` and `int8` where it holds float32 rounded (`backbone_rounding`).
+        scale_offset: with `int8`, where in the file the first scale of a channel is.
     """
 
     file: str
@@ -43,7 +50,8 @@ class StoredArray:
     dtype: str
     shape: tuple[int, ...]
     values: int
-    halves: bool = False
+    coding: Coding = "plain"
+    scale_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class ParameterFile:
     tasks: Mapping[str, tuple[StoredArray, ...]]
 
 
+Array = npt.NDArray[np.generic]
 Held = dict[tuple[str, tuple[int, ...], bytes], StoredArray]  # By dtype, shape and SHA-256 of the bytes.
 
 
@@ -81,7 +90,7 @@ def write_parameter_file(
 
 
 def held_arrays(folder: Path, files: Iterable[str]) -> Held:
-    """The arrays that safetensors files hold, each file by its name below a folder.
+    """The arrays that safetensors files hold, each file by its name below a folder; rounded ones as what they mean.
 
     Raises:
         UserError: one has a dtype that is none of a parameter's.
@@ -93,24 +102,45 @@ def held_arrays(folder: Path, files: Iterable[str]) -> Held:
         start = 8 + int.from_bytes(content[:8], "little")
         header = json.loads(content[8:start])
         header.pop("__metadata__", None)
-        for entry in header.values():
-            begin, end = (start + offset for offset in entry["data_offsets"])
-            shape = tuple(entry["shape"])
-            array = StoredArray(file, begin, _numpy_dtype(entry["dtype"], folder / file), shape, math.prod(shape))
-            held[array.dtype, array.shape, hashlib.sha256(content[begin:end]).digest()] = array
+        places = {
+            name: StoredArray(
+                file, start + entry["data_offsets"][0], _numpy_dtype(entry["dtype"], folder / file),
+                tuple(entry["shape"]), math.prod(entry["shape"]),
+            )
+            for name, entry in header.items()
+        }  # fmt: skip
+        for name, place in places.items():
+            passed, array = _as_passed(place, places.get(name + SCALE), content)
+            held[_key(array)] = passed
     return held
 
 
 def _numpy_dtype(dtype: str, path: Path) -> str:
-    if dtype not in _SAFETENSORS_DTYPES:
+    known = {**_SAFETENSORS_DTYPES, **_ROUNDED_DTYPES}
+    if dtype not in known:
         raise UserError(
-            f"{path} has a tensor of dtype {dtype}; parameters of compiled functions are one of "
-            f"{', '.join(_SAFETENSORS_DTYPES)}. Convert the tensor."
+            f"{path} has a tensor of dtype {dtype}; parameters of compiled functions are one of {', '.join(known)}. "
+            "Convert the tensor."
         )
-    return _SAFETENSORS_DTYPES[dtype]
+    return known[dtype]
 
 
-def _held_halves(name: str, array: npt.NDArray[np.generic], pack: TaskPack, held: Held) -> StoredArray | None:
+def _as_passed(place: StoredArray, scale: StoredArray | None, content: bytes) -> tuple[StoredArray, Array]:
+    """What lies at a place of a file's content as functions take it: what is rounded is decoded to float32."""
+    array = _array_at(place, content)
+    if place.dtype not in _ROUNDED_DTYPES.values():
+        return place, array
+    coding: Coding = "int8" if place.dtype == "int8" else "float16"
+    scales, offset = (None, 0) if scale is None else (_array_at(scale, content), scale.offset)
+    place = dataclasses.replace(place, dtype="float32", coding=coding, scale_offset=offset)
+    return place, decoded(array, scales, place.file)
+
+
+def _array_at(place: StoredArray, content: bytes) -> Array:
+    return np.frombuffer(content, place.dtype, place.values, place.offset).reshape(place.shape)
+
+
+def _held_halves(name: str, array: Array, pack: TaskPack, held: Held) -> StoredArray | None:
     """Where an array of soft values' codes lies, if that has 4 bits for each."""
     layer, part = mask_part_of(name) or ("", None)
     if part != "scale" or pack.masks[layer].scale_bits != 4:
@@ -119,10 +149,10 @@ def _held_halves(name: str, array: npt.NDArray[np.generic], pack: TaskPack, held
     found = held.get(_key(codes))
     if found is None or -(-len(array) // 2) != len(codes):
         return None
-    return StoredArray(found.file, found.offset, array.dtype.name, array.shape, array.size, halves=True)
+    return StoredArray(found.file, found.offset, array.dtype.name, array.shape, array.size, coding="halves")
 
 
-def _place(array: npt.NDArray[np.generic], stream: BinaryIO, file: str, places: Held) -> StoredArray:
+def _place(array: Array, stream: BinaryIO, file: str, places: Held) -> StoredArray:
     """Where an array lies; it is written if it lies nowhere, but for rows of zeros at its end."""
     used = _used_rows(array)
     found = places.get(_key(array)) or places.get(_key(used))
@@ -134,12 +164,12 @@ def _place(array: npt.NDArray[np.generic], stream: BinaryIO, file: str, places: 
     return dataclasses.replace(found, shape=array.shape)
 
 
-def _used_rows(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def _used_rows(array: Array) -> Array:
     """An array without the rows at its end, along the first axis, of which every bit is 0."""
     bytes_of_rows = np.frombuffer(array.tobytes(), np.uint8).reshape(len(array), -1)
     used = np.flatnonzero(bytes_of_rows.any(axis=1))
     return array[: used[-1] + 1 if len(used) else 0]
 
 
-def _key(array: npt.NDArray[np.generic]) -> tuple[str, tuple[int, ...], bytes]:
+def _key(array: Array) -> tuple[str, tuple[int, ...], bytes]:
     return array.dtype.name, array.shape, hashlib.sha256(array.tobytes()).digest()

@@ -12,6 +12,7 @@ A function takes, by these names and in the order of the manifest's entry:
         scale_range  float32 [2]                (low, step): the soft value is low + q·step
 
     quantisation/<tensor>                 of int8, float32 [2]: scale and zero point of a tensor of the network
+    table/<function>/<tensor>:<result>    of int8, uint8 [256]: what an activation makes of each value of a tensor
 
 The passes of both IRs make their functions so by themselves; tests hold what they make to what this module gives.
 """
@@ -25,12 +26,13 @@ import numpy.typing as npt
 from ksm_hw.errors import UserError
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, padded, soft_codes, soft_values
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.quantising.scheme import quantisation_of
+from ksm_hw.quantising.activations import ActivationName
+from ksm_hw.quantising.scheme import Quantisation, lookup_table, quantisation_of
 
 MaskPart = Literal["bits", "scale", "row_start", "scale_range"]
 
 HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
-_QUANTISATION = "quantisation/"
+_QUANTISATION, _TABLE = "quantisation/", "table/"
 
 # What compiled functions may read of `scale` at once; zeros stand behind fewer. `compiler/relax.py` holds them to it.
 FEWEST_SOFT_VALUES = 8
@@ -71,14 +73,19 @@ def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
 def is_shared(name: str, pack: TaskPack) -> bool:
     """Whether a parameter is the backbone's, the same for all tasks."""
     of_task = name in (HEAD_WEIGHT, HEAD_BIAS) or name in pack.batch_norms or name in pack.parameters
-    return not of_task and not name.startswith(_QUANTISATION) and mask_part_of(name) is None
+    return not of_task and not name.startswith((_QUANTISATION, _TABLE)) and mask_part_of(name) is None
 
 
 def _parameter(
     name: str, pack: TaskPack, tensors: Mapping[str, npt.NDArray[np.float32]], classes: int, coded: bool
 ) -> npt.NDArray[np.generic]:
     if name.startswith(_QUANTISATION):
-        return _quantisation(name.removeprefix(_QUANTISATION), pack)
+        found = _quantisation(name.removeprefix(_QUANTISATION), pack)
+        return np.array([found.scale, found.zero_point], np.float32)
+    if name.startswith(_TABLE):
+        function, _, tensors_of_it = name.removeprefix(_TABLE).partition("/")
+        data, into = (_quantisation(tensor, pack) for tensor in tensors_of_it.split(":"))
+        return lookup_table(cast(ActivationName, function), data, into)
     if (masked := mask_part_of(name)) is not None:
         layer, part = masked
         return _mask_part(pack.masks[layer], part, coded)
@@ -88,13 +95,12 @@ def _parameter(
     return tensors[name]
 
 
-def _quantisation(tensor: str, pack: TaskPack) -> npt.NDArray[np.float32]:
+def _quantisation(tensor: str, pack: TaskPack) -> Quantisation:
     if pack.calibration is None or tensor not in pack.calibration.ranges:
         raise UserError(
             f"Task '{pack.task}' has no range of the tensor '{tensor}', which the artifact was compiled for."
         )
-    found = quantisation_of(*pack.calibration.ranges[tensor])
-    return np.array([found.scale, found.zero_point], np.float32)
+    return quantisation_of(*pack.calibration.ranges[tensor])
 
 
 def _mask_part(mask: PackedMask, part: MaskPart, coded: bool) -> npt.NDArray[np.generic]:

@@ -1,6 +1,6 @@
 """`ksm-hw verify` and `ksm-hw report`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +26,17 @@ from ksm_hw.cli.image_files import Failures, MaxPixels, failures_as_json, limit_
 from ksm_hw.errors import UserError
 
 if TYPE_CHECKING:
+    from ksm_hw.artifact.manifest import Manifest
     from ksm_hw.learning.datasets import TaskData
+
+
+Source = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        help="Bundle that it was compiled from: what rounding its backbone costs. Not needed for shipped tasks.",
+    ),
+]
 
 
 @app.command(
@@ -34,6 +44,7 @@ if TYPE_CHECKING:
         "ksm-hw verify artifact",
         "ksm-hw verify artifact --task cars --images photos",
         "ksm-hw verify int8-artifact --task glyphs --layers --data glyphs",
+        "ksm-hw verify small-artifact --bundle my-tasks",
         "ksm-hw verify artifact --tracker 127.0.0.1:9190 --key rpi4",
     )
 )
@@ -51,6 +62,7 @@ def verify(
         str | None,
         typer.Option(help="Set's name, or folder with train/ and test/: tasks of its classes are tested on it."),
     ] = None,
+    bundle: Source = None,
     max_pixels: MaxPixels = None,
     threads: Threads = None,
     tracker: Tracker = None,
@@ -65,6 +77,8 @@ def verify(
 
     int8 has no tolerance: every tensor must be that of the integer model (docs/quantisation.md), bit for bit; on boards
     the logits.
+
+    PyTorch computes over the artifact's own backbone. What a rounded one (--backbone-precision) costs is told apart.
     """
     from ksm_hw.artifact.manifest import read_manifest
     from ksm_hw.boards.address import board_address
@@ -77,6 +91,7 @@ def verify(
     for artifact, manifest in manifests.items():
         if layers and manifest.precision != "int8":
             raise UserError(f"--layers is of int8, and {artifact} computes in {manifest.precision}. Leave it out.")
+    _check_source(bundle, manifests.values())
     import_tvm_before_torch()
     from ksm_hw.report.verify import verify as verify_artifact
 
@@ -95,6 +110,7 @@ def verify(
                 on_failure=reported_into(failures),
                 data=test_set,
                 on_step=status.update,
+                source=bundle,
             )
         results += [(artifact, result) for result in found]
     passed = all(result.passed for _, result in results)
@@ -105,6 +121,7 @@ def verify(
     else:
         _print_verification([one for one in results if not one[1].tensors], tolerance)
         _print_integers([one for one in results if one[1].tensors], layers)
+        _print_roundings(results, manifests)
         _print_accuracies(results)
     raise typer.Exit(1 if not passed else 2 if failures else 0)
 
@@ -174,6 +191,37 @@ def _print_accuracies(results: list[tuple[Path, Any]]) -> None:
             )
 
 
+def _print_roundings(results: list[tuple[Path, Any]], manifests: "Mapping[Path, Manifest]") -> None:
+    """What rounding a backbone changes, or which option tells it."""
+    for artifact, result in results:
+        precision, cost = manifests[artifact].backbone_precision, result.rounding
+        if cost is not None:
+            console.print(
+                f"{artifact}, {result.task}: rounding the backbone to {precision} changes logits by at most "
+                f"{cost.absolute_error:.1e} ({cost.relative_error:.1e} of the largest of an image), and "
+                f"{cost.agreement:.0%} of the classes stay{_points_lost(result.accuracy)}.",
+                soft_wrap=True,
+            )
+        elif precision != "float32":
+            console.print(
+                f"{artifact}, {result.task}: what rounding the backbone to {precision} costs is not known here. Give "
+                "the bundle that it was compiled from: --bundle.",
+                soft_wrap=True,
+            )
+
+
+def _points_lost(accuracy: Any) -> str:
+    return "" if accuracy is None else f"; PyTorch loses {accuracy.rounding_drop:.2f} points by it"
+
+
+def _check_source(source: Path | None, manifests: "Iterable[Manifest]") -> None:
+    """Checks that a bundle is given only where a backbone is rounded."""
+    if source is not None and all(manifest.backbone_precision == "float32" for manifest in manifests):
+        raise UserError(
+            "--bundle tells what rounding a backbone costs, and the backbone is in float32. Leave --bundle out."
+        )
+
+
 def _conditioning(result: Any) -> str:
     """Whether an error past the tolerance is float32's own, with both numbers."""
     own = f"PyTorch's own float32 error is {result.float32_error:.1e}, the compiled model's {result.relative_error:.1e}"
@@ -203,6 +251,7 @@ def report(
         str | None,
         typer.Option(help="Set's name, or folder with train/ and test/: tasks of its classes are tested on it."),
     ] = None,
+    bundle: Source = None,
     threads: Threads = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots, too.")] = None,
     tracker: Tracker = None,
@@ -222,8 +271,8 @@ def report(
     board = board_address(tracker, key, host)
     if html is not None:
         check_output_file(html, "--html", artifacts)
-    for artifact in artifacts:
-        read_manifest(artifact)  # That one is damaged shall be told before the others are measured.
+    # That one is damaged shall be told before the others are measured.
+    _check_source(bundle, [read_manifest(artifact) for artifact in artifacts])
     test_set = None if data is None else _find_test_set(data, artifacts)
     reports = []
     with messages.status("measure") as status:
@@ -238,6 +287,7 @@ def report(
                     threads=threads,
                     board=board,
                     data=test_set,
+                    source=bundle,
                 )
             )
     if as_json:

@@ -27,6 +27,7 @@ from ksm_hw.cli.app import (
     print_json,
     stopped_by_ctrl_c,
 )
+from ksm_hw.masks.backbone_precision import BackbonePrecision
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -40,6 +41,7 @@ _log = logging.getLogger(__name__)
         "ksm-hw compile --target host --task cars --bundle my-tasks -o artifact",
         "ksm-hw compile --target rpi5 --task all --runner",
         "ksm-hw compile --target rpi5 --task all --tuned tuned/rpi5",
+        "ksm-hw compile --target rpi5 --task all --precision int8 --backbone-precision int8",
         "ksm-hw compile --target cuda --arch sm_80 --task all",
         "ksm-hw compile --target host --task all --ir relay",
         "ksm-hw compile --target rpi5 --task cars --dump look --dump-assembly",
@@ -58,6 +60,10 @@ def compile_command(
     ] = "switch",
     precision: Annotated[
         Precision, typer.Option(help="What inferences compute in. int8 takes scales from a task's ranges: calibrate.")
+    ] = "float32",
+    backbone_precision: Annotated[
+        BackbonePrecision,
+        typer.Option(help="What the backbone's weights lie in at rest, rounded; int8 by output channel. Fewer bytes."),
     ] = "float32",
     batch: Batch = 1,
     tuned: Annotated[Path | None, typer.Option(help="Folder of `ksm-hw tune`, whose schedules are taken.")] = None,
@@ -83,7 +89,7 @@ def compile_command(
     as_json: Json = False,
 ) -> None:
     """Compile one task, or all, into an artifact that runs on a target."""
-    from ksm_hw.compiler.compile import check_places, compile_bundle
+    from ksm_hw.compiler.compile import check_backbone_precision, check_places, compile_bundle
     from ksm_hw.masks.bundle import load_bundle, select_tasks, tasks_in
     from ksm_hw.resources import shipped_bundle
     from ksm_hw.toolchains.targets import load_target
@@ -91,6 +97,7 @@ def compile_command(
     folder, bundle = output or Path("artifacts") / f"{target}-{task}", bundle or shipped_bundle()
     tasks = tasks_in(bundle) if task == "all" else [task]
     # Before TVM is imported, which takes seconds.
+    check_backbone_precision(backbone_precision, fold, precision)
     check_places(folder, tasks, fold, [bundle, *([tuned] if tuned else [])], dump, dump_assembly)
     compile_target = load_target(target, file=target_file, arch=arch, host=host)
     selected = select_tasks(load_bundle(bundle), task)
@@ -105,6 +112,7 @@ def compile_command(
             folder,
             fold=fold,
             precision=precision,
+            backbone_precision=backbone_precision,
             batch=batch,
             runner=runner,
             tuned=tuned,

@@ -22,7 +22,8 @@ def tasks(bundle: BundlePath = None, as_json: Json = False) -> None:
              "image_size": pack.preprocessing.image_size, "bytes": pack.nbytes, "facts": dict(pack.facts)}
             for pack in packs
         ]  # fmt: skip
-        print_json({"backbone": loaded.backbone, "backbone_sha256": loaded.backbone_sha256, "tasks": rows})
+        of_backbone = ("backbone", "backbone_sha256", "backbone_precision")
+        print_json({**{name: getattr(loaded, name) for name in of_backbone}, "tasks": rows})
         return
     table = Table(title=f"Tasks over {loaded.backbone} ({loaded.backbone_sha256[:12]})", title_justify="left")
     for column in ("task", "classes", "method", "granularity", "pixels", "MB", "accuracy"):

@@ -12,7 +12,8 @@ from ksm_hw.compiler.dump_folder import check_dump_folder
 from ksm_hw.compiler.tuning.records_folder import records_sha256, whole_records
 from ksm_hw.errors import UserError
 from ksm_hw.files.locks import locked_folder
-from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.backbone_precision import BackbonePrecision
+from ksm_hw.masks.bundle import Bundle, rounded_bundle
 from ksm_hw.toolchains.linker import architecture_of
 from ksm_hw.toolchains.targets import CompileTarget, on_fast_cores, required_cpu_features
 
@@ -24,6 +25,7 @@ def compile_bundle(
     *,
     fold: FoldMode = "switch",
     precision: Precision = "float32",
+    backbone_precision: BackbonePrecision = "float32",
     batch: int = 1,
     runner: bool = False,
     tuned: Path | None = None,
@@ -40,6 +42,7 @@ def compile_bundle(
         output: folder to write.
         fold: where the masks go (DESIGN: `switch`, `bake`, `fused`).
         precision: what an inference computes in.
+        backbone_precision: what the backbone's weights are rounded to at rest.
         batch: images an inference.
         runner: whether the program that runs the artifact without Python is put into it.
         tuned: folder of `ksm-hw tune`, whose schedules are taken for the operators that it has.
@@ -57,8 +60,11 @@ def compile_bundle(
             holds something else than an older artifact, or that is the bundle's, lies in it or holds it, a folder of
             `tuned` that is of another target or version of TVM, or has no record of any operator, a folder of `dump`
             that holds something else or lies in `output`, `assembly` without one, a network with tensors of a type that
-            a pass does not know, or something that Relay cannot do, or it is not installed.
+            a pass does not know, something that Relay cannot do, or it is not installed, a backbone that cannot be
+            rounded so, or is already, otherwise, or constants of `bake` in more bits than it.
     """
+    check_backbone_precision(backbone_precision, fold, precision)
+    bundle = rounded_bundle(bundle, backbone_precision)
     inputs = [folder for folder in (bundle.folder, tuned) if folder is not None]
     folders = check_places(output, list(bundle.packs), fold, inputs, dump, assembly)
     with contextlib.ExitStack() as stack:
@@ -67,6 +73,20 @@ def compile_bundle(
         if tuned is not None:
             tuned = stack.enter_context(whole_records(tuned))
         return _compile(bundle, target, folders, fold, precision, batch, runner, tuned, ir, dump, assembly, on_step)
+
+
+def check_backbone_precision(backbone_precision: BackbonePrecision, fold: FoldMode, precision: Precision) -> None:
+    """Checks that a backbone at rest in fewer bits makes an artifact smaller.
+
+    Raises:
+        UserError: its library holds the weights of every task, in more bits.
+    """
+    if fold == "bake" and backbone_precision != "float32" and precision == "float32":
+        raise UserError(
+            f"With --fold bake the library holds each task's weights as inferences read them, in {precision}; a "
+            f"backbone in {backbone_precision} beside it saves nothing and costs accuracy. Use --fold switch or fused, "
+            "or bake with --precision int8."
+        )
 
 
 def check_places(
@@ -165,6 +185,7 @@ def _manifest(
         tuning_sha256=tuning_sha256,
         operators=compiled.operators,
         tasks=compiled.tasks,
+        backbone_precision=bundle.backbone_precision,
     )
 
 

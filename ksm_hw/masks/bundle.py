@@ -1,6 +1,7 @@
 """A bundle: one backbone and the tasks over it, and its folder.
 
-bundle.json            format version, backbone name and SHA-256 of its weights, names of the tasks
+bundle.json            format version, backbone name and SHA-256 of its weights, names of the tasks; version 2 where
+                       the weights are rounded (`backbone_rounding`), as an artifact's may be
 backbone.safetensors   the tensors that all tasks share; absent when a pip package carries them
 tasks/<task>.safetensors
 samples/<task>/<number>-<class>.png    a few real test images of each task, for verify and demo
@@ -25,6 +26,8 @@ from ksm_hw.files.staging import OWN_NAMES, changed_folder, check_places, read_w
 from ksm_hw.files.written import check_folder, explained
 from ksm_hw.images.finding import images_of_folder
 from ksm_hw.json_document import OtherVersion, read_versioned_json
+from ksm_hw.masks.backbone_precision import BackbonePrecision
+from ksm_hw.masks.backbone_rounding import exact_tensors, rounded_arrays
 from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.growth import carried_over, shapes_of
 from ksm_hw.masks.mask_format import mask_shape
@@ -32,7 +35,7 @@ from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arra
 from ksm_hw.masks.task_pack import TaskPack, is_same_task, load_task_pack, save_task_pack
 from ksm_hw.state_dicts import packaged_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
 DESCRIPTION = "bundle.json"
 _BACKBONE = "backbone.safetensors"
 LEARNING = ".learning"  # Folder of what unfinished training keeps (`ksm_hw.learning.train`).
@@ -45,11 +48,12 @@ class Bundle:
 
     Attributes:
         backbone: name of the network.
-        backbone_sha256: hash of `tensors`.
+        backbone_sha256: hash of `tensors`; of what they were before they were rounded.
         tensors: what all tasks share, float32, by name in the network's state dict.
         packs: the tasks by name.
         samples: folder with one folder of images for each task; None when there are none.
         folder: where it was loaded from; None for one that was made in memory.
+        backbone_precision: what the weights among `tensors` were rounded to, and are written in.
     """
 
     backbone: str
@@ -58,6 +62,7 @@ class Bundle:
     packs: Mapping[str, TaskPack]
     samples: Path | None = None
     folder: Path | None = None
+    backbone_precision: BackbonePrecision = "float32"
 
 
 def sha256_of_tensors(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
@@ -96,6 +101,24 @@ def task_of(packs: Mapping[str, TaskPack], task: str) -> TaskPack:
     return packs[task]
 
 
+def rounded_bundle(bundle: Bundle, precision: BackbonePrecision) -> Bundle:
+    """The bundle over a backbone whose weights are rounded (`backbone_rounding`).
+
+    Raises:
+        UserError: they are rounded to something else already, or a weight is too large for float16.
+    """
+    if bundle.backbone_precision == precision:
+        return bundle
+    if bundle.backbone_precision != "float32":
+        raise UserError(
+            f"The backbone of {bundle.folder} is rounded to {bundle.backbone_precision}, and it was asked for in "
+            f"{precision}. Give --backbone-precision {bundle.backbone_precision}, or the bundle that it was compiled "
+            "from."
+        )
+    tensors = exact_tensors(rounded_arrays(bundle.tensors, precision), precision, Path(_BACKBONE))
+    return dataclasses.replace(bundle, tensors=tensors, backbone_precision=precision)
+
+
 def sample_images(bundle: Bundle, task: str) -> list[Path]:
     """The files of the real images that a bundle carries of a task.
 
@@ -130,9 +153,13 @@ def load_bundle(folder: Path) -> Bundle:
 
 def _load_bundle(folder: Path) -> Bundle:
     description = _read_description(folder)
-    name, expected = description.backbone, description.backbone_sha256
-    tensors = _backbone_tensors(name, folder / _BACKBONE)
-    found = sha256_of_tensors(tensors)
+    name, rounding = description.backbone, description.rounding
+    expected = description.backbone_sha256 if rounding is None else rounding.sha256
+    precision: BackbonePrecision = "float32" if rounding is None else rounding.precision
+    stored = _stored_arrays(name, folder / _BACKBONE)
+    tensors = exact_tensors(stored, precision, folder / _BACKBONE)
+    check_float32(tensors, folder / _BACKBONE)
+    found = sha256_of_tensors(stored)
     if found != expected:
         raise UserError(
             f"The backbone of {folder} has SHA-256 {found}; its bundle.json expects {expected}. "
@@ -140,9 +167,10 @@ def _load_bundle(folder: Path) -> Bundle:
         )
     packs = {task: load_task_pack(folder / "tasks" / f"{task}.safetensors") for task in description.tasks}
     for pack in packs.values():
-        check_pack_fits(pack, name, found, tensors)
+        check_pack_fits(pack, name, description.backbone_sha256, tensors)
     samples = folder / "samples"
-    return Bundle(name, found, tensors, packs, samples if samples.is_dir() else None, folder)
+    sha256, present = description.backbone_sha256, samples if samples.is_dir() else None
+    return Bundle(name, sha256, tensors, packs, present, folder, precision)
 
 
 def tasks_in(folder: Path) -> list[str]:
@@ -157,7 +185,7 @@ def tasks_in(folder: Path) -> list[str]:
 def is_bundle(folder: Path) -> bool:
     """Whether a folder has the description of a bundle, of whichever version of ksm-hw; an artifact has one too."""
     try:
-        read_versioned_json((folder / DESCRIPTION).read_bytes(), _Description, FORMAT_VERSION)
+        read_versioned_json((folder / DESCRIPTION).read_bytes(), _Description, *FORMAT_VERSIONS)
     except OtherVersion:
         return True
     except (OSError, ValueError):
@@ -166,23 +194,32 @@ def is_bundle(folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
+class _Rounding:
+    """What the weights at rest are rounded to, and the SHA-256 of what lies there (`sha256_of_tensors`)."""
+
+    precision: BackbonePrecision
+    sha256: str
+
+
+@dataclass(frozen=True)
 class _Description:
-    """What bundle.json says."""
+    """What bundle.json says; `rounding` of version 2."""
 
     backbone: str
     backbone_sha256: str
     tasks: list[str]
-    format_version: int = FORMAT_VERSION
+    rounding: _Rounding | None = None
 
 
 def _read_description(folder: Path) -> _Description:
     path = folder / DESCRIPTION
     try:
-        description = read_versioned_json(path.read_bytes(), _Description, FORMAT_VERSION)
+        description = read_versioned_json(path.read_bytes(), _Description, *FORMAT_VERSIONS)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"No bundle at {folder}: bundle.json is missing. Make one with `ksm-hw train`.") from error
     except OtherVersion as error:
-        raise UserError(f"{path} has {error}; this ksm-hw reads {FORMAT_VERSION}.") from error
+        known = " and ".join(map(str, FORMAT_VERSIONS))
+        raise UserError(f"{path} has {error}; this ksm-hw reads {known}.") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Copy the bundle again.") from error
     for task in description.tasks:
@@ -190,11 +227,10 @@ def _read_description(folder: Path) -> _Description:
     return description
 
 
-def _backbone_tensors(name: str, file: Path) -> dict[str, npt.NDArray[np.float32]]:
-    """The tensors of a bundle's file, or of a package where there is no file."""
+def _stored_arrays(name: str, file: Path) -> Mapping[str, npt.NDArray[Any]]:
+    """The tensors of a bundle's file as they lie there, or of a package where there is no file."""
     if file.exists():
         arrays, _ = read_arrays(file)
-        check_float32(arrays, file)
         return arrays
     tensors = packaged_tensors(name)
     if tensors is None:
@@ -267,12 +303,24 @@ def _check_owner(folder: Path) -> None:
         if each != real and is_bundle(each):
             raise UserError(f"{folder} lies in the bundle {each}. Give that, or another.")
     with explained(folder):
-        if not os.path.lexists(real) or (real / DESCRIPTION).exists():
+        if not os.path.lexists(real):
+            return
+        if (real / DESCRIPTION).exists():
+            _check_exact(folder)
             return
         if foreign := sorted(set(os.listdir(real)) - OWN_NAMES - {LEARNING}):
             raise UserError(
                 f"{folder} holds {foreign[0]} and is no bundle, so no task is written into it. Give another bundle."
             )
+
+
+def _check_exact(folder: Path) -> None:
+    """Checks that the weights of a bundle are those that tasks were learned over."""
+    if (rounding := _read_description(folder).rounding) is not None:
+        raise UserError(
+            f"The backbone of {folder} is rounded to {rounding.precision}, and tasks are learned over weights as they "
+            "were. Give the bundle that it was compiled from."
+        )
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
@@ -281,12 +329,15 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     Raises:
         UserError: a file cannot be written.
     """
-    write_arrays(folder / _BACKBONE, bundle.tensors)
+    stored = rounded_arrays(bundle.tensors, bundle.backbone_precision)
+    write_arrays(folder / _BACKBONE, stored)
     for pack in bundle.packs.values():
         save_task_pack(pack, folder / "tasks" / f"{pack.task}.safetensors")
         if bundle.samples is not None and (bundle.samples / pack.task).is_dir():
             _copy_samples(bundle.samples / pack.task, folder / "samples" / pack.task)
-    _write_description(folder, _Description(bundle.backbone, bundle.backbone_sha256, sorted(bundle.packs)))
+    is_rounded = bundle.backbone_precision != "float32"
+    rounding = _Rounding(bundle.backbone_precision, sha256_of_tensors(stored)) if is_rounded else None
+    _write_description(folder, _Description(bundle.backbone, bundle.backbone_sha256, sorted(bundle.packs), rounding))
 
 
 def add_task(
@@ -455,8 +506,11 @@ def _copy_samples(source: Path, destination: Path) -> None:
 
 
 def _write_description(folder: Path, description: _Description) -> None:
+    content = {**dataclasses.asdict(description), "format_version": 1 if description.rounding is None else 2}
+    if description.rounding is None:
+        del content["rounding"]
     with explained(folder):
-        (folder / DESCRIPTION).write_text(json.dumps(dataclasses.asdict(description), indent=2) + "\n")
+        (folder / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _is_packaged(backbone: str, sha256: str) -> bool:

@@ -1,12 +1,22 @@
 """A task's folded network in float32, operator by operator: what quantisation is calibrated on and compared with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ksm_hw.quantising.network import INPUT, Addition, Concatenation, Convolution, Mean, Network, Operator
+from ksm_hw.quantising.network import (
+    INPUT,
+    Activation,
+    Addition,
+    Concatenation,
+    Convolution,
+    Mean,
+    Network,
+    Operator,
+    Product,
+)
 
 Float32Array = npt.NDArray[np.float32]
 Folded = Mapping[str, tuple[Float32Array, Float32Array]]
@@ -35,6 +45,11 @@ def operator_result(operator: Operator, known: Mapping[str, torch.Tensor], folde
             return convolved(operator, known[operator.data], weight, bias).clamp(*operator.clamp)
         case Addition():
             return (known[operator.left] + known[operator.right]).clamp(*operator.clamp)
+        case Activation():
+            function: Callable[[torch.Tensor], torch.Tensor] = getattr(torch.nn.functional, operator.function)
+            return function(known[operator.data])
+        case Product():
+            return known[operator.left] * known[operator.right]
         case Mean():
             return known[operator.data].mean((2, 3), keepdim=operator.keeps)
         case Concatenation():

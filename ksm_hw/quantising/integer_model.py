@@ -18,12 +18,14 @@ from ksm_hw.quantising.float_model import Folded, convolved
 from ksm_hw.quantising.folded_weights import folded_weights
 from ksm_hw.quantising.network import (
     INPUT,
+    Activation,
     Addition,
     Concatenation,
     Convolution,
     Mean,
     Network,
     Operator,
+    Product,
     Rearrangement,
 )
 from ksm_hw.quantising.ranges import task_ranges
@@ -34,7 +36,9 @@ from ksm_hw.quantising.scheme import (
     QuantisedLayer,
     addition_factors,
     clamp_bounds,
+    lookup_table,
     mean_multiplier,
+    product_multiplier,
     quantisation_of,
     quantise,
     quantise_layer,
@@ -81,6 +85,11 @@ class IntegerModel:
                 return self._convolution(operator, known[operator.data])
             case Addition():
                 return self._addition(operator, known[operator.left], known[operator.right])
+            case Activation():
+                of_data, into = self.quantisations[operator.data], self.quantisations[operator.result]
+                return lookup_table(operator.function, of_data, into)[known[operator.data]]
+            case Product():
+                return self._product(operator, known[operator.left], known[operator.right])
             case Mean():
                 return self._mean(operator, known[operator.data])
             case Concatenation():
@@ -106,6 +115,13 @@ class IntegerModel:
         factor, other, multiplier = addition_factors(of_left, of_right, into)
         accumulated = _centred(left, of_left) * np.int32(factor) + _centred(right, of_right) * np.int32(other)
         return requantise(accumulated, multiplier, into, clamp_bounds(*operator.clamp, into))
+
+    def _product(self, operator: Product, left: UInt8Array, right: UInt8Array) -> UInt8Array:
+        of_left, of_right, into = (
+            self.quantisations[name] for name in (operator.left, operator.right, operator.result)
+        )
+        product = _centred(left, of_left) * _centred(right, of_right)
+        return requantise(product, product_multiplier(of_left, of_right, into), into)
 
     def _mean(self, operator: Mean, data: UInt8Array) -> UInt8Array:
         of_data, into = self.quantisations[operator.data], self.quantisations[operator.result]

@@ -22,11 +22,22 @@ from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.growth import shapes_of
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import build_backbone, head_path, widen
+from ksm_hw.quantising.activations import ActivationName
 from ksm_hw.quantising.scheme import MOST_PIXELS, MOST_PRODUCTS
 
 INPUT = "input"
 _aten = torch.ops.aten
 _FREE = (-math.inf, math.inf)
+_ACTIVATIONS: Mapping[Any, ActivationName] = {
+    _aten.hardsigmoid.default: "hardsigmoid",
+    _aten.hardsigmoid_.default: "hardsigmoid",
+    _aten.hardswish.default: "hardswish",
+    _aten.hardswish_.default: "hardswish",
+    _aten.sigmoid.default: "sigmoid",
+    _aten.sigmoid_.default: "sigmoid",
+    _aten.silu.default: "silu",
+    _aten.silu_.default: "silu",
+}
 _Node = Any  # An fx.Node, whose arguments may be anything.
 
 
@@ -68,6 +79,24 @@ class Addition:
 
 
 @dataclass(frozen=True)
+class Activation:
+    """A function of each value of a tensor, that is no clamp."""
+
+    result: str
+    data: str
+    function: ActivationName
+
+
+@dataclass(frozen=True)
+class Product:
+    """The product of two tensors; one of them may have a single pixel, which stands for all."""
+
+    result: str
+    left: str
+    right: str
+
+
+@dataclass(frozen=True)
 class Mean:
     """The mean over height and width; `keeps` says whether they stay as 1 and 1."""
 
@@ -101,7 +130,7 @@ class Rearrangement:
     keeps: Literal["all", "part", "largest"] = "all"
 
 
-Operator = Convolution | Addition | Mean | Concatenation | Rearrangement
+Operator = Convolution | Addition | Activation | Product | Mean | Concatenation | Rearrangement
 
 
 @dataclass(frozen=True)
@@ -209,6 +238,14 @@ class _Reader:
                 self._layer(node)
             case _aten.add.Tensor | _aten.add_.Tensor if len(node.args) == 2 and not node.kwargs:
                 self._addition(node)
+            case _aten.mul.Tensor if len(node.args) == 2 and all(isinstance(factor, fx.Node) for factor in node.args):
+                left, right = (self._name(factor) for factor in node.args)
+                result = self._named(node, max(left, right, key=self._rank), "product")
+                self.operators[result] = Product(result, left, right)
+            case target if target in _ACTIVATIONS and len(node.args) == 1:
+                function, data = _ACTIVATIONS[target], self._name(node.args[0])
+                result = self._named(node, data, function)
+                self.operators[result] = Activation(result, data, function)
             case _aten.pad.default if self._only_reader_is_convolution(node):
                 left, right, top, bottom = node.args[1]
                 self.padded[node] = (node.args[0], (top, left, bottom, right))

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ksm_hw.quantising.activations import ActivationName, activated
+
 Float32Array = npt.NDArray[np.float32]
 
 LARGEST = 255  # Of a quantised activation, uint8.
@@ -92,6 +94,13 @@ def requantise(
     return np.clip(product + np.float32(into.zero_point), *bounds).astype(np.uint8)
 
 
+def lookup_table(function: ActivationName, data: Quantisation, into: Quantisation) -> npt.NDArray[np.uint8]:
+    """What each uint8 of some data becomes, uint8 [256]: `clamp(rint(f(x) / scale) + zero_point)`, in float64."""
+    values = (np.arange(LARGEST + 1, dtype=np.float64) - data.zero_point) * data.scale
+    steps = np.rint(activated(function, values) / into.scale) + into.zero_point
+    return np.clip(steps, 0, LARGEST).astype(np.uint8)
+
+
 @dataclass(frozen=True)
 class QuantisedLayer:
     """The weights and biases of a convolution or dense layer.
@@ -138,6 +147,11 @@ def addition_factors(left: Quantisation, right: Quantisation, into: Quantisation
     steps = np.float32(ADDITION_STEPS)
     of_left, of_right = (int(np.rint(np.float32(one.scale) / larger * steps)) for one in (left, right))
     return of_left, of_right, larger / steps / np.float32(into.scale)
+
+
+def product_multiplier(left: Quantisation, right: Quantisation, into: Quantisation) -> np.float32:
+    """The multiplier of a product of two quantised values."""
+    return np.float32(left.scale) * np.float32(right.scale) / np.float32(into.scale)
 
 
 def mean_multiplier(data: Quantisation, values: int, into: Quantisation) -> np.float32:

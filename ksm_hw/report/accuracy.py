@@ -28,12 +28,15 @@ class Accuracy:
         images: of the test set.
         compiled, pytorch: share in 0…1 whose top class is right, in the compiled model and in PyTorch in float32.
         drop: points that the compiled model loses; below 0 where it gains.
+        rounding_drop: points that PyTorch loses by the rounding of the artifact's backbone, beside the same backbone
+            in float32; None where it is not rounded, or nobody knows what it was.
     """
 
     images: int
     compiled: float
     pytorch: float
     drop: float
+    rounding_drop: float | None = None
 
 
 def find_test_set(data: str, artifacts: Sequence[Path], task: str | None = None) -> TaskData:
@@ -74,6 +77,7 @@ def accuracies_on(
     threads: int | None = None,
     board: BoardAddress | None = None,
     on_step: Callable[[str], None] = lambda step: None,
+    exact: Bundle | None = None,
 ) -> dict[str, Accuracy]:
     """The accuracy of those tasks of an artifact that have the classes of a set; see `accuracy_on`.
 
@@ -85,13 +89,17 @@ def accuracies_on(
         bundle = load_bundle(artifact)
         for task in [task for task, pack in bundle.packs.items() if is_tested_on(pack, data)]:
             session.switch(task)
-            found[task] = accuracy_on(session, bundle, data, on_step)
+            found[task] = accuracy_on(session, bundle, data, on_step, exact)
     return found
 
 
 @torch.inference_mode()
 def accuracy_on(
-    session: AnySession, bundle: Bundle, data: TaskData, on_step: Callable[[str], None] = lambda step: None
+    session: AnySession,
+    bundle: Bundle,
+    data: TaskData,
+    on_step: Callable[[str], None] = lambda step: None,
+    exact: Bundle | None = None,
 ) -> Accuracy:
     """The accuracy of the session's current task.
 
@@ -100,17 +108,25 @@ def accuracy_on(
         bundle: has the task and its backbone.
         data: a set that the task is tested on (`is_tested_on`).
         on_step: called after each batch with what is done.
+        exact: over the backbone in float32, where the bundle's is rounded (`exact_bundle`).
 
     Raises:
         UserError: an image cannot be read, or the device fails.
     """
     pack = session.packs[session.task]
-    reference, done = task_module(bundle, pack), 0
-    right = np.zeros(2, np.int64)
-    for images, labels in test_batches(data.test, pack.preprocessing, _BATCH):
-        for place, logits in enumerate((session.run_all(images.numpy()), reference(images).numpy())):
-            right[place] += int(np.sum(logits.argmax(1) == labels.numpy()))
+    references, done = [task_module(one, pack) for one in (bundle, exact) if one is not None], 0
+    right = np.zeros(1 + len(references), np.int64)
+    for batch, labels in test_batches(data.test, pack.preprocessing, _BATCH):
+        images = batch.contiguous()
+        found = [session.run_all(images.numpy()), *(reference(images).numpy() for reference in references)]
+        right += [int(np.sum(logits.argmax(1) == labels.numpy())) for logits in found]
         done += len(labels)
         on_step(f"test {pack.task}: {done} of {len(data.test)} images")
-    compiled, pytorch = (float(one) / done for one in right)
-    return Accuracy(done, compiled, pytorch, 100 * float(right[1] - right[0]) / done)
+    compiled, pytorch, *known = (float(one) for one in right)
+    return Accuracy(
+        images=done,
+        compiled=compiled / done,
+        pytorch=pytorch / done,
+        drop=100 * (pytorch - compiled) / done,
+        rounding_drop=100 * (known[0] - pytorch) / done if known else None,
+    )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ksm_hw.learning.datasets import TaskData
     from ksm_hw.masks.bundle import Bundle
     from ksm_hw.masks.task_pack import TaskPack
+    from ksm_hw.report.rounding import Rounding
 
 ROUNDS = 5  # Into which the measurements are divided; how far they differ says how noisy the machine is.
 SWITCHES_A_ROUND = 4  # Of each task: 20 over the rounds.
@@ -52,6 +53,9 @@ class TaskReport:
         pack_share: that, by the backbone's file.
         resident_bytes: what the task alone adds to the device's memory while the artifact is loaded.
         accuracy: share in 0…1 of a set's test images whose top class is right; None where none was measured.
+        rounding: what the rounding of the backbone changes on the sample images; None where it is not rounded, its
+            float32 is not known, or there are no samples.
+        rounding_drop: points that it costs on the test images; None where that is not known.
     """
 
     task: str
@@ -67,6 +71,8 @@ class TaskReport:
     pack_share: float
     resident_bytes: int
     accuracy: float | None = None
+    rounding: "Rounding | None" = None
+    rounding_drop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,8 @@ class ArtifactReport:
     Attributes:
         artifact: the folder.
         date: when it was measured, ISO 8601, UTC.
-        backbone, target, fold, precision, ir, tvm_version, input_shape: of the manifest; `tvm_target` the target for
-            TVM.
+        backbone, target, fold, precision, backbone_precision, ir, tvm_version, input_shape: of the manifest;
+            `tvm_target` the target for TVM.
         machine: what it was measured on, `threads` how many the runtime used there.
         load_seconds: from the folder to a session that is ready; once, not repeated.
         tasks: one entry a task.
@@ -134,6 +140,7 @@ class ArtifactReport:
     tvm_target: dict[str, Any]
     fold: str
     precision: str
+    backbone_precision: str
     ir: str
     tvm_version: str
     input_shape: tuple[int, int, int, int]
@@ -157,6 +164,7 @@ def measure_artifact(
     threads: int | None = None,
     board: BoardAddress | None = None,
     data: "TaskData | None" = None,
+    source: Path | None = None,
 ) -> ArtifactReport:
     """Measures every task of an artifact, on this machine or on a board.
 
@@ -170,6 +178,8 @@ def measure_artifact(
         threads: of the CPU; without it as many as the target has cores.
         board: where to measure; on this machine without it.
         data: a set, on whose test images the accuracy of the tasks that have its classes is measured (`find_test_set`).
+        source: the bundle that the artifact was compiled from, for what the rounding of its backbone costs; not needed
+            where a package has these weights.
 
     Raises:
         UserError: the artifact is missing, damaged or not for the machine; torch, which compiling needs, is missing;
@@ -183,6 +193,11 @@ def measure_artifact(
     folder = Path(artifact)
     manifest, bundle = read_manifest(folder), load_bundle(folder)
     not_compared = why_not_comparable(folder, manifest, tuned) if compare_unmasked else ""
+    exact = None
+    if manifest.backbone_precision != "float32":
+        from ksm_hw.report.rounding import exact_bundle
+
+        exact = exact_bundle(bundle, source)
     with contextlib.ExitStack() as stack:
         plain = None
         if compare_unmasked and not not_compared:
@@ -195,20 +210,44 @@ def measure_artifact(
         times = _measure_rounds(masked_process, plain_process, list(bundle.packs), runs, on_step)
         facts = masked_process.facts
     report = _report(folder, manifest, bundle, times, facts, not_compared)
-    return report if data is None else _with_accuracy(report, data, threads, board, on_step)
+    if exact is not None:
+        on_step("what rounding the backbone changes")
+        report = _with_rounding(report, bundle, exact)
+    return report if data is None else _with_accuracy(report, data, threads, board, on_step, exact)
 
 
 def _with_accuracy(
-    report: ArtifactReport, data: "TaskData", threads: int | None, board: BoardAddress | None, on_step: OnStep
+    report: ArtifactReport,
+    data: "TaskData",
+    threads: int | None,
+    board: BoardAddress | None,
+    on_step: OnStep,
+    exact: "Bundle | None",
 ) -> ArtifactReport:
     from ksm_hw.report.accuracy import accuracies_on
 
-    found = accuracies_on(Path(report.artifact), data, threads, board, on_step)
+    found = accuracies_on(Path(report.artifact), data, threads, board, on_step, exact)
     tasks = (
-        dataclasses.replace(task, accuracy=found[task.task].compiled) if task.task in found else task
+        dataclasses.replace(task, accuracy=known.compiled, rounding_drop=known.rounding_drop)
+        if (known := found.get(task.task)) is not None
+        else task
         for task in report.tasks
     )
     return dataclasses.replace(report, tasks=tuple(tasks))
+
+
+def _with_rounding(report: ArtifactReport, bundle: "Bundle", exact: "Bundle") -> ArtifactReport:
+    """With what rounding changes of each task that has sample images."""
+    from ksm_hw.masks.bundle import sample_images
+    from ksm_hw.report.rounding import rounding_of
+
+    def rounded(task: TaskReport) -> TaskReport:
+        if bundle.samples is None or not (bundle.samples / task.task).is_dir():
+            return task
+        found = rounding_of(bundle, exact, bundle.packs[task.task], sample_images(bundle, task.task))
+        return dataclasses.replace(task, rounding=found)
+
+    return dataclasses.replace(report, tasks=tuple(map(rounded, report.tasks)))
 
 
 def reports_as_json(reports: Sequence[ArtifactReport]) -> dict[str, Any]:
@@ -272,6 +311,7 @@ def _report(
         tvm_target=dict(manifest.tvm_target),
         fold=manifest.fold,
         precision=manifest.precision,
+        backbone_precision=manifest.backbone_precision,
         ir=manifest.ir,
         tvm_version=facts["tvm_version"],
         input_shape=manifest.input_shape,

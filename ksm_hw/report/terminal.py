@@ -54,7 +54,13 @@ def precision_tables(reports: Sequence[ArtifactReport]) -> list[TextTable]:
     networks: dict[tuple[object, ...], list[ArtifactReport]] = {}
     for report in reports:
         networks.setdefault((report.backbone, report.target, report.input_shape), []).append(report)
-    return [_precisions(alike) for alike in networks.values() if len({one.precision for one in alike}) > 1]
+    return [_precisions(alike) for alike in networks.values() if len(set(map(_precision, alike))) > 1]
+
+
+def _precision(report: ArtifactReport) -> str:
+    """What inferences compute in, and what the backbone lies in at rest where that is rounded."""
+    at_rest = report.backbone_precision
+    return report.precision if at_rest == "float32" else f"{report.precision} of {at_rest}"
 
 
 def _precisions(reports: Sequence[ArtifactReport]) -> TextTable:
@@ -67,18 +73,20 @@ def _precisions(reports: Sequence[ArtifactReport]) -> TextTable:
                 rows.append(
                     (
                         name,
-                        f"{report.precision}, {report.fold}",
+                        f"{_precision(report)}, {report.fold}",
                         milliseconds(task.latency.median_seconds),
                         "" if task.switch is None else milliseconds(task.switch.median_seconds),
                         megabytes(report.storage.library_bytes),
+                        megabytes(report.storage.bundle_bytes),
                         megabytes(loaded),
                         "" if task.accuracy is None else f"{task.accuracy:.2%}",
                     )
                 )
     return TextTable(
         f"{reports[0].backbone} by precision: milliseconds and MB",
-        ("task", "precision", "latency", "switch", "library", "memory", "accuracy"),
+        ("task", "precision", "latency", "switch", "library", "bundle", "memory", "accuracy"),
         tuple(rows),
+        "Precision: of inferences, of the backbone at rest where that is rounded. Bundle: backbone and packs at rest. "
         "Memory: backbone, task packs, live weights and workspace. Accuracy: on the test images of --data.",
     )
 
@@ -89,7 +97,7 @@ def machine_facts(report: ArtifactReport) -> list[tuple[str, str]]:
     batch, _, height, width = report.input_shape
     target = ", ".join(f"{key} {value}" for key, value in report.tvm_target.items())
     facts = [
-        ("network", f"{report.backbone}, {batch} × {height} × {width} pixels, {report.precision}, {report.fold}"),
+        ("network", f"{report.backbone}, {batch} × {height} × {width} pixels, {_precision(report)}, {report.fold}"),
         ("target", f"{report.target} ({target}), TVM {report.tvm_version} ({report.ir})"),
         (
             "machine",
@@ -105,8 +113,9 @@ def machine_facts(report: ArtifactReport) -> list[tuple[str, str]]:
 
 def report_tables(report: ArtifactReport) -> list[TextTable]:
     """The tables of a report; those of which nothing was measured are left out."""
-    tables = [_latency(report), _mask_overhead(report), _switches(report), _packs(report), _files(report)]
-    return [table for table in [*tables, _memory(report)] if table.rows]
+    times = [_latency(report), _mask_overhead(report), _switches(report)]
+    sizes = [_packs(report), _rounding(report), _files(report), _memory(report)]
+    return [table for table in (*times, *sizes) if table.rows]
 
 
 def milliseconds(seconds: float) -> str:
@@ -207,6 +216,21 @@ def _packs(report: ArtifactReport) -> TextTable:
     )  # fmt: skip
     columns = ("task", "method", "granularity", "classes", "file", "of the backbone", "loaded")
     return TextTable("Task packs, MB", columns, rows)
+
+
+def _rounding(report: ArtifactReport) -> TextTable:
+    rows = tuple(
+        (task.task, f"{task.rounding.absolute_error:.1e}", f"{task.rounding.relative_error:.1e}",
+         f"{task.rounding.agreement:.0%}", "" if task.rounding_drop is None else f"{task.rounding_drop:.2f}")
+        for task in report.tasks
+        if task.rounding is not None
+    )  # fmt: skip
+    return TextTable(
+        f"What rounding the backbone to {report.backbone_precision} changes",
+        ("task", "absolute error", "relative error", "same class", "points lost"),
+        rows,
+        "PyTorch in float32 over both backbones: logits of the sample images, points on the test images of --data.",
+    )
 
 
 def _files(report: ArtifactReport) -> TextTable:

@@ -70,6 +70,7 @@ def compile_unmasked(
         output,
         fold=fold,
         precision=manifest.precision,
+        backbone_precision=manifest.backbone_precision,
         batch=manifest.input_shape[0],
         tuned=None if manifest.tuning_sha256 is None else tuned,
         ir=manifest.ir,

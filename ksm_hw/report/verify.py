@@ -6,6 +6,8 @@ can be nearer. There the compiled model passes with at most 4 times PyTorch's er
 float32 runs only for images whose logits are past the tolerance, so a verification costs one run, in float64.
 
 An int8 artifact is compared with the integer model of its tasks instead (`verify_integers.py`), bit for bit.
+
+Both are over the artifact's own backbone. Where that is rounded, what this costs is measured apart (`rounding.py`).
 """
 
 import dataclasses
@@ -32,6 +34,7 @@ from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
 from ksm_hw.masks.input_batches import read_batches
 from ksm_hw.models.task_module import task_module
 from ksm_hw.report.accuracy import Accuracy, accuracy_on, is_tested_on
+from ksm_hw.report.rounding import Rounding, exact_bundle, rounding_of
 from ksm_hw.report.verify_integers import IntegerCheck, TensorCheck, first_difference
 from ksm_hw.runtime.any_session import AnySession
 
@@ -62,6 +65,7 @@ class Verification:
         tensors: of int8, each tensor in the order of computation.
         first_difference: of int8, the first tensor that is not the integer model's; None where all are.
         accuracy: on a test set, where one was given.
+        rounding: what the rounding of the backbone changes; None where it is not rounded, or its float32 is not known.
     """
 
     task: str
@@ -75,6 +79,7 @@ class Verification:
     tensors: tuple[TensorCheck, ...] = ()
     first_difference: str | None = None
     accuracy: Accuracy | None = None
+    rounding: Rounding | None = None
 
 
 def verify(
@@ -88,6 +93,7 @@ def verify(
     on_failure: OnFailure = raise_failure,
     data: TaskData | None = None,
     on_step: Callable[[str], None] = lambda step: None,
+    source: Path | None = None,
 ) -> list[Verification]:
     """Compares every task of an artifact with the PyTorch network, in float64, of its own backbone and task pack.
 
@@ -105,6 +111,8 @@ def verify(
         data: a set, on whose test images the accuracy of the tasks that have its classes is measured as well
             (`find_test_set`).
         on_step: called with what is being done.
+        source: the bundle that the artifact was compiled from, for what the rounding of its backbone costs; not needed
+            where a package has these weights.
 
     Raises:
         UserError: the artifact, a task or the images are missing or damaged, or the board is busy or gone.
@@ -112,6 +120,7 @@ def verify(
     results = []
     with open_session(artifact, board, threads) as session:
         bundle = load_bundle(artifact)
+        exact = exact_bundle(bundle, source)
         given = None if images is None else _given(images)
         for task in tasks or session.tasks:
             session.switch(task)
@@ -123,8 +132,13 @@ def verify(
             else:
                 result = _verify_task(session, bundle, paths, tolerance, on_failure)
             if data is not None and is_tested_on(bundle.packs[task], data):
-                found = accuracy_on(session, bundle, data, on_step)
+                found = accuracy_on(session, bundle, data, on_step, exact)
                 result = dataclasses.replace(result, accuracy=found)
+            if exact is not None:
+                on_step(f"what rounding changes of {task}")
+                # What cannot be read was told of when the task was compared.
+                rounding = rounding_of(bundle, exact, bundle.packs[task], paths, lambda path, error: None)
+                result = dataclasses.replace(result, rounding=rounding)
             results.append(result)
             on_task(results[-1])
     return results

@@ -14,7 +14,8 @@ from ksm_hw.artifact.manifest import read_manifest
 from ksm_hw.artifact.modes import Precision
 from ksm_hw.artifact.output import check_output, write_artifact
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import add_task
+from ksm_hw.masks.backbone_precision import BackbonePrecision
+from ksm_hw.masks.bundle import add_task, load_bundle, rounded_bundle
 from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.task_pack import load_task_pack
 
@@ -42,14 +43,21 @@ def test_ranges_change_no_byte_of_an_artifact(tmp_path: Path) -> None:
     assert load_task_pack(tmp_path / "calibrated" / "tasks" / "task.safetensors").calibration is None
 
 
-@pytest.mark.parametrize(("precision", "version"), [("float32", 5), ("int8", 6)])
-def test_the_format_is_as_old_as_what_it_holds(tmp_path: Path, precision: Precision, version: int) -> None:
-    """An older ksm-hw reads float32 artifacts still, and knows of one of int8 that it cannot."""
-    bundle = tiny_bundle("task")
-    manifest = dataclasses.replace(tiny_manifest(bundle), precision=precision)
+@pytest.mark.parametrize(
+    ("precision", "at_rest", "version"),
+    [("float32", "float32", 5), ("int8", "float32", 6), ("float32", "float16", 7), ("int8", "int8", 7)],
+)
+def test_the_format_is_as_old_as_what_it_holds(
+    tmp_path: Path, precision: Precision, at_rest: BackbonePrecision, version: int
+) -> None:
+    """An older ksm-hw reads float32 artifacts still, and knows of others that it cannot."""
+    bundle = rounded_bundle(tiny_bundle("task"), at_rest)
+    manifest = dataclasses.replace(tiny_manifest(bundle), precision=precision, backbone_precision=at_rest)
     write_artifact(tmp_path, manifest, lambda made: (made / "model.so").touch(), bundle)
     assert json.loads((tmp_path / "manifest.json").read_text())["format_version"] == version
-    assert read_manifest(tmp_path).precision == precision
+    assert json.loads((tmp_path / "bundle.json").read_text())["format_version"] == (2 if version == 7 else 1)
+    assert read_manifest(tmp_path) == manifest
+    assert load_bundle(tmp_path).backbone_precision == at_rest
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from ksm_hw.toolchains.disassembly import Instruction
 from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.apply_schedules import ApplySchedules
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
+from tvm_passes.relax.kernels.winograd import convolution as winograd_convolution
 from tvm_passes.relax.loops.llvm_tables import by_tables
 from tvm_passes.relax.loops.share_loops import UNITS
 from tvm_passes.relax.pipeline import loop_pipeline
@@ -68,6 +69,14 @@ def convolution(size: int, inputs: int, outputs: int, kernel: int, stride: int) 
     return te.create_prim_func([data, weight, result], index_dtype_override="int64")
 
 
+def winograd(size: int, channels: int) -> tirx.PrimFunc:
+    """F(4×4, 3×3) of a square map, with padding and as many channels behind as before."""
+    data = te.placeholder((1, size, size, channels), name="data")
+    weight = te.placeholder((6, 6, channels // 16, channels, 16), name="weight")
+    result = winograd_convolution(data, weight, 4, (1, 1, 1, 1))
+    return te.create_prim_func([data, weight, result], index_dtype_override="int64")
+
+
 def depthwise(size: int, channels: int, kernel: int, stride: int, _: float) -> tirx.PrimFunc:
     """With a bias and an activation."""
 
@@ -79,9 +88,9 @@ def depthwise(size: int, channels: int, kernel: int, stride: int, _: float) -> t
     return kernel_of(function(compute, *shapes))
 
 
-def dense() -> tirx.PrimFunc:
-    """The last layer of a network."""
-    shapes = (1, 128), (128, 1000), (1000,)
+def dense(outputs: int) -> tirx.PrimFunc:
+    """A layer with few inputs."""
+    shapes = (1, 128), (128, outputs), (outputs,)
     return kernel_of(function(lambda emit, x, w, b: relax.op.add(emit(relax.op.matmul(x, w)), b), *shapes))
 
 
@@ -139,10 +148,26 @@ def test_convolutions_reach_the_peak_of_a_core(shares, name):
 
 def test_depthwise_convolutions_and_dense_layers_reach_what_the_table_lets_them(tmp_path):
     functions = {name: depthwise(*shape) for name, shape in DEPTHWISE.items()}
-    watch = built(scheduled({**functions, "dense": dense()}), RPI5, tmp_path / "loops.o")
-    found = costs(tmp_path / "loops.o", watch, [*DEPTHWISE, "dense"], A76)
-    least = {name: share for name, (*_, share) in DEPTHWISE.items()} | {"dense": 0.43}
+    functions |= {"dense": dense(1000), "dense_of_wide_rows": dense(4096)}
+    found = costs(tmp_path / "loops.o", built(scheduled(functions), RPI5, tmp_path / "loops.o"), functions, A76)
+    least = {name: share for name, (*_, share) in DEPTHWISE.items()} | {"dense": 0.43, "dense_of_wide_rows": 0.42}
     assert {name: found[name].share for name in least if found[name].share < least[name]} == {}
+
+
+@pytest.mark.parametrize("board", ["rpi4", "rpi5"])
+def test_winograds_products_reach_the_peak_where_tiles_run_over_the_end_of_a_task(board, tmp_path):
+    target, (core,) = tvm.target.Target(dict(load_target(board).tvm)), BOARDS[board]
+    with target:
+        module = ApplySchedules(cpu_rules())(tvm.IRModule({"winograd": winograd(56, 64)}))
+    functions = {"winograd": module["winograd"]}
+    cost = costs(tmp_path / "loops.o", built(functions, target, tmp_path / "loops.o"), functions, core)["winograd"]
+    assert "tiles=5" in functions["winograd"].attrs["schedule"]  # Of the 14 in a row.
+    assert cost.share >= 0.92
+    # What is transformed is not of the share, and each transform is found in the machine code.
+    transforms = [one for one in cost.work if not one.scheduled.sums]
+    assert [one.scheduled.products for one in transforms] == [10, 60, 120]
+    assert all(one.loop.multiplications in (one.scheduled.products, 2 * one.scheduled.products) for one in transforms)
+    assert all(one.loop.multiplications > one.loop.products for one in transforms)
 
 
 def test_without_pairs_of_loads_an_in_order_core_is_no_slower_than_a_product_a_cycle(tmp_path):

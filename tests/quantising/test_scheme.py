@@ -1,8 +1,12 @@
 """The arithmetic of int8: rounding, ranges, weights whose channels are near 0."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
+import torch
 
+from ksm_hw.quantising.activations import ActivationName, activated
 from ksm_hw.quantising.scheme import (
     LARGEST_BIAS,
     NARROWEST,
@@ -12,6 +16,7 @@ from ksm_hw.quantising.scheme import (
     clamp_bounds,
     dequantise,
     is_range,
+    lookup_table,
     quantisation_of,
     quantise,
     quantise_layer,
@@ -78,6 +83,23 @@ def test_a_channel_that_is_a_bias_alone_keeps_it() -> None:
     assert not layer.weight.any()
     assert np.abs(layer.bias).max() <= LARGEST_BIAS
     assert layer.bias * layer.scale == pytest.approx(bias, rel=1e-6)
+
+
+@pytest.mark.parametrize("function", get_args(ActivationName))
+def test_a_table_is_off_by_half_a_step_of_its_function(function: ActivationName) -> None:
+    data, into = quantisation_of(-7.0, 9.0), quantisation_of(-0.5, 7.5)
+    values = np.arange(256, dtype=np.uint8)
+    exact = getattr(torch.nn.functional, function)(torch.from_numpy(dequantise(values, data)).double()).numpy()
+    table = lookup_table(function, data, into)
+    assert table.dtype == np.uint8
+    assert np.abs(dequantise(table, into) - exact.clip(-0.5, 7.5)).max() <= 0.5001 * into.scale
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_sigmoid_is_near_the_true_one_everywhere() -> None:
+    values = np.concatenate([np.linspace(-30, 30, 10001), [-1e15, -79, 79, 1e15]])
+    exact = torch.sigmoid(torch.from_numpy(values)).numpy()
+    assert np.abs(activated("sigmoid", values) - exact).max() < 1e-12
 
 
 @pytest.mark.parametrize("scales", [(0.1, 0.3, 0.35), (2.0, 1e-4, 1.7), (1e-3, 1.0, 0.5)])

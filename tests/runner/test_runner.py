@@ -18,6 +18,7 @@ import tvm
 from damage import damaged_bytes
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
+from rounded_artifacts import rounded_artifact
 from tvm import relax
 from typer.testing import CliRunner
 
@@ -29,6 +30,7 @@ from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.images.decoding import read_image
+from ksm_hw.masks.backbone_precision import BackbonePrecision
 from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images, select_tasks
 from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.preprocessing import preprocess_batch
@@ -144,6 +146,22 @@ def test_int8(calibrated_bundle: Bundle, int8_artifact: Path, tmp_path: Path) ->
     for task in session.tasks:
         logits = runner_logits(artifact, task, [file], tmp_path)
         np.testing.assert_array_equal(logits, session_logits(session, task, images))
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_rounded_backbone(precision: BackbonePrecision, artifact: Path, tmp_path: Path) -> None:
+    folder = rounded_artifact(artifact, precision, tmp_path / "artifact")
+    runner.add_runner(folder, read_manifest(folder), load_bundle(folder))
+    session = Session.load(folder)
+    images, file = random_images(session, tmp_path)
+    for task in session.tasks:
+        logits = runner_logits(folder, task, [file], tmp_path)
+        np.testing.assert_array_equal(logits, session_logits(session, task, images))
+    # The weights are read from the backbone's file, and are not there again.
+    description = json.loads((folder / "runner" / "runner.json").read_text())
+    coded = {array["coding"] for task in description["tasks"] for array in task["parameters"]}
+    assert coded == {"plain", "float16", precision}
+    assert (folder / "runner" / "parameters.bin").stat().st_size < 60_000
 
 
 def images_of_every_kind(folder: Path, photographs: Path) -> list[Path]:
@@ -492,7 +510,9 @@ def test_a_damaged_library_or_description(damaged: Path, photographs: Path) -> N
     ("change", "said"),
     [
         ({"dtype": "nothing"}, "nothing"),
-        ({"halves": True}, "halves of int32"),
+        ({"coding": "halves"}, "halves of int32"),
+        ({"coding": "int8"}, "int8 of int32"),
+        ({"coding": "quarters"}, "holds quarters"),
         ({"values": 1 << 40}, "holds 1099511627776 values"),
     ],
 )
@@ -550,7 +570,7 @@ def stored(array: StoredArray, folder: Path) -> np.ndarray:
     """What a program reads there."""
     content = (folder / array.file).read_bytes()[array.offset :]
     values = np.zeros(array.shape, array.dtype)
-    if array.halves:
+    if array.coding == "halves":
         halves = np.frombuffer(content, np.uint8, -(-array.values // 2))
         values.flat[: array.values] = np.stack([halves >> 4, halves & 15], axis=1).ravel()[: array.values]
     else:
@@ -579,7 +599,7 @@ def test_the_parameter_file_holds_what_tasks_pass(hold: bool, deployable: Path, 
     assert 0 <= size - sum(place.values * array.itemsize for place, array in own.items()) < ALIGNMENT * len(own)
     assert hold == ({place.file for place in distinct} > {"parameters.bin"})
     if hold:
-        assert {place.halves for place in distinct} == {False, True}
+        assert {place.coding for place in distinct} == {"plain", "halves"}
         # Of a head with fewer classes than another, the pack has all that is not 0.
         assert any(len(place.shape) == 2 and place.values < np.prod(place.shape) for place in distinct)
         assert not any(len(place.shape) == 2 for place in own)
@@ -589,7 +609,9 @@ def test_the_parameter_file_holds_what_tasks_pass(hold: bool, deployable: Path, 
 
 def test_a_dtype_that_no_parameter_has(tmp_path: Path) -> None:
     safetensors.numpy.save_file({"weight": np.zeros(3, np.float64)}, tmp_path / "backbone.safetensors")
-    with pytest.raises(UserError, match=r"backbone\.safetensors has a tensor of dtype F64; .* one of F32, U8, I32"):
+    with pytest.raises(
+        UserError, match=r"backbone\.safetensors has a tensor of dtype F64; .* one of F32, U8, I32, F16, I8"
+    ):
         held_arrays(tmp_path, ["backbone.safetensors"])
 
 

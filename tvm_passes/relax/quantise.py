@@ -3,10 +3,11 @@
 In:  `main(input, *parameters)`, masks and BatchNorms folded into weights (`FoldTaskMask`), activations channels-last
      (`ConvertToChannelsLast`).
 Out: the same `main` with a parameter more for each quantised tensor, `quantisation/<tensor>`, float32 [2]: its scale
-     and zero point. The image is quantised once, and all between it and the logits is uint8: every operator is a call
-     of a kernel of `kernels/quantised.py`, or moves values. What is calculated of weights and quantisations alone
-     depends on parameters alone, so that `LiftTransformParams` moves it out of `main`: one library serves tasks of any
-     scales.
+     and zero point; and for each activation that is no clamp (`activations.py`) `table/<function>/<tensor>:<result>`,
+     uint8 [256]: what it makes of each value. The image is quantised once, and all between it and the logits is uint8:
+     every operator is a call of a kernel of `kernels/quantised.py`, or moves values. What is calculated of weights and
+     quantisations alone depends on parameters alone, so that `LiftTransformParams` moves it out of `main`: one library
+     serves tasks of any scales.
 
      What stays float is what depends on parameters alone, the image, and the logits. In a dump a result has its
      tensor's name, dots and strokes as underscores, and its type says what it is computed in.
@@ -26,6 +27,7 @@ import numpy as np
 import tvm
 from tvm import relax, te
 
+from tvm_passes.relax.activations import Activation, activation_at
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
 from tvm_passes.relax.kernels import quantised as kernels
 from tvm_passes.relax.kernels.integer_convolution import (
@@ -35,11 +37,12 @@ from tvm_passes.relax.kernels.integer_convolution import (
     packing,
     tiles,
 )
+from tvm_passes.relax.kernels.integer_look_up import look_up
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 from tvm_passes.relax.kernels.integer_weights import INTEGER_WEIGHT, layer_mark, quantised_layer
 
-QUANTISATION = "quantisation/"  # Names of parameters begin so.
+QUANTISATION, TABLE = "quantisation/", "table/"  # Names of parameters begin so.
 INPUT = "input"
 HEAD = "head"  # The layer whose results are the logits.
 
@@ -110,6 +113,7 @@ class _Quantiser:
         self.present: set[Hashable] = set()
         self.tensors: dict[relax.Var, _Tensor] = {}
         self.quantisations: dict[str, relax.Var] = {}
+        self.tables: list[relax.Var] = []
         self.layers = 0
         bindings = [binding for block in self.main.body.blocks for binding in block.bindings]
         self.values: dict[relax.Var, relax.Expr] = {binding.var: binding.value for binding in bindings}
@@ -135,7 +139,7 @@ class _Quantiser:
         module = self.builder.get()
         (variable,) = (one for one in module.get_global_vars() if one.name_hint == "quantised")
         body = module[variable].body
-        added = list(self.quantisations.values())
+        added = [*self.quantisations.values(), *self.tables]
         main = relax.Function([image, *parameters, *added], body, result.ty, attrs=self.main.attrs)
         del module[variable]
         module[module.get_global_var("main")] = main
@@ -162,6 +166,10 @@ class _Quantiser:
             self._layer(variable, value)
         elif name == "add" and len(operands) == len(value.args):
             self._addition(variable, value)
+        elif (activation := activation_at(variable, self.values, self.readers)) is not None:
+            self._activation(self.tensors[value.args[0]], activation)
+        elif name == "multiply" and len(operands) == len(value.args):
+            self._product(variable, value)
         elif name == "mean":
             self._mean(variable, value)
         elif name == "concat":
@@ -305,6 +313,31 @@ class _Quantiser:
         value = self._kernel("add", kernels.addition, [left.value, right.value, parameters, bounds], tensor=name)
         self._result(end, _Tensor(value, name, rank, into))
 
+    def _product(self, variable: relax.Var, call: relax.Call) -> None:
+        left, right = (self.tensors[factor] for factor in call.args)
+        name, rank = self._derived("product", left, right)
+        into = self._quantisation(name)
+        quantisations = [left.quantisation, right.quantisation, into]
+        parameters = self._kernel("product_parameters", kernels.product_parameters, quantisations)
+        bounds = self._kernel("result_bounds", kernels.result_bounds, [into], _FREE)
+        arguments = [left.value, right.value, parameters, bounds]
+        value = self._kernel("multiply", kernels.multiplication, arguments, tensor=name)
+        self._result(variable, _Tensor(value, name, rank, into))
+
+    def _activation(self, data: _Tensor, activation: Activation) -> None:
+        """A function of each value, by a table of the task."""
+        name, rank = self._derived(activation.function, data)
+        into = self._quantisation(name)
+        of_table = f"{TABLE}{activation.function}/{data.name}:{name}"
+        self.tables.append(relax.Var(of_table, relax.TensorType((kernels.LARGEST + 1,), "uint8")))
+        table = self._kernel("stored_table", kernels.stored_table, [self.tables[-1]], self.data_type)
+        shape = tuple(_shape_of(data.value))
+        call = self._written("look_up", lambda: look_up(shape, self.data_type, self.vectors, self.cores),
+                             (look_up, shape), [data.value, table])  # fmt: skip
+        self.done.update(activation.steps)
+        value = self.builder.emit(call, re.sub(r"\W", "_", name))
+        self._result(activation.steps[-1], _Tensor(value, name, rank, into))
+
     def _mean(self, variable: relax.Var, call: relax.Call) -> None:
         data = self.tensors[call.args[0]]
         shape = _shape_of(data.value)
@@ -357,7 +390,7 @@ class _Quantiser:
         if reader is None or self.values[reader].op.name != "relax.add":
             return None, variable
         (bias,) = (term for term in self.values[reader].args if not term.same_as(variable))
-        if self._depends_on_image(bias):
+        if self._depends_on_image(bias) or not bias.ty.shape:
             return None, variable
         self.done.add(reader)
         self._emit_early(bias)

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <sstream>
 
@@ -47,17 +48,32 @@ Preprocessing ReadPreprocessing(const Object& object) {
           Floats<3>(object, "std")};
 }
 
+Coding ReadCoding(const std::string& name, const std::string& dtype) {
+  static const std::map<std::string, Coding> kKnown{
+      {"plain", Coding::kPlain}, {"halves", Coding::kHalves}, {"float16", Coding::kFloat16}, {"int8", Coding::kInt8}};
+  const auto found = kKnown.find(name);
+  if (found == kKnown.end()) throw std::runtime_error("it says that a file holds " + name);
+  const char* coded = found->second == Coding::kHalves ? "uint8" : "float32";
+  if (found->second != Coding::kPlain && dtype != coded) {
+    throw std::runtime_error("it says that a file holds " + name + " of " + dtype);
+  }
+  return found->second;
+}
+
 StoredArray ReadArray(const Object& object) {
   const std::string dtype = Text(object, "dtype");
-  const bool halves = Field(object, "halves").cast<bool>();
   ffi::StringToDLDataType(dtype);  // Throws where there is no such type.
-  if (halves && dtype != "uint8") throw std::runtime_error("it says that a file holds halves of " + dtype);
+  const Coding coding = ReadCoding(Text(object, "coding"), dtype);
   const std::vector<int64_t> shape = Numbers<int64_t>(object, "shape");
   const int64_t values = Field(object, "values").cast<int64_t>();
   if (values < 0 || values > std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>())) {
     throw std::runtime_error("it says that a file holds " + std::to_string(values) + " values of an array");
   }
-  return {Text(object, "file"), Field(object, "offset").cast<int64_t>(), dtype, shape, values, halves};
+  if (coding == Coding::kInt8 && (shape.empty() || values == 0 || values % shape[0] != 0)) {
+    throw std::runtime_error("it says that a file holds int8 without channels");
+  }
+  return {Text(object, "file"), Field(object, "offset").cast<int64_t>(), dtype, shape, values, coding,
+          Field(object, "scale_offset").cast<int64_t>()};
 }
 
 Task ReadTask(const std::string& name, const Object& object) {

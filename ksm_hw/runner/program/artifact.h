@@ -10,6 +10,10 @@
 
 namespace ksm {
 
+// How a file holds an array: its bytes; two of them in each of its own, the first in the high half; or float32 rounded to
+// another type, with int8 by a scale for each part along the first axis (ksm_hw/masks/backbone_rounding.py).
+enum class Coding { kPlain, kHalves, kFloat16, kInt8 };
+
 // An array in a file of the artifact, in C order: ksm_hw/artifact/parameter_file.py.
 struct StoredArray {
   std::string file;
@@ -17,7 +21,8 @@ struct StoredArray {
   std::string dtype;
   std::vector<int64_t> shape;
   int64_t values;  // that the file holds; zeros are behind them
-  bool halves;  // whether the file holds two of the array's bytes in each of its own, the first in the high half
+  Coding coding;
+  int64_t scale_offset;  // with kInt8: of the first scale, float32
 };
 
 struct Task {

@@ -12,7 +12,7 @@ from torch import nn
 from tvm import relax
 
 from tvm_passes.relax.pipeline import TaskFunctions, fold_tasks, fuse_kernels
-from tvm_passes.relax.quantise import QUANTISATION
+from tvm_passes.relax.quantise import QUANTISATION, TABLE
 
 HOST = tvm.target.Target("llvm")
 # What converts between real values and quantised ones, or from one quantisation to another.
@@ -35,6 +35,21 @@ class Joining(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Excited(nn.Module):
+    """Every activation that is looked up, and squeeze-and-excite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 8, 1)
+        self.squeeze, self.excite, self.head = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1), nn.Linear(8, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        functional = nn.functional
+        x = functional.silu(self.second(functional.hardswish(functional.hardsigmoid(self.first(images)))))
+        gate = self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.head((gate * x).mean((2, 3)))
+
+
 def quantised(
     network: nn.Module, *granularities: str, target: tvm.target.Target = HOST
 ) -> tuple[tvm.IRModule, dict[str, TaskFunctions]]:
@@ -54,6 +69,8 @@ def conversions(main: relax.Function) -> Counter[str]:
         (PostActivation, {"quantise_input": 1, "requantise": 4, "logits": 1}),
         # The two parts that are joined get the quantisation of the whole.
         (Joining, {"quantise_input": 1, "requantise": 2, "rescale": 2, "logits": 1}),
+        # What is looked up or multiplied goes from bytes to bytes.
+        (Excited, {"quantise_input": 1, "requantise": 4, "logits": 1}),
     ],
 )
 def test_values_stay_integers_from_the_image_to_the_logits(network: type[nn.Module], expected: dict[str, int]) -> None:
@@ -74,6 +91,21 @@ def test_instructions_of_a_cpu_requantise_where_they_sum(monkeypatch: pytest.Mon
     (block,) = main.body.blocks
     types = Counter(str(binding.var.ty.dtype) for binding in block.bindings)
     assert set(types) == {"float32", "uint8"}, "sums of 32 bits stay in registers"
+
+
+def test_activations_are_looked_up_in_tables_that_are_parameters() -> None:
+    module, functions = quantised(Excited(), "kernel")
+    entry = functions["kernel"]
+    names = [name.removeprefix(TABLE) for name in entry.parameters if name.startswith(TABLE)]
+    assert names == [
+        "hardsigmoid/first:first/hardsigmoid",
+        "hardswish/first/hardsigmoid:first/hardswish",
+        "silu/second:second/silu",
+        "sigmoid/excite:excite/sigmoid",
+    ]
+    called = Counter(name.rstrip("0123456789") for name in kernels_called(module[entry.main]))
+    assert called["look_up"] == 4 and called["multiply"] == 1
+    assert len([one for one in module.get_global_vars() if one.name_hint.startswith("look_up")]) == 2, "by shape"
 
 
 def test_scales_and_zero_points_are_parameters_that_rewriting_takes() -> None:

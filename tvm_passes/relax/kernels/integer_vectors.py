@@ -75,6 +75,15 @@ class IntegerVectors(ABC):
             rows: 16 bytes each.
         """
 
+    @property
+    def looked_up_at_once(self) -> int:
+        """Bytes that `looked_up` takes; 1 where the CPU looks up one after the other."""
+        return 1
+
+    def looked_up(self, table: Sequence[tirx.Expr], places: tirx.Expr) -> tirx.Expr:
+        """Entries of a table of 256 bytes, which is given in vectors of as many as there are places."""
+        raise NotImplementedError
+
     @abstractmethod
     def rounded(self, values: tirx.Expr) -> tirx.Expr:
         """float32 [lanes] as int32, ties to even."""
@@ -152,8 +161,36 @@ class _Vnni(_Avx):
 
 
 @dataclass(frozen=True)
+class _Vbmi(_Vnni):
+    """With `vpermi2b` (or `vpermt2b`), which looks up 64 bytes in 128."""
+
+    @property
+    def looked_up_at_once(self) -> int:
+        return 64
+
+    def looked_up(self, table: Sequence[tirx.Expr], places: tirx.Expr) -> tirx.Expr:
+        lower, upper = (
+            _call("uint8x64", "llvm.x86.avx512.vpermi2var.qi.512", one, places, other)
+            for one, other in (table[:2], table[2:])
+        )
+        return tirx.Select(places < T.broadcast(T.uint8(128), 64), lower, upper)
+
+
+@dataclass(frozen=True)
 class _Neon(IntegerVectors):
-    """What all arm64 CPUs have: data is signed, as weights are."""
+    """What all arm64 CPUs have: data is signed, as weights are; `tbl` and `tbx` look up 16 bytes in 64."""
+
+    @property
+    def looked_up_at_once(self) -> int:
+        return 16
+
+    def looked_up(self, table: Sequence[tirx.Expr], places: tirx.Expr) -> tirx.Expr:
+        # `tbx` keeps what it was given where a place is outside of its 64.
+        found = _call("int8x16", "llvm.aarch64.neon.tbl4", *table[:4], places)
+        for first in range(4, len(table), 4):
+            own = places - T.broadcast(tirx.const(16 * first - (256 if first > 7 else 0), "int8"), 16)
+            found = _call("int8x16", "llvm.aarch64.neon.tbx4", found, *table[first : first + 4], own)
+        return found
 
     @property
     def data_type(self) -> str:
@@ -270,7 +307,7 @@ class _Avx2(_Avx):
 def integer_vectors(target: Target) -> IntegerVectors | None:
     """The instructions of a target's CPU; None if it has none that are known here."""
     if target_has_features("avx512vnni", target) and target_has_features("avx512bw", target):
-        return _Vnni(16, 32, "vpdpbusd")
+        return (_Vbmi if target_has_features("avx512vbmi", target) else _Vnni)(16, 32, "vpdpbusd")
     if target_has_features("avxvnni", target):
         return _Vnni(8, 16, "vpdpbusd")
     if target_has_features("avx2", target):

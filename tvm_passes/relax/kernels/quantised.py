@@ -139,6 +139,19 @@ def addition_parameters(left: te.Tensor, right: te.Tensor, into: te.Tensor) -> t
     return _vector(values)
 
 
+def product_parameters(left: te.Tensor, right: te.Tensor, into: te.Tensor) -> te.Tensor:
+    """Zero point of each factor, and the multiplier of the product; float32 [3]."""
+    return _vector((left[1], right[1], left[0] * right[0] / into[0]))
+
+
+def stored_table(table: te.Tensor, data_type: str) -> te.Tensor:
+    """A table uint8 [256] as bytes of a type, each at the place that the byte which is looked up is as uint8."""
+    offset = OFFSETS[data_type]
+    return te.compute(
+        table.shape, lambda i: (table[(i + offset) % (LARGEST + 1)].astype("int32") - offset).astype(data_type)
+    )
+
+
 def rescaling_parameters(data: te.Tensor, into: te.Tensor, values: int) -> te.Tensor:
     """Zero point of the data, and the multiplier of the mean of so many values; float32 [2]."""
     scale = data[0] if values == 1 else data[0] / _float(values)
@@ -244,6 +257,21 @@ def addition(left: te.Tensor, right: te.Tensor, parameters: te.Tensor, bounds: t
         return requantised(of_left + of_right, parameters[4], bounds, str(left.dtype))
 
     return te.compute(left.shape, value, name="result")
+
+
+def multiplication(left: te.Tensor, right: te.Tensor, parameters: te.Tensor, bounds: te.Tensor) -> te.Tensor:
+    """The product of two tensors of bytes [N, H, W, C], of which one may have a single pixel for all."""
+    shape = [max(int(a), int(b)) for a, b in zip(left.shape, right.shape, strict=True)]
+
+    def factor(tensor: te.Tensor, number: int, place: tuple[tirx.Var, ...]) -> tirx.Expr:
+        own = [0 if int(extent) == 1 else axis for extent, axis in zip(tensor.shape, place, strict=True)]
+        return _integer(tensor, *own) - parameters[number].astype("int32")
+
+    def value(*place: tirx.Var) -> tirx.Expr:
+        product = factor(left, 0, place) * factor(right, 1, place)
+        return requantised(product, parameters[2], bounds, str(left.dtype))
+
+    return te.compute(shape, value, name="result")
 
 
 def mean(data: te.Tensor, parameters: te.Tensor, bounds: te.Tensor) -> te.Tensor:

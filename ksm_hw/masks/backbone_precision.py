@@ -1,0 +1,5 @@
+"""In which types a backbone's weights may lie at rest. Needs nothing: the command line has its choices from here."""
+
+from typing import Literal
+
+BackbonePrecision = Literal["float32", "float16", "int8"]
