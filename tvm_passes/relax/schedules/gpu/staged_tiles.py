@@ -115,7 +115,9 @@ def staged_tiles(product: Product, limits: GpuLimits, dtype: str, whole: bool = 
         if product.channels // step % parts == 0 and (parts == 1 or product.window * product.channels >= 48 * parts)
     }
     fitting = [tile for tile in candidates if _shared_values(tile, product) * value_bytes(dtype) <= limits.shared_bytes]
-    return sorted(fitting, key=lambda tile: (_microseconds(tile, product), str(tile)))[:24]
+    # A block that is no whole number of warps wastes lanes, and NVRTC has been seen to spill registers there.
+    best = [tile for tile in fitting if tile.threads % limits.warp == 0] or fitting
+    return sorted(best, key=lambda tile: (_microseconds(tile, product), str(tile)))[:24]
 
 
 def _shared_values(tile: StagedTile, product: Product) -> int:
