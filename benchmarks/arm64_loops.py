@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from arm64_loops.cores import BOARDS
+from arm64_loops.goals import goals
 from arm64_loops.operators import compile_operators, cost_operator
 from arm64_loops.pages import show_page, write_page
 from arm64_loops.peer_wheels import PEERS, peer_loops
@@ -65,7 +66,8 @@ def main() -> None:
             for core in dict.fromkeys(core for board in arguments.boards for core in BOARDS[board]):
                 progress.update(steps, description=f"other engines on {core.title}")
                 peers[core] = {peer.title: peer_loops(peer, core) for peer in PEERS}
-    page = markdown(costs, peers, f".venv/bin/python {shlex.join(['benchmarks/arm64_loops.py', *sys.argv[1:]])}")
+    command = shlex.join(["benchmarks/arm64_loops.py", *sys.argv[1:]])
+    page = markdown(costs, peers, goals(costs, peers), f".venv/bin/python {command}")
     content = json.dumps(costs_as_json(costs, peers), indent=1) + "\n"
     write_page(arguments.output, "arm64_loops", page, content)
     show_page(page, content, arguments.json)
