@@ -12,6 +12,7 @@ from arm64_loops.cores import Core
 from arm64_loops.llvm_mca import CostedLoop, cost_loops, products_of
 from arm64_loops.scheduled_loops import CompileWatch, ScheduledLoop, scheduled_loops
 from ksm_hw.artifact.manifest import LIBRARY, OperatorEntry, read_manifest
+from ksm_hw.artifact.modes import Precision
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.report.innermost_loops import innermost_loops
@@ -107,7 +108,9 @@ class OperatorCost:
         return [((loop.extents or (1,))[0], count / self.core.gigahertz / 1e6) for loop, count in cycles]
 
 
-def compile_operators(bundle: Bundle, target: CompileTarget) -> list[CompiledOperator]:
+def compile_operators(
+    bundle: Bundle, target: CompileTarget, precision: Precision = "float32"
+) -> list[CompiledOperator]:
     """Compiles a bundle with the product's own compiler; returns the operators of an inference.
 
     Raises:
@@ -117,7 +120,7 @@ def compile_operators(bundle: Bundle, target: CompileTarget) -> list[CompiledOpe
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / "artifact"
         with tvm.transform.PassContext(instruments=[watch]):
-            compile_bundle(bundle, target, artifact)
+            compile_bundle(bundle, target, artifact, precision=precision)
         return read_operators(artifact / LIBRARY, read_manifest(artifact).operators, watch)
 
 
@@ -143,7 +146,7 @@ def read_operators(library: Path, entries: Mapping[str, OperatorEntry], watch: C
 
 
 def multiplying_loops(function: Sequence[Instruction]) -> tuple[tuple[Instruction, ...], ...]:
-    """The innermost loops of a function that multiply and add values of float32."""
+    """The innermost loops of a function that multiply and add."""
     loops = (loop.instructions for loop in innermost_loops(function))
     return tuple(loop for loop in loops if products_of(loop) >= _LEAST)
 

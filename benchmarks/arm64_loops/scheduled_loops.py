@@ -15,9 +15,12 @@ import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import TensorLoad
 from tvm.ir.instrument import pass_instrument
+from tvm.target.codegen import llvm_lookup_intrinsic_id
 from tvm_ffi import StructuralKey
 
-_LANES = 4  # Of float32 in a register.
+_BITS = 128  # Of a register.
+_LANES = 4  # Of float32 in one.
+_INTEGER_PRODUCTS = llvm_lookup_intrinsic_id("llvm.aarch64.neon.sdot")
 # What conditions of tiles are made of.
 _OPERATIONS = {
     tirx.Add: operator.add,
@@ -135,9 +138,15 @@ def _read(statement: tirx.Stmt, place: _Place, found: list[ScheduledLoop]) -> No
         if str(one.ty.dtype).startswith("float32"):
             products[StructuralKey(one)] = _lanes(one) / _LANES
 
+    def intrinsic(one: tvm.ir.Call) -> None:
+        nonlocal sums
+        if one.op == tvm.ir.Op.get("tirx.call_llvm_pure_intrin") and int(one.args[0]) == _INTEGER_PRODUCTS:
+            products[StructuralKey(one)] = 1
+            sums = True
+
     def move(one: TensorLoad | tirx.BufferStore) -> None:
         nonlocal moved, sums
-        moved += _lanes(one.value if isinstance(one, tirx.BufferStore) else one) / _LANES
+        moved += _registers(one.value if isinstance(one, tirx.BufferStore) else one)
         sums = sums or (isinstance(one, tirx.BufferStore) and _adds(one))
 
     callbacks = [
@@ -145,6 +154,7 @@ def _read(statement: tirx.Stmt, place: _Place, found: list[ScheduledLoop]) -> No
         (tirx.IfThenElse, branch),
         (tirx.Bind, bind),
         (tirx.Mul, product),
+        (tvm.ir.Call, intrinsic),
         ((TensorLoad, tirx.BufferStore), move),
     ]
     tvm_ffi.structural_walk(statement, callbacks, order="pre")
@@ -181,3 +191,8 @@ def _share(condition: tirx.Expr, place: _Place) -> float:
 
 def _lanes(value: tirx.Expr) -> int:
     return int(tvm.DataType(str(value.ty.dtype)).lanes)
+
+
+def _registers(value: tirx.Expr) -> float:
+    dtype = tvm.DataType(str(value.ty.dtype))
+    return int(dtype.lanes * dtype.bits) / _BITS

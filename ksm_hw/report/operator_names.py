@@ -7,7 +7,7 @@ Shape = tuple[int, ...]
 # TVM joins the names of the operators that it fuses with underscores, and some names have underscores of their own.
 _LONG_NAMES = (
     "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "conv2d_transpose", "expand_dims",
-    "strided_slice", "broadcast_to", "layer_norm", "log_softmax", "winograd_conv2d",
+    "strided_slice", "broadcast_to", "layer_norm", "log_softmax", "look_up", "winograd_conv2d",
 )  # fmt: skip
 _NAME = re.compile(rf"(?:tir_)?({'|'.join(_LONG_NAMES)}|(?:[a-z]+(?:[123]d)?))\d*(?:_|$)")
 # What `Quantise` calls convolutions of integers, whose weights are packed.

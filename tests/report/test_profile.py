@@ -105,6 +105,7 @@ def test_the_manifest_knows_the_operators_of_an_inference_alone(artifact: Path) 
         ("fused_conv2d11_add9_tir_sigmoid1_multiply1", ((1, 1), (1, 1)), "conv2d + add + sigmoid + multiply"),
         ("adaptive_avg_pool2d2", ((1, 7, 7, 8), (1, 1, 1, 8)), "adaptive avg pool2d"),
         ("mean", ((1, 7, 7, 8), (1, 1, 1, 8)), "mean"),
+        ("look_up3", ((1, 7, 7, 8), (256,), (1, 7, 7, 8)), "look up"),
         ("fused_matmul_add24", ((1, 8), (8, 4), (4,), (1, 4)), "matmul + add"),
         ("unpack_mask_kernel_1024x192", ((1024,), (1024, 192)), "unpack mask"),
         ("k3x3_s2_depthwise_conv2d2", ((1, 8, 8, 16), (1, 1, 3, 64), (1, 4, 4, 16)), "conv2d 3×3 s2 depthwise"),
