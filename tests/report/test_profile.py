@@ -113,6 +113,8 @@ def test_the_manifest_knows_the_operators_of_an_inference_alone(artifact: Path) 
         ("k1x1_conv2d13", (), "conv2d 1×1"),
         ("__", (), "__"),
         ("conv2d13", (), "conv2d"),
+        ("fused_conv2d9_add5_relu_kernel_1_of_2", ((1, 9, 7, 32), (3, 3, 32, 16), (2, 64, 16)),
+         "conv2d + add + relu (kernel 1 of 2)"),
     ],
 )  # fmt: skip
 def test_operators_have_readable_names(symbol: str, shapes: tuple[tuple[int, ...], ...], name: str) -> None:
