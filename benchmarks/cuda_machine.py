@@ -52,6 +52,7 @@ PACKAGES = (
     "safetensors",
     "tornado",
     "typer",
+    *("annotated-types", "pydantic", "pydantic-core", "typing-inspection"),  # For Typer.
 )
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 # Of TVM's wheel: the compiler, and sources for it.

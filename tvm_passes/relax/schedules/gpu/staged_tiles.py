@@ -28,8 +28,8 @@ _PAD = 4  # Floats behind a row of shared memory, so that those of one column li
 _UNROLLED = 8  # Steps of the depth: more of them are too much code for the instructions' cache.
 
 # The analytical model, fitted to 499 kernels on an H200 (docs/cuda.md): it misses a time by 11 %, and of the kernels
-# that were measured of an operator it picks one that is 1.7 % slower than the best. Shapes of blocks that were not
-# measured are left out: with these it was wrong by a factor of two.
+# that were measured of an operator it picks one that is 1.7 % slower than the best. Results of a thread and sizes of a
+# block that were not measured are left out: with these it was wrong by a factor of two.
 _MULTIPROCESSORS = 132
 _CORES = 128  # Of a multiprocessor.
 _REGISTERS = 65536  # Of a multiprocessor.
