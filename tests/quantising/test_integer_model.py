@@ -156,30 +156,30 @@ def test_the_integer_model_is_near_the_float_one(network: str, request: pytest.F
 EVEN = 0.05 * IMAGES + np.random.default_rng(1).standard_normal((6, 3, 1, 1)).astype(np.float32)
 
 
-def channel_shift(bundle: Bundle, pack: TaskPack, layer: str) -> float:
-    """By how much of its spread the channels' means of a layer's result are off float32's in the integer model."""
+def channel_shifts(bundle: Bundle, pack: TaskPack) -> list[float]:
+    """Of the first six layers, by how much of its spread the means of channels are off float32's in the integer model."""
     operators = network_of(bundle, pack)
-    known = float_results(operators, folded_weights(operators, bundle, pack), EVEN)[layer].numpy()
+    known = float_results(operators, folded_weights(operators, bundle, pack), EVEN)
     model = integer_model(operators, bundle, pack)
-    result = model.results(EVEN)[layer]
-    if layer != operators.logits:
-        result = dequantise(result, model.quantisations[layer])
-    return float(np.abs((result - known).mean((0, *range(2, known.ndim)))).mean() / known.std())
+    found, shifts = model.results(EVEN), []
+    for layer in (one.result for one in operators.convolutions[:6]):
+        exact = known[layer].numpy()
+        off = dequantise(found[layer], model.quantisations[layer]) - exact
+        shifts.append(float(np.abs(off.mean((0, *range(2, exact.ndim)))).mean() / exact.std()))
+    return shifts
 
 
 def test_corrected_biases_take_out_what_rounding_shifts(bundle: Bundle) -> None:
+    """Later layers of random weights make too much of the least difference to tell."""
     pack = bundle.packs["kernel-task"]
-    operators = network_of(bundle, pack)
-    names = [f"{one.batch_norm}.bias" for one in operators.convolutions[:-1]] + ["head/bias"]
+    names = [f"{one.batch_norm}.bias" for one in network_of(bundle, pack).convolutions[:-1]] + ["head/bias"]
     shifts = {}
     for correction, expected in (("none", []), ("first", names[:1]), ("all", names)):
         found = calibrate(bundle, pack, [EVEN[:4], EVEN[4:]], "minmax", correction=cast(BiasCorrection, correction))
         assert list(found.biases) == expected
-        calibrated_pack = dataclasses.replace(pack, calibration=found)
-        first, last = (one.result for one in (operators.convolutions[0], operators.convolutions[-1]))
-        shifts[correction] = [channel_shift(bundle, calibrated_pack, layer) for layer in (first, last)]
+        shifts[correction] = channel_shifts(bundle, dataclasses.replace(pack, calibration=found))
     assert shifts["first"][0] == shifts["all"][0] < 0.8 * shifts["none"][0]
-    assert shifts["all"][1] < 0.5 * shifts["none"][1]
+    assert sum(shifts["all"]) < 0.7 * sum(shifts["first"])
 
 
 def test_a_depthwise_network_that_grew_is_as_wide_as_its_weights() -> None:
