@@ -157,7 +157,7 @@ EVEN = 0.05 * IMAGES + np.random.default_rng(1).standard_normal((6, 3, 1, 1)).as
 
 
 def channel_shifts(bundle: Bundle, pack: TaskPack) -> list[float]:
-    """Of the first six layers, by how much of its spread the means of channels are off float32's in the integer model."""
+    """Of the first six layers, by how much of its spread the means of channels are off, in the integer model."""
     operators = network_of(bundle, pack)
     known = float_results(operators, folded_weights(operators, bundle, pack), EVEN)
     model = integer_model(operators, bundle, pack)
