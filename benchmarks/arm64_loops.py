@@ -15,6 +15,7 @@ from arm64_loops.operators import compile_operators, cost_operator
 from arm64_loops.pages import show_page, write_page
 from arm64_loops.peer_wheels import PEERS, peer_loops
 from arm64_loops.tables import Costs, Peers, costs_as_json, markdown
+from int8_speed import PRECISIONS, calibrated_bundle
 from peers.catalogue import NETWORKS
 from peers.networks import make_bundle
 from rich.console import Console
@@ -25,9 +26,11 @@ from ksm_hw.toolchains.targets import load_target
 EXAMPLES = """examples:
   .venv/bin/python benchmarks/arm64_loops.py --peers -o docs
   .venv/bin/python benchmarks/arm64_loops.py --models mobilenet_v2 --boards rpi5 --json
+  .venv/bin/python benchmarks/arm64_loops.py --precision int8 --boards rpi5 -o docs
 """
 
 
+WITHOUT_SDOT = ("rpi4",)
 FIRST = [*NETWORKS][:5]  # Classical ones; a minute and more each for all boards.
 
 
@@ -39,10 +42,18 @@ def parse_arguments() -> argparse.Namespace:
     models, boards = ", ".join(NETWORKS), ", ".join(BOARDS)
     parser.add_argument("--models", nargs="+", choices=[*NETWORKS], default=FIRST, metavar="NAME", help=models)
     parser.add_argument("--boards", nargs="+", choices=[*BOARDS], default=[*BOARDS], metavar="NAME", help=boards)
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="int8: of `sdot`, on the boards that have it"
+    )
     parser.add_argument("--peers", action="store_true", help="read the loops of other engines' aarch64 wheels too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write arm64_loops.md and .json there too")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.precision == "int8":
+        if arguments.peers:
+            parser.error("--peers reads loops of float32; leave it out with --precision int8")
+        arguments.boards = [board for board in arguments.boards if board not in WITHOUT_SDOT]
+    return arguments
 
 
 def main() -> None:
@@ -52,11 +63,12 @@ def main() -> None:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         steps = progress.add_task("", total=len(arguments.models) * len(arguments.boards))
         for network in arguments.models:
-            bundle = make_bundle(network, tasks=1, classes=1000)
+            integers = arguments.precision == "int8"
+            bundle = calibrated_bundle(network) if integers else make_bundle(network, tasks=1, classes=1000)
             costs[network] = {}
             for board in arguments.boards:
                 progress.update(steps, description=f"{network}, {board}")
-                operators = compile_operators(bundle, load_target(board))
+                operators = compile_operators(bundle, load_target(board), arguments.precision)
                 for core in BOARDS[board]:
                     costs[network][board, core] = [cost_operator(operator, core) for operator in operators]
                 progress.advance(steps)
@@ -65,9 +77,12 @@ def main() -> None:
             for core in dict.fromkeys(core for board in arguments.boards for core in BOARDS[board]):
                 progress.update(steps, description=f"other engines on {core.title}")
                 peers[core] = {peer.title: peer_loops(peer, core) for peer in PEERS}
-    page = markdown(costs, peers, f".venv/bin/python {shlex.join(['benchmarks/arm64_loops.py', *sys.argv[1:]])}")
+    command = f".venv/bin/python {shlex.join(['benchmarks/arm64_loops.py', *sys.argv[1:]])}"
+    page = markdown(costs, peers, command, arguments.precision)
     content = json.dumps(costs_as_json(costs, peers), indent=1) + "\n"
-    write_page(arguments.output, "arm64_loops", page, content)
+    write_page(
+        arguments.output, "arm64_loops" if arguments.precision == "float32" else "arm64_loops_int8", page, content
+    )
     show_page(page, content, arguments.json)
 
 

@@ -1,4 +1,6 @@
-"""Logits of an artifact's tasks where there is TVM's runtime alone: a program, `ARTIFACT IMAGES.npy LOGITS.npz`."""
+"""Logits of an artifact's tasks where there is TVM's runtime alone: a program, `ARTIFACT IMAGES.npz LOGITS.npz`.
+
+Images and logits are by the tasks' names."""
 
 import sys
 
@@ -9,12 +11,13 @@ from ksm_hw.runtime.session import Session
 
 def main() -> None:
     """The program."""
-    artifact, images, logits = sys.argv[1:]
+    artifact, images_file, logits = sys.argv[1:]
+    images = np.load(images_file)
     session = Session.load(artifact)
     found = {}
     for task in session.manifest.tasks:
         session.switch(task)
-        found[task] = session.run_all(np.load(images))
+        found[task] = session.run_all(images[task])
     np.savez(logits, **found)
 
 

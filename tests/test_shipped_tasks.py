@@ -33,11 +33,18 @@ def test_the_accuracy_of_the_stored_task_is_the_stated_one(shipped: Bundle, task
     except UserError as error:
         pytest.skip(str(error))
     pack = shipped.packs[task]
+    # Of the few test images; the pack says that of all, which takes minutes.
     accuracy = measure_accuracy(task_module(shipped, pack), data.test, pack.preprocessing)
     assert data.classes == pack.classes
     # Another CPU may round a logit the other way and so move an image or two.
-    assert accuracy == pytest.approx(pack.facts["accuracy"], abs=2.5 / len(data.test))
-    assert RESULTS[task]["ksm"]["accuracy"] == pack.facts["accuracy"]
+    assert accuracy == pytest.approx(RESULTS[task]["of the few"], abs=2.5 / len(data.test))
+    assert RESULTS[task]["ksm"]["accuracies"]["0"] == pack.facts["accuracy"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_masks_are_worth_more_than_a_head_alone(task: str) -> None:
+    ksm, head = (RESULTS[task][method]["accuracies"] for method in ("ksm", "head"))
+    assert all(ksm[seed] > accuracy for seed, accuracy in head.items())
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -1,5 +1,6 @@
 """A network so small that learning, growing and compiling it takes no time, which a test makes known by a name."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,12 @@ def tiny(classes: int = 1000) -> nn.Module:
     )
 
 
-def make_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets this process know the network by its name."""
+def make_known(monkeypatch: pytest.MonkeyPatch, own: str = TINY, network: Callable[[int], nn.Module] = tiny) -> None:
+    """Lets this process know a network by its name."""
     build = backbones.build_backbone
 
     def build_also(name: str, classes: int = 1000) -> nn.Module:
-        return tiny(classes) if name == TINY else build(name, classes)
+        return network(classes) if name == own else build(name, classes)
 
     for module in _BUILDERS:
         monkeypatch.setattr(f"ksm_hw.{module}.build_backbone", build_also)

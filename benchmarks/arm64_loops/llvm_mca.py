@@ -13,7 +13,8 @@ from arm64_loops.cores import Core
 from ksm_hw.toolchains.disassembly import Instruction
 
 _STEPS = 100  # Of each loop: the first and the last of a pipeline weigh little among so many.
-_MULTIPLY_ADD = re.compile(r"fml[as]|fn?m(add|sub)")
+_MULTIPLY_ADD = re.compile(r"fml[as]|fn?m(add|sub)|sdot")
+_MULTIPLY = re.compile(r"fn?mul")
 _VECTOR = re.compile(r"v\d+\.(?P<count>\d)s")
 _ADDRESS = re.compile(r"(0x)?[0-9a-f]+ <.*>$")
 
@@ -24,7 +25,8 @@ class CostedLoop:
 
     Attributes:
         instructions: from the one that its last, a branch, leads back to.
-        products: its multiply-adds of float32 a step, in whole registers: a scalar counts a quarter.
+        products: its multiply-adds of float32 a step, in whole registers: a scalar counts a quarter; or of bytes by
+            `sdot`, a register each.
         cycles: of a step.
     """
 
@@ -32,19 +34,27 @@ class CostedLoop:
     products: float
     cycles: float
 
+    @property
+    def multiplications(self) -> float:
+        """Those of `products`, and others to which nothing is added, in whole registers."""
+        return self.products + _registers(self.instructions, _MULTIPLY)
+
     def share(self, core: Core) -> float:
         """Of the products that the core could start in these cycles."""
         return self.products / core.products / self.cycles
 
 
 def products_of(instructions: Sequence[Instruction]) -> float:
-    """Multiply-adds of float32, in whole registers."""
-    return sum(map(_product, instructions))
+    """Multiply-adds of float32, or of bytes by `sdot`, in whole registers."""
+    return _registers(instructions, _MULTIPLY_ADD)
 
 
-def _product(instruction: Instruction) -> float:
-    if not _MULTIPLY_ADD.fullmatch(instruction.mnemonic):
-        return 0
+def _registers(instructions: Sequence[Instruction], kind: re.Pattern[str]) -> float:
+    """Whole registers of float32 that instructions of a kind compute."""
+    return sum(_computed(one) for one in instructions if kind.fullmatch(one.mnemonic))
+
+
+def _computed(instruction: Instruction) -> float:
     if vector := _VECTOR.match(instruction.operands):
         return int(vector["count"]) / 4
     return 1 / 4 if instruction.operands.startswith("s") else 0

@@ -1,5 +1,6 @@
 """Compiles a bundle for a board, and costs each operator's loops."""
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from arm64_loops.cores import Core
 from arm64_loops.llvm_mca import CostedLoop, cost_loops, products_of
 from arm64_loops.scheduled_loops import CompileWatch, ScheduledLoop, scheduled_loops
 from ksm_hw.artifact.manifest import LIBRARY, OperatorEntry, read_manifest
+from ksm_hw.artifact.modes import Precision
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.report.innermost_loops import innermost_loops
@@ -59,12 +61,17 @@ class Work:
 
     @property
     def products(self) -> float:
-        """Multiply-adds of whole registers in all steps."""
+        """Multiplications of whole registers in all steps."""
         return self.scheduled.products * self.scheduled.steps
+
+    @property
+    def steps(self) -> float:
+        """Of the loop of machine code, which may do several of the scheduled one at once."""
+        return self.scheduled.steps if self.loop is None else self.products / self.loop.multiplications
 
     def cycles(self, core: Core) -> float:
         """Of all steps: by the table, or at the core's peak where there is no loop."""
-        return self.products / (core.products if self.loop is None else self.loop.products / self.loop.cycles)
+        return self.products / core.products if self.loop is None else self.steps * self.loop.cycles
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class OperatorCost:
     Attributes:
         operator: what was compiled.
         core: whose tables.
-        work: its loops that multiply and add.
+        work: its loops that multiply.
     """
 
     operator: CompiledOperator
@@ -83,9 +90,10 @@ class OperatorCost:
 
     @property
     def share(self) -> float | None:
-        """Of the core's peak, of all loops that multiply and add; None without any."""
-        cycles = sum(one.cycles(self.core) for one in self.work)
-        return sum(one.products for one in self.work) / self.core.products / cycles if cycles else None
+        """Of the core's peak, of all loops that multiply and add to sums; None without any."""
+        sums = [one for one in self.work if one.scheduled.sums]
+        cycles = sum(one.cycles(self.core) for one in sums)
+        return sum(one.products for one in sums) / self.core.products / cycles if cycles else None
 
     @property
     def milliseconds(self) -> float:
@@ -100,7 +108,9 @@ class OperatorCost:
         return [((loop.extents or (1,))[0], count / self.core.gigahertz / 1e6) for loop, count in cycles]
 
 
-def compile_operators(bundle: Bundle, target: CompileTarget) -> list[CompiledOperator]:
+def compile_operators(
+    bundle: Bundle, target: CompileTarget, precision: Precision = "float32"
+) -> list[CompiledOperator]:
     """Compiles a bundle with the product's own compiler; returns the operators of an inference.
 
     Raises:
@@ -110,7 +120,7 @@ def compile_operators(bundle: Bundle, target: CompileTarget) -> list[CompiledOpe
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / "artifact"
         with tvm.transform.PassContext(instruments=[watch]):
-            compile_bundle(bundle, target, artifact)
+            compile_bundle(bundle, target, artifact, precision=precision)
         return read_operators(artifact / LIBRARY, read_manifest(artifact).operators, watch)
 
 
@@ -136,7 +146,7 @@ def read_operators(library: Path, entries: Mapping[str, OperatorEntry], watch: C
 
 
 def multiplying_loops(function: Sequence[Instruction]) -> tuple[tuple[Instruction, ...], ...]:
-    """The innermost loops of a function that multiply and add values of float32."""
+    """The innermost loops of a function that multiply and add."""
     loops = (loop.instructions for loop in innermost_loops(function))
     return tuple(loop for loop in loops if products_of(loop) >= _LEAST)
 
@@ -150,16 +160,20 @@ def cost_operator(operator: CompiledOperator, core: Core) -> OperatorCost:
 def match_loops(scheduled: Sequence[ScheduledLoop], loops: Sequence[CostedLoop]) -> list[Work]:
     """Which loop of machine code does a scheduled one's work.
 
-    One that multiplies and adds as often in a step, or as the loop around it where LLVM unrolled it, or some steps at
-    once; else that with most multiply-adds. The longest work chooses first, of the loops that are left if it can.
+    One that multiplies as often in a step, or as the loop around it where LLVM unrolled it, or some steps at once; else
+    the one that comes nearest. The longest work chooses first, of the loops that are left if it can.
     """
     left, found = list(loops), {}
     for place in sorted(range(len(scheduled)), key=lambda place: -scheduled[place].products * scheduled[place].steps):
         chosen = _fitting(scheduled[place], left) or _fitting(scheduled[place], loops)
         if chosen in left:
             left.remove(chosen)
-        found[place] = chosen or max(loops, key=lambda loop: loop.products, default=None)
+        found[place] = chosen or min(loops, key=lambda loop: _apart(scheduled[place], loop), default=None)
     return [Work(loop, found[place]) for place, loop in enumerate(scheduled)]
+
+
+def _apart(scheduled: ScheduledLoop, loop: CostedLoop) -> float:
+    return abs(math.log(loop.multiplications / scheduled.products))
 
 
 def _fitting(scheduled: ScheduledLoop, loops: Sequence[CostedLoop]) -> CostedLoop | None:
@@ -167,7 +181,7 @@ def _fitting(scheduled: ScheduledLoop, loops: Sequence[CostedLoop]) -> CostedLoo
     for extent in reversed((*scheduled.extents, 1)):
         step *= extent
         # Of two versions of a tile the one without conditions is shorter, and does most of the work.
-        if exact := [loop for loop in loops if loop.products == step]:
+        if exact := [loop for loop in loops if loop.multiplications == step]:
             return min(exact, key=lambda loop: len(loop.instructions))
-    several = [loop for loop in loops if loop.products % scheduled.products == 0]
-    return max(several, key=lambda loop: loop.products, default=None)
+    several = [loop for loop in loops if loop.multiplications % scheduled.products == 0]
+    return max(several, key=lambda loop: loop.multiplications, default=None)

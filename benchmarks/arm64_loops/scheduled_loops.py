@@ -15,8 +15,12 @@ import tvm_ffi
 from tvm import relax, tirx
 from tvm.ir import TensorLoad
 from tvm.ir.instrument import pass_instrument
+from tvm.target.codegen import llvm_lookup_intrinsic_id
+from tvm_ffi import StructuralKey
 
-_LANES = 4  # Of float32 in a register.
+_BITS = 128  # Of a register.
+_LANES = 4  # Of float32 in one.
+_INTEGER_PRODUCTS = llvm_lookup_intrinsic_id("llvm.aarch64.neon.sdot")
 # What conditions of tiles are made of.
 _OPERATIONS = {
     tirx.Add: operator.add,
@@ -37,15 +41,17 @@ class ScheduledLoop:
 
     Attributes:
         extents: of the loops around it, the outermost first, and of itself.
-        products: multiply-adds of a step, in whole registers: a scalar counts a quarter.
+        products: different multiplications of a step, in whole registers: a scalar counts a quarter.
         moved: whole registers that a step reads and writes, as it is written: LLVM keeps some and reads them no more.
         taken: in which share of the steps of the loops around it it runs, where there are conditions.
+        sums: whether its products are added to sums: multiply-adds, as many as products.
     """
 
     extents: tuple[int, ...]
     products: float
     moved: float
     taken: float = 1
+    sums: bool = True
 
     @property
     def steps(self) -> float:
@@ -84,8 +90,16 @@ class CompileWatch:
 def scheduled_loops(function: tirx.PrimFunc) -> list[ScheduledLoop]:
     """The innermost loops of an operator of an inference, and what stands beside loops."""
     found: list[ScheduledLoop] = []
-    _read(function.body, _Place({}, {}, 1), found)
+    _read(tvm_ffi.structural_map(function.body, (tirx.Select, _selected)), _Place({}, {}, 1), found)
     return found
+
+
+def _selected(selection: tirx.Select) -> tirx.Expr:
+    """What a selection by a number selects: of the rows of Winograd's matrices one."""
+    number = selection.condition.value if isinstance(selection.condition, tirx.Broadcast) else selection.condition
+    if not isinstance(number, tirx.IntImm):
+        return selection
+    return selection.true_value if number.value else selection.false_value
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,8 @@ class _Place:
 
 def _read(statement: tirx.Stmt, place: _Place, found: list[ScheduledLoop]) -> None:
     """Notes the innermost loops of a statement, itself included."""
-    products = moved = 0.0
+    moved, sums = 0.0, False
+    products: dict[StructuralKey, float] = {}
     nested: list[tuple[tirx.Stmt, _Place]] = []
 
     def loop(one: tirx.For) -> tvm_ffi.WalkResult:
@@ -119,26 +134,42 @@ def _read(statement: tirx.Stmt, place: _Place, found: list[ScheduledLoop]) -> No
         place.values[one.var] = one.value
 
     def product(one: tirx.Mul) -> None:
-        nonlocal products
+        # Of equal ones LLVM computes one: Winograd's rows for all columns of a tile.
         if str(one.ty.dtype).startswith("float32"):
-            products += _lanes(one) / _LANES
+            products[StructuralKey(one)] = _lanes(one) / _LANES
+
+    def intrinsic(one: tvm.ir.Call) -> None:
+        nonlocal sums
+        if one.op == tvm.ir.Op.get("tirx.call_llvm_pure_intrin") and int(one.args[0]) == _INTEGER_PRODUCTS:
+            products[StructuralKey(one)] = 1
+            sums = True
 
     def move(one: TensorLoad | tirx.BufferStore) -> None:
-        nonlocal moved
-        moved += _lanes(one.value if isinstance(one, tirx.BufferStore) else one) / _LANES
+        nonlocal moved, sums
+        moved += _registers(one.value if isinstance(one, tirx.BufferStore) else one)
+        sums = sums or (isinstance(one, tirx.BufferStore) and _adds(one))
 
     callbacks = [
         (tirx.For, loop),
         (tirx.IfThenElse, branch),
         (tirx.Bind, bind),
         (tirx.Mul, product),
+        (tvm.ir.Call, intrinsic),
         ((TensorLoad, tirx.BufferStore), move),
     ]
     tvm_ffi.structural_walk(statement, callbacks, order="pre")
     if products or moved:
-        found.append(ScheduledLoop(tuple(place.loops.values()), products, moved, place.taken))
+        extents, total = tuple(place.loops.values()), sum(products.values())
+        found.append(ScheduledLoop(extents, total, moved, place.taken, sums))
     for one, where in nested:
         _read(one, where, found)
+
+
+def _adds(store: tirx.BufferStore) -> bool:
+    """Whether what is stored is a sum of what lay there."""
+    added = (store.value.a, store.value.b) if isinstance(store.value, tirx.Add) else ()
+    loads = [one for one in added if isinstance(one, TensorLoad) and one.source.same_as(store.buffer)]
+    return any(tvm_ffi.structural_equal(one.indices, store.indices) for one in loads)
 
 
 def _share(condition: tirx.Expr, place: _Place) -> float:
@@ -160,3 +191,8 @@ def _share(condition: tirx.Expr, place: _Place) -> float:
 
 def _lanes(value: tirx.Expr) -> int:
     return int(tvm.DataType(str(value.ty.dtype)).lanes)
+
+
+def _registers(value: tirx.Expr) -> float:
+    dtype = tvm.DataType(str(value.ty.dtype))
+    return int(dtype.lanes * dtype.bits) / _BITS

@@ -9,6 +9,7 @@ from arm64_loops import uneven_cores
 from arm64_loops.cores import Core
 from arm64_loops.operators import OperatorCost, Work
 from arm64_loops.peer_wheels import PeerLoop
+from ksm_hw.artifact.modes import Precision
 
 # Network, then board and core, then operators.
 Costs = dict[str, dict[tuple[str, Core], list[OperatorCost]]]
@@ -18,6 +19,10 @@ the core, and how often they run, as they were scheduled. `share` is that of the
 start in these cycles. Milliseconds are of one core at the board's clock: those loops, and a cycle for each register
 that all else reads or writes. Caches are left out: every load hits the first of them. It is an estimate to compare
 loops by; no board ran it."""
+
+
+_ABOUT_INTEGERS = """As `arm64_loops.md` says; a multiply-add is an `sdot`, of 16 bytes, of which a core starts as many
+in a cycle as of float32."""
 
 
 # Core, then engine, then its loops.
@@ -124,9 +129,11 @@ def _work_as_json(work: Work) -> dict[str, Any]:
     return {"extents": list(work.scheduled.extents), "products": work.scheduled.products, "machine": machine}
 
 
-def markdown(costs: Costs, peers: Peers, command: str) -> str:
+def markdown(costs: Costs, peers: Peers, command: str, precision: Precision) -> str:
     """A page: tables of networks and of engines, and one of operators for each network and core."""
-    parts = ["# arm64: loops beside the core's peak\n", f"`{command}`\n", f"{_ABOUT}\n", _networks(costs)]
+    title = "# arm64: loops beside the core's peak\n" if precision == "float32" else "# arm64: loops of int8\n"
+    about = _ABOUT if precision == "float32" else _ABOUT_INTEGERS
+    parts = [title, f"`{command}`\n", f"{about}\n", _networks(costs)]
     if uneven := _uneven(costs):
         parts += [f"## Fast and slow cores\n\n{_ABOUT_UNEVEN}\n", uneven]
     if peers:
@@ -135,7 +142,7 @@ def markdown(costs: Costs, peers: Peers, command: str) -> str:
         for (board, core), operators in of_cores.items():
             parts.append(f"## {network}, {board}: {core.title}\n")
             parts.append(_operators(operators))
-    return "\n".join([*parts, _TRIED.read_text()])
+    return "\n".join([*parts, *([_TRIED.read_text()] if precision == "float32" else [])])
 
 
 def _networks(costs: Costs) -> str:
@@ -211,7 +218,7 @@ def _operators(operators: Sequence[OperatorCost]) -> str:
         ends = (operator.entry.shapes[0], operator.entry.shapes[-1])
         flow = " → ".join("×".join(map(str, shape[1:])) for shape in ends)
         share = "" if cost.share is None else f"{cost.share:.0%}"
-        loops = "; ".join(map(_work, sorted(cost.work, key=lambda work: -work.products)[:1]))
+        loops = "; ".join(map(_work, sorted(cost.work, key=lambda work: (-work.scheduled.sums, -work.products))[:1]))
         row = (str(operator.calls), operator.name, flow, share, loops, f"{cost.milliseconds:.3f}")
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join([*lines, ""])
@@ -220,4 +227,4 @@ def _operators(operators: Sequence[OperatorCost]) -> str:
 def _work(work: Work) -> str:
     if work.loop is None:
         return f"unrolled × {work.scheduled.steps}"
-    return f"{work.loop.products:g}, {work.loop.cycles:.1f} × {work.products / work.loop.products:.0f}"
+    return f"{work.loop.products:g}, {work.loop.cycles:.1f} × {work.steps:.0f}"

@@ -1,13 +1,23 @@
 """`ksm-hw compare`."""
 
-from dataclasses import asdict
+import itertools
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ksm_hw.cli.app import Json, app, console, examples, messages, print_json, stopped_by_ctrl_c
-from ksm_hw.cli.learning_options import BackboneName, BackboneWeights, BatchSize, Epochs, HeadRate, ImageSize, MaskRate
+from ksm_hw.cli.learning_options import (
+    AllImages,
+    BackboneName,
+    BackboneWeights,
+    BatchSize,
+    Epochs,
+    HeadRate,
+    ImageSize,
+    MaskRate,
+)
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.names import TITLES
 
@@ -15,7 +25,7 @@ from ksm_hw.learning.methods.names import TITLES
 @app.command(
     epilog=examples(
         "ksm-hw compare --methods ksm,piggyback,head --tasks mnist,cars=photos/cars --seeds 3 -o compared",
-        "ksm-hw compare --methods all --tasks all --seeds 3 --image-size 96 --epochs 5 --mask-rate 1e-3 -o compared",
+        "ksm-hw compare --methods all --tasks all --seeds 3 --image-size 96 --epochs 5 --jobs 8 --deploy",
     )
 )
 def compare(
@@ -37,15 +47,25 @@ def compare(
     rate: Annotated[
         list[str] | None, typer.Option(help="METHOD=RATE: another --mask-rate for a method; repeat.")
     ] = None,
+    all_images: AllImages = False,
+    jobs: Annotated[
+        int,
+        typer.Option("-j", "--jobs", min=1, max=256, help="Tasks learned beside each other, as far as methods allow."),
+    ] = 1,
+    deploy_them: Annotated[
+        bool, typer.Option("--deploy", help="Compile what the first seed gave for this machine, and measure it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Learn the same tasks by several methods, each in a process of its own, and compare them; resumable."""
     from ksm_hw.artifact.output import check_output_file
     from ksm_hw.learning.datasets import check_task_data, describe_datasets, named_data
     from ksm_hw.learning.methods.table import method_named
-    from ksm_hw.report.comparison import Trial, comparison_table, write_comparison
     from ksm_hw.report.comparison import compare as run_comparison
+    from ksm_hw.report.comparison import comparison_tables, write_comparison
+    from ksm_hw.report.deployed_methods import deploy
     from ksm_hw.report.terminal import print_table
+    from ksm_hw.report.trials import Trial
 
     chosen = list(TITLES) if methods == "all" else [method_named(name.strip()).name for name in methods.split(",")]
     pairs_of_rates = (each.partition("=") for each in rate or [])
@@ -62,21 +82,29 @@ def compare(
     common = ["--backbone", backbone, "--epochs", str(epochs), "--batch-size", str(batch_size)]
     common += ["--image-size", str(image_size), "--head-rate", str(head_rate)]
     common += [] if weights is None else ["--weights", str(weights)]
+    common += ["--all-images"] if all_images else []
 
     def arguments(method: str) -> list[str]:
         return [*common, "--mask-rate", str(rates.get(method, mask_rate))]
 
+    done = itertools.count(1)
+
     def on_trial(trial: Trial, outcome: object) -> None:
-        number = trials.index(trial) + 1
-        messages.print(f"{number}/{len(trials)}: {trial.method}, {trial.task}, seed {trial.seed}", soft_wrap=True)
+        messages.print(f"{next(done)}/{len(trials)}: {trial.method}, {trial.task}, seed {trial.seed}", soft_wrap=True)
 
     with stopped_by_ctrl_c("Whole epochs and finished trials are kept: give the same command to go on."):
-        summaries = run_comparison(trials, output, arguments, on_trial)
+        summaries = run_comparison(trials, output, arguments, jobs, all_images, on_trial)
+        if deploy_them:
+            first = [trial for trial in trials if trial.seed == 0]
+            with messages.status("compile") as status:
+                deployed = deploy(first, output, lambda step: status.update(step))
+            summaries = [replace(each, deployed=deployed[each.method, each.task]) for each in summaries]
     write_comparison(summaries, f"{seeds} seeds, {backbone}, {epochs} epochs, {image_size} pixels.", page)
     if as_json:
         print_json([asdict(summary) for summary in summaries])
         return
-    print_table(console, comparison_table(summaries))
+    for table in comparison_tables(summaries):
+        print_table(console, table)
     console.print(f"Plots: {page}", soft_wrap=True)
 
 

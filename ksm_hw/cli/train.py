@@ -10,7 +10,16 @@ import typer
 
 from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json, printable, stopped_by_ctrl_c
 from ksm_hw.cli.image_files import MaxPixels, limit_pixels
-from ksm_hw.cli.learning_options import BackboneName, BackboneWeights, BatchSize, Epochs, HeadRate, ImageSize, MaskRate
+from ksm_hw.cli.learning_options import (
+    AllImages,
+    BackboneName,
+    BackboneWeights,
+    BatchSize,
+    Epochs,
+    HeadRate,
+    ImageSize,
+    MaskRate,
+)
 from ksm_hw.cli.learning_progress import epoch_progress, readable_images
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.names import TITLES
@@ -116,6 +125,7 @@ def train(
             rich_help_panel=_WEIGHTS,
         ),
     ] = None,
+    all_images: AllImages = False,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help=r"Mirror training images. \[default: as the data says]")
     ] = None,
@@ -151,7 +161,19 @@ def train(
         validation=validation,
     )
     request = _Request(
-        bundle, backbone, weights, options, image_size, scale_bits, flip, skip_bad, restart, log, log_folder, as_json
+        bundle,
+        backbone,
+        weights,
+        options,
+        image_size,
+        scale_bits,
+        all_images,
+        flip,
+        skip_bad,
+        restart,
+        log,
+        log_folder,
+        as_json,
     )
     learned: list[Trained] = []
     try:
@@ -185,6 +207,7 @@ class _Request:
     options: "LearningOptions"
     image_size: int
     scale_bits: str
+    all_images: bool
     flip: bool | None
     skip_bad: bool
     restart: bool
@@ -249,7 +272,7 @@ def _waiting(request: _Request, tasks: list[tuple[str, str]]) -> list[_Waiting]:
     drawn = [curve(request.log, request.log_folder, task) for task, _ in tasks]
     waiting = []
     for (task, data), draw in zip(tasks, drawn, strict=True):
-        images = readable_images(load_task_data(data), request.skip_bad)
+        images = readable_images(load_task_data(data, whole=request.all_images), request.skip_bad)
         learned_and_held_out(images, request.options)  # Whether there is enough of both.
         if request.flip is not None:
             images = replace(images, flip=request.flip)
@@ -312,6 +335,7 @@ def _as_json(trained: "Trained") -> dict[str, Any]:
         "replaced_accuracy": trained.replaced_accuracy,
         "carried_over": trained.carried_over,
         "free_share": trained.free_share,
+        "gpu_bytes": trained.gpu_bytes,
     }
 
 

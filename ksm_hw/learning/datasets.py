@@ -114,7 +114,7 @@ class RegisteredSet:
     source: str
     install: str
     flip: bool
-    read: Callable[[Path], tuple[tuple[str, ...], ImagesInMemory, ImagesInMemory]]
+    read: Callable[[Path, dataset_sources.Most], tuple[tuple[str, ...], ImagesInMemory, ImagesInMemory]]
 
 
 REGISTERED: dict[str, RegisteredSet] = {
@@ -219,12 +219,14 @@ def install_command(name: str) -> str:
     return REGISTERED[name].install.format(folder=datasets_folder())
 
 
-def load_task_data(data: str, name: str | None = None) -> TaskData:
+def load_task_data(data: str, name: str | None = None, whole: bool = False) -> TaskData:
     """The images of a registered set, by its name, or of a folder with `train/` and `test/` folders of class folders.
 
     Args:
         data: name of a registered set, or path of a folder; a registered name goes before a folder of that name.
         name: `TaskData.name` of the result; the set's or the folder's name when left out.
+        whole: whether a registered set gives all of its images, not the few that a small machine learns. A folder
+            always does.
 
     Returns:
         Splits whose items are (RGB image, label); a folder's images are decoded on access, a registered set's at once.
@@ -235,7 +237,7 @@ def load_task_data(data: str, name: str | None = None) -> TaskData:
             Accessing an image of a folder that does not decode raises it too, with the file's name.
     """
     if data in REGISTERED:
-        return _load_registered(data, name or data)
+        return _load_registered(data, name or data, whole)
     check_task_data(data)
     return _load_folder(Path(data), name or name_of_data(data))
 
@@ -285,10 +287,10 @@ def _not_installed(data: str, reason: object) -> UserError:
     )
 
 
-def _load_registered(data: str, name: str) -> TaskData:
+def _load_registered(data: str, name: str, whole: bool) -> TaskData:
     entry = REGISTERED[data]
     try:
-        classes, train, test = entry.read(datasets_folder())
+        classes, train, test = entry.read(datasets_folder(), dataset_sources.ALL if whole else dataset_sources.FEW)
     except SetMissing as error:
         raise _not_installed(data, error) from error
     return TaskData(name, classes, train, test, entry.flip, entry.source, entry.licence)

@@ -22,7 +22,7 @@ def start_head(network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.T
 
     Args:
         network: with a fresh head, on its device.
-        batches: images float32 [N, 3, H, W] and labels int64 [N].
+        batches: images float32 [N, 3, H, W] and labels int64 [N], on the same device.
         seed: of the order in which images are taken.
 
     Returns:
@@ -38,11 +38,11 @@ def start_head(network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.T
     try:
         with torch.no_grad():
             for images, found in batches:
-                network(images.to(device, memory_format=torch.channels_last))
+                network(images)
                 labels.append(found)
     finally:
         handle.remove()
-    inputs, targets = torch.cat(features), torch.cat(labels).to(device)
+    inputs, targets = torch.cat(features), torch.cat(labels)
     optimizer = torch.optim.Adam(head.parameters(), _RATE)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(STEPS):

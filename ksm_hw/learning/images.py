@@ -3,15 +3,21 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
+import psutil
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from ksm_hw.learning.datasets import ImageSplit
-from ksm_hw.masks.preprocessing import Interpolation, Preprocessing, normalise, preprocess, resize
+from ksm_hw.masks.preprocessing import Interpolation, Preprocessing, cropped, resize
 
 _CROP_MARGIN = 9 / 8  # Training crops are cut at random from an image that is larger by this factor.
-_KEPT_BYTES = 2**30  # Of scaled images of a split that are kept; those beyond are decoded in each epoch.
+# Of scaled images of a split that are kept; those beyond are decoded in each epoch. More where there is much memory.
+_KEPT_BYTES = 2**30
+_KEPT_SHARE = 1 / 32  # Of the memory that is free, for several tasks may be learned beside each other.
+
+CPU = torch.device("cpu")
 
 
 class KeptImages:
@@ -23,7 +29,7 @@ class KeptImages:
     def __init__(self, split: ImageSplit, side: int, interpolation: Interpolation) -> None:
         self.split, self.side, self.interpolation = split, side, interpolation
         self._kept: dict[int, tuple[Image.Image, int]] = {}
-        self._bytes = 0
+        self._room = max(_KEPT_BYTES, round(_KEPT_SHARE * psutil.virtual_memory().available))
 
     @property
     def labels(self) -> Sequence[int]:
@@ -38,9 +44,9 @@ class KeptImages:
             return self._kept[index]
         image, label = self.split[index]
         image = resize(image, self.side, self.interpolation)
-        if (more := 3 * image.width * image.height) + self._bytes <= _KEPT_BYTES:
+        if (more := 3 * image.width * image.height) <= self._room:
             self._kept[index] = image, label
-            self._bytes += more
+            self._room -= more
         return image, label
 
 
@@ -59,7 +65,7 @@ def _training_side(preprocessing: Preprocessing) -> int:
 
 
 class _Images(Dataset[tuple[torch.Tensor, int]]):
-    """The images of a split as inputs of the network.
+    """The images of a split as pixels of the network's input, uint8 [H, W, 3].
 
     What is random about image `i` depends on the seed, the epoch and `i` alone: a run that was stopped and resumed sees
     the same images as one that was not, with any number of loader processes.
@@ -74,14 +80,15 @@ class _Images(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         image, label = self.split[index]
         if self.seed is None:
-            return torch.from_numpy(preprocess(image, self.preprocessing)), label
-        generator = np.random.default_rng((*self.seed, index))
-        return torch.from_numpy(_augment(image, self.preprocessing, generator, self.flip)), label
+            pixels = cropped(image, self.preprocessing)
+        else:
+            pixels = _augment(image, self.preprocessing, np.random.default_rng((*self.seed, index)), self.flip)
+        return torch.from_numpy(pixels.copy()), label  # Pillow's are read-only.
 
 
 def _augment(
     image: Image.Image, preprocessing: Preprocessing, generator: np.random.Generator, flip: bool
-) -> np.ndarray:
+) -> npt.NDArray[np.uint8]:
     image = resize(image, _training_side(preprocessing), preprocessing.interpolation)
     size = preprocessing.image_size
     left = int(generator.integers(image.width - size + 1))
@@ -89,13 +96,30 @@ def _augment(
     image = image.crop((left, top, left + size, top + size))
     if flip and generator.random() < 0.5:
         image = ImageOps.mirror(image)
-    return normalise(np.asarray(image), preprocessing)
+    return np.asarray(image)
+
+
+def _normalised(pixels: torch.Tensor, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
+    """Pixels uint8 [N, H, W, 3] as float32 [N, 3, H, W], channels last, on a device; on a CPU what `normalise` gives.
+
+    Bytes go to the device, a quarter of the floats that they become there.
+    """
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=device) for values in (preprocessing.mean, preprocessing.std)
+    )
+    numbers = pixels.to(device).to(torch.float32)
+    return ((numbers / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 def training_batches(
-    split: ImageSplit, preprocessing: Preprocessing, batch_size: int, seed: tuple[int, int], flip: bool
+    split: ImageSplit,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    seed: tuple[int, int],
+    flip: bool,
+    device: torch.device = CPU,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """One epoch of shuffled, augmented batches: float32 [N, 3, H, W] and int64 [N].
+    """One epoch of shuffled, augmented batches: float32 [N, 3, H, W] in memory channels last, and int64 [N].
 
     Args:
         split: the training images.
@@ -103,16 +127,18 @@ def training_batches(
         batch_size: images a batch; a last batch of one is left out, for BatchNorm has no variance over it.
         seed: (seed, epoch).
         flip: whether half of the images are mirrored.
+        device: where the batches are.
     """
     images = _Images(split, preprocessing, seed, flip)
     order = np.random.default_rng(seed).permutation(len(split)).tolist()
-    for images_batch, labels in DataLoader(images, batch_size, sampler=order):
+    for pixels, labels in DataLoader(images, batch_size, sampler=order):
         if len(labels) > 1:
-            yield images_batch, labels
+            yield _normalised(pixels, preprocessing, device), labels.to(device)
 
 
 def test_batches(
-    split: ImageSplit, preprocessing: Preprocessing, batch_size: int
+    split: ImageSplit, preprocessing: Preprocessing, batch_size: int, device: torch.device = CPU
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """All images in order, preprocessed as the task will see them: float32 [N, 3, H, W] and int64 [N]."""
-    yield from DataLoader(_Images(split, preprocessing, None, False), batch_size)
+    """All images in order, preprocessed as the task will see them, as `training_batches` gives them."""
+    for pixels, labels in DataLoader(_Images(split, preprocessing, None, False), batch_size):
+        yield _normalised(pixels, preprocessing, device), labels.to(device)

@@ -90,7 +90,7 @@ def learn(
     fingerprint = _fingerprint(backbone, data, preprocessing, options, older)
     torch.manual_seed(options.seed)
     network = prepared_network(backbone, len(data.classes), options, older)
-    network = network.to(_device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(learning_device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rates = (options.mask_rate, options.head_rate, options.norm_rate or options.mask_rate)
     optimizer, schedule = _optimiser(network, rates, options.epochs * -(-len(data.train) // options.batch_size))
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
@@ -156,7 +156,9 @@ def _start_epoch(
 ) -> None:
     """Brings the network to where an epoch begins: its mode, what the method prunes, and a head to begin with."""
     if options.head_start and number == 1:
-        batches = training_batches(data.train, preprocessing, options.batch_size, (options.seed, 0), data.flip)
+        batches = training_batches(
+            data.train, preprocessing, options.batch_size, (options.seed, 0), data.flip, learning_device()
+        )
         start_head(network, batches, options.seed)
     method_named(options.method).start_epoch(network, options, number)
     if options.head_start:
@@ -234,7 +236,8 @@ def _diverged(number: int, kept: bool) -> UserError:
     )
 
 
-def _device() -> torch.device:
+def learning_device() -> torch.device:
+    """Where tasks are learned: the GPU where PyTorch finds one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -253,10 +256,9 @@ def _learn_epoch(
     torch.manual_seed(hash(seed))
     total, count = 0.0, 0
     steps = -(-len(data.train) // options.batch_size)
-    batches = training_batches(data.train, preprocessing, options.batch_size, seed, data.flip)
+    batches = training_batches(data.train, preprocessing, options.batch_size, seed, data.flip, learning_device())
     for step, (images, labels) in enumerate(batches, start=1):
-        logits = network(images.to(_device(), memory_format=torch.channels_last))
-        loss = nn.functional.cross_entropy(logits, labels.to(_device()))
+        loss = nn.functional.cross_entropy(network(images), labels)
         if not math.isfinite(value := loss.item()):
             return value
         optimizer.zero_grad()
@@ -279,12 +281,12 @@ def measure_accuracy(network: nn.Module, split: ImageSplit, preprocessing: Prepr
     network.eval()
     device = next(network.parameters()).device
     right = 0
-    for images, labels in test_batches(split, preprocessing, batch_size=100):
-        logits = network(images.to(device, memory_format=torch.channels_last))
+    for images, labels in test_batches(split, preprocessing, 100, device):
+        logits = network(images)
         if not torch.isfinite(logits).all():
             raise NotFinite(
                 "The network gives logits that are not finite for test images: its finite weights overflow. Lower "
                 "--mask-rate or --head-rate, or give other weights."
             )
-        right += int((logits.argmax(1).cpu() == labels).sum())
+        right += int((logits.argmax(1) == labels).sum())
     return right / len(split)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import platform
 import re
 import shlex
 import tempfile
@@ -20,7 +21,7 @@ from ksm_hw.files.written import explained
 from ksm_hw.learning.calibration_images import split_batches
 from ksm_hw.learning.datasets import ImageSplit, TaskData
 from ksm_hw.learning.growing import STEP, check_grows, checkpoints_of, learn_growing, unfinished_checkpoints_of
-from ksm_hw.learning.learn import Epoch, learned_and_held_out, measure_accuracy
+from ksm_hw.learning.learn import Epoch, learned_and_held_out, learning_device, measure_accuracy
 from ksm_hw.learning.learned_task import backbone_after, task_pack_of
 from ksm_hw.learning.methods.free_weights import free_share
 from ksm_hw.learning.methods.table import check_older, check_options, check_read, method_named
@@ -67,6 +68,7 @@ class Trained:
             nobody measured it.
         carried_over: older tasks that are now over another backbone, where they compute what they did.
         free_share: share in 0…1 of the backbone's weights that no task of the bundle uses.
+        gpu_bytes: the most memory that PyTorch held on the GPU; 0 where it was learned without one.
     """
 
     pack: TaskPack
@@ -74,6 +76,7 @@ class Trained:
     replaced_accuracy: float | None
     carried_over: list[str]
     free_share: float
+    gpu_bytes: int
 
 
 def checkpoint_of(bundle: Path, task: str) -> Path:
@@ -203,6 +206,8 @@ def train_task(
         if restart:
             _forget(checkpoint)
         preprocessing = default_preprocessing(backbone, image_size)
+        if on_gpu := learning_device().type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         grown = learn_growing(
             start.network, backbone, data, preprocessing, options, checkpoint, start.older, on_batch, on_epoch
         )
@@ -219,7 +224,8 @@ def train_task(
         pack = dataclasses.replace(pack, facts={**_facts(data, options, grown.history), **facts})
         carried_over = _add(bundle, pack, tensors, data, checkpoint)
         free = free_share(maskable_layers(reference), list(load_bundle(bundle).packs.values()))
-        trained = Trained(pack, _scale_error(exact, pack), replaced, carried_over, free)
+        gpu_bytes = torch.cuda.max_memory_allocated() if on_gpu else 0
+        trained = Trained(pack, _scale_error(exact, pack), replaced, carried_over, free, gpu_bytes)
         on_added(trained)
         return dataclasses.replace(trained, pack=_calibrated(bundle, whole, pack, data))
 
@@ -274,10 +280,12 @@ def _facts(data: TaskData, options: LearningOptions, history: list[Epoch]) -> di
     """What a pack keeps of how it was learned; the accuracy is the network's, whose soft values are not rounded."""
     return {
         "learned_accuracy": history[-1].accuracy,
+        **({} if history[-1].validation is None else {"validation_accuracy": history[-1].validation}),
         "seconds": round(history[-1].seconds, 1),
         "epochs": len(history),
         "training_images": len(learned_and_held_out(data, options)[0].train),
         "test_images": len(data.test),
+        "machine": torch.cuda.get_device_name() if learning_device().type == "cuda" else platform.machine(),
         "source": data.source,
         "licence": data.licence,
     }

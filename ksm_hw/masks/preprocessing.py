@@ -63,11 +63,15 @@ def _middle(image: Image.Image) -> Image.Image:
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
     """An RGB image as float32 [3, image_size, image_size]: scaled, cropped at the centre and normalised."""
+    return normalise(cropped(image, preprocessing), preprocessing)
+
+
+def cropped(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """An RGB image as pixels uint8 [image_size, image_size, 3]: scaled and cropped at the centre."""
     image = resize(image, preprocessing.resize_to, preprocessing.interpolation)
     size = preprocessing.image_size
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    image = image.crop((left, top, left + size, top + size))
-    return normalise(np.asarray(image), preprocessing)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def preprocess_batch(images: Sequence[Image.Image], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:

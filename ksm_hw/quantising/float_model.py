@@ -16,6 +16,7 @@ from ksm_hw.quantising.network import (
     Network,
     Operator,
     Product,
+    WindowMean,
 )
 
 Float32Array = npt.NDArray[np.float32]
@@ -52,6 +53,8 @@ def operator_result(operator: Operator, known: Mapping[str, torch.Tensor], folde
             return known[operator.left] * known[operator.right]
         case Mean():
             return known[operator.data].mean((2, 3), keepdim=operator.keeps)
+        case WindowMean():
+            return torch.nn.functional.avg_pool2d(known[operator.data], operator.window, operator.strides)
         case Concatenation():
             return torch.cat([known[part] for part in operator.parts], 1)
         case _:

@@ -17,7 +17,7 @@ def folded_weights(network: Network, bundle: Bundle, pack: TaskPack) -> dict[str
     """Weight float32 [O, …] and bias float32 [O] of every layer, by its path.
 
     In float32, each operation rounded: with `s = γ / √(σ² + ε)` the weight is `(W · mask) · s`, the bias `β - μ · s`,
-    or `β + (b - μ) · s` where the layer has one of its own.
+    or `β + (b - μ) · s` where the layer has one of its own. The weight of a BatchNorm that is a layer is `s`.
     """
     tensors = {**bundle.tensors, **pack.own_tensors}
     return {layer.layer: _folded(layer, tensors, pack, layer.layer == network.logits) for layer in network.convolutions}
@@ -28,6 +28,9 @@ def _folded(
 ) -> tuple[Float32Array, Float32Array]:
     if is_head:
         weight, bias = pack.head_weight, pack.head_bias
+    elif layer.layer == layer.batch_norm:
+        bias = np.zeros(layer.groups, np.float32)
+        weight = np.ones((layer.groups, 1, 1, 1), np.float32)
     else:
         weight = tensors[f"{layer.layer}.weight"]
         bias = tensors[f"{layer.layer}.bias"] if layer.has_bias else np.zeros(len(weight), np.float32)

@@ -4,6 +4,7 @@ Written for clarity and apart from the compiler: it begins with the bundle and t
 passes but the statement of the arithmetic.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from ksm_hw.quantising.network import (
     Operator,
     Product,
     Rearrangement,
+    WindowMean,
 )
 from ksm_hw.quantising.ranges import task_ranges
 from ksm_hw.quantising.scheme import (
@@ -92,6 +94,8 @@ class IntegerModel:
                 return self._product(operator, known[operator.left], known[operator.right])
             case Mean():
                 return self._mean(operator, known[operator.data])
+            case WindowMean():
+                return self._window_mean(operator, known[operator.data])
             case Concatenation():
                 return self._concatenation(operator, known)
             case Rearrangement():
@@ -127,6 +131,13 @@ class IntegerModel:
         of_data, into = self.quantisations[operator.data], self.quantisations[operator.result]
         accumulated = _centred(data, of_data).sum((2, 3), dtype=np.int32, keepdims=operator.keeps)
         return requantise(accumulated, mean_multiplier(of_data, data[0, 0].size, into), into)
+
+    def _window_mean(self, operator: WindowMean, data: UInt8Array) -> UInt8Array:
+        of_data, into = self.quantisations[operator.data], self.quantisations[operator.result]
+        windows = np.lib.stride_tricks.sliding_window_view(_centred(data, of_data), operator.window, (2, 3))
+        down, across = operator.strides
+        accumulated = windows[:, :, ::down, ::across].sum((4, 5), dtype=np.int32)
+        return requantise(accumulated, mean_multiplier(of_data, math.prod(operator.window), into), into)
 
     def _concatenation(self, operator: Concatenation, known: Mapping[str, UInt8Array]) -> UInt8Array:
         into = self.quantisations[operator.result]

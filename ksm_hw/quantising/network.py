@@ -45,6 +45,8 @@ _Node = Any  # An fx.Node, whose arguments may be anything.
 class Convolution:
     """A convolution, or with `dense` the product with a matrix; its BatchNorm and the clamp behind it.
 
+    A BatchNorm that stands behind no layer is a depthwise 1×1 convolution with weights of 1, that has its path.
+
     Attributes:
         result, data: the tensors.
         layer: path of its weight and bias; `batch_norm` that of the BatchNorm, `epsilon` that one's.
@@ -106,6 +108,16 @@ class Mean:
 
 
 @dataclass(frozen=True)
+class WindowMean:
+    """The mean of each window of some rows and columns."""
+
+    result: str
+    data: str
+    window: tuple[int, int]
+    strides: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Concatenation:
     """Tensors behind each other, along the channels."""
 
@@ -130,7 +142,7 @@ class Rearrangement:
     keeps: Literal["all", "part", "largest"] = "all"
 
 
-Operator = Convolution | Addition | Activation | Product | Mean | Concatenation | Rearrangement
+Operator = Convolution | Addition | Activation | Product | Mean | WindowMean | Concatenation | Rearrangement
 
 
 @dataclass(frozen=True)
@@ -218,6 +230,7 @@ class _Reader:
         self.operators: dict[str, Operator] = {}
         self.names: dict[_Node, str] = {}
         self.padded: dict[_Node, tuple[_Node, tuple[int, int, int, int]]] = {}
+        self.joined: dict[tuple[str, ...], str] = {}  # Of tensors that are concatenated, the result.
         self.ranks: dict[str, int] = {INPUT: 0}  # Of each tensor, the number of the layer that it has its name from.
 
     def read(self, graph: fx.Graph, images: str, head: str) -> Network:
@@ -243,9 +256,7 @@ class _Reader:
                 result = self._named(node, max(left, right, key=self._rank), "product")
                 self.operators[result] = Product(result, left, right)
             case target if target in _ACTIVATIONS and len(node.args) == 1:
-                function, data = _ACTIVATIONS[target], self._name(node.args[0])
-                result = self._named(node, data, function)
-                self.operators[result] = Activation(result, data, function)
+                self._activation(node)
             case _aten.pad.default if self._only_reader_is_convolution(node):
                 left, right, top, bottom = node.args[1]
                 self.padded[node] = (node.args[0], (top, left, bottom, right))
@@ -253,10 +264,12 @@ class _Reader:
                 self._mean(node, keeps=True)
             case _aten.mean.dim if sorted(axis % 4 for axis in node.args[1]) == [2, 3] and _rank(node.args[0]) == 4:
                 self._mean(node, keeps=len(node.args) > 2 and bool(node.args[2]))
+            case _aten.avg_pool2d.default:
+                self._window_mean(node)
+            case _aten.batch_norm.default if _rank(node) == 4:
+                self._batch_norm(node)
             case _aten.cat.default if len(node.args) > 1 and node.args[1] == 1:
-                parts = tuple(self._name(part) for part in node.args[0])
-                result = self._named(node, max(parts, key=self._rank), "concatenation")
-                self.operators[result] = Concatenation(result, parts)
+                self._concatenation(node)
             case _:
                 self._rearrangement(node)
 
@@ -284,8 +297,21 @@ class _Reader:
         has_bias = bool(rest) and rest[0] is not None
         self.operators[layer] = Convolution(layer, self._name(data), layer, has_bias, clamp=clamp, **options)
 
+    def _activation(self, node: _Node) -> None:
+        """One that is no clamp; a sigmoid that its own data is multiplied by is a SiLU."""
+        function, end, reader = _ACTIVATIONS[node.target], node, _only_reader(node)
+        is_factor = reader is not None and reader.target == _aten.mul.Tensor and node.args[0] in reader.args
+        if function == "sigmoid" and is_factor:
+            function, end = "silu", reader
+        data = self._name(node.args[0])
+        result = self._named(node, data, function)
+        self.names[end] = result
+        self.operators[result] = Activation(result, data, function)
+
     def _addition(self, node: _Node) -> None:
         left, right = (self._name(term) for term in node.args)
+        if len({tuple(term.meta["val"].shape) for term in node.args}) > 1:
+            raise self._unknown("a sum of tensors of different shapes")
         clamp, end = _clamp_behind(node)
         result = self._named(node, max(left, right, key=self._rank), "addition")
         self.names[end] = result
@@ -297,6 +323,38 @@ class _Reader:
             raise self._unknown(f"a mean of {pixels} pixels, more than {MOST_PIXELS}")
         result = self._named(node, data, "mean")
         self.operators[result] = Mean(result, data, keeps)
+
+    def _window_mean(self, node: _Node) -> None:
+        defaults: list[Any] = [node.args[1], [0, 0], False, True, None]
+        strides, padding, ceil, _, divisor = list(node.args[2:]) + defaults[len(node.args[2:]) :]
+        window, strides = _pair(node.args[1]), _pair(strides or node.args[1])
+        if any(_pair(padding)) or ceil or divisor is not None or math.prod(window) > MOST_PIXELS:
+            raise self._unknown("a mean of windows that are padded, cut off, or too large")
+        data = self._name(node.args[0])
+        result = self._named(node, data, "mean")
+        self.operators[result] = WindowMean(result, data, window, strides)
+
+    def _batch_norm(self, node: _Node) -> None:
+        """A BatchNorm that is no layer's own."""
+        data, layer = self._name(node.args[0]), self.paths[node.args[1].name].removesuffix(".weight")
+        clamp, end = _clamp_behind(node)
+        self.names[node] = self.names[end] = layer
+        self.ranks[layer] = len(self.ranks)
+        groups, epsilon = node.meta["val"].shape[1], float(node.args[7])
+        self.operators[layer] = Convolution(
+            layer, data, layer, has_bias=False, batch_norm=layer, epsilon=epsilon, groups=groups, clamp=clamp
+        )
+
+    def _concatenation(self, node: _Node) -> None:
+        """One of tensors; where all but the last are concatenated already, of that and the last."""
+        parts = tuple(self._name(part) for part in node.args[0])
+        if len(parts) == 1:
+            self.names[node] = parts[0]
+            return
+        result = self._named(node, max(parts, key=self._rank), "concatenation")
+        before = self.joined.get(parts[:-1])
+        self.operators[result] = Concatenation(result, parts if before is None else (before, parts[-1]))
+        self.joined[parts] = result
 
     def _rearrangement(self, node: _Node) -> None:
         function = _rearranging(node)
@@ -347,6 +405,12 @@ def _window(arguments: list[Any], around: tuple[int, int, int, int]) -> dict[str
     return {"strides": tuple(strides), "padding": padding, "dilation": tuple(dilation), "groups": groups}
 
 
+def _pair(value: Any) -> tuple[int, int]:
+    """One number for y and x, or one for each."""
+    y, x = value * (2 // len(value)) if isinstance(value, (list, tuple)) else (value, value)
+    return int(y), int(x)
+
+
 def _only_reader(node: _Node) -> _Node | None:
     readers = list(node.users)
     return readers[0] if len(readers) == 1 else None
@@ -357,6 +421,8 @@ def _clamp_behind(node: _Node) -> tuple[tuple[float, float], _Node]:
     reader = _only_reader(node)
     if reader is not None and reader.target in (_aten.relu.default, _aten.relu_.default):
         return (0.0, math.inf), reader
+    if reader is not None and reader.target in (_aten.relu6.default, _aten.relu6_.default):
+        return (0.0, 6.0), reader
     if reader is not None and reader.target in (_aten.hardtanh.default, _aten.hardtanh_.default):
         given: list[Any] = list(reader.args[1:])
         low, high = given + [-1.0, 1.0][len(given) :]

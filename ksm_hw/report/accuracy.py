@@ -116,7 +116,8 @@ def accuracy_on(
     pack = session.packs[session.task]
     references, done = [task_module(one, pack) for one in (bundle, exact) if one is not None], 0
     right = np.zeros(1 + len(references), np.int64)
-    for images, labels in test_batches(data.test, pack.preprocessing, _BATCH):
+    for batch, labels in test_batches(data.test, pack.preprocessing, _BATCH):
+        images = batch.contiguous()
         found = [session.run_all(images.numpy()), *(reference(images).numpy() for reference in references)]
         right += [int(np.sum(logits.argmax(1) == labels.numpy())) for logits in found]
         done += len(labels)

@@ -51,9 +51,9 @@ def test_what_int8_cannot_do_is_refused(calibrated_bundle: Bundle, bundle: Bundl
 def test_tasks_on_a_board_are_the_integer_model(calibrated_bundle: Bundle, board: str, tmp_path: Path) -> None:
     target = load_target(board)
     (artifact,) = compile_bundle(calibrated_bundle, target, tmp_path / "artifact", precision="int8")
-    np.save(tmp_path / "images.npy", IMAGES)
+    np.savez(tmp_path / "images.npz", **dict.fromkeys(calibrated_bundle.packs, IMAGES))
     program = Path(__file__).parents[1] / "logits_on_a_board.py"
-    files = (artifact, tmp_path / "images.npy", tmp_path / "logits.npz")
+    files = (artifact, tmp_path / "images.npz", tmp_path / "logits.npz")
     environment = {**os.environ, "QEMU_CPU": str(target.tvm["mcpu"])}
     subprocess.run([EMULATED_PYTHON, program, *files], check=True, env=environment)
     computed = np.load(tmp_path / "logits.npz")

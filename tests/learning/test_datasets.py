@@ -42,10 +42,10 @@ def load_with_groups(name: str) -> Loaded:
     groups: dict[bytes, set[str]] = defaultdict(set)
     split_by_group = dataset_sources._split_by_group
 
-    def recording(pixels, labels, names):  # type: ignore[no-untyped-def]
+    def recording(pixels, labels, names, most):  # type: ignore[no-untyped-def]
         for image, group in zip(pixels, names, strict=True):
             groups[hashlib.sha256(image.tobytes()).digest()].add(group)
-        return split_by_group(pixels, labels, names)
+        return split_by_group(pixels, labels, names, most)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset_sources, "_split_by_group", recording)
@@ -124,12 +124,12 @@ def test_splitting_joins_groups_that_share_pixels_and_is_deterministic() -> None
     pixels[7] = pixels[31].copy()
     groups = [f"group {index // 2}" for index in range(40)]
     labels = list(range(40))
-    train, test = dataset_sources._split_by_group(pixels, labels, groups)
+    train, test = dataset_sources._split_by_group(pixels, labels, groups, dataset_sources.FEW)
     sides = {label: side for side, split in (("train", train), ("test", test)) for label in split.labels}
     assert sorted(sides) == labels and set(sides.values()) == {"train", "test"}
     assert len({sides[index] for index in (6, 7, 30, 31)}) == 1
     assert all(sides[index] == sides[index + 1] for index in range(0, 40, 2))
-    assert dataset_sources._split_by_group(pixels, labels, groups)[1].labels == test.labels
+    assert dataset_sources._split_by_group(pixels, labels, groups, dataset_sources.FEW)[1].labels == test.labels
 
 
 def test_name_replaces_the_set_s_own() -> None:
@@ -298,3 +298,12 @@ def test_damaged_drawing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "animals" / "cat_01.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(UserError, match=r"cat_01\.png"):
         load_task_data("clipart")
+
+
+def test_all_images_are_the_few_and_more() -> None:
+    skip_if_missing("glyphs")
+    few, whole = load_with_groups("glyphs")[0], load_task_data("glyphs", whole=True)
+    for part, every in ((few.train, whole.train), (few.test, whole.test)):
+        assert len(every) > len(part) and pixel_hashes(every)[: len(part)] == pixel_hashes(part)
+    learned, tested = (set(pixel_hashes(split)) for split in (whole.train, whole.test))
+    assert not learned & tested

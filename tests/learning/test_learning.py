@@ -31,6 +31,7 @@ from ksm_hw.learning.options import LearningOptions
 from ksm_hw.learning.train import Trained, train_task
 from ksm_hw.masks.bundle import Bundle, load_bundle, sha256_of_tensors
 from ksm_hw.masks.mask_format import GRANULARITIES, GROUP_SIZE, Granularity
+from ksm_hw.masks.preprocessing import preprocess_batch
 from ksm_hw.masks.soft_mask import unpack_mask
 from ksm_hw.masks.task_pack import TaskPack, save_task_pack
 from ksm_hw.models.backbones import (
@@ -487,7 +488,16 @@ def test_kept_images_give_the_same_batches_and_are_decoded_once() -> None:
     assert torch.equal(found, expected)
 
 
+def test_batches_are_normalised_as_the_task_will_see_them() -> None:
+    split = digits(train=4).train
+    (images, labels) = next(iter(batches_for_testing(split, PREPROCESSING, 4)))
+    expected = preprocess_batch([split[index][0] for index in range(4)], PREPROCESSING)
+    assert images.is_contiguous(memory_format=torch.channels_last) and labels.tolist() == list(split.labels)
+    np.testing.assert_array_equal(images.numpy(), expected)
+
+
 def test_images_beyond_what_memory_is_given_are_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ksm_hw.learning.images._KEPT_BYTES", 3 * 36 * 36 * 2)
+    monkeypatch.setattr("ksm_hw.learning.images._KEPT_SHARE", 0)
     kept = kept_for_training(digits().train, PREPROCESSING)
     assert [kept[index][0].size for index in range(3)] == [(36, 36)] * 3 and len(kept._kept) == 2

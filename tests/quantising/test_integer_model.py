@@ -101,6 +101,30 @@ class Resting(nn.Module):
         return self.head(nn.functional.dropout(features.flatten(1), training=self.training, inplace=True))
 
 
+class Windows(nn.Module):
+    """Means of windows, with some padding."""
+
+    def __init__(self, padding: int) -> None:
+        super().__init__()
+        self.first, self.head, self.padding = nn.Conv2d(3, 4, 5), nn.Linear(4, 5), padding
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.avg_pool2d(self.first(images), 2, padding=self.padding)
+        return self.head((x * x.sigmoid()).mean((2, 3)))
+
+
+def test_means_of_windows_and_a_silu_that_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "head_path", lambda _model: "head")
+    monkeypatch.setattr(network, "build_backbone", lambda _name, _classes: Windows(0))
+    operators = read_network("windows", 5, 12).operators
+    names = [one.result for one in operators]
+    assert names == ["first", "first/mean", "first/silu", "first/mean_2", "head"]
+    assert operators[1] == network.WindowMean("first/mean", "first", (2, 2), (2, 2))
+    monkeypatch.setattr(network, "build_backbone", lambda _name, _classes: Windows(1))
+    with pytest.raises(NotQuantisable, match=r"a mean of windows that are padded.*padded-windows has. Use float32"):
+        read_network("padded-windows", 5, 12)
+
+
 def test_pooling_to_the_same_size_and_dropout_move_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "build_backbone", lambda _name, _classes: Resting())
     monkeypatch.setattr(network, "head_path", lambda _model: "head")

@@ -1,6 +1,5 @@
-"""Methods compared: trials in processes of their own, which stay where one dies, and what is made of them."""
+"""Methods compared: what is made of their trials."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -12,11 +11,14 @@ from typer.testing import CliRunner
 from ksm_hw.cli import app
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle
-from ksm_hw.report.comparison import Outcome, Summary, Trial, comparison_table, run_trial, write_comparison
+from ksm_hw.report.comparison import Summary, comparison_tables, write_comparison
+from ksm_hw.report.deployed_methods import Deployed
 
 SUMMARIES = [
-    Summary("ksm", "pets", (0.5, 0.75), (0.0, 0.25), 1e6, 10, 5e8),
-    Summary("fine-tuning", "pets", (1.0, 1.0), (0.0, 0.0), 4e6, 8, 6e8),
+    Summary(
+        "ksm", "pets", "a card", (0.5, 0.75), (0.0, 0.25), 1e6, 7, 10, 5e8, 2e9, Deployed(0.003, 0.001, None, None)
+    ),
+    Summary("fine-tuning", "pets", "a card", (1.0, 1.0), (0.0, 0.0), 4e6, 5, 8, 6e8, 0),
 ]
 
 
@@ -45,7 +47,7 @@ def test_a_comparison_goes_on_and_counts_backbones(place: Path) -> None:
         f"{method}-{task}-0.json" for method in ("head", "fine-tuning") for task in ("pets", "others")
     }
     (place / "compared" / "trials" / "head-pets-0.json").unlink()
-    again = compare(place)
+    again = compare(place, "--jobs", "2")
     assert again["fine-tuning others"] == first["fine-tuning others"]
     folders = place / "compared" / "bundles"
     assert sorted(path.name for path in folders.iterdir()) == ["fine-tuning-0-others", "fine-tuning-0-pets", "head-0"]
@@ -59,29 +61,17 @@ def test_a_comparison_goes_on_and_counts_backbones(place: Path) -> None:
         compare(place, "--head-rate", "1e-3")
 
 
-def test_a_trial_is_not_repeated_and_other_arguments_are_refused(tmp_path: Path) -> None:
-    outcome = Outcome("head", "pets", 0, ("--epochs", "1"), 0.5, 3.0, 2.0, 10**8, 1000)
-    path = tmp_path / "trials" / "head-pets-0.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps(dataclasses.asdict(outcome)))
-    trial = Trial("head", "pets", "nowhere", 0)
-    assert run_trial(trial, tmp_path, ["--epochs", "1"]) == outcome
-    with pytest.raises(UserError, match="was learned with --epochs 1, not --epochs 2"):
-        run_trial(trial, tmp_path, ["--epochs", "2"])
-    path.write_text("{}")
-    with pytest.raises(UserError, match="is damaged"):
-        run_trial(trial, tmp_path, ["--epochs", "1"])
-
-
 def test_the_table_and_the_page_have_every_method(tmp_path: Path) -> None:
-    rows = [row[:5] for row in comparison_table(SUMMARIES).rows]
-    assert rows == [
-        ("pets", "KSM soft masks", "62.5% ± 17.7%", "12.5%", "10"),
-        ("pets", "fine-tuning", "100.0% ± 0.0%", "0.0%", "8"),
+    learned, deployed = comparison_tables(SUMMARIES)
+    assert [row[:6] for row in learned.rows] == [
+        ("pets", "KSM soft masks", "62.5% ± 17.7%", "12.5%", "7", "10"),
+        ("pets", "fine-tuning", "100.0% ± 0.0%", "0.0%", "5", "8"),
     ]
+    assert "Learned on a card." in learned.note
+    assert deployed.rows == (("pets", "KSM soft masks", "3.00", "1.00", "—", "—"),)
     write_comparison(SUMMARIES, "2 seeds < 3", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<svg") == 2 and page.count("KSM soft masks") == 3
+    assert page.count("<svg") == 2 and page.count("KSM soft masks") == 4
 
 
 @pytest.mark.parametrize(

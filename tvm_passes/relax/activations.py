@@ -43,12 +43,15 @@ def activation_at(
         values: of all bindings.
         readers: of each variable those whose values read it.
     """
+    first = values[variable]
+    if not isinstance(first, relax.Call) or not first.args:
+        return None
     for function, form in _FORMS.items():
         steps = [variable]
         while len(steps) < len(form) and len(readers.get(steps[-1], ())) == 1:
             steps += readers[steps[-1]]
         calls = [values[step] for step in steps]
-        if len(steps) == len(form) and all(map(_is_step, calls, form, [calls[0].args[0]] * len(form))):
+        if len(steps) == len(form) and all(_is_step(*one, first.args[0]) for one in zip(calls, form, strict=True)):
             return Activation(function, tuple(steps))
     return None
 

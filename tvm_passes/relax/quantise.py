@@ -164,12 +164,17 @@ class _Quantiser:
         name = value.op.name.removeprefix("relax.") if isinstance(value, relax.Call) else type(value).__name__
         if name in ("nn.conv2d", "matmul"):
             self._layer(variable, value)
-        elif name == "add" and len(operands) == len(value.args):
+        elif name == "add" and all(term in self.tensors for term in value.args):
             self._addition(variable, value)
         elif (activation := activation_at(variable, self.values, self.readers)) is not None:
             self._activation(self.tensors[value.args[0]], activation)
-        elif name == "multiply" and len(operands) == len(value.args):
+        elif name == "multiply" and all(factor in self.tensors for factor in value.args):
             self._product(variable, value)
+        elif name == "multiply" and math.prod(_shape_of(value.args[1])) == _shape_of(value)[-1]:
+            self._batch_norm(variable, value)
+        elif name == "nn.avg_pool2d" and not (any(value.attrs.padding) or value.attrs.ceil_mode):
+            (height, width), (down, across) = (map(int, one) for one in (value.attrs.pool_size, value.attrs.strides))
+            self._window_mean(variable, self.tensors[value.args[0]], (height, width), (down, across))
         elif name == "mean":
             self._mean(variable, value)
         elif name == "concat":
@@ -203,8 +208,18 @@ class _Quantiser:
         self.tensors[variable] = _Tensor(emitted, source.name, source.rank, source.quantisation)
 
     def _layer(self, variable: relax.Var, call: relax.Call) -> None:
-        """A convolution or dense layer, with the bias and the clamp that alone read it."""
-        data, weight = self.tensors[call.args[0]], call.args[1]
+        """A convolution or dense layer."""
+        self._products(variable, self.tensors[call.args[0]], call.args[1], _convolution(call))
+
+    def _batch_norm(self, variable: relax.Var, call: relax.Call) -> None:
+        """A BatchNorm that is no layer's own: a convolution by a factor for each channel."""
+        data, factors = self.tensors[call.args[0]], call.args[1]
+        batch, rows, columns, channels = _shape_of(data.value)
+        shape = IntegerConvolution((batch, rows, columns, channels), (1, 1), channels, groups=channels)
+        self._products(variable, data, factors, shape)
+
+    def _products(self, variable: relax.Var, data: _Tensor, weight: relax.Var, shape: IntegerConvolution) -> None:
+        """What is computed of a weight, with the bias and the clamp that alone read it."""
         layer = self._parameter(weight).removesuffix(".weight").removesuffix("/weight")
         bias, end = self._bias_behind(variable)
         clamp, end = self._clamp_behind(end)
@@ -212,7 +227,6 @@ class _Quantiser:
         bias = relax.const(np.zeros(outputs, np.float32)) if bias is None else bias
         if len(bias.ty.shape) != 1:
             bias = self.builder.emit(relax.op.reshape(bias, (outputs,)))
-        shape = _convolution(call)
         quantised, integers, scales = self._weights(shape, weight, bias, data.quantisation)
         if layer == HEAD:
             self.logits = self._sums(shape, data, quantised, integers, scales, None)
@@ -343,13 +357,25 @@ class _Quantiser:
         shape = _shape_of(data.value)
         if sorted(int(axis) % len(shape) for axis in call.attrs.axis) != [1, 2] or len(shape) != 4:
             raise ValueError("Quantise knows the mean over height and width alone")
+        self._window_mean(variable, data, (shape[1], shape[2]), (1, 1), bool(call.attrs.keepdims))
+
+    def _window_mean(
+        self,
+        variable: relax.Var,
+        data: _Tensor,
+        window: tuple[int, int],
+        strides: tuple[int, int],
+        keepdims: bool = True,
+    ) -> None:
         name, rank = self._derived("mean", data)
         into = self._quantisation(name)
-        parameters = self._rescaling(data, into, shape[1] * shape[2])
+        parameters = self._rescaling(data, into, math.prod(window))
         bounds = self._kernel("result_bounds", kernels.result_bounds, [into], _FREE)
-        value = self._kernel("mean", kernels.mean, [data.value, parameters, bounds], tensor=name)
-        if not call.attrs.keepdims:
-            value = self.builder.emit(relax.op.reshape(value, (shape[0], shape[3])))
+        arguments = [data.value, parameters, bounds]
+        value = self._kernel("mean", kernels.window_mean, arguments, window, strides, tensor=name)
+        if not keepdims:
+            batch, _, _, channels = _shape_of(value)
+            value = self.builder.emit(relax.op.reshape(value, (batch, channels)))
         self._result(variable, _Tensor(value, name, rank, into))
 
     def _concatenation(self, variable: relax.Var, call: relax.Call) -> None:

@@ -14,6 +14,7 @@ from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.compiler.tuning.records_folder import check_header
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, save_bundle
+from ksm_hw.runtime.relay.environment import TVM_VERSION
 from ksm_hw.toolchains.linker import architecture_of, linker_command
 from ksm_hw.toolchains.targets import CompileTarget
 
@@ -37,15 +38,15 @@ def compile_through_relay(
         UserError: as `compile_bundle`.
     """
     _check(target, runner, dump)
+    records = None
+    if tuned is not None:
+        records = check_header(tuned, target, "relay", TVM_VERSION), str(tuned.absolute())
     image_size = common_image_size(bundle)
     with tempfile.TemporaryDirectory(prefix="ksm-hw-relay-") as temporary, compiler_process(on_step=on_step) as process:
         given, made = Path(temporary, "bundle"), Path(temporary, "libraries")
         given.mkdir()
         save_bundle(bundle, given)
         link = linker_command(architecture_of(target.cpu))
-        records = None
-        if tuned is not None:
-            records = check_header(tuned, target, "relay", process.call("version")), str(tuned.absolute())
         parts = process.call("compile", str(given), str(made), dict(target.tvm), link, fold, batch, records)
         for part in parts:
             tasks = {

@@ -14,6 +14,7 @@ from ksm_hw.compiler.tuning.records_folder import Origin, prepare_folder, tuned_
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, save_bundle
 from ksm_hw.measuring.relay_library import LibraryTimer
+from ksm_hw.runtime.relay.environment import TVM_VERSION, check_installed
 from ksm_hw.toolchains.linker import architecture_of, linker_command
 from ksm_hw.toolchains.targets import CompileTarget, on_fast_cores
 
@@ -40,14 +41,18 @@ def tune_through_relay(
     """
     if target.device != "cpu":
         raise UserError(f"--ir relay tunes for CPUs, and '{target.name}' is for {target.device}. Use --ir relax.")
+    check_installed()
     target = on_fast_cores(target)
     link = linker_command(architecture_of(target.cpu))
+    origin = Origin(ir="relay", tuner=tuner, tvm_version=TVM_VERSION)
     with tuned_folder(output), contextlib.ExitStack() as stack:
         time_library: Callable[..., dict[str, Any]]
         if board is None:
             time_library = stack.enter_context(LibraryTimer()).time
         else:
             time_library = stack.enter_context(connected_board(board)).time_library
+
+        prepare_folder(output, target, origin)
 
         def measure(library: dict[str, Any]) -> dict[str, Any]:
             path = Path(library.pop("path"))
@@ -58,8 +63,6 @@ def tune_through_relay(
                 on_progress=lambda progress: on_progress(TuneProgress(**progress, boards=1, again=0)), measure=measure
             )
         )
-        origin = Origin(ir="relay", tuner=tuner, tvm_version=process.call("version"))
-        prepare_folder(output, target, origin)
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ksm-hw-relay-")))
         save_bundle(bundle, temporary)
         try:

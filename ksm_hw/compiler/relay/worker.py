@@ -1,6 +1,5 @@
 """The process in Relay's environment that compiles and tunes; see `child_process.py`.
 
-    version                                                        TVM's
     compile   bundle, output, target, link, fold, batch, tuned     a list of parts (`compile_tasks.compile_tasks`)
     tune      bundle, records, tuner, target, link, batch, trials  what came of it (`tune_operators.tune_operators`)
 
@@ -17,12 +16,6 @@ from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.compiler.tuning.progress import TunerName
 from ksm_hw.masks.bundle import load_bundle
 from ksm_hw.runtime.child_process import ParentProcess
-
-
-def _version() -> str:
-    import tvm
-
-    return str(tvm.__version__)
 
 
 def _compile(
@@ -62,4 +55,4 @@ if __name__ == "__main__":
     sys.setrecursionlimit(100_000)  # Relay's mutators go down a network by recursion.
     parent = ParentProcess()
     compile_, tune = functools.partial(_compile, parent), functools.partial(_tune, parent)
-    parent.serve({"version": _version, "compile": compile_, "tune": tune})
+    parent.serve({"compile": compile_, "tune": tune})

@@ -15,8 +15,11 @@ from ksm_hw.files.staging import changed_folder, files_in, staged_files
 from ksm_hw.files.written import explained
 from ksm_hw.user_folders import data_folder
 
-# TVM 0.19.0, the last with Relay, and what it needs: for each package its version and the hashes of its files.
+# The last TVM with Relay, and what it needs: for each package its version and the hashes of its files.
+TVM_VERSION = "0.19.0"
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
+# Modules that say they are missing, for packages of the main environment that are optional and slow to import.
+LEFT_OUT = Path(__file__).parent / "left_out"
 
 
 def environment_folder() -> Path:
@@ -91,7 +94,7 @@ def process_variables(only_runs: bool = False) -> dict[str, str]:
         UserError: as `check_installed`.
     """
     check_installed()
-    paths = [str(environment_folder()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(environment_folder()), str(LEFT_OUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),

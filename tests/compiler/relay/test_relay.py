@@ -67,7 +67,7 @@ def test_loops_in_equal_parts_are_for_fast_cores_alone(
 
 
 def test_schedules_are_tuned_for_the_cores_that_relay_compiles_for(
-    resnet: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    relay: None, resnet: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def prepare_nothing(_folder: Path, target: CompileTarget, _origin: object) -> None:
         raise UserError(f"{target.cpu['num-cores']} threads")

@@ -50,6 +50,17 @@ class Excited(nn.Module):
         return self.head((gate * x).mean((2, 3)))
 
 
+class Unknown(nn.Module):
+    """An operator that int8 does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.first(images).tanh().mean((2, 3)))
+
+
 def quantised(
     network: nn.Module, *granularities: str, target: tvm.target.Target = HOST
 ) -> tuple[tvm.IRModule, dict[str, TaskFunctions]]:
@@ -69,6 +80,8 @@ def conversions(main: relax.Function) -> Counter[str]:
         (PostActivation, {"quantise_input": 1, "requantise": 4, "logits": 1}),
         # The two parts that are joined get the quantisation of the whole.
         (Joining, {"quantise_input": 1, "requantise": 2, "rescale": 2, "logits": 1}),
+        # BatchNorms before a convolution, and one before the mean, are depthwise convolutions.
+        (PreActivation, {"quantise_input": 1, "requantise": 4, "rescale": 2, "logits": 1}),
         # What is looked up or multiplied goes from bytes to bytes.
         (Excited, {"quantise_input": 1, "requantise": 4, "logits": 1}),
     ],
@@ -150,6 +163,6 @@ def test_a_weight_becomes_integers_in_one_kernel() -> None:
 
 
 def test_what_int8_does_not_know_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), pytest.raises(ValueError, match=r"Quantise does not know multiply"):
-        quantised(PreActivation(), "kernel")
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError, match=r"Quantise does not know tanh"):
+        quantised(Unknown(), "kernel")
     assert "first is quantised" in caplog.text

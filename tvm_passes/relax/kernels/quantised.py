@@ -274,15 +274,25 @@ def multiplication(left: te.Tensor, right: te.Tensor, parameters: te.Tensor, bou
     return te.compute(shape, value, name="result")
 
 
-def mean(data: te.Tensor, parameters: te.Tensor, bounds: te.Tensor) -> te.Tensor:
-    """The mean over height and width of data [N, H, W, C], bytes [N, 1, 1, C]."""
+def window_mean(
+    data: te.Tensor, parameters: te.Tensor, bounds: te.Tensor, window: tuple[int, int], strides: tuple[int, int]
+) -> te.Tensor:
+    """The mean of each window of data [N, H, W, C], bytes [N, H', W', C]; nothing is padded."""
     batch, height, width, channels = map(int, data.shape)
-    y, x = te.reduce_axis((0, height), name="y"), te.reduce_axis((0, width), name="x")
-    shape = (batch, 1, 1, channels)
-    sums = te.compute(shape, lambda n, _y, _x, c: te.sum(_integer(data, n, y, x, c), axis=[y, x]), name="sums")
-    zeros = parameters[0].astype("int32") * (height * width)
+    y, x = te.reduce_axis((0, window[0]), name="y"), te.reduce_axis((0, window[1]), name="x")
+    rows, columns = (
+        (size - one) // stride + 1 for size, one, stride in zip((height, width), window, strides, strict=True)
+    )
+
+    def of_window(n: tirx.Var, row: tirx.Var, column: tirx.Var, c: tirx.Var) -> tirx.Expr:
+        return te.sum(_integer(data, n, row * strides[0] + y, column * strides[1] + x, c), axis=[y, x])
+
+    sums = te.compute((batch, rows, columns, channels), of_window, name="sums")
+    zeros = parameters[0].astype("int32") * (window[0] * window[1])
     return te.compute(
-        shape, lambda *place: requantised(sums[place] - zeros, parameters[1], bounds, str(data.dtype)), name="result"
+        sums.shape,
+        lambda *place: requantised(sums[place] - zeros, parameters[1], bounds, str(data.dtype)),
+        name="result",
     )
 
 

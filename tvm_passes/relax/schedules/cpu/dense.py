@@ -35,6 +35,8 @@ _BAND_BYTES, _DEPTHS = (2048, 1024, 512, 256, 4096), (8, 4, 16, 2)
 # sums are loaded and stored once for all of these. By the table of Neoverse-N1 a load of weights takes two of the three
 # instructions that start in a cycle, and so half of the multiply-adds is all that it can do.
 _MOST_VECTORS, _DEPTHS_BY_LANE = 8, (16, 8, 4, 2)
+# Bytes that a load reaches from an address; of more rows LLVM keeps addresses, and 16 of them do not fit in registers.
+_REACHED = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ class Dense(DesignSpaceRule[FusedOperator, Band]):
 def bands(width: int, inputs: int, dtype: str, unit: VectorUnit) -> list[Band]:
     """The ways to compute a dense layer that are worth a measurement, the likely fastest first."""
     outputs = [largest_divisor(width, limit // value_bytes(dtype)) for limit in _BAND_BYTES]
-    depths = [largest_divisor(inputs, limit) for limit in (_DEPTHS_BY_LANE if unit.by_lane else _DEPTHS)]
+    limits = list(_DEPTHS_BY_LANE if unit.by_lane else _DEPTHS)
+    if unit.by_lane and limits[0] * width * value_bytes(dtype) > _REACHED:
+        limits[:2] = limits[1::-1]
+    depths = [largest_divisor(inputs, limit) for limit in limits]
     return list(dict.fromkeys(Band(*band) for band in itertools.product(outputs, depths)))
 
 

@@ -83,6 +83,8 @@ class WinogradConvolution(DesignSpaceRule[Steps, Sharing]):
         dtype = widest_type(schedule, operator.products)
         unit, line = vector_unit(target), LINE_BYTES // value_bytes(dtype)
         lanes = unit.lanes(dtype)
+        columns = extents(schedule, operator.data_transform)[4]
+        _tiles_of_tasks(schedule, operator.products, way.rows * columns)
         inputs = _inputs_apart(schedule, operator.products, unit)
         for block in (operator.data_transform, operator.products):
             schedule.storage_align(block, 0, 1, 8 * line, line)
@@ -127,16 +129,36 @@ def sharings(transform: list[int], products: list[int], unit: VectorUnit, dtype:
     for number in ways:
         pixels = (number or batch * rows) * columns
         tiles = [tile for (tile, channels), _ in ranked_tiles(pixels, lanes, 1, unit, dtype) if channels == lanes]
-        # Tiles that run over the end check it in every step, which costs larger ones less.
-        best = sorted(tiles[:3], key=lambda tile: -tile if pixels % tile else -pixels)
+        best = tiles[:3]
+        if not unit.by_lane:  # Tiles that run over the end check it in every step, which costs larger ones less.
+            best.sort(key=lambda tile: -tile if pixels % tile else -pixels)
         found += [(place, Sharing(number, tile)) for place, tile in enumerate(best)]
     return [sharing for _, sharing in sorted(found, key=lambda one: one[0])]
+
+
+def _tiles_of_tasks(schedule: Schedule, products: SBlockRV, tiles: int) -> None:
+    """Counts the tiles of each task from 0, of which it has so many; all of them for 0.
+
+    Where the last tiles that are held in registers at once run over a task's end, all blocks then ask the same of them.
+    """
+    number = tiles or extents(schedule, products)[2]
+
+    def stored(a: tirx.Var, b: tirx.Var, tile: tirx.Var, block: tirx.Var, lane: tirx.Var) -> list[tirx.Expr]:
+        return [a, b, tile // number, tile % number, block, lane]
+
+    def computed(
+        a: tirx.Var, b: tirx.Var, tile: tirx.Var, block: tirx.Var, lane: tirx.Var, channel: tirx.Var
+    ) -> list[tirx.Expr]:
+        return [*stored(a, b, tile, block, lane), channel]
+
+    schedule.transform_block_layout(products, computed)
+    schedule.transform_layout(products, ("write", 0), stored)
 
 
 def _share_output(schedule: Schedule, step: Steps, rows: int, lanes: int) -> LoopRV:
     """Computes the output tile by tile; returns the loop of tasks."""
     tile = int(schedule.get(step.products).annotations[ANNOTATION])
-    width = extents(schedule, step.products)[4]
+    width = extents(schedule, step.products)[5]
     n, y, x, o = schedule.get_loops(step.output)
     row, inner_y = schedule.split(y, [None, tile])
     column, inner_x = schedule.split(x, [None, tile])
@@ -191,13 +213,13 @@ def _multiply(
 ) -> None:
     lanes = unit.lanes(widest_type(schedule, products))
     copy = schedule.cache_write(products, 0, "local")
-    element_y, element_x, tiles, block, lane, channel = schedule.get_loops(products)[-6:]
+    element_y, element_x, part, tiles, block, lane, channel = schedule.get_loops(products)[-7:]
     block_bytes = value_bytes(widest_type(schedule, products)) * extent(schedule, channel) * extent(schedule, lane)
     outer, inner = schedule.split(tiles, [None, sharing.tiles])
     steps = []
     if inputs is not None:
         channel, *steps = schedule.split(channel, [None, inputs[1]])
-    schedule.reorder(element_y, element_x, block, outer, channel, *steps, inner, lane)
+    schedule.reorder(part, element_y, element_x, block, outer, channel, *steps, inner, lane)
     schedule.reverse_compute_at(copy, outer, preserve_unit_loops=True)
     if sharing.rows == 0:
         schedule.parallel(schedule.fuse(element_y, element_x, block))

@@ -1,0 +1,249 @@
+"""Trials of a comparison: each a task that a method learns, in a process of its own, several beside each other.
+
+What a trial gave is kept in a file of its own, so that a comparison that was stopped goes on, and a process that dies
+costs its trial alone.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from ksm_hw.errors import UserError
+from ksm_hw.files.written import explained, written_file
+from ksm_hw.learning.methods.table import method_named
+
+_WHILE = 5.0  # Seconds.
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A task that a method learns with a seed.
+
+    Attributes:
+        method: its name.
+        task: its name.
+        data: set or folder of its images.
+        seed: of everything random.
+    """
+
+    method: str
+    task: str
+    data: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.method}-{self.task}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial gave.
+
+    Attributes:
+        method, task, seed: of the trial.
+        arguments: of `ksm-hw train`, but those of the trial.
+        machine: the GPU that it was learned on, or the CPU's architecture.
+        accuracy: on the test images when it was learned, in 0…1.
+        cpu_seconds: of the process, from its start to its end.
+        seconds: of its epochs.
+        memory_bytes: the most that the process held.
+        gpu_bytes: the most that PyTorch held on the GPU; 0 without one.
+        pack_bytes: of the task's tensors at rest.
+    """
+
+    method: str
+    task: str
+    seed: int
+    arguments: tuple[str, ...]
+    machine: str
+    accuracy: float
+    cpu_seconds: float
+    seconds: float
+    memory_bytes: int
+    gpu_bytes: int
+    pack_bytes: int
+
+
+Kept = TypeVar("Kept")
+OnTrial = Callable[[Trial, Outcome], None]
+Arguments = Callable[[str], Sequence[str]]  # Of `ksm-hw train` for a method, but those of the trial.
+
+
+def bundle_of(folder: Path, trial: Trial) -> Path:
+    """The bundle that a trial learns into: one a method and seed, and a task where the method changes all weights."""
+    own = f"-{trial.task}" if method_named(trial.method).alone else ""
+    return folder / "bundles" / f"{trial.method}-{trial.seed}{own}"
+
+
+def in_order(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """The trials in parts that may run beside each other; those of a part follow each other.
+
+    A task that changes the backbone is learned over what the one before it left. The longest parts come first.
+    """
+    parts: dict[object, list[Trial]] = {}
+    for trial in trials:
+        method = method_named(trial.method)
+        follows = method.changes_weights and not method.alone
+        parts.setdefault((trial.method, trial.seed) if follows else trial, []).append(trial)
+    return sorted(parts.values(), key=len, reverse=True)
+
+
+def run_trials(
+    trials: Sequence[Trial], folder: Path, arguments: Arguments, jobs: int = 1, on_trial: OnTrial = lambda *_: None
+) -> dict[Trial, Outcome]:
+    """Runs what is missing of a comparison. A trial that fails costs itself, and those that were to follow it.
+
+    Args:
+        trials: all of them; those of a method and seed in the order in which they are learned.
+        folder: of the comparison.
+        arguments: of `ksm-hw train` for a method, but those of the trial.
+        jobs: processes beside each other. With more than one what they say is written into files.
+        on_trial: called after each.
+
+    Raises:
+        UserError: trials failed, which are named when the others are done; the folder was begun with other arguments.
+    """
+    runs = _Runs(folder, arguments, None if jobs == 1 else max((os.cpu_count() or 1) // jobs, 1))
+    outcomes: dict[Trial, Outcome] = {}
+    failures: list[UserError] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(runs.run, part, outcomes, on_trial) for part in in_order(trials)]
+        try:
+            for future in as_completed(futures):
+                failures += [] if (failure := future.result()) is None else [failure]
+        except BaseException:
+            runs.stop()
+            raise
+    if failures:
+        raise UserError("\n".join(map(str, failures)))
+    return {trial: outcomes[trial] for trial in trials}
+
+
+class _Runs:
+    """Trials that run, and what stops them."""
+
+    def __init__(self, folder: Path, arguments: Arguments, threads: int | None) -> None:
+        self.folder, self.arguments, self.threads = folder, arguments, threads
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._stopped = threading.Event()
+
+    def run(self, part: Sequence[Trial], outcomes: dict[Trial, Outcome], on_trial: OnTrial) -> UserError | None:
+        """Runs trials one after another, up to the first that fails, whose reason this returns."""
+        for trial in part:
+            if self._stopped.is_set():
+                break
+            try:
+                outcomes[trial] = self._outcome(trial)
+            except UserError as error:
+                return error
+            on_trial(trial, outcomes[trial])
+        return None
+
+    def stop(self) -> None:
+        """Ends the processes as Ctrl-C does. That of a terminal has reached them already: they are given a while."""
+        self._stopped.set()
+        end = time.monotonic() + _WHILE
+        while self._processes and time.monotonic() < end:
+            time.sleep(0.05)
+        for process in list(self._processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGINT)
+
+    def _outcome(self, trial: Trial) -> Outcome:
+        arguments = self.arguments(trial.method)
+        path = self.folder / "trials" / f"{trial.name}.json"
+        if path.exists():
+            return _kept_outcome(path, arguments)
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        own = ("--method", trial.method, "--task", trial.task, "--data", trial.data, "--seed", str(trial.seed))
+        where = ("--bundle", str(bundle_of(self.folder, trial)), "--json")
+        found, usage = self._learn([*own, *where, *arguments], path.with_suffix(".log"), trial)
+        outcome = Outcome(
+            trial.method, trial.task, trial.seed, tuple(arguments), found["machine"], found["accuracy"],
+            usage.ru_utime + usage.ru_stime, found["seconds"], usage.ru_maxrss * 1024, found["gpu_bytes"],
+            found["pack_bytes"],
+        )  # fmt: skip
+        keep(outcome, path)
+        return outcome
+
+    def _learn(
+        self, arguments: Sequence[str], log: Path, trial: Trial
+    ) -> tuple[dict[str, Any], resource.struct_rusage]:
+        """What `ksm-hw train` says, and what its process took."""
+        command = [sys.executable, "-m", "ksm_hw.cli", "train", *arguments]
+        with contextlib.ExitStack() as stack:
+            stderr, environment, where = None, None, "above"
+            if self.threads is not None:
+                stderr, where = stack.enter_context(log.open("wb")), f"in {log}"
+                environment = {"OMP_NUM_THREADS": str(self.threads), **os.environ}
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment)
+            self._processes.add(process)
+            assert process.stdout is not None
+            said = process.stdout.read()
+            usage = _waited(process)
+            self._processes.discard(process)
+        if process.returncode:
+            raise UserError(
+                f"Task '{trial.task}' was not learned by {trial.method} with seed {trial.seed}; the reason is {where}. "
+                "The others stay: the same command goes on."
+            )
+        return json.loads(said), usage
+
+
+def _waited(process: "subprocess.Popen[bytes]") -> resource.struct_rusage:
+    """What a process took, which ends."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage
+
+
+def _kept_outcome(path: Path, arguments: Sequence[str]) -> Outcome:
+    outcome = kept(path, Outcome)
+    if outcome.arguments != tuple(arguments):
+        raise UserError(
+            f"{path} was learned with {shlex.join(outcome.arguments)}, not {shlex.join(arguments)}. Give the same, or "
+            "another -o FOLDER."
+        )
+    return outcome
+
+
+def kept(path: Path, kind: type[Kept]) -> Kept:
+    """What `keep` wrote.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}). Remove it to have it made again.") from error
+
+
+def keep(content: Any, path: Path) -> None:
+    """Writes a dataclass as JSON, whole or not at all; its folder is made.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_file(path) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(content), indent=2) + "\n")

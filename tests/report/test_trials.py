@@ -1,0 +1,95 @@
+"""Trials in processes of their own, several beside each other: what fails, what is stopped, and what is kept."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from ksm_hw.errors import UserError
+from ksm_hw.report.trials import Outcome, Trial, in_order, run_trials
+
+# What stands for Python with `ksm-hw train`: notes the task, and says what it is told to by the task's name.
+LEARNER = """#!/bin/sh
+while [ $# -gt 0 ]; do [ "$1" = --task ] && task=$2; shift; done
+echo "$task" >> {folder}/began
+case $task in
+bad) echo "no images" >&2; exit 2;;
+slow) exec sleep 60;;
+esac
+echo '{"machine": "a card", "accuracy": 0.5, "seconds": 1.5, "gpu_bytes": 7, "pack_bytes": 10}'
+"""
+
+
+@pytest.fixture(autouse=True)
+def learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "learner"
+    script.write_text(LEARNER.replace("{folder}", str(tmp_path)))
+    script.chmod(0o755)
+    monkeypatch.setattr("ksm_hw.report.trials.sys.executable", str(script))
+
+
+def trials_of(method: str, *tasks: str) -> list[Trial]:
+    return [Trial(method, task, "nowhere", 0) for task in tasks]
+
+
+def began(folder: Path) -> list[str]:
+    return (folder / "began").read_text().split()
+
+
+def test_what_changes_the_backbone_follows_and_comes_first() -> None:
+    heads, packed, tuned = (trials_of(name, "a", "b") for name in ("head", "packnet", "fine-tuning"))
+    other = Trial("packnet", "a", "nowhere", 1)
+    assert in_order([*heads, *packed, other, *tuned]) == [packed, *([each] for each in (*heads, other, *tuned))]
+
+
+def test_a_trial_that_fails_costs_itself_and_what_follows_it(tmp_path: Path) -> None:
+    heads, packed = trials_of("head", "a", "bad", "b"), trials_of("packnet", "c", "bad", "d")
+    seen: list[Trial] = []
+    with pytest.raises(UserError) as raised:
+        run_trials([*heads, *packed], tmp_path, lambda method: [], 2, lambda trial, outcome: seen.append(trial))
+    assert sorted(trial.name for trial in seen) == ["head-a-0", "head-b-0", "packnet-c-0"]
+    assert "Task 'bad' was not learned by head with seed 0; the reason is in" in str(raised.value)
+    assert "learned by packnet" in str(raised.value) and "d" not in began(tmp_path)
+    assert (tmp_path / "trials" / "head-bad-0.log").read_text() == "no images\n"
+    # What was learned stays: given again, only what is missing begins.
+    before = len(began(tmp_path))
+    with pytest.raises(UserError):
+        run_trials([*heads, *packed], tmp_path, lambda method: [])
+    assert began(tmp_path)[before:] == ["bad", "bad"]
+
+
+def test_what_a_trial_gave_is_kept(tmp_path: Path) -> None:
+    (trial,) = trials_of("head", "a")
+    (outcome,) = run_trials([trial], tmp_path, lambda method: ["--epochs", "1"]).values()
+    assert (outcome.machine, outcome.seconds, outcome.gpu_bytes, outcome.pack_bytes) == ("a card", 1.5, 7, 10)
+    assert run_trials([trial], tmp_path, lambda method: ["--epochs", "1"]) == {trial: outcome}
+    assert began(tmp_path) == ["a"]
+
+
+def test_who_is_stopped_ends_all_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ksm_hw.report.trials._WHILE", 0.2)
+    start = time.monotonic()
+
+    def stop(trial: Trial, outcome: Outcome) -> None:
+        while "slow" not in began(tmp_path):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trials(trials_of("head", "slow", "a", "b", "c"), tmp_path, lambda method: [], 2, stop)
+    assert time.monotonic() - start < 30 and len(began(tmp_path)) < 4
+
+
+def test_another_comparison_in_the_folder_is_refused(tmp_path: Path) -> None:
+    outcome = Outcome("head", "pets", 0, ("--epochs", "1"), "a card", 0.5, 3.0, 2.0, 10**8, 0, 1000)
+    path = tmp_path / "trials" / "head-pets-0.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(dataclasses.asdict(outcome)))
+    trials = trials_of("head", "pets")
+    with pytest.raises(UserError, match="was learned with --epochs 1, not --epochs 2"):
+        run_trials(trials, tmp_path, lambda method: ["--epochs", "2"])
+    path.write_text("{}")
+    with pytest.raises(UserError, match="is damaged"):
+        run_trials(trials, tmp_path, lambda method: ["--epochs", "1"])
