@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from arm64_loops.cores import BOARDS
+from arm64_loops.goals import goals
 from arm64_loops.operators import compile_operators, cost_operator
 from arm64_loops.pages import show_page, write_page
 from arm64_loops.peer_wheels import PEERS, peer_loops
@@ -78,7 +79,8 @@ def main() -> None:
                 progress.update(steps, description=f"other engines on {core.title}")
                 peers[core] = {peer.title: peer_loops(peer, core) for peer in PEERS}
     command = f".venv/bin/python {shlex.join(['benchmarks/arm64_loops.py', *sys.argv[1:]])}"
-    page = markdown(costs, peers, command, arguments.precision)
+    reached = goals(costs, peers) if arguments.precision == "float32" else ""
+    page = markdown(costs, peers, reached, command, arguments.precision)
     content = json.dumps(costs_as_json(costs, peers), indent=1) + "\n"
     write_page(
         arguments.output, "arm64_loops" if arguments.precision == "float32" else "arm64_loops_int8", page, content

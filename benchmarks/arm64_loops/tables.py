@@ -16,9 +16,9 @@ Costs = dict[str, dict[tuple[str, Core], list[OperatorCost]]]
 
 _ABOUT = """What is counted: for each operator's innermost loops the cycles that `llvm-mca` finds in LLVM's tables of
 the core, and how often they run, as they were scheduled. `share` is that of the multiply-adds which the core could
-start in these cycles. Milliseconds are of one core at the board's clock: those loops, and a cycle for each register
-that all else reads or writes. Caches are left out: every load hits the first of them. It is an estimate to compare
-loops by; no board ran it."""
+start in these cycles; Winograd's transforms, which add little to sums, are no part of it. Milliseconds are of one core
+at the board's clock: those loops, the transforms, and a cycle for each register that all else reads or writes. Caches
+are left out: every load hits the first of them. It is an estimate to compare loops by; no board ran it."""
 
 
 _ABOUT_INTEGERS = """As `arm64_loops.md` says; a multiply-add is an `sdot`, of 16 bytes, of which a core starts as many
@@ -129,11 +129,11 @@ def _work_as_json(work: Work) -> dict[str, Any]:
     return {"extents": list(work.scheduled.extents), "products": work.scheduled.products, "machine": machine}
 
 
-def markdown(costs: Costs, peers: Peers, command: str, precision: Precision) -> str:
-    """A page: tables of networks and of engines, and one of operators for each network and core."""
+def markdown(costs: Costs, peers: Peers, goals: str, command: str, precision: Precision) -> str:
+    """A page: tables of goals, networks and engines, and one of operators for each network and core."""
     title = "# arm64: loops beside the core's peak\n" if precision == "float32" else "# arm64: loops of int8\n"
     about = _ABOUT if precision == "float32" else _ABOUT_INTEGERS
-    parts = [title, f"`{command}`\n", f"{about}\n", _networks(costs)]
+    parts = [title, f"`{command}`\n", *filter(None, [goals]), f"{about}\n", _networks(costs)]
     if uneven := _uneven(costs):
         parts += [f"## Fast and slow cores\n\n{_ABOUT_UNEVEN}\n", uneven]
     if peers:
@@ -174,7 +174,7 @@ def _engines(costs: Costs, peers: Peers) -> str:
     for core, loops in peers.items():
         for kind in KINDS:
             cells = [_best_loops(loops[engine], kind, core) for engine in engines]
-            lines.append(f"| {core.title} | {kind.title} | {_our_cell(costs, kind, core)} | {' | '.join(cells)} |")
+            lines.append(f"| {core.title} | {kind.title} | {our_cell(costs, kind, core)} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
@@ -182,7 +182,7 @@ def _best_loops(loops: Sequence[PeerLoop], kind: Kind, core: Core) -> str:
     return ", ".join(f"{loop.cost.share(core):.0%}" for loop in best(loops, kind, core))
 
 
-def _our_cell(costs: Costs, kind: Kind, core: Core) -> str:
+def our_cell(costs: Costs, kind: Kind, core: Core) -> str:
     """The least and the greatest share; of depthwise convolutions those with a stride apart."""
     if kind.by_lane:
         return _range(our_shares(costs, kind, core))

@@ -20,12 +20,12 @@ SECONDS_TO_ANSWER = 300
 
 
 class EngineProcess:
-    """A child process; `facts` is its first answer."""
+    """A child process, which has so many seconds for its first answer; `facts` is that."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", errors: IO[str]) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", errors: IO[str], seconds: float = SECONDS_TO_LOAD) -> None:
         self._process, self._errors = process, errors
         self._system = psutil.Process(process.pid)
-        self.facts = self._answer(SECONDS_TO_LOAD)
+        self.facts = self._answer(seconds)
 
     def ask(self, **question: Any) -> dict[str, Any]:
         """Sends a line and waits for the answer.

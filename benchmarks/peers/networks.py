@@ -41,10 +41,13 @@ from peers.catalogue import IMAGE_SIZE, RECIPE
 SCALED_SHARE = 0.2  # Of the kernels of a layer.
 
 
-def make_bundle(backbone: str, tasks: int, classes: int, scaled_share: float = SCALED_SHARE) -> Bundle:
-    """A backbone and tasks over it, the same ones at every call."""
+def make_bundle(
+    backbone: str, tasks: int, classes: int, scaled_share: float = SCALED_SHARE, pretrained: bool = True
+) -> Bundle:
+    """A backbone and tasks over it, the same ones at every call; its real weights only where they are wanted."""
     torch.manual_seed(0)
-    model = pretrained_backbone(backbone) if backbone == EFFICIENTNET_LITE0 else build_backbone(backbone)
+    real = pretrained and backbone == EFFICIENTNET_LITE0
+    model = pretrained_backbone(backbone) if real else build_backbone(backbone)
     tensors = {name: array.copy() for name, array in backbone_tensors(model).items()}
     bundle = Bundle(backbone, sha256_of_tensors(tensors), tensors, {})
     packs = [_task(bundle, model, number, classes, scaled_share) for number in range(tasks)]

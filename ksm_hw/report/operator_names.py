@@ -7,11 +7,14 @@ Shape = tuple[int, ...]
 # TVM joins the names of the operators that it fuses with underscores, and some names have underscores of their own.
 _LONG_NAMES = (
     "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "conv2d_transpose", "expand_dims",
-    "strided_slice", "broadcast_to", "layer_norm", "log_softmax", "winograd_conv2d",
+    "strided_slice", "broadcast_to", "layer_norm", "log_softmax", "look_up", "winograd_conv2d",
 )  # fmt: skip
 _NAME = re.compile(rf"(?:tir_)?({'|'.join(_LONG_NAMES)}|(?:[a-z]+(?:[123]d)?))\d*(?:_|$)")
 # What `Quantise` calls convolutions of integers, whose weights are packed.
 _INTEGER_CONVOLUTION = re.compile(r"k(\d+)x(\d+)_(?:s(\d+)_)?(?:g(\d+)_)?(depthwise_)?conv2d\d*")
+
+# What `SeparateKernels` calls the kernels of an operator.
+_SEPARATED = re.compile(r"(.+)_kernel_(\d+)_of_(\d+)")
 
 
 def extents(shape: Shape) -> str:
@@ -33,6 +36,8 @@ def operator_name(symbol: str, shapes: tuple[Shape, ...]) -> str:
     """
     if symbol.startswith("unpack_mask"):  # Then follow the granularity and the mask's shape.
         return "unpack mask"
+    if (found := _SEPARATED.fullmatch(symbol)) is not None:
+        return f"{operator_name(found[1], ())} (kernel {found[2]} of {found[3]})"
     if (found := _INTEGER_CONVOLUTION.fullmatch(symbol)) is not None:
         height, width, stride, groups, depthwise = found.groups()
         grouping = " depthwise" if depthwise else f" {groups} groups" if groups else ""

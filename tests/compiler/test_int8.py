@@ -1,13 +1,12 @@
 """int8 from end to end: compiled tasks give the logits of the integer model, bit for bit, after every switch."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tvm
-from board_processes import EMULATED_PYTHON, needs_emulated_board
+from board_logits import logits_on_a_board
+from board_processes import needs_emulated_board
 from typer.testing import CliRunner
 
 from ksm_hw.cli import app
@@ -51,12 +50,7 @@ def test_what_int8_cannot_do_is_refused(calibrated_bundle: Bundle, bundle: Bundl
 def test_tasks_on_a_board_are_the_integer_model(calibrated_bundle: Bundle, board: str, tmp_path: Path) -> None:
     target = load_target(board)
     (artifact,) = compile_bundle(calibrated_bundle, target, tmp_path / "artifact", precision="int8")
-    np.savez(tmp_path / "images.npz", **dict.fromkeys(calibrated_bundle.packs, IMAGES))
-    program = Path(__file__).parents[1] / "logits_on_a_board.py"
-    files = (artifact, tmp_path / "images.npz", tmp_path / "logits.npz")
-    environment = {**os.environ, "QEMU_CPU": str(target.tvm["mcpu"])}
-    subprocess.run([EMULATED_PYTHON, program, *files], check=True, env=environment)
-    computed = np.load(tmp_path / "logits.npz")
+    computed = logits_on_a_board(artifact, target, dict.fromkeys(calibrated_bundle.packs, IMAGES), tmp_path)
     for task, pack in calibrated_bundle.packs.items():
         model = integer_model(network_of(calibrated_bundle, pack), calibrated_bundle, pack)
         assert np.array_equal(computed[task], model.logits(IMAGES)), task

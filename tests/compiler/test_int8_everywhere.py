@@ -1,15 +1,14 @@
 """int8 equals the integer model bit for bit: all operators, networks and masks, by the instructions of every CPU."""
 
 import dataclasses
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
-from board_processes import EMULATED_PYTHON, needs_emulated_board
+from board_logits import logits_on_a_board
+from board_processes import needs_emulated_board
 from every_operator import IMAGES, every_operator, with_ranges
 from random_tasks import random_bundle
 from settled_networks import blurred_images
@@ -56,12 +55,7 @@ def assert_integer_model(
             check.add(images[task])
             assert [one.tensor for one in check.tensors() if not one.equal] == [], task
         return
-    np.savez(folder / "images.npz", **images)  # type: ignore[arg-type]
-    program = Path(__file__).parents[1] / "logits_on_a_board.py"
-    files = (artifact, folder / "images.npz", folder / "logits.npz")
-    environment = {**os.environ, "QEMU_CPU": str(target.tvm["mcpu"])}
-    subprocess.run([EMULATED_PYTHON, program, *files], check=True, env=environment)
-    computed = np.load(folder / "logits.npz")
+    computed = logits_on_a_board(artifact, target, images, folder)
     for task, pack in bundle.packs.items():
         model = integer_model(network_of(bundle, pack), bundle, pack)
         assert np.array_equal(computed[task], model.logits(images[task])), task

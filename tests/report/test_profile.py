@@ -105,6 +105,7 @@ def test_the_manifest_knows_the_operators_of_an_inference_alone(artifact: Path) 
         ("fused_conv2d11_add9_tir_sigmoid1_multiply1", ((1, 1), (1, 1)), "conv2d + add + sigmoid + multiply"),
         ("adaptive_avg_pool2d2", ((1, 7, 7, 8), (1, 1, 1, 8)), "adaptive avg pool2d"),
         ("mean", ((1, 7, 7, 8), (1, 1, 1, 8)), "mean"),
+        ("look_up3", ((1, 7, 7, 8), (256,), (1, 7, 7, 8)), "look up"),
         ("fused_matmul_add24", ((1, 8), (8, 4), (4,), (1, 4)), "matmul + add"),
         ("unpack_mask_kernel_1024x192", ((1024,), (1024, 192)), "unpack mask"),
         ("k3x3_s2_depthwise_conv2d2", ((1, 8, 8, 16), (1, 1, 3, 64), (1, 4, 4, 16)), "conv2d 3×3 s2 depthwise"),
@@ -112,6 +113,8 @@ def test_the_manifest_knows_the_operators_of_an_inference_alone(artifact: Path) 
         ("k1x1_conv2d13", (), "conv2d 1×1"),
         ("__", (), "__"),
         ("conv2d13", (), "conv2d"),
+        ("fused_conv2d9_add5_relu_kernel_1_of_2", ((1, 9, 7, 32), (3, 3, 32, 16), (2, 64, 16)),
+         "conv2d + add + relu (kernel 1 of 2)"),
     ],
 )  # fmt: skip
 def test_operators_have_readable_names(symbol: str, shapes: tuple[tuple[int, ...], ...], name: str) -> None:

@@ -44,6 +44,8 @@ from tvm_passes.relax.name_parameters import NameParameters
 from tvm_passes.relax.quantise import Quantise
 from tvm_passes.relax.schedules import target_rules
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
+from tvm_passes.relax.schedules.gpu.limits import gpu_limits
+from tvm_passes.relax.separate_kernels import SeparateKernels
 from tvm_passes.relax.weight_layouts import WeightLayouts
 
 PHASES = ("lowered", "folded", "layouts", "lifted", "joined", "kernels", "scheduled", "planned", "loops")
@@ -115,6 +117,7 @@ def schedule_kernels(
     """
     passes = [
         ApplySchedules([*tuned, *target_rules(target)]),
+        *([SeparateKernels()] if "gpu" in target.keys and gpu_limits(target).staged else []),
         AttachOperatorCosts(),
     ]
     module = fuse_kernels(module, target)

@@ -65,5 +65,5 @@ CPG = Method(
     grows=True,
     fewest_epochs=2,
     validation=0.1,
-    reads=frozenset({"granularity", "initial", "threshold", "prune", "accuracy_goal", "max_width"}),
+    reads=frozenset({"norm_rate", "granularity", "initial", "threshold", "prune", "accuracy_goal", "max_width"}),
 )

@@ -23,4 +23,5 @@ FINE_TUNING = Method(
     changes_weights=True,
     alone=True,
     granularities=GRANULARITIES,
+    reads=frozenset({"norm_rate"}),
 )

@@ -25,5 +25,7 @@ KSM = Method(
     _prepare,
     binarise=binary_mask,
     granularities=GRANULARITIES,
-    reads=frozenset({"granularity", "initial", "threshold", "slope", "temperature", "scale_weight", "scale_bits"}),
+    reads=frozenset(
+        {"norm_rate", "granularity", "initial", "threshold", "slope", "temperature", "scale_weight", "scale_bits"}
+    ),
 )

@@ -22,6 +22,7 @@ from ksm_hw.models.backbones import replace_head
 # Options that only some methods read, and their flags; the names are those of `LearningOptions`, `MaskConstants` and of
 # the bits of a pack.
 SPECIAL_OPTIONS = {
+    "norm_rate": "--norm-rate",
     "granularity": "--granularity",
     "initial": "--mask-initial",
     "threshold": "--mask-threshold",
@@ -57,7 +58,7 @@ def check_read(options: LearningOptions, scale_bits: ScaleBits) -> None:
     """Checks that the method reads what a user asks for; a default is what nobody asked for.
 
     Raises:
-        UserError: an option that has another value means nothing to the method.
+        UserError: an option that has another value means nothing to the method, or to it without another.
     """
 
     def values(of: LearningOptions, bits: ScaleBits) -> dict[str, object]:
@@ -70,6 +71,11 @@ def check_read(options: LearningOptions, scale_bits: ScaleBits) -> None:
             raise UserError(
                 f"{TITLES[options.method]} has no use for {flag}. Leave it out, or give --method with one of {readers}."
             )
+    if options.accuracy_goal is None and options.max_width != LearningOptions().max_width:
+        raise UserError(
+            f"{TITLES[options.method]} grows for a goal of accuracy alone, and --max-width is given without one. Give "
+            "--accuracy-goal too, or leave out --max-width."
+        )
 
 
 def check_older(options: LearningOptions, share: float, older: Sequence[TaskPack]) -> None:

@@ -171,6 +171,9 @@ def test_a_task_that_is_learned_again_frees_its_own_weights(bundle: Bundle, tmp_
         (LearningOptions("cpg", validation=0.0), "Leave out --validation"),
         (LearningOptions("ksm", prune=0.5), "no use for --prune.* packnet, cpg"),
         (LearningOptions("packnet", max_width=3.0), "no use for --max-width.* cpg"),
+        (LearningOptions("cpg", max_width=3.0), "Give --accuracy-goal too"),
+        (LearningOptions("piggyback", norm_rate=1e-3), "no use for --norm-rate.* ksm, binary, packnet"),
+        (LearningOptions("head", norm_rate=1e-3), "no use for --norm-rate"),
         (
             LearningOptions("piggyback", constants=MaskConstants(slope=1.0)),
             "no use for --mask-slope.* ksm, binary",

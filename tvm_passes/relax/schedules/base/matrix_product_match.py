@@ -11,18 +11,18 @@ from tvm_passes.relax.schedules.base.precision import is_modelled
 
 
 def match_matrix_product(
-    func: tirx.PrimFunc, target: Target, batches: bool = False
+    func: tirx.PrimFunc, target: Target, batches: bool = False, device: str = "cpu"
 ) -> tuple[Schedule, FusedOperator] | None:
-    """A schedule of a matrix product, what follows it fused; None if the function is another, or not for a CPU.
+    """A schedule of a matrix product, what follows it fused; None if the function is another, or for another device.
 
     Its axes are (b…, n, o, i). It reads [b…, n, i] and [b…, i, o]. Nothing lies before it, and nothing larger behind
     it. All is of one type for which the models of schedules hold (`is_modelled`).
 
     Args:
-        func, target: as `static_schedule`.
+        func, target, device: as `static_schedule`.
         batches: whether it may have axes b.
     """
-    matched = match_reduction(func, target, "S{2,}R" if batches else "SSR")
+    matched = match_reduction(func, target, "S{2,}R" if batches else "SSR", device)
     if matched is None:
         return None
     schedule, operator = matched

@@ -53,7 +53,7 @@ class Convolution(DesignSpaceRule[FusedOperator, Tile]):
 
     def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Tile, target: Target) -> None:
         """Computes a tile a thread."""
-        inputs = _flatten_pixels(schedule, operator, way, _groups(schedule, operator))
+        inputs = flatten_pixels(schedule, operator, way.pixels * way.pixel_threads, _groups(schedule, operator))
         _tile(schedule, operator, inputs, way)
         for block in operator.followers:
             bind_elementwise(schedule, block, gpu_limits(target))
@@ -111,8 +111,14 @@ def _cost(tile: Tile, pixels: int, channels: int, limits: GpuLimits, dtype: str)
     return cycles * computed / pixels * idle_lanes * max(1.0, limits.busy / threads)
 
 
-def _flatten_pixels(schedule: Schedule, operator: FusedOperator, tile: Tile, groups: int) -> SBlockRV | None:
+def flatten_pixels(schedule: Schedule, operator: FusedOperator, block_pixels: int, groups: int) -> SBlockRV | None:
     """Makes one axis of n, y and x, and rounds it up to whole blocks of threads, so that the reduction has no branch.
+
+    Args:
+        schedule: changed.
+        operator: a convolution.
+        block_pixels: that a block of threads computes.
+        groups: of the convolution.
 
     Returns:
         The block that copies the input, padded with zeros, to where a tile's pixels and input channels are axes; None
@@ -126,7 +132,6 @@ def _flatten_pixels(schedule: Schedule, operator: FusedOperator, tile: Tile, gro
     schedule.transform_layout(operator.reduction, ("write", 0), _flattened(strides, 4))
     schedule.transform_block_layout(operator.reduction, _flattened(strides, 7))
     schedule.transform_block_layout(operator.output, _flattened(strides, 4))
-    block_pixels = tile.pixels * tile.pixel_threads
     if inputs is not None and n * height * width % block_pixels:
         schedule.pad_einsum(operator.reduction, [block_pixels, 1, 1, 1, 1])
         (padded,) = schedule.get_consumers(inputs)

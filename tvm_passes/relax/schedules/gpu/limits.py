@@ -23,6 +23,8 @@ class GpuLimits:
     """Bytes of results that a thread can hold in registers beside its inputs."""
     busy: int
     """Threads from which on more of them make nothing faster."""
+    staged: bool
+    """Whether shared memory is faster than the cache, so that what threads share is worth a copy to it."""
 
     def accumulators(self, dtype: str) -> int:
         """Results of a type that a thread can hold in registers beside its inputs."""
@@ -43,11 +45,11 @@ def gpu_limits(target: Target) -> GpuLimits:
 
     A thread of a Mali has 64 registers (Arm Mali GPU OpenCL Developer Guide, "Register usage"), one of an NVIDIA GPU up
     to 255 (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"). `block` and `busy` are
-    estimates: nothing of this was measured on a GPU yet. `benchmarks/cuda_machine.py` measures on an NVIDIA GPU.
+    estimates, by which what is not staged (`staged_tiles.py`) chooses.
     """
     threads = int(target.attrs["max_threads_per_block"])
     shared = int(target.attrs["max_shared_memory_per_block"])
     warp = int(target.attrs["thread_warp_size"])
     if "mali" in target.keys:
-        return GpuLimits(threads, shared, warp, block=min(threads, 64), result_bytes=128, busy=2048)
-    return GpuLimits(threads, shared, warp, block=min(threads, 128), result_bytes=256, busy=32768)
+        return GpuLimits(threads, shared, warp, block=min(threads, 64), result_bytes=128, busy=2048, staged=False)
+    return GpuLimits(threads, shared, warp, block=min(threads, 128), result_bytes=256, busy=32768, staged=True)
