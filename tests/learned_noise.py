@@ -44,7 +44,7 @@ def saved_weights(bundle: Bundle, path: Path) -> Path:
 def refuse_to_calibrate(patch: pytest.MonkeyPatch) -> None:
     """Calibration would take most of the time."""
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise NotQuantisable
 
     patch.setattr("ksm_hw.learning.train.calibrate", refuse)

@@ -25,13 +25,13 @@ import numpy.typing as npt
 
 from ksm_hw.errors import UserError
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, padded, soft_codes, soft_values
-from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.masks.task_pack import HEAD_BIAS, TaskPack
 from ksm_hw.quantising.activations import ActivationName
 from ksm_hw.quantising.scheme import Quantisation, lookup_table, quantisation_of
 
 MaskPart = Literal["bits", "scale", "row_start", "scale_range"]
 
-HEAD_WEIGHT, HEAD_BIAS = "head/weight", "head/bias"
+HEAD_WEIGHT = "head/weight"
 _QUANTISATION, _TABLE = "quantisation/", "table/"
 
 # What compiled functions may read of `scale` at once; zeros stand behind fewer. `compiler/relax.py` holds them to it.
@@ -49,10 +49,11 @@ def task_parameters(
         backbone: the tensors that tasks share; those that the task has of its own come from the pack.
         classes: outputs of the compiled head; a task with fewer gets zeros behind its own.
     """
-    tensors = {**backbone, **pack.own_tensors}
     names = list(names)
     # Of int8 every bit is stated; so soft values are decoded here, and not by a multiply-add that a CPU may have fused.
     coded = not any(name.startswith(_QUANTISATION) for name in names)
+    pack = pack if coded else pack.for_int8
+    tensors = {**backbone, **pack.own_tensors}
     return [_parameter(name, pack, tensors, classes, coded) for name in names]
 
 
@@ -72,7 +73,7 @@ def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
 
 def is_shared(name: str, pack: TaskPack) -> bool:
     """Whether a parameter is the backbone's, the same for all tasks."""
-    of_task = name in (HEAD_WEIGHT, HEAD_BIAS) or name in pack.batch_norms or name in pack.parameters
+    of_task = name in (HEAD_WEIGHT, HEAD_BIAS) or name in pack.for_int8.own_tensors
     return not of_task and not name.startswith((_QUANTISATION, _TABLE)) and mask_part_of(name) is None
 
 

@@ -7,7 +7,13 @@ import typer
 
 from ksm_hw.cli.app import Json, app, console, examples, messages, print_json, stopped_by_ctrl_c
 from ksm_hw.cli.image_files import MaxPixels, limit_pixels
-from ksm_hw.quantising.observers import DEFAULT_OBSERVER, IMAGES, ObserverName
+from ksm_hw.quantising.observers import (
+    DEFAULT_CORRECTION,
+    DEFAULT_OBSERVER,
+    IMAGES,
+    BiasCorrection,
+    ObserverName,
+)
 
 
 @app.command(
@@ -24,11 +30,14 @@ def calibrate(
         ObserverName,
         typer.Option(help="minmax: extremes; histogram: least squared error; percentile: the middle 99.99 %."),
     ] = DEFAULT_OBSERVER,
+    bias_correction: Annotated[
+        BiasCorrection, typer.Option(help="Layers whose biases take out what rounding shifts, by 100 of the images.")
+    ] = DEFAULT_CORRECTION,
     images: Annotated[int, typer.Option(min=1, max=100_000, help="How many images are looked at.")] = IMAGES,
     max_pixels: MaxPixels = None,
     as_json: Json = False,
 ) -> None:
-    """Find the ranges of a task's tensors on images, from which int8 takes its scales; into the task's pack."""
+    """Find the ranges of a task's tensors on images, from which int8 takes its scales, and biases; into its pack."""
     from ksm_hw.learning.calibration_images import calibration_batches
     from ksm_hw.masks.bundle import add_calibration, check_bundle_folder, load_bundle, task_of
 
@@ -42,13 +51,20 @@ def calibrate(
         from ksm_hw.quantising.calibrate import calibrate as find_ranges
 
         found = find_ranges(
-            loaded, pack, batches, observer, lambda done: status.update(f"calibrate: {done} of {images} images")
+            loaded,
+            pack,
+            batches,
+            observer,
+            lambda done: status.update(f"calibrate: {done} of {images} images"),
+            bias_correction,
         )
         add_calibration(bundle, pack, found)
     if as_json:
-        print_json({"task": task, "observer": observer, "images": found.images, "ranges": found.ranges})
+        of_biases = {"bias_correction": bias_correction, "biases": len(found.biases)}
+        print_json({"task": task, "observer": observer, "images": found.images, "ranges": found.ranges, **of_biases})
     else:
         console.print(
-            f"Task '{task}' in {bundle} has the ranges of {len(found.ranges)} tensors, of {found.images} images.",
+            f"Task '{task}' in {bundle} has the ranges of {len(found.ranges)} tensors, of {found.images} images, and "
+            f"{len(found.biases)} biases for int8.",
             soft_wrap=True,
         )

@@ -46,7 +46,7 @@ from ksm_hw.models.backbones import default_preprocessing, maskable_layers
 from ksm_hw.models.task_module import task_module
 from ksm_hw.quantising.calibrate import calibrate
 from ksm_hw.quantising.network import NotQuantisable
-from ksm_hw.quantising.observers import DEFAULT_OBSERVER, IMAGES
+from ksm_hw.quantising.observers import DEFAULT_CORRECTION, DEFAULT_OBSERVER, IMAGES
 
 SAMPLES = 10  # Test images of a task that a bundle carries, so that `verify` and `make demo` have real input.
 _SAMPLE_SIDE = 256  # Samples are shrunk to this longer side, in pixels, for they travel with every artifact.
@@ -234,7 +234,8 @@ def _calibrated(folder: Path, bundle: Bundle, pack: TaskPack, data: TaskData) ->
     """The task with ranges of its tensors, where int8 knows its network; it is in the folder, and stays in any case."""
     try:
         batches = split_batches(data.train, pack.preprocessing, min(IMAGES, len(data.train)), data.name)
-        return add_calibration(folder, pack, calibrate(bundle, pack, batches, DEFAULT_OBSERVER))
+        found = calibrate(bundle, pack, batches, DEFAULT_OBSERVER, correction=DEFAULT_CORRECTION)
+        return add_calibration(folder, pack, found)
     except NotQuantisable as error:
         _log.info("task %s is not calibrated: %s", pack.task, error)
     except (Exception, KeyboardInterrupt) as error:  # Whatever it is, the task is learned.

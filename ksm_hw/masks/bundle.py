@@ -258,7 +258,7 @@ def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping
                 f"{'no such layer' if expected is None else list(expected)} ({pack.granularity}-wise over {backbone}). "
                 "The file is damaged or belongs to another network."
             )
-    for name, array in pack.own_tensors.items():
+    for name, array in pack.for_int8.own_tensors.items():
         expected = None if name not in tensors else tensors[name].shape
         if name.removesuffix(".weight") in pack.masks:
             expected = None  # A weight is the backbone's with a mask, or the task's own, and not both.

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.errors import UserError
+from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.mask_format import mask_shape
 from ksm_hw.masks.soft_mask import PackedMask, broadcast_mask, pack_mask, padded, padded_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
@@ -78,9 +79,17 @@ def carried_over(pack: TaskPack, old: Tensors, new: Tensors, sha256: str, head: 
         batch_norms=norms,
         parameters=parameters,
         head_weight=padded(pack.head_weight, (len(pack.head_weight), *head)),
-        # The ranges stay true of a network that computes what it did: what is new in it is 0, or is not looked at.
-        calibration=pack.calibration and dataclasses.replace(pack.calibration, backbone_sha256=sha256),
+        calibration=pack.calibration and _carried_calibration(pack.calibration, new, sha256),
     )
+
+
+def _carried_calibration(found: Calibration, new: Tensors, sha256: str) -> Calibration:
+    """The ranges stay true of a network that computes what it did: what is new in it is 0, or is not looked at."""
+    biases = {
+        name: padded_tensor(name, array, new[name].shape if name in new else array.shape)
+        for name, array in found.biases.items()
+    }
+    return dataclasses.replace(found, backbone_sha256=sha256, biases=biases)
 
 
 def _carried_mask(

@@ -8,10 +8,11 @@ The file is safetensors. Its metadata holds one entry, `ksm-hw`, a JSON header; 
     parameter/<name>       float32  a bias of a layer, or the slopes of a PReLU
     head/weight, head/bias float32  [classes, features] or, of a convolution, [classes, features, 1, 1]; [classes]
     ranges                 float32  [tensors, 2], the least and largest value of each tensor that the header names
+    int8_bias/<name>       float32  what int8 takes in the place of a bias: of a BatchNorm, a layer, or `head/bias`
 
 A layer without a mask keeps the backbone's weight; a BatchNorm, a bias or slopes that are absent are the backbone's.
-Packs with ranges are of format version 3, others with parameters, or with soft values of 1 bit, of version 2, and the
-rest of version 1.
+Packs with biases for int8 are of format version 4, others with ranges of version 3, others with parameters, or with
+soft values of 1 bit, of version 2, and the rest of version 1.
 """
 
 import dataclasses
@@ -33,8 +34,10 @@ from ksm_hw.masks.preprocessing import Preprocessing, Side
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
 from ksm_hw.masks.soft_mask import PackedMask, check_packed
 
-FORMAT_VERSIONS = (1, 2, 3)
+FORMAT_VERSIONS = (1, 2, 3, 4)
+HEAD_BIAS = "head/bias"
 _METADATA_KEY = "ksm-hw"
+_INT8_BIAS = "int8_bias/"
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,18 @@ class TaskPack:
         """Bytes of the tensors at rest, without the header."""
         masks = sum(mask.nbytes for mask in self.masks.values())
         own = sum(array.nbytes for array in self.own_tensors.values())
-        ranges = 0 if self.calibration is None else _ranges_array(self.calibration).nbytes
-        return masks + own + self.head_weight.nbytes + self.head_bias.nbytes + ranges
+        of_int8 = 0 if self.calibration is None else sum(map(_nbytes, _calibration_tensors(self.calibration).values()))
+        return masks + own + self.head_weight.nbytes + self.head_bias.nbytes + of_int8
+
+    @property
+    def for_int8(self) -> "TaskPack":
+        """The task with the biases that int8 takes; without a calibration as it is."""
+        biases = {} if self.calibration is None else dict(self.calibration.biases)
+        head_bias = biases.pop(HEAD_BIAS, self.head_bias)
+        norms = {name: biases.pop(name, array) for name, array in self.batch_norms.items()}
+        return dataclasses.replace(
+            self, head_bias=head_bias, batch_norms=norms, parameters={**self.parameters, **biases}
+        )
 
 
 @dataclass(frozen=True)
@@ -164,13 +177,16 @@ def _stored_tensors(pack: TaskPack) -> dict[str, npt.NDArray[Any]]:
         tensors[f"parameter/{name}"] = array
     tensors["head/weight"] = pack.head_weight
     tensors["head/bias"] = pack.head_bias
-    if pack.calibration is not None:
-        tensors["ranges"] = _ranges_array(pack.calibration)
-    return tensors
+    return tensors if pack.calibration is None else {**tensors, **_calibration_tensors(pack.calibration)}
 
 
-def _ranges_array(calibration: Calibration) -> npt.NDArray[np.float32]:
-    return np.array(list(calibration.ranges.values()), np.float32).reshape(-1, 2)
+def _calibration_tensors(calibration: Calibration) -> dict[str, npt.NDArray[np.float32]]:
+    ranges = np.array(list(calibration.ranges.values()), np.float32).reshape(-1, 2)
+    return {"ranges": ranges, **{_INT8_BIAS + name: array for name, array in calibration.biases.items()}}
+
+
+def _nbytes(array: npt.NDArray[Any]) -> int:
+    return array.nbytes
 
 
 def _header(pack: TaskPack) -> _Header:
@@ -192,7 +208,7 @@ def _header(pack: TaskPack) -> _Header:
 def _version_of(pack: TaskPack) -> int:
     """The least version that has all that a pack has."""
     if pack.calibration is not None:
-        return 3
+        return 4 if pack.calibration.biases else 3
     return 2 if pack.parameters or any(mask.scale_bits == 1 for mask in pack.masks.values()) else 1
 
 
@@ -281,7 +297,9 @@ def _calibration(
             f"{list(ranges.shape)} of {ranges.dtype}. The file is damaged; copy the task again."
         )
     pairs = {name: (float(low), float(high)) for name, (low, high) in zip(entry.tensors, ranges, strict=True)}
-    return Calibration(entry.observer, entry.images, entry.image_size, entry.backbone_sha256, pairs)
+    biases = _tensors_under(tensors, _INT8_BIAS)
+    check_float32(biases, path)
+    return Calibration(entry.observer, entry.images, entry.image_size, entry.backbone_sha256, pairs, biases)
 
 
 def _check_parts(pack: TaskPack, path: Path) -> None:
@@ -289,8 +307,10 @@ def _check_parts(pack: TaskPack, path: Path) -> None:
         check_packed(mask, f"{path}, layer {layer}")
     check_float32({**pack.own_tensors, "head/weight": pack.head_weight, "head/bias": pack.head_bias}, path)
     classes = len(pack.classes)
-    if pack.head_weight.shape[:1] != (classes,) or pack.head_bias.shape != (classes,):
+    biases = {pack.head_bias.shape, pack.for_int8.head_bias.shape}
+    if pack.head_weight.shape[:1] != (classes,) or biases != {(classes,)}:
+        found = " and ".join(str(list(shape)) for shape in sorted(biases))
         raise UserError(
             f"{path}: {classes} classes need a head of {classes} outputs, found weight {list(pack.head_weight.shape)} "
-            f"and bias {list(pack.head_bias.shape)}. The file is damaged; learn or copy the task again."
+            f"and bias {found}. The file is damaged; learn or copy the task again."
         )

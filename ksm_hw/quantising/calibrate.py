@@ -13,12 +13,14 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.calibration import Calibration, Range
 from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.quantising.bias_correction import corrected_biases
 from ksm_hw.quantising.float_model import float_results
 from ksm_hw.quantising.folded_weights import folded_weights
 from ksm_hw.quantising.network import network_of
-from ksm_hw.quantising.observers import ObserverName
+from ksm_hw.quantising.observers import BiasCorrection, ObserverName
 from ksm_hw.quantising.scheme import LARGEST, NARROWEST, WIDEST
 
+_CORRECTED_BY = 100  # Images, all of whose tensors are held at once.
 _SHARE = 0.9999  # Of the values of a tensor, that lie in the range that `percentile` chooses.
 
 _log = logging.getLogger(__name__)
@@ -30,8 +32,9 @@ def calibrate(
     batches: Iterable[npt.NDArray[np.float32]],
     observer: ObserverName,
     on_images: Callable[[int], None] = lambda done: None,
+    correction: BiasCorrection = "none",
 ) -> Calibration:
-    """Finds the ranges of a task's tensors.
+    """Finds the ranges of a task's tensors, and biases for int8.
 
     Args:
         bundle: has the backbone.
@@ -39,6 +42,7 @@ def calibrate(
         batches: images, float32 [N, 3, H, W], preprocessed as the task's.
         observer: how a range is chosen.
         on_images: called after each batch with how many images are done.
+        correction: of which layers biases are corrected, by the first 100 of the images.
 
     Raises:
         NotQuantisable: the network has an operator that int8 does not know.
@@ -49,7 +53,7 @@ def calibrate(
     module = _import_observers()
     kind = module.MinMaxObserver if observer == "minmax" else module.HistogramObserver
     observers = {name: kind(dtype=torch.uint8, qscheme=torch.per_tensor_affine) for name in network.ranged_tensors()}
-    images = 0
+    images, first = 0, list[npt.NDArray[np.float32]]()
     for batch in batches:
         results = float_results(network, folded, batch)
         for name, watching in observers.items():
@@ -58,12 +62,15 @@ def calibrate(
                     f"Task '{pack.task}' computes values in '{name}' that are too large or not finite. Learn it again."
                 )
             watching(results[name])
+        if images < _CORRECTED_BY and correction != "none":
+            first.append(batch[: _CORRECTED_BY - images])
         images += len(batch)
         on_images(images)
     if images == 0:
         raise UserError("There are no images to calibrate on.")
     ranges = {name: _range_seen(name, watching, observer) for name, watching in observers.items()}
-    return Calibration(observer, images, pack.preprocessing.image_size, pack.backbone_sha256, ranges)
+    biases = corrected_biases(network, bundle, pack, ranges, np.concatenate(first), correction) if first else {}
+    return Calibration(observer, images, pack.preprocessing.image_size, pack.backbone_sha256, ranges, biases)
 
 
 def _import_observers() -> ModuleType:

@@ -155,7 +155,7 @@ def integer_model(network: Network, bundle: Bundle, pack: TaskPack) -> IntegerMo
         UserError: the task's ranges are missing, damaged, or of another network.
     """
     ranges = task_ranges(network, pack)
-    return quantised_model(network, folded_weights(network, bundle, pack), ranges)
+    return quantised_model(network, folded_weights(network, bundle, pack.for_int8), ranges)
 
 
 def quantised_model(network: Network, folded: Folded, ranges: Mapping[str, tuple[float, float]]) -> IntegerModel:

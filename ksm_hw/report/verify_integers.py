@@ -12,9 +12,8 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.quantising.float_model import float_results
 from ksm_hw.quantising.folded_weights import folded_weights
-from ksm_hw.quantising.integer_model import quantised_model
+from ksm_hw.quantising.integer_model import integer_model
 from ksm_hw.quantising.network import Network, Rearrangement, network_of
-from ksm_hw.quantising.ranges import task_ranges
 from ksm_hw.quantising.scheme import dequantise
 from ksm_hw.runtime.any_session import AnySession
 from ksm_hw.runtime.device_session import DeviceSession
@@ -64,7 +63,7 @@ class IntegerCheck:
         self._session = session
         self._network = network_of(bundle, pack)
         self._folded = folded_weights(self._network, bundle, pack)
-        self._model = quantised_model(self._network, self._folded, task_ranges(self._network, pack))
+        self._model = integer_model(self._network, bundle, pack)
         self._names = self._network.computed_tensors()
         self._places: dict[str, set[int]] | None = None  # In the calls of an inference; None where none are seen.
         self._logits_equal = True

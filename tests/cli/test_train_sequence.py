@@ -69,7 +69,7 @@ def test_a_sequence_that_is_none_is_refused_before_anything_is_learned(
 def test_what_was_learned_is_told_though_a_later_task_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while the first is calibrated ends the sequence too, and the task is there."""
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ksm_hw.learning.train.calibrate", interrupted)

@@ -440,7 +440,7 @@ def test_training_adds_a_task_to_a_bundle(tmp_path: Path) -> None:
 def test_a_task_is_kept_where_its_calibration_fails(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(train_module, "calibrate", fail)

@@ -153,12 +153,18 @@ def test_calibration_and_bits_of_soft_values_stay(pruned: Bundle) -> None:
     soft = np.random.default_rng(0).uniform(0, 0.5, pack.masks[LAYER].shape).astype(np.float32)
     soft.flat[0], soft.flat[1:99] = 0, 1
     wide = with_wider_first_layer(pruned)
-    calibration = Calibration("minmax", 8, 32, pack.backbone_sha256, {"x": (0.0, 1.0)})
+    biases = {name: array + 1 for name, array in pack.batch_norms.items() if name.endswith(".bias")}
+    biases["head/bias"] = pack.head_bias + 1
+    calibration = Calibration("minmax", 8, 32, pack.backbone_sha256, {"x": (0.0, 1.0)}, biases)
     for bits in (4, 8):
         packed = pack_mask(soft, bits)
         small = dataclasses.replace(pack, masks={**pack.masks, LAYER: packed}, calibration=calibration)
         carried = carried_over(small, pruned.tensors, wide, "new", HEAD)
-        assert carried.calibration == dataclasses.replace(calibration, backbone_sha256="new")
+        assert carried.calibration is not None
+        assert (carried.calibration.backbone_sha256, carried.calibration.ranges) == ("new", calibration.ranges)
+        for name, bias in carried.calibration.biases.items():
+            np.testing.assert_array_equal(bias, padded(biases[name], wide.get(name, biases[name]).shape))
+        assert carried.calibration.biases.keys() == biases.keys()
         mask = carried.masks[LAYER]
         assert mask.scale_bits == bits
         check_packed(mask, "here")

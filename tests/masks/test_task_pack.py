@@ -15,12 +15,14 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import (
     Bundle,
     add_task,
+    check_pack_fits,
     check_task_name,
     load_bundle,
     save_bundle,
     select_tasks,
     sha256_of_tensors,
 )
+from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.mask_format import GRANULARITIES
 from ksm_hw.masks.safetensors_file import read_arrays, write_arrays
 from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
@@ -105,6 +107,41 @@ def test_biases_and_ternary_masks_are_read_as_they_were_written_and_make_a_pack_
         assert pack.nbytes == plain.nbytes + (10 if version == 2 else 0)
         _, metadata = read_arrays(tmp_path / "pack.safetensors")
         assert json.loads(metadata["ksm-hw"])["format_version"] == version
+
+
+def with_biases(pack: TaskPack, **biases: np.ndarray) -> TaskPack:
+    found = Calibration("minmax", 3, 32, pack.backbone_sha256, {"input": (-1.0, 1.0)}, biases)
+    return dataclasses.replace(pack, calibration=found)
+
+
+def test_biases_for_int8_are_read_as_they_were_written_and_make_a_pack_of_version_4(
+    every_granularity: Bundle, tmp_path: Path
+) -> None:
+    plain, path = every_granularity.packs["kernel-task"], tmp_path / "pack.safetensors"
+    name = next(name for name in plain.batch_norms if name.endswith(".bias"))
+    biases = {name: plain.batch_norms[name] + 1, "head/bias": plain.head_bias + 1}
+    save_task_pack(with_biases(plain, **biases), path)
+    assert json.loads(read_arrays(path)[1]["ksm-hw"])["format_version"] == 4
+    loaded = load_task_pack(path)
+    assert loaded.nbytes == plain.nbytes + 8 + sum(array.nbytes for array in biases.values())
+    assert_same_pack(dataclasses.replace(loaded, calibration=None), plain)
+    assert_same_bits(loaded.for_int8.batch_norms[name], biases[name])
+    assert_same_bits(loaded.for_int8.head_bias, biases["head/bias"])
+    assert loaded.for_int8.parameters == {} and loaded.for_int8.head_weight is loaded.head_weight
+
+
+def test_biases_for_int8_that_fit_nothing_are_refused(every_granularity: Bundle, tmp_path: Path) -> None:
+    plain, path = every_granularity.packs["kernel-task"], tmp_path / "pack.safetensors"
+    save_task_pack(with_biases(plain, **{"head/bias": np.zeros(3, np.float32)}), path)
+    with pytest.raises(UserError, match=rf"bias \[3\] and \[{len(plain.classes)}\]"):
+        load_task_pack(path)
+    save_task_pack(with_biases(plain, **{"head/bias": np.full_like(plain.head_bias, np.nan)}), path)
+    with pytest.raises(UserError, match="not finite"):
+        load_task_pack(path)
+    for name, expected in (("nothing.bias", "no such tensor"), (next(iter(plain.batch_norms)), r"\[24\]")):
+        pack = with_biases(plain, **{name: np.zeros(3, np.float32)})
+        with pytest.raises(UserError, match=rf"'{name}' with shape \[3\]; expected {expected}"):
+            check_pack_fits(pack, "", pack.backbone_sha256, every_granularity.tensors)
 
 
 def test_a_task_has_a_mask_of_a_weight_or_its_own_weight_and_not_both(

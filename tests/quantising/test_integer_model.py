@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
 from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.growth import carried_over, padded_tensor
+from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module
 from ksm_hw.quantising import network
 from ksm_hw.quantising.calibrate import calibrate
@@ -20,6 +22,7 @@ from ksm_hw.quantising.float_model import float_results
 from ksm_hw.quantising.folded_weights import folded_weights
 from ksm_hw.quantising.integer_model import integer_model, sums
 from ksm_hw.quantising.network import Convolution, NotQuantisable, network_of, read_network
+from ksm_hw.quantising.observers import BiasCorrection
 from ksm_hw.quantising.scheme import (
     LARGEST,
     LARGEST_BIAS,
@@ -171,6 +174,36 @@ def test_the_integer_model_is_near_the_float_one(network: str, request: pytest.F
         found = result if name == operators.logits else dequantise(result, model.quantisations[name])
         noise = float(np.square(found - exact[name].numpy()).mean())
         assert noise < 0.1 * float(exact[name].square().mean()), name
+
+
+# Letters on an even ground are such: what rounding does to the products of a few weights does not average out.
+EVEN = 0.05 * IMAGES + np.random.default_rng(1).standard_normal((6, 3, 1, 1)).astype(np.float32)
+
+
+def channel_shifts(bundle: Bundle, pack: TaskPack) -> list[float]:
+    """Of the first six layers, by how much of its spread the means of channels are off, in the integer model."""
+    operators = network_of(bundle, pack)
+    known = float_results(operators, folded_weights(operators, bundle, pack), EVEN)
+    model = integer_model(operators, bundle, pack)
+    found, shifts = model.results(EVEN), []
+    for layer in (one.result for one in operators.convolutions[:6]):
+        exact = known[layer].numpy()
+        off = dequantise(found[layer], model.quantisations[layer]) - exact
+        shifts.append(float(np.abs(off.mean((0, *range(2, exact.ndim)))).mean() / exact.std()))
+    return shifts
+
+
+def test_corrected_biases_take_out_what_rounding_shifts(bundle: Bundle) -> None:
+    """Later layers of random weights make too much of the least difference to tell."""
+    pack = bundle.packs["kernel-task"]
+    names = [f"{one.batch_norm}.bias" for one in network_of(bundle, pack).convolutions[:-1]] + ["head/bias"]
+    shifts = {}
+    for correction, expected in (("none", []), ("first", names[:1]), ("all", names)):
+        found = calibrate(bundle, pack, [EVEN[:4], EVEN[4:]], "minmax", correction=cast(BiasCorrection, correction))
+        assert list(found.biases) == expected
+        shifts[correction] = channel_shifts(bundle, dataclasses.replace(pack, calibration=found))
+    assert shifts["first"][0] == shifts["all"][0] < 0.8 * shifts["none"][0]
+    assert sum(shifts["all"]) < 0.7 * sum(shifts["first"])
 
 
 def test_a_depthwise_network_that_grew_is_as_wide_as_its_weights() -> None:
