@@ -1,4 +1,4 @@
-"""Issue 17's goals: where loops were at first, what other engines' reach, what was wanted, what is, and if it is met."""
+"""Issue 17's goals: where loops were at first, what other engines' reach, what was wanted, what is and is missed."""
 
 from collections.abc import Iterator, Sequence
 

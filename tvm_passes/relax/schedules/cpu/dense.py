@@ -32,9 +32,9 @@ from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 # alone, `ksm-hw profile` does.
 _BAND_BYTES, _DEPTHS = (2048, 1024, 512, 256, 4096), (8, 4, 16, 2)
 # Of a core that multiplies by lanes: vectors of sums that are held in registers together, and what is read at a time:
-# sums are loaded and stored once for all of these. By the table of Neoverse-N1 a load of a register of weights (`ldr`, as
-# LLVM writes it) takes two of the three instructions that start in a cycle, and so half of the multiply-adds is all that
-# it can do; `ld1` of four registers takes four, and would let it do two thirds (not built).
+# sums are loaded and stored once for all of these. By the table of Neoverse-N1 a load of a register of weights (`ldr`,
+# as LLVM writes it) takes two of the three instructions that start in a cycle, and so half of the multiply-adds is all
+# that it can do; `ld1` of four registers takes four, and would let it do two thirds (not built).
 _MOST_VECTORS, _DEPTHS_BY_LANE = 8, (16, 8, 4, 2)
 # Bytes that a load reaches from an address. Of more rows LLVM keeps addresses, and 16 of them do not fit in registers:
 # there 8 rows first. Looked at with 1000 and 4096 outputs; from 1025 on it is this.
