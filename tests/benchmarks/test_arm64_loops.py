@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from arm64_loops.cores import BOARDS, Core
 from arm64_loops.llvm_mca import CostedLoop, cost_loops
 from arm64_loops.operators import OperatorCost, cost_operator, match_loops, read_operators
-from arm64_loops.peer_wheels import library_loops, multiplies_by_lane
+from arm64_loops.peer_wheels import float_loop, library_loops, multiplies_by_lane
 from arm64_loops.scheduled_loops import CompileWatch, ScheduledLoop
 from arm64_loops.uneven_cores import loop_milliseconds, regions_of
 
@@ -153,6 +153,13 @@ def test_loops_of_a_library_of_others_are_found_and_told_apart(compiled):
     assert {symbol.partition("_compute")[0] for symbol, _ in found} == CONVOLUTIONS.keys()
     assert all(multiplies_by_lane(loop) for _, loop in found)
     assert not multiplies_by_lane(loop("fmla v0.4s, v1.4s, v2.4s"))
+
+
+def test_loops_of_bytes_of_others_are_none_of_float32():
+    products = [f"   {4 * place:x}:\tfmla\tv{place}.4s, v30.4s, v31.4s" for place in range(9)]
+    end = "  40:\tb.ne\t0 <loop>"
+    assert len(float_loop([*products, end])) == 10
+    assert float_loop([*products, "  24:\tsdot\tv9.4s, v30.16b, v31.4b[0]", end]) is None
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)

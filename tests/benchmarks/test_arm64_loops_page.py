@@ -129,3 +129,9 @@ def test_a_page_is_written_anew_from_its_json(tmp_path: Path) -> None:
     assert (tmp_path / "arm64_loops.json").read_text() == content
     empty = subprocess.run([*command[:-1], tmp_path / "nowhere"], capture_output=True, text=True)
     assert empty.returncode == 2 and "--page reads arm64_loops.json" in empty.stderr
+
+
+def test_the_page_of_the_docs_is_that_of_its_json() -> None:
+    written = REPOSITORY / "docs" / "arm64_loops"
+    found = json.loads(written.with_suffix(".json").read_text())
+    assert written.with_suffix(".md").read_text() == markdown(found)
