@@ -11,9 +11,9 @@ _ABOUT = """What is counted: for each operator's innermost loops the cycles that
 the core, and how often they run, as they were scheduled. `share` means the same in all tables: the multiply-adds to
 sums, beside those that the core could start in the cycles of their loops. Winograd's transforms add little to sums and
 are no part of it; where an operator has them, `of all` is the share of the whole operator, transforms and what is moved
-included. Milliseconds are of one core at the board's clock: all loops, transforms too (whose part stands beside), and a
-cycle for each register that all else reads or writes. Caches are left out: every load hits the first of them. It is an
-estimate to compare loops by; no board ran it."""
+included. Milliseconds are of one core at the board's clock: all loops, transforms too (their part, with what is fused
+behind them, stands beside), and a cycle for each register that all else reads or writes. Caches are left out: every
+load hits the first of them. It is an estimate to compare loops by; no board ran it."""
 _ABOUT_INTEGERS = """As `arm64_loops.md` says; a multiply-add is an `sdot`, of 16 bytes, of which a core starts as many
 in a cycle as of float32."""
 _ABOUT_UNEVEN = """By the same numbers: `equal` is a part for each core, as TVM shares a loop out, and `shared` parts
