@@ -145,6 +145,17 @@ class Rearrangement:
 Operator = Convolution | Addition | Activation | Product | Mean | WindowMean | Concatenation | Rearrangement
 
 
+def operands(operator: Operator) -> tuple[str, ...]:
+    """Names of the tensors that an operator reads."""
+    match operator:
+        case Addition() | Product():
+            return operator.left, operator.right
+        case Concatenation():
+            return operator.parts
+        case _:
+            return (operator.data,)
+
+
 @dataclass(frozen=True)
 class Network:
     """What a network computes.
