@@ -11,16 +11,18 @@ import sys
 from pathlib import Path
 
 from arm64_loops.cores import BOARDS
-from arm64_loops.goals import goals
+from arm64_loops.goals import BOARD
 from arm64_loops.operators import compile_operators, cost_operator
-from arm64_loops.pages import show_page, write_page
+from arm64_loops.pages import show_page, write_text
 from arm64_loops.peer_wheels import PEERS, peer_loops
-from arm64_loops.tables import Costs, Peers, costs_as_json, markdown
+from arm64_loops.results import Costs, Peers, results
+from arm64_loops.tables import markdown
+from arm64_rewriting import rewriting
 from int8_speed import PRECISIONS, calibrated_bundle
 from peers.catalogue import NETWORKS
 from peers.networks import make_bundle
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from ksm_hw.toolchains.targets import load_target
 
@@ -28,8 +30,8 @@ EXAMPLES = """examples:
   .venv/bin/python benchmarks/arm64_loops.py --peers -o docs
   .venv/bin/python benchmarks/arm64_loops.py --models mobilenet_v2 --boards rpi5 --json
   .venv/bin/python benchmarks/arm64_loops.py --precision int8 --boards rpi5 -o docs
+  .venv/bin/python benchmarks/arm64_loops.py --page -o docs
 """
-
 
 WITHOUT_SDOT = ("rpi4",)
 FIRST = [*NETWORKS][:5]  # Classical ones; a minute and more each for all boards.
@@ -49,7 +51,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="read the loops of other engines' aarch64 wheels too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write arm64_loops.md and .json there too")
+    parser.add_argument(
+        "--page", action="store_true", help="write the page anew from the folder's JSON; nothing is run"
+    )
     arguments = parser.parse_args()
+    if arguments.page and (
+        arguments.output is None or not (arguments.output / f"{page_name(arguments)}.json").is_file()
+    ):
+        parser.error(f"--page reads {page_name(arguments)}.json of the folder of -o; run the command without it first")
     if arguments.precision == "int8":
         if arguments.peers:
             parser.error("--peers reads loops of float32; leave it out with --precision int8")
@@ -61,12 +70,18 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> None:
-    """The command."""
-    arguments = parse_arguments()
+def page_name(arguments: argparse.Namespace) -> str:
+    """Of the page and the JSON, without an ending."""
+    return "arm64_loops" if arguments.precision == "float32" else "arm64_loops_int8"
+
+
+def measure(arguments: argparse.Namespace) -> str:
+    """Looks at all that was asked for; returns it as JSON, which is written after each network: all take hours."""
     costs: Costs = {}
+    command = f".venv/bin/python {shlex.join(['benchmarks/arm64_loops.py', *sys.argv[1:]])}"
     with Progress(console=Console(stderr=True), transient=True) as progress:
         steps = progress.add_task("", total=len(arguments.models) * len(arguments.boards))
+        peers, weights = look_at_peers(arguments, progress, steps) if arguments.peers else ({}, {})
         for network in arguments.models:
             integers = arguments.precision == "int8"
             bundle = calibrated_bundle(network) if integers else make_bundle(network, tasks=1, classes=1000)
@@ -77,18 +92,27 @@ def main() -> None:
                 for core in BOARDS[board]:
                     costs[network][board, core] = [cost_operator(operator, core) for operator in operators]
                 progress.advance(steps)
-        peers: Peers = {}
-        if arguments.peers:
-            for core in dict.fromkeys(core for board in arguments.boards for core in BOARDS[board]):
-                progress.update(steps, description=f"other engines on {core.title}")
-                peers[core] = {peer.title: peer_loops(peer, core) for peer in PEERS}
-    command = f".venv/bin/python {shlex.join(['benchmarks/arm64_loops.py', *sys.argv[1:]])}"
-    reached = goals(costs, peers) if arguments.precision == "float32" else ""
-    page = markdown(costs, peers, reached, command, arguments.precision)
-    content = json.dumps(costs_as_json(costs, peers), indent=1) + "\n"
-    write_page(
-        arguments.output, "arm64_loops" if arguments.precision == "float32" else "arm64_loops_int8", page, content
-    )
+            content = json.dumps(results(costs, peers, weights, command, arguments.precision), indent=1) + "\n"
+            write_text(arguments.output, f"{page_name(arguments)}.json", content)
+    return content
+
+
+def look_at_peers(arguments: argparse.Namespace, progress: Progress, steps: TaskID) -> tuple[Peers, dict[str, int]]:
+    """The loops of other engines, and what rewriting a weight takes on the board of the goals."""
+    peers: Peers = {}
+    for core in dict.fromkeys(core for board in arguments.boards for core in BOARDS[board]):
+        progress.update(steps, description=f"other engines on {core.title}")
+        peers[core] = {peer.title: peer_loops(peer, core) for peer in PEERS}
+    return peers, rewriting(BOARD, *BOARDS[BOARD]) if BOARD in arguments.boards else {}
+
+
+def main() -> None:
+    """The command."""
+    arguments = parse_arguments()
+    name = page_name(arguments)
+    content = (arguments.output / f"{name}.json").read_text() if arguments.page else measure(arguments)
+    page = markdown(json.loads(content))
+    write_text(arguments.output, f"{name}.md", page)
     show_page(page, content, arguments.json)
 
 

@@ -68,18 +68,24 @@ def cycles(rewrite: WeightRewrite, target: tvm.target.Target, core: Core) -> lis
     return sorted(cost.cycles * _STEP / _values(cost.instructions) for cost in cost_loops(loops, core))
 
 
+def rewriting(board: str, core: Core) -> dict[str, int]:
+    """Cycles of a board's kernels for 64 values on a core, by the kind of mask, and of a copy."""
+    target = tvm.target.Target(dict(load_target(board).tvm))
+    (copy,) = cost_loops([copying()], core)
+    found = {name: round(cycles(rewrite, target, core)[0]) for name, rewrite in KERNELS.items()}
+    return {**found, "a copy": round(copy.cycles)}
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    rows = []
-    for board, cores in BOARDS.items():
-        target = tvm.target.Target(dict(load_target(board).tvm))
-        for core in cores:
-            (copy,) = cost_loops([copying()], core)
-            found = {name: round(cycles(rewrite, target, core)[0]) for name, rewrite in KERNELS.items()}
-            rows.append({"target": board, "core": core.title, **found, "a copy": round(copy.cycles)})
+    rows = [
+        {"target": board, "core": core.title, **rewriting(board, core)}
+        for board, cores in BOARDS.items()
+        for core in cores
+    ]
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return

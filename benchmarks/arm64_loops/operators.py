@@ -91,9 +91,28 @@ class OperatorCost:
     @property
     def share(self) -> float | None:
         """Of the core's peak, of all loops that multiply and add to sums; None without any."""
-        sums = [one for one in self.work if one.scheduled.sums]
-        cycles = sum(one.cycles(self.core) for one in sums)
-        return sum(one.products for one in sums) / self.core.products / cycles if cycles else None
+        cycles = sum(one.cycles(self.core) for one in self._sums)
+        return self._least_cycles / cycles if cycles else None
+
+    @property
+    def share_of_operator(self) -> float:
+        """The same in all its milliseconds: what else multiplies, and what is moved, included."""
+        return self._least_cycles / self.core.gigahertz / 1e6 / self.milliseconds
+
+    @property
+    def transforms(self) -> float:
+        """Milliseconds of a call's loops that multiply without adding to sums: of Winograd's transforms."""
+        cycles = sum(one.cycles(self.core) for one in self.work if not one.scheduled.sums)
+        return cycles / self.core.gigahertz / 1e6
+
+    @property
+    def _sums(self) -> list[Work]:
+        return [one for one in self.work if one.scheduled.sums]
+
+    @property
+    def _least_cycles(self) -> float:
+        """Of the multiply-adds to sums, at the core's peak."""
+        return sum(one.products for one in self._sums) / self.core.products
 
     @property
     def milliseconds(self) -> float:

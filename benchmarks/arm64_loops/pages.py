@@ -10,10 +10,15 @@ from ksm_hw.files.written import written_file
 
 def write_page(folder: Path | None, name: str, page: str, content: str) -> None:
     """Writes `NAME.md` and `NAME.json` into a folder, if there is one."""
+    write_text(folder, f"{name}.md", page)
+    write_text(folder, f"{name}.json", content)
+
+
+def write_text(folder: Path | None, name: str, text: str) -> None:
+    """Writes a file into a folder, if there is one."""
     if folder is not None:
-        for ending, text in (("md", page), ("json", content)):
-            with written_file(folder / f"{name}.{ending}") as temporary:
-                temporary.write_text(text)
+        with written_file(folder / name) as temporary:
+            temporary.write_text(text)
 
 
 def show_page(page: str, content: str, as_json: bool) -> None:

@@ -23,6 +23,7 @@ _LONGEST, _LEAST = 600, 8  # Instructions of a loop, and products of one that is
 _SYMBOL = re.compile(r"[0-9a-f]+ <(?P<name>.+)>:$")
 _BRANCH = re.compile(r"\t(b\.\w+|cbn?z|tbn?z)\s.*?(0x)?(?P<address>[0-9a-f]+) <")
 _LEAVES = re.compile(r"(b|bl|blr|br|ret)(\.\w+)?|cbn?z|tbn?z")
+_INTEGER_PRODUCT = re.compile(r"[su]+(dot|mmla)|[su]mlal2?")
 _BY_LANE = re.compile(r"\.s\[\d\]$")
 
 
@@ -119,19 +120,21 @@ def _loops(library: Path) -> Iterator[tuple[str, tuple[Instruction, ...]]]:
                 if branch := _BRANCH.search(line):
                     # An instruction has four bytes.
                     length = (int(line.partition(":")[0], 16) - int(branch["address"], 16)) // 4 + 1
-                    if 1 < length <= len(recent) and (loop := _loop(list(recent)[-length:])):
+                    if 1 < length <= len(recent) and (loop := float_loop(list(recent)[-length:])):
                         yield symbol, loop
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
 
 
-def _loop(lines: list[str]) -> tuple[Instruction, ...] | None:
-    """The instructions of lines if nothing but the last leaves them and they multiply and add enough."""
+def float_loop(lines: list[str]) -> tuple[Instruction, ...] | None:
+    """The instructions of lines, if but the last none leaves them, that multiply and add enough, float32 alone."""
     if sum("\tfmla\t" in line or " fmla " in line for line in lines) < _LEAST:
         return None
     loop = tuple(one for line in lines if (one := read_instruction(line)) is not None)
     leaves = any(_LEAVES.fullmatch(one.mnemonic) for one in loop[:-1])
-    return None if leaves or products_of(loop) < _LEAST else loop
+    # Loops of bytes make their sums float32 again behind the products.
+    integers = any(_INTEGER_PRODUCT.fullmatch(one.mnemonic) for one in loop)
+    return None if leaves or integers or products_of(loop) < _LEAST else loop
 
 
 def multiplies_by_lane(loop: tuple[Instruction, ...]) -> bool:

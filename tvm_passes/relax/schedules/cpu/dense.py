@@ -32,11 +32,13 @@ from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 # alone, `ksm-hw profile` does.
 _BAND_BYTES, _DEPTHS = (2048, 1024, 512, 256, 4096), (8, 4, 16, 2)
 # Of a core that multiplies by lanes: vectors of sums that are held in registers together, and what is read at a time:
-# sums are loaded and stored once for all of these. By the table of Neoverse-N1 a load of weights takes two of the three
-# instructions that start in a cycle, and so half of the multiply-adds is all that it can do.
+# sums are loaded and stored once for all of these. By the table of Neoverse-N1 a load of a register of weights (`ldr`,
+# as LLVM writes it) takes two of the three instructions that start in a cycle, and so half of the multiply-adds is all
+# that it can do; `ld1` of four registers takes four, and would let it do two thirds (not built).
 _MOST_VECTORS, _DEPTHS_BY_LANE = 8, (16, 8, 4, 2)
-# Bytes that a load reaches from an address; of more rows LLVM keeps addresses, and 16 of them do not fit in registers.
-_REACHED = 64 << 10
+# Bytes that a load reaches from an address. Of more rows LLVM keeps addresses, and 16 of them do not fit in registers:
+# there 8 rows first. Looked at with 1000 and 4096 outputs; from 1025 on it is this.
+_REACHED, _DEPTHS_OF_FAR_ROWS = 64 << 10, (8, 16, 4, 2)
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ class Dense(DesignSpaceRule[FusedOperator, Band]):
 def bands(width: int, inputs: int, dtype: str, unit: VectorUnit) -> list[Band]:
     """The ways to compute a dense layer that are worth a measurement, the likely fastest first."""
     outputs = [largest_divisor(width, limit // value_bytes(dtype)) for limit in _BAND_BYTES]
-    limits = list(_DEPTHS_BY_LANE if unit.by_lane else _DEPTHS)
+    limits = _DEPTHS_BY_LANE if unit.by_lane else _DEPTHS
     if unit.by_lane and limits[0] * width * value_bytes(dtype) > _REACHED:
-        limits[:2] = limits[1::-1]
+        limits = _DEPTHS_OF_FAR_ROWS
     depths = [largest_divisor(inputs, limit) for limit in limits]
     return list(dict.fromkeys(Band(*band) for band in itertools.product(outputs, depths)))
 
