@@ -70,6 +70,11 @@ def test_what_is_not_known_is_said(rounded: Path) -> None:
     assert result.stdout.replace("\n", " ").count(said) == 1
 
 
+def test_tasks_tells_what_the_backbone_lies_in(rounded: Path, artifact: Path) -> None:
+    titles = [" ".join(ksm_hw("tasks", "--bundle", folder).stdout.split()) for folder in (rounded, artifact)]
+    assert f"at rest in {rounded.name}" in titles[0] and "at rest" not in titles[1]
+
+
 def test_a_session_computes_with_the_rounded_weights(rounded: Path, artifact: Path) -> None:
     images = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32)
     logits = [Session.load(folder).run(images, TASK) for folder in (rounded, artifact)]
