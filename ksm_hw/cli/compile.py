@@ -63,7 +63,7 @@ def compile_command(
     ] = "float32",
     backbone_precision: Annotated[
         BackbonePrecision,
-        typer.Option(help="What the backbone's weights lie in at rest, rounded; int8 by output channel. Not of bake."),
+        typer.Option(help="What the backbone's weights lie in at rest, rounded; int8 by output channel. Not for bake."),
     ] = "float32",
     batch: Batch = 1,
     tuned: Annotated[Path | None, typer.Option(help="Folder of `ksm-hw tune`, whose schedules are taken.")] = None,
