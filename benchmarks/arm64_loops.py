@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     models, boards = ", ".join(NETWORKS), ", ".join(BOARDS)
     parser.add_argument("--models", nargs="+", choices=[*NETWORKS], default=FIRST, metavar="NAME", help=models)
-    parser.add_argument("--boards", nargs="+", choices=[*BOARDS], default=[*BOARDS], metavar="NAME", help=boards)
+    parser.add_argument("--boards", nargs="+", choices=[*BOARDS], metavar="NAME", help=boards)
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="int8: of `sdot`, on the boards that have it"
     )
@@ -62,7 +62,11 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.precision == "int8":
         if arguments.peers:
             parser.error("--peers reads loops of float32; leave it out with --precision int8")
-        arguments.boards = [board for board in arguments.boards if board not in WITHOUT_SDOT]
+        with_sdot = [board for board in BOARDS if board not in WITHOUT_SDOT]
+        if without := [board for board in arguments.boards or [] if board not in with_sdot]:
+            parser.error(f"{', '.join(without)} has no sdot, which int8 is of; {', '.join(with_sdot)} have it")
+        arguments.boards = arguments.boards or with_sdot
+    arguments.boards = arguments.boards or [*BOARDS]
     return arguments
 
 

@@ -50,7 +50,7 @@ print(json.dumps(resident() - before))
 
 
 def calibrated(bundle: Bundle, images: npt.NDArray[np.float32]) -> Bundle:
-    """The tasks with the ranges of the first, which are as many bytes as their own."""
+    """The tasks with the ranges of the first, which are as many bytes as their own, and without corrected biases."""
     first = next(iter(bundle.packs.values()))
     found = calibrate(bundle, first, [images], "minmax")
     packs = {task: dataclasses.replace(pack, calibration=found) for task, pack in bundle.packs.items()}

@@ -21,7 +21,7 @@ class OtherVersion(Exception):
 
 
 @dataclass(frozen=True)
-class _Version:
+class Versioned:
     """What a document of whichever form has."""
 
     format_version: int
@@ -50,7 +50,7 @@ def read_versioned_json(text: str | bytes, form: type[Form], *versions: int) -> 
         ValueError: as `read_json`.
         OtherVersion: the document is of none of them; no more of it is looked at.
     """
-    found = read_json(text, _Version).format_version
+    found = read_json(text, Versioned).format_version
     if found not in versions:
         raise OtherVersion(found)
     return read_json(text, form)

@@ -21,8 +21,9 @@ from ksm_hw.errors import UserError
 from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.files.places import leads_out
 from ksm_hw.files.staging import read_whole
-from ksm_hw.json_document import Count, OtherVersion, Positive, read_json, read_versioned_json
+from ksm_hw.json_document import Count, OtherVersion, Positive, Versioned, read_json, read_versioned_json
 from ksm_hw.masks.backbone_precision import BackbonePrecision
+from ksm_hw.masks.bundle import backbone_precision_in
 
 FORMAT_VERSIONS = (5, 6, 7)
 LIBRARY = "model.so"
@@ -137,7 +138,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads an artifact's manifest and checks every file against it.
 
     Raises:
-        UserError: there is no artifact, it is of another version, or a file is missing, truncated or changed.
+        UserError: there is no artifact, it is of another version, a file is missing, truncated or changed, or its
+            bundle has the backbone in another type.
     """
     return read_whole(folder, MANIFEST, lambda: _read_manifest(folder))
 
@@ -148,6 +150,10 @@ def _read_manifest(folder: Path) -> Manifest:
         text = path.read_bytes()
         manifest = read_versioned_json(text, Manifest, *FORMAT_VERSIONS)
         files = listed_files(text)
+        version = read_json(text, Versioned).format_version
+        if version < manifest.format_version:
+            of = f"{manifest.precision} over a backbone in {manifest.backbone_precision}"
+            raise ValueError(f"format version {version} knows no {of}")
         if not manifest.tasks:
             raise ValueError("it names no tasks")
         packs = (f"tasks/{task}.safetensors" for task in manifest.tasks)
@@ -165,6 +171,11 @@ def _read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} is damaged ({error}). Copy the artifact again.") from error
     for name, entry in files.items():
         _check_file(folder / name, entry)
+    if (found := backbone_precision_in(folder)) != manifest.backbone_precision:
+        raise UserError(
+            f"{path} has a backbone in {manifest.backbone_precision}, and {folder / 'bundle.json'} one in {found}. "
+            "Copy the artifact again."
+        )
     return manifest
 
 

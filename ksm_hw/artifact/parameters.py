@@ -73,7 +73,7 @@ def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
 
 def is_shared(name: str, pack: TaskPack) -> bool:
     """Whether a parameter is the backbone's, the same for all tasks."""
-    of_task = name in (HEAD_WEIGHT, HEAD_BIAS) or name in pack.for_int8.own_tensors
+    of_task = name in (HEAD_WEIGHT, HEAD_BIAS) or pack.owns(name)
     return not of_task and not name.startswith((_QUANTISATION, _TABLE)) and mask_part_of(name) is None
 
 

@@ -57,6 +57,7 @@ def calibrate(
             observer,
             lambda done: status.update(f"calibrate: {done} of {images} images"),
             bias_correction,
+            lambda done, total: status.update(f"calibrate: biases of {done} of {total} layers corrected"),
         )
         add_calibration(bundle, pack, found)
     if as_json:

@@ -1,6 +1,6 @@
 """`ksm-hw verify` and `ksm-hw report`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,7 +91,7 @@ def verify(
     for artifact, manifest in manifests.items():
         if layers and manifest.precision != "int8":
             raise UserError(f"--layers is of int8, and {artifact} computes in {manifest.precision}. Leave it out.")
-    _check_source(bundle, manifests.values())
+    _check_source(bundle, manifests)
     import_tvm_before_torch()
     from ksm_hw.report.verify import verify as verify_artifact
 
@@ -122,7 +122,7 @@ def verify(
         _print_verification([one for one in results if not one[1].tensors], tolerance)
         _print_integers([one for one in results if one[1].tensors], layers)
         _print_roundings(results, manifests)
-        _print_accuracies(results)
+        _print_accuracies(results, manifests)
     raise typer.Exit(1 if not passed else 2 if failures else 0)
 
 
@@ -181,12 +181,16 @@ def _print_tensors(result: Any) -> None:
     console.print(table)
 
 
-def _print_accuracies(results: list[tuple[Path, Any]]) -> None:
+def _print_accuracies(results: list[tuple[Path, Any]], manifests: "Mapping[Path, Manifest]") -> None:
     for artifact, result in results:
         if (found := result.accuracy) is not None:
+            over = "" if manifests[artifact].backbone_precision == "float32" else " over the rounded backbone"
+            whole = ""
+            if found.whole_drop is not None:
+                whole = f"; beside the backbone in float32 {found.whole_drop:.2f} points, rounding included"
             console.print(
                 f"{artifact}, {result.task}: {found.compiled:.2%} of {found.images} test images right, PyTorch in "
-                f"float32 {found.pytorch:.2%}: a drop of {found.drop:.2f} points.",
+                f"float32{over} {found.pytorch:.2%}: a drop of {found.drop:.2f} points{whole}.",
                 soft_wrap=True,
             )
 
@@ -202,10 +206,12 @@ def _print_roundings(results: list[tuple[Path, Any]], manifests: "Mapping[Path, 
                 f"{cost.agreement:.0%} of the classes stay{_points_lost(result.accuracy)}.",
                 soft_wrap=True,
             )
-        elif precision != "float32":
+    unknown = {artifact for artifact, result in results if result.rounding is None}
+    for artifact, manifest in manifests.items():
+        if artifact in unknown and manifest.backbone_precision != "float32":
             console.print(
-                f"{artifact}, {result.task}: what rounding the backbone to {precision} costs is not known here. Give "
-                "the bundle that it was compiled from: --bundle.",
+                f"{artifact}: what rounding the backbone to {manifest.backbone_precision} costs is not known here. "
+                "Give the bundle that it was compiled from: --bundle.",
                 soft_wrap=True,
             )
 
@@ -214,12 +220,23 @@ def _points_lost(accuracy: Any) -> str:
     return "" if accuracy is None else f"; PyTorch loses {accuracy.rounding_drop:.2f} points by it"
 
 
-def _check_source(source: Path | None, manifests: "Iterable[Manifest]") -> None:
-    """Checks that a bundle is given only where a backbone is rounded."""
-    if source is not None and all(manifest.backbone_precision == "float32" for manifest in manifests):
+def _check_source(source: Path | None, manifests: "Mapping[Path, Manifest]") -> None:
+    """Checks before the work that a bundle is given only where a backbone is rounded, and that it is that one's."""
+    if source is None:
+        return
+    rounded = [artifact for artifact, manifest in manifests.items() if manifest.backbone_precision != "float32"]
+    if not rounded:
         raise UserError(
             "--bundle tells what rounding a backbone costs, and the backbone is in float32. Leave --bundle out."
         )
+    from ksm_hw.masks.bundle import load_bundle
+    from ksm_hw.runtime.tvm_import import import_tvm_before_torch
+
+    import_tvm_before_torch()
+    from ksm_hw.report.rounding import exact_bundle
+
+    for artifact in rounded:
+        exact_bundle(load_bundle(artifact), source)
 
 
 def _conditioning(result: Any) -> str:
@@ -272,7 +289,7 @@ def report(
     if html is not None:
         check_output_file(html, "--html", artifacts)
     # That one is damaged shall be told before the others are measured.
-    _check_source(bundle, [read_manifest(artifact) for artifact in artifacts])
+    _check_source(bundle, {artifact: read_manifest(artifact) for artifact in artifacts})
     test_set = None if data is None else _find_test_set(data, artifacts)
     reports = []
     with messages.status("measure") as status:

@@ -50,7 +50,7 @@ def compare(
     all_images: AllImages = False,
     jobs: Annotated[
         int,
-        typer.Option("-j", "--jobs", min=1, max=256, help="Tasks learned beside each other, as far as methods allow."),
+        typer.Option(min=1, max=256, help="Tasks learned beside each other, as far as methods allow."),
     ] = 1,
     deploy_them: Annotated[
         bool, typer.Option("--deploy", help="Compile what the first seed gave for this machine, and measure it.")

@@ -63,7 +63,7 @@ def compile_command(
     ] = "float32",
     backbone_precision: Annotated[
         BackbonePrecision,
-        typer.Option(help="What the backbone's weights lie in at rest, rounded; int8 by output channel. Fewer bytes."),
+        typer.Option(help="What the backbone's weights lie in at rest, rounded; int8 by output channel. Not for bake."),
     ] = "float32",
     batch: Batch = 1,
     tuned: Annotated[Path | None, typer.Option(help="Folder of `ksm-hw tune`, whose schedules are taken.")] = None,
@@ -97,7 +97,7 @@ def compile_command(
     folder, bundle = output or Path("artifacts") / f"{target}-{task}", bundle or shipped_bundle()
     tasks = tasks_in(bundle) if task == "all" else [task]
     # Before TVM is imported, which takes seconds.
-    check_backbone_precision(backbone_precision, fold, precision)
+    check_backbone_precision(backbone_precision, fold)
     check_places(folder, tasks, fold, [bundle, *([tuned] if tuned else [])], dump, dump_assembly)
     compile_target = load_target(target, file=target_file, arch=arch, host=host)
     selected = select_tasks(load_bundle(bundle), task)

@@ -25,7 +25,9 @@ def tasks(bundle: BundlePath = None, as_json: Json = False) -> None:
         of_backbone = ("backbone", "backbone_sha256", "backbone_precision")
         print_json({**{name: getattr(loaded, name) for name in of_backbone}, "tasks": rows})
         return
-    table = Table(title=f"Tasks over {loaded.backbone} ({loaded.backbone_sha256[:12]})", title_justify="left")
+    precision = loaded.backbone_precision
+    rounded = "" if precision == "float32" else f" at rest in {precision}"
+    table = Table(title=f"Tasks over {loaded.backbone} ({loaded.backbone_sha256[:12]}){rounded}", title_justify="left")
     for column in ("task", "classes", "method", "granularity", "pixels", "MB", "accuracy"):
         table.add_column(column)
     for pack in packs:

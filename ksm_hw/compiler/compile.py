@@ -61,9 +61,9 @@ def compile_bundle(
             `tuned` that is of another target or version of TVM, or has no record of any operator, a folder of `dump`
             that holds something else or lies in `output`, `assembly` without one, a network with tensors of a type that
             a pass does not know, something that Relay cannot do, or it is not installed, a backbone that cannot be
-            rounded so, or is already, otherwise, or constants of `bake` in more bits than it.
+            rounded so, or is already, otherwise, or one that `bake` is to round.
     """
-    check_backbone_precision(backbone_precision, fold, precision)
+    check_backbone_precision(backbone_precision, fold)
     bundle = rounded_bundle(bundle, backbone_precision)
     inputs = [folder for folder in (bundle.folder, tuned) if folder is not None]
     folders = check_places(output, list(bundle.packs), fold, inputs, dump, assembly)
@@ -75,17 +75,17 @@ def compile_bundle(
         return _compile(bundle, target, folders, fold, precision, batch, runner, tuned, ir, dump, assembly, on_step)
 
 
-def check_backbone_precision(backbone_precision: BackbonePrecision, fold: FoldMode, precision: Precision) -> None:
-    """Checks that a backbone at rest in fewer bits makes an artifact smaller.
+def check_backbone_precision(backbone_precision: BackbonePrecision, fold: FoldMode) -> None:
+    """Checks that a device reads the backbone that is rounded.
 
     Raises:
-        UserError: its library holds the weights of every task, in more bits.
+        UserError: its library holds the weights of every task, and it reads no other.
     """
-    if fold == "bake" and backbone_precision != "float32" and precision == "float32":
+    if fold == "bake" and backbone_precision != "float32":
         raise UserError(
-            f"With --fold bake the library holds each task's weights as inferences read them, in {precision}; a "
-            f"backbone in {backbone_precision} beside it saves nothing and costs accuracy. Use --fold switch or fused, "
-            "or bake with --precision int8."
+            "With --fold bake the library holds each task's weights as inferences read them; a backbone in "
+            f"{backbone_precision} beside it saves a device nothing and costs accuracy. Use --fold switch or fused, or "
+            "leave --backbone-precision out."
         )
 
 

@@ -12,6 +12,7 @@ from ksm_hw.images.finding import image_files
 from ksm_hw.learning.datasets import REGISTERED, ImageSplit, load_task_data
 from ksm_hw.masks.input_batches import read_batches
 from ksm_hw.masks.preprocessing import Preprocessing, preprocess_batch
+from ksm_hw.quantising.observers import CORRECTED_BY
 
 _BATCH = 25  # Images at once, between the layers of which all tensors of the network are held.
 
@@ -27,7 +28,8 @@ def calibration_batches(data: str, preprocessing: Preprocessing, count: int) -> 
         count: how many images.
 
     Returns:
-        Batches, float32 [N, 3, H, W].
+        Batches, float32 [N, 3, H, W]. Images of a folder lie class by class; the first `CORRECTED_BY`, by which biases
+        are corrected, are spread evenly over all of them.
 
     Raises:
         UserError: there are fewer images, no such folder or set, or an image cannot be read.
@@ -54,4 +56,6 @@ def _chosen(there_are: int, count: int, name: str) -> list[int]:
             f"{name} has {there_are} images to calibrate on, and {count} were asked for. Give more, or --images "
             f"{max(there_are, 1)}."
         )
-    return sorted(np.random.default_rng(0).permutation(there_are)[:count].tolist())
+    chosen = sorted(np.random.default_rng(0).permutation(there_are)[:count].tolist())
+    first = {step * count // CORRECTED_BY for step in range(CORRECTED_BY)}
+    return [chosen[place] for place in sorted(range(count), key=lambda place: place not in first)]

@@ -2,4 +2,5 @@
 
 from typing import Literal
 
+RoundedPrecision = Literal["float16", "int8"]
 BackbonePrecision = Literal["float32", "float16", "int8"]

@@ -10,7 +10,8 @@ and the weight is `float32(value)`, or `float32(value) · scale`. A scale has 17
 has no rounding of its own, on any machine, and what was read can be written again without a loss.
 
 What reads an image's three channels is float16 where the others are int8: it is small, and on even ground the rounding
-of so few products does not average out, but shifts whole channels (docs/quantisation.md).
+of so few products does not average out, but shifts whole channels (docs/quantisation.md). Where its weights are too
+large or too small for float16 it stays float32.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,9 @@ Float32Array = npt.NDArray[np.float32]
 
 SCALE = "/scale"
 _LARGEST = 127
+_FLOAT16_END, _FLOAT16_START = 65520.0, 2.0**-14  # What rounds to infinity, and the least with all digits.
 _SPARE_BITS = 7  # Of a scale's 24 significant bits: what 127 takes.
+_LARGEST_SCALE = 2.0**120  # Where float32 has products with 128 still.
 _SMALLEST_SCALE = 2.0**-100  # A channel whose scale would be smaller becomes one of zeros.
 
 
@@ -40,7 +43,7 @@ def rounded_arrays(tensors: Mapping[str, Float32Array], precision: BackbonePreci
         precision: of weights.
 
     Raises:
-        UserError: float16 cannot hold a weight.
+        UserError: all weights were to be float16, which cannot hold those of a layer.
     """
     stored: dict[str, npt.NDArray[Any]] = {}
     for name, tensor in tensors.items():
@@ -48,7 +51,7 @@ def rounded_arrays(tensors: Mapping[str, Float32Array], precision: BackbonePreci
             case "float32":
                 stored[name] = tensor
             case "float16":
-                stored[name] = _as_float16(name, tensor)
+                stored[name] = tensor if precision == "int8" and _float16_fault(tensor) else _as_float16(name, tensor)
             case "int8":
                 stored[name], stored[name + SCALE] = _as_int8(tensor)
     return stored
@@ -68,7 +71,7 @@ def exact_tensors(stored: Arrays, precision: BackbonePrecision, path: Path) -> d
         if name.endswith(SCALE):
             continue
         expected = _type_at_rest(array, precision)
-        if array.dtype != expected:
+        if array.dtype != expected and not (array.dtype == np.float32 and (precision, expected) == ("int8", "float16")):
             raise UserError(f"{path} has '{name}' as {array.dtype}; expected {expected}. Copy it again.")
         tensors[name] = decoded(array, scales.pop(name + SCALE, None), f"'{name}' of {path}")
     if scales:
@@ -85,13 +88,23 @@ def decoded(array: npt.NDArray[Any], scale: npt.NDArray[Any] | None, where: str)
     if array.dtype != np.int8 and scale is None:
         return array if array.dtype == np.float32 else array.astype(np.float32)
     shape = array.shape[:1] if array.dtype == np.int8 else None
-    if scale is None or scale.dtype != np.float32 or scale.shape != shape or not (scale > 0).all():
-        found = "none" if scale is None else f"{list(scale.shape)} of {scale.dtype}"
+    if scale is None or scale.dtype != np.float32 or scale.shape != shape or not _are_scales(scale):
+        found = "none" if scale is None else f"{list(scale.shape)} of {scale.dtype}{_no_scale_among(scale)}"
         raise UserError(
             f"{where} is {array.dtype} {list(array.shape)}; expected int8 and as many scales above 0, float32, as it "
             f"has output channels, found {found}. The file is damaged; copy it again."
         )
     return array.astype(np.float32) * scale.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def _are_scales(scale: Float32Array) -> bool:
+    """Whether each is above 0, and its product with what int8 holds finite."""
+    return bool(((scale > 0) & (scale < _LARGEST_SCALE)).all())
+
+
+def _no_scale_among(numbers: npt.NDArray[Any]) -> str:
+    """The first that is no scale, for a person to see what is wrong."""
+    return next((f", {number:g} among them" for number in numbers.flat if not 0 < number < _LARGEST_SCALE), "")
 
 
 def _type_at_rest(tensor: npt.NDArray[Any], precision: BackbonePrecision) -> BackbonePrecision:
@@ -102,14 +115,21 @@ def _type_at_rest(tensor: npt.NDArray[Any], precision: BackbonePrecision) -> Bac
 
 
 def _as_float16(name: str, tensor: Float32Array) -> npt.NDArray[np.float16]:
-    with np.errstate(over="ignore", under="ignore"):
-        half = tensor.astype(np.float16)
-    if not np.isfinite(half).all():
+    if fault := _float16_fault(tensor):
         raise UserError(
-            f"'{name}' of the backbone has weights up to {np.abs(tensor).max():g}, and float16 ends at 65504. Keep it "
+            f"'{name}' of the backbone has weights up to {np.abs(tensor).max():g}, and float16 {fault}. Keep it "
             "in float32 or int8: --backbone-precision."
         )
-    return half
+    with np.errstate(under="ignore"):
+        return tensor.astype(np.float16)
+
+
+def _float16_fault(tensor: Float32Array) -> str:
+    """Why a tensor cannot be float16; empty where it can."""
+    largest = float(np.abs(tensor).max(initial=0))
+    if not largest < _FLOAT16_END:
+        return "ends at 65504"
+    return "loses digits below 6.1e-05" if 0 < largest < _FLOAT16_START else ""
 
 
 def _as_int8(tensor: Float32Array) -> tuple[npt.NDArray[np.int8], Float32Array]:

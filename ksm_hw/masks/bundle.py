@@ -25,8 +25,8 @@ from ksm_hw.errors import UserError, did_you_mean
 from ksm_hw.files.staging import OWN_NAMES, changed_folder, check_places, read_whole, staged_files
 from ksm_hw.files.written import check_folder, explained
 from ksm_hw.images.finding import images_of_folder
-from ksm_hw.json_document import OtherVersion, read_versioned_json
-from ksm_hw.masks.backbone_precision import BackbonePrecision
+from ksm_hw.json_document import OtherVersion, Versioned, read_json, read_versioned_json
+from ksm_hw.masks.backbone_precision import BackbonePrecision, RoundedPrecision
 from ksm_hw.masks.backbone_rounding import exact_tensors, rounded_arrays
 from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.growth import carried_over, shapes_of
@@ -156,7 +156,7 @@ def _load_bundle(folder: Path) -> Bundle:
     name, rounding = description.backbone, description.rounding
     expected = description.backbone_sha256 if rounding is None else rounding.sha256
     precision: BackbonePrecision = "float32" if rounding is None else rounding.precision
-    stored = _stored_arrays(name, folder / _BACKBONE)
+    stored = _stored_arrays(name, folder / _BACKBONE, precision)
     tensors = exact_tensors(stored, precision, folder / _BACKBONE)
     check_float32(tensors, folder / _BACKBONE)
     found = sha256_of_tensors(stored)
@@ -182,6 +182,12 @@ def tasks_in(folder: Path) -> list[str]:
     return _read_description(folder).tasks
 
 
+def backbone_precision_in(folder: Path) -> BackbonePrecision:
+    """What the weights of a bundle lie in at rest, without reading them; raises as `tasks_in`."""
+    rounding = _read_description(folder).rounding
+    return "float32" if rounding is None else rounding.precision
+
+
 def is_bundle(folder: Path) -> bool:
     """Whether a folder has the description of a bundle, of whichever version of ksm-hw; an artifact has one too."""
     try:
@@ -197,24 +203,31 @@ def is_bundle(folder: Path) -> bool:
 class _Rounding:
     """What the weights at rest are rounded to, and the SHA-256 of what lies there (`sha256_of_tensors`)."""
 
-    precision: BackbonePrecision
+    precision: RoundedPrecision
     sha256: str
 
 
 @dataclass(frozen=True)
 class _Description:
-    """What bundle.json says; `rounding` of version 2."""
+    """What bundle.json says; version 2 has a `rounding`, and version 1 none."""
 
     backbone: str
     backbone_sha256: str
     tasks: list[str]
     rounding: _Rounding | None = None
 
+    @property
+    def format_version(self) -> int:
+        return 1 if self.rounding is None else 2
+
 
 def _read_description(folder: Path) -> _Description:
     path = folder / DESCRIPTION
     try:
-        description = read_versioned_json(path.read_bytes(), _Description, *FORMAT_VERSIONS)
+        text = path.read_bytes()
+        description = read_versioned_json(text, _Description, *FORMAT_VERSIONS)
+        if (version := read_json(text, Versioned).format_version) != description.format_version:
+            raise ValueError(f"format version {version} {'without' if version == 2 else 'with'} rounding")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"No bundle at {folder}: bundle.json is missing. Make one with `ksm-hw train`.") from error
     except OtherVersion as error:
@@ -227,14 +240,15 @@ def _read_description(folder: Path) -> _Description:
     return description
 
 
-def _stored_arrays(name: str, file: Path) -> Mapping[str, npt.NDArray[Any]]:
-    """The tensors of a bundle's file as they lie there, or of a package where there is no file."""
+def _stored_arrays(name: str, file: Path, precision: BackbonePrecision) -> Mapping[str, npt.NDArray[Any]]:
+    """The tensors of a bundle's file as they lie there, or, of float32 and where there is no file, of a package."""
     if file.exists():
         arrays, _ = read_arrays(file)
         return arrays
-    tensors = packaged_tensors(name)
+    tensors = packaged_tensors(name) if precision == "float32" else None
     if tensors is None:
-        raise UserError(f"{file} is missing, and no package carries the weights of {name}. Copy the bundle again.")
+        of = name if precision == "float32" else f"{name} in {precision}"
+        raise UserError(f"{file} is missing, and no package carries the weights of {of}. Copy the bundle again.")
     return tensors
 
 
@@ -335,9 +349,10 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         save_task_pack(pack, folder / "tasks" / f"{pack.task}.safetensors")
         if bundle.samples is not None and (bundle.samples / pack.task).is_dir():
             _copy_samples(bundle.samples / pack.task, folder / "samples" / pack.task)
-    is_rounded = bundle.backbone_precision != "float32"
-    rounding = _Rounding(bundle.backbone_precision, sha256_of_tensors(stored)) if is_rounded else None
-    _write_description(folder, _Description(bundle.backbone, bundle.backbone_sha256, sorted(bundle.packs), rounding))
+    precision = bundle.backbone_precision
+    rounding = None if precision == "float32" else _Rounding(precision, sha256_of_tensors(stored))
+    description = _Description(bundle.backbone, bundle.backbone_sha256, sorted(bundle.packs), rounding=rounding)
+    _write_description(folder, description)
 
 
 def add_task(
@@ -506,7 +521,7 @@ def _copy_samples(source: Path, destination: Path) -> None:
 
 
 def _write_description(folder: Path, description: _Description) -> None:
-    content = {**dataclasses.asdict(description), "format_version": 1 if description.rounding is None else 2}
+    content = {**dataclasses.asdict(description), "format_version": description.format_version}
     if description.rounding is None:
         del content["rounding"]
     with explained(folder):

@@ -81,6 +81,11 @@ class TaskPack:
         """What the task has instead of the backbone's tensors, by the name in the network's state dict."""
         return {**self.batch_norms, **self.parameters}
 
+    def owns(self, name: str) -> bool:
+        """Whether the task has a tensor of the network's state dict itself, or for int8; asked for every parameter."""
+        of_int8 = self.calibration is not None and name in self.calibration.biases
+        return name in self.batch_norms or name in self.parameters or of_int8
+
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors at rest, without the header."""

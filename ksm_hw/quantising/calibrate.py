@@ -17,10 +17,9 @@ from ksm_hw.quantising.bias_correction import corrected_biases
 from ksm_hw.quantising.float_model import float_results
 from ksm_hw.quantising.folded_weights import folded_weights
 from ksm_hw.quantising.network import network_of
-from ksm_hw.quantising.observers import BiasCorrection, ObserverName
+from ksm_hw.quantising.observers import CORRECTED_BY, BiasCorrection, ObserverName
 from ksm_hw.quantising.scheme import LARGEST, NARROWEST, WIDEST
 
-_CORRECTED_BY = 100  # Images, all of whose tensors are held at once.
 _SHARE = 0.9999  # Of the values of a tensor, that lie in the range that `percentile` chooses.
 
 _log = logging.getLogger(__name__)
@@ -33,6 +32,7 @@ def calibrate(
     observer: ObserverName,
     on_images: Callable[[int], None] = lambda done: None,
     correction: BiasCorrection = "none",
+    on_layer: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
     """Finds the ranges of a task's tensors, and biases for int8.
 
@@ -42,7 +42,9 @@ def calibrate(
         batches: images, float32 [N, 3, H, W], preprocessed as the task's.
         observer: how a range is chosen.
         on_images: called after each batch with how many images are done.
-        correction: of which layers biases are corrected, by the first 100 of the images.
+        correction: of which layers biases are corrected, by the first `CORRECTED_BY` of the images, which should be of
+            all classes.
+        on_layer: called after each layer whose bias is corrected with how many are, and of how many.
 
     Raises:
         NotQuantisable: the network has an operator that int8 does not know.
@@ -62,14 +64,16 @@ def calibrate(
                     f"Task '{pack.task}' computes values in '{name}' that are too large or not finite. Learn it again."
                 )
             watching(results[name])
-        if images < _CORRECTED_BY and correction != "none":
-            first.append(batch[: _CORRECTED_BY - images])
+        if images < CORRECTED_BY and correction != "none":
+            first.append(batch[: CORRECTED_BY - images])
         images += len(batch)
         on_images(images)
     if images == 0:
         raise UserError("There are no images to calibrate on.")
     ranges = {name: _range_seen(name, watching, observer) for name, watching in observers.items()}
-    biases = corrected_biases(network, bundle, pack, ranges, np.concatenate(first), correction) if first else {}
+    biases = (
+        corrected_biases(network, bundle, pack, ranges, np.concatenate(first), correction, on_layer) if first else {}
+    )
     return Calibration(observer, images, pack.preprocessing.image_size, pack.backbone_sha256, ranges, biases)
 
 

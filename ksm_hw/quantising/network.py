@@ -38,6 +38,7 @@ _ACTIVATIONS: Mapping[Any, ActivationName] = {
     _aten.silu.default: "silu",
     _aten.silu_.default: "silu",
 }
+_PRODUCTS = (_aten.mul.Tensor, _aten.mul_.Tensor)
 _Node = Any  # An fx.Node, whose arguments may be anything.
 
 
@@ -143,6 +144,17 @@ class Rearrangement:
 
 
 Operator = Convolution | Addition | Activation | Product | Mean | WindowMean | Concatenation | Rearrangement
+
+
+def operands(operator: Operator) -> tuple[str, ...]:
+    """Names of the tensors that an operator reads."""
+    match operator:
+        case Addition() | Product():
+            return operator.left, operator.right
+        case Concatenation():
+            return operator.parts
+        case _:
+            return (operator.data,)
 
 
 @dataclass(frozen=True)
@@ -251,7 +263,7 @@ class _Reader:
                 self._layer(node)
             case _aten.add.Tensor | _aten.add_.Tensor if len(node.args) == 2 and not node.kwargs:
                 self._addition(node)
-            case _aten.mul.Tensor if len(node.args) == 2 and all(isinstance(factor, fx.Node) for factor in node.args):
+            case target if target in _PRODUCTS and len(node.args) == 2 and _are_nodes(node.args):
                 left, right = (self._name(factor) for factor in node.args)
                 result = self._named(node, max(left, right, key=self._rank), "product")
                 self.operators[result] = Product(result, left, right)
@@ -278,8 +290,7 @@ class _Reader:
         data, weight, *rest = node.args
         data, around = self.padded.get(data, (data, (0, 0, 0, 0)))
         layer = self.paths[weight.name].removesuffix(".weight")
-        if layer in self.operators:
-            raise self._unknown(f"a layer '{layer}' that is used twice")
+        self._check_new(layer)
         if (products := math.prod(weight.meta["val"].shape[1:])) > MOST_PRODUCTS:
             raise self._unknown(f"sums of {products} products ('{layer}'), more than {MOST_PRODUCTS}")
         options: dict[str, Any] = {"dense": True}
@@ -300,7 +311,7 @@ class _Reader:
     def _activation(self, node: _Node) -> None:
         """One that is no clamp; a sigmoid that its own data is multiplied by is a SiLU."""
         function, end, reader = _ACTIVATIONS[node.target], node, _only_reader(node)
-        is_factor = reader is not None and reader.target == _aten.mul.Tensor and node.args[0] in reader.args
+        is_factor = reader is not None and reader.target in _PRODUCTS and node.args[0] in reader.args
         if function == "sigmoid" and is_factor:
             function, end = "silu", reader
         data = self._name(node.args[0])
@@ -337,6 +348,7 @@ class _Reader:
     def _batch_norm(self, node: _Node) -> None:
         """A BatchNorm that is no layer's own."""
         data, layer = self._name(node.args[0]), self.paths[node.args[1].name].removesuffix(".weight")
+        self._check_new(layer)
         clamp, end = _clamp_behind(node)
         self.names[node] = self.names[end] = layer
         self.ranks[layer] = len(self.ranks)
@@ -370,6 +382,10 @@ class _Reader:
             return
         result = self._named(node, data, "pooled" if keeps == "largest" else "rearranged")
         self.operators[result] = Rearrangement(result, data, function, keeps)
+
+    def _check_new(self, layer: str) -> None:
+        if layer in self.operators:
+            raise self._unknown(f"a layer '{layer}' that is used twice")
 
     def _name(self, node: Any) -> str:
         if not isinstance(node, fx.Node) or node not in self.names:
@@ -428,6 +444,10 @@ def _clamp_behind(node: _Node) -> tuple[tuple[float, float], _Node]:
         low, high = given + [-1.0, 1.0][len(given) :]
         return (float(low), float(high)), reader
     return _FREE, node
+
+
+def _are_nodes(arguments: tuple[Any, ...]) -> bool:
+    return all(isinstance(one, fx.Node) for one in arguments)
 
 
 def _rank(node: _Node) -> int:

@@ -11,3 +11,4 @@ IMAGES = 300  # That are looked at where nobody says how many.
 # Of which layers the biases are corrected by what rounding shifts their sums by on the images.
 BiasCorrection = Literal["none", "first", "all"]
 DEFAULT_CORRECTION: BiasCorrection = "all"
+CORRECTED_BY = 100  # The first of the images; all, where there are fewer.

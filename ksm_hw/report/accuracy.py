@@ -27,9 +27,11 @@ class Accuracy:
     Attributes:
         images: of the test set.
         compiled, pytorch: share in 0…1 whose top class is right, in the compiled model and in PyTorch in float32.
-        drop: points that the compiled model loses; below 0 where it gains.
+        drop: points that the compiled model loses beside that PyTorch, whose backbone is rounded where the artifact's
+            is; below 0 where it gains.
         rounding_drop: points that PyTorch loses by the rounding of the artifact's backbone, beside the same backbone
             in float32; None where it is not rounded, or nobody knows what it was.
+        whole_drop: points that the compiled model loses beside PyTorch over the backbone in float32: both together.
     """
 
     images: int
@@ -37,6 +39,7 @@ class Accuracy:
     pytorch: float
     drop: float
     rounding_drop: float | None = None
+    whole_drop: float | None = None
 
 
 def find_test_set(data: str, artifacts: Sequence[Path], task: str | None = None) -> TaskData:
@@ -129,4 +132,5 @@ def accuracy_on(
         pytorch=pytorch / done,
         drop=100 * (pytorch - compiled) / done,
         rounding_drop=100 * (known[0] - pytorch) / done if known else None,
+        whole_drop=100 * (known[0] - compiled) / done if known else None,
     )

@@ -65,7 +65,7 @@ def exact_bundle(bundle: Bundle, given: Path | None) -> Bundle | None:
             raise UserError(
                 f"{given} is over {found.backbone} in {found.backbone_precision} with SHA-256 {found.backbone_sha256}; "
                 f"{bundle.folder} was compiled over {bundle.backbone} in float32 with {bundle.backbone_sha256}. Give "
-                "the bundle that it was compiled from."
+                "the bundle that it was compiled from, as it was then."
             )
         tensors = dict(found.tensors)
     return dataclasses.replace(bundle, tensors=tensors, backbone_precision="float32")

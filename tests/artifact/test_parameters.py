@@ -22,6 +22,7 @@ from ksm_hw.artifact.parameters import (
 from ksm_hw.compiler.compiled import group_tasks, most_classes
 from ksm_hw.compiler.lower import lower_backbone
 from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
@@ -113,3 +114,17 @@ def test_an_unknown_part_of_a_mask_is_an_error():
     assert mask_part_of("mask/a.b/scale") == ("a.b", "scale") and mask_part_of("head/weight") is None
     with pytest.raises(ValueError, match="no part 'range'"):
         mask_part_of("mask/a.b/range")
+
+
+def test_what_is_shared_is_looked_up_and_not_built(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked of each parameter of each task. A backbone's bias that int8 corrects for a task is that task's."""
+    pack = next(iter(bundle.packs.values()))
+    names = sorted(bundle.tensors)
+    (corrected, *_) = (name for name in names if name not in pack.own_tensors)
+    biases = {corrected: bundle.tensors[corrected], HEAD_BIAS: pack.head_bias}
+    ranged = dataclasses.replace(pack, calibration=Calibration("minmax", 1, 32, pack.backbone_sha256, {}, biases))
+    expected = {*ranged.for_int8.own_tensors}
+    for built in ("for_int8", "own_tensors"):
+        monkeypatch.setattr(TaskPack, built, property(lambda _pack: pytest.fail("it was built")))
+    assert {name for name in names if not is_shared(name, ranged)} == expected
+    assert is_shared(corrected, pack) and not is_shared(HEAD_BIAS, pack)

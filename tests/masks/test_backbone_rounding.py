@@ -62,9 +62,22 @@ def test_float16_does_not_hold_every_weight() -> None:
         rounded_arrays(tensors(), "float16")
 
 
+@pytest.mark.parametrize("factor", [1e-8, 1e6])
+def test_a_first_layer_that_float16_does_not_hold(factor: float) -> None:
+    """float16 would make zeros of it, or infinity."""
+    given = {"first.weight": tensors()["first.weight"] * np.float32(factor)}
+    stored = rounded_arrays(given, "int8")
+    np.testing.assert_array_equal(exact_tensors(stored, "int8", FILE)["first.weight"], given["first.weight"])
+    with pytest.raises(UserError, match=r"'first.weight' .* float16 (loses digits below|ends at)"):
+        rounded_arrays(given, "float16")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"weight/scale": np.full(64, np.inf, np.float32)}, r"found \[64\] of float32, inf among them"),
+        ({"weight/scale": np.full(64, 3e38, np.float32)}, r"3e\+38 among them"),
+        ({"weight/scale": np.full(64, -1, np.float32)}, r"-1 among them"),
         ({"weight": None}, r"'weight/scale', but no weight"),
         ({"weight/scale": None}, r"'weight' .* as many scales .* found none"),
         ({"weight/scale": np.ones(63, np.float32)}, r"found \[63\] of float32"),

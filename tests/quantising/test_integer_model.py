@@ -125,6 +125,26 @@ def test_means_of_windows_and_a_silu_that_is_written_out(monkeypatch: pytest.Mon
         read_network("padded-windows", 5, 12)
 
 
+class Twice(nn.Module):
+    """A layer or a BatchNorm that is used twice."""
+
+    def __init__(self, used: nn.Module) -> None:
+        super().__init__()
+        self.first, self.used, self.head = nn.Conv2d(3, 4, 1), used, nn.Linear(4, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.first(images).relu()
+        return self.head(self.used(self.used(x) * x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("used", [nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)])
+def test_what_is_used_twice_is_refused(used: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "head_path", lambda _model: "head")
+    monkeypatch.setattr(network, "build_backbone", lambda _name, _classes: Twice(used))
+    with pytest.raises(NotQuantisable, match=r"a layer 'used' that is used twice"):
+        read_network.__wrapped__("twice", 5, 12)
+
+
 def test_pooling_to_the_same_size_and_dropout_move_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "build_backbone", lambda _name, _classes: Resting())
     monkeypatch.setattr(network, "head_path", lambda _model: "head")

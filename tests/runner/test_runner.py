@@ -162,6 +162,20 @@ def test_a_rounded_backbone(precision: BackbonePrecision, artifact: Path, tmp_pa
     coded = {array["coding"] for task in description["tasks"] for array in task["parameters"]}
     assert coded == {"plain", "float16", precision}
     assert (folder / "runner" / "parameters.bin").stat().st_size < 60_000
+    if precision == "int8":
+        check_damaged_scales(folder, file)
+
+
+def check_damaged_scales(artifact: Path, images: Path) -> None:
+    path = artifact / "backbone.safetensors"
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    begin, end = next(entry["data_offsets"] for name, entry in header.items() if name.endswith("/scale"))
+    for scale in np.nan, np.inf, 0, -1, 3e38:
+        damaged = np.full((end - begin) // 4, scale, np.float32).tobytes()
+        path.write_bytes(whole[: start + begin] + damaged + whole[start + end :])
+        assert_refuses(run(artifact, "--task", "element-task", images), f"{path} is damaged: a scale of its weights")
 
 
 def images_of_every_kind(folder: Path, photographs: Path) -> list[Path]:

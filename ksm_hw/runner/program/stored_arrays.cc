@@ -75,13 +75,18 @@ std::string FromFloat16(const std::string& bytes) {
   return BytesOf(values);
 }
 
+constexpr float kLargestScale = 0x1p120f;  // Where float has products with 128 still.
+
 // A scale for each part along the first axis; their product with integers of 8 bits has no rounding.
-std::string FromInt8(const std::string& bytes, const std::string& scales) {
+std::string FromInt8(const std::string& path, const std::string& bytes, const std::string& scales) {
   const size_t channels = scales.size() / sizeof(float), each = bytes.size() / channels;
   std::vector<float> values(bytes.size());
   for (size_t channel = 0; channel < channels; ++channel) {
     float scale;
     std::memcpy(&scale, scales.data() + channel * sizeof scale, sizeof scale);
+    if (!(scale > 0 && scale < kLargestScale)) {
+      throw UserError(path + " is damaged: a scale of its weights is no number above 0. Copy the artifact again.");
+    }
     for (size_t index = channel * each; index < (channel + 1) * each; ++index) {
       values[index] = static_cast<float>(static_cast<int8_t>(bytes[index])) * scale;
     }
@@ -98,7 +103,7 @@ std::string Decoded(const std::string& path, const StoredArray& array, size_t co
     case Coding::kFloat16:
       return FromFloat16(read(2 * count));
     case Coding::kInt8:
-      return FromInt8(read(count), ReadBytes(path, array.scale_offset, array.shape[0] * sizeof(float)));
+      return FromInt8(path, read(count), ReadBytes(path, array.scale_offset, array.shape[0] * sizeof(float)));
     default:
       return read(count * bytes_of_value);
   }
