@@ -101,7 +101,7 @@ class OperatorCost:
 
     @property
     def transforms(self) -> float:
-        """Milliseconds of a call's loops that multiply without adding to sums: Winograd's transforms, and what is fused."""
+        """Milliseconds of a call's loops that multiply but add to no sums: Winograd's transforms and what is fused."""
         cycles = sum(one.cycles(self.core) for one in self.work if not one.scheduled.sums)
         return cycles / self.core.gigahertz / 1e6
 
