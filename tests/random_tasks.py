@@ -11,7 +11,7 @@ import torch
 from settled_networks import settle
 
 from ksm_hw.masks.bundle import Bundle, save_bundle, sha256_of_tensors
-from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, mask_shape
+from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits, mask_shape
 from ksm_hw.masks.soft_mask import broadcast_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
@@ -74,6 +74,13 @@ def save_three_tasks(backbone: str, samples: Path, folder: Path) -> None:
         for task in packs:
             shutil.copytree(samples, Path(of_tasks) / task)
         save_bundle(dataclasses.replace(bundle, packs=packs, samples=Path(of_tasks)), folder)
+
+
+def with_scale_bits(pack: TaskPack, bits: ScaleBits) -> TaskPack:
+    """The task with its soft values in as many bits."""
+    return dataclasses.replace(
+        pack, masks={layer: pack_mask(unpack_mask(mask), bits) for layer, mask in pack.masks.items()}
+    )
 
 
 def _random_statistic(name: str, like: np.ndarray, generator: np.random.Generator) -> np.ndarray:

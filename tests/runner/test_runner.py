@@ -18,6 +18,7 @@ import tvm
 from damage import damaged_bytes
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
+from random_tasks import with_scale_bits
 from rounded_artifacts import rounded_artifact
 from tvm import relax
 from typer.testing import CliRunner
@@ -32,9 +33,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.images.decoding import read_image
 from ksm_hw.masks.backbone_precision import BackbonePrecision
 from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images, select_tasks
-from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.preprocessing import preprocess_batch
-from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module
 from ksm_hw.report.verify import TOLERANCE
@@ -84,12 +83,6 @@ def random_images(session: Session, folder: Path, count: int = 3) -> tuple[np.nd
 def session_logits(session: Session, task: str, images: np.ndarray) -> np.ndarray:
     session.switch(task)
     return session.run_all(images)
-
-
-def with_scale_bits(pack: TaskPack, bits: ScaleBits) -> TaskPack:
-    return dataclasses.replace(
-        pack, masks={layer: pack_mask(unpack_mask(mask), bits) for layer, mask in pack.masks.items()}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +139,11 @@ def test_int8(calibrated_bundle: Bundle, int8_artifact: Path, tmp_path: Path) ->
     for task in session.tasks:
         logits = runner_logits(artifact, task, [file], tmp_path)
         np.testing.assert_array_equal(logits, session_logits(session, task, images))
+    # Functions of int8 take what codes mean: they are read from the packs, and are not there again.
+    description = json.loads((artifact / "runner" / "runner.json").read_text())
+    arrays = [array for task in description["tasks"] for array in task["parameters"]]
+    assert {array["coding"] for array in arrays if array["scale_range"]} == {"plain", "halves"}
+    assert (artifact / "runner" / "parameters.bin").stat().st_size < 100_000
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])
@@ -525,6 +523,7 @@ def test_a_damaged_library_or_description(damaged: Path, photographs: Path) -> N
     [
         ({"dtype": "nothing"}, "nothing"),
         ({"coding": "halves"}, "halves of int32"),
+        ({"scale_range": [0.0, 1.0]}, "plain of int32"),
         ({"coding": "int8"}, "int8 of int32"),
         ({"coding": "quarters"}, "holds quarters"),
         ({"values": 1 << 40}, "holds 1099511627776 values"),
@@ -586,9 +585,13 @@ def stored(array: StoredArray, folder: Path) -> np.ndarray:
     values = np.zeros(array.shape, array.dtype)
     if array.coding == "halves":
         halves = np.frombuffer(content, np.uint8, -(-array.values // 2))
-        values.flat[: array.values] = np.stack([halves >> 4, halves & 15], axis=1).ravel()[: array.values]
+        held = np.stack([halves >> 4, halves & 15], axis=1).ravel()[: array.values]
     else:
-        values.flat[: array.values] = np.frombuffer(content, array.dtype, array.values)
+        held = np.frombuffer(content, np.uint8 if array.scale_range else array.dtype, array.values)
+    if array.scale_range:
+        low, step = map(np.float32, array.scale_range)
+        held = low + held.astype(np.float32) * step
+    values.flat[: array.values] = held
     return values
 
 
