@@ -72,7 +72,7 @@ def test_every_shipped_task_on_the_emulated_board(emulated: BoardAddress, tmp_pa
     assert_free(emulated)
 
 
-@pytest.mark.parametrize("fold", ["bake", "fused"])
+@pytest.mark.parametrize("fold", [pytest.param("bake", marks=pytest.mark.slow), "fused"])
 def test_other_fold_modes_on_the_emulated_board(
     fold: FoldMode, bundle: Bundle, emulated: BoardAddress, tmp_path: Path
 ) -> None:

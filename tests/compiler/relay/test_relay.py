@@ -19,7 +19,7 @@ from compare_with_relax import assert_same_as_relax
 from pytest_of_relay import assert_passes_in_relay
 from random_tasks import random_bundle
 from typer.testing import CliRunner
-from verifications import ARCHITECTURES, assert_all_passed
+from verifications import ARCHITECTURES, SWITCH_AND_SLOW_OTHERS, assert_all_passed
 
 from ksm_hw.artifact.modes import FOLD_MODES, FoldMode, IntermediateRepresentation
 from ksm_hw.boards.address import BoardAddress
@@ -40,11 +40,6 @@ from ksm_hw.runtime.relay import environment
 from ksm_hw.runtime.relay.process import relay_process
 from ksm_hw.runtime.session import Session
 from ksm_hw.toolchains.targets import CompileTarget, load_target
-
-# Two minutes each where the machine is slow.
-SWITCH_AND_SLOW_OTHERS = [
-    fold if fold == "switch" else pytest.param(fold, marks=pytest.mark.slow) for fold in FOLD_MODES
-]
 
 
 def test_without_the_environment_a_message_says_what_to_do(no_relay: None, resnet: Bundle, tmp_path: Path) -> None:
@@ -129,6 +124,7 @@ def test_tasks_of_different_masks_in_other_modes(fold: FoldMode, relay: None, re
     check_tasks(compile_bundle(resnet, load_target("host"), tmp_path / "artifact", fold=fold, ir="relay"), resnet)
 
 
+@pytest.mark.slow
 def test_tasks_with_codes_and_different_numbers_of_soft_values(
     relay: None, resnet: Bundle, photographs: Path, tmp_path: Path
 ) -> None:

@@ -109,6 +109,7 @@ def test_the_command_goes_on_and_measures_nothing_again(resnet: Bundle, tuned: T
     assert len(set(zip(inputs, configurations, strict=True))) == 22
 
 
+@pytest.mark.slow
 def test_records_of_one_task_serve_another(resnet: Bundle, tuned: Tuned, tmp_path: Path) -> None:
     another = only(resnet, "element-task")
     # The head has another number of outputs; all the rest is the same.
