@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tvm  # noqa: F401  # With its compiler: `ksm-hw run` in a test's own process would import it without.
 from PIL import Image
-from random_tasks import SMALL_NETWORK, save_three_tasks, with_scale_bits
+from random_tasks import SMALL_NETWORK, save_three_tasks
 from skimage import data as photographs_of_skimage
 
 from ksm_hw.boards.address import BoardAddress
@@ -65,16 +65,13 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
 def calibrated_bundle(bundle: Bundle) -> Bundle:
     """The bundle with ranges of its tasks' tensors, as int8 needs them, and with corrected biases of all but a task.
 
-    Soft values have 32, 8 and 4 bits.
-
     BatchNorms leave channels all but 0 whose shift decides the scale of their weights, or which have none.
     """
     from ksm_hw.quantising.calibrate import calibrate
 
     images = np.random.default_rng(0).standard_normal((4, 3, 32, 32), np.float32)
     packs = {}
-    for task, scale_bits in {"kernel-task": 32, "element-task": 8, "other-task": 4}.items():
-        pack = with_scale_bits(bundle.packs[task], scale_bits)
+    for task, pack in bundle.packs.items():
         norms = {name: array.copy() for name, array in pack.batch_norms.items()}
         for name in norms:
             if name.endswith(".weight"):

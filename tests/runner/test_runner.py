@@ -23,8 +23,9 @@ from rounded_artifacts import rounded_artifact
 from tvm import relax
 from typer.testing import CliRunner
 
-from ksm_hw.artifact.manifest import read_manifest
+from ksm_hw.artifact.manifest import LIBRARY, read_manifest
 from ksm_hw.artifact.modes import FoldMode
+from ksm_hw.artifact.output import write_artifact
 from ksm_hw.artifact.parameter_file import ALIGNMENT, StoredArray, held_arrays, write_parameter_file
 from ksm_hw.artifact.parameters import task_parameters
 from ksm_hw.cli import app
@@ -132,14 +133,18 @@ def test_other_fold_modes(fold: FoldMode, varied: Bundle, tmp_path: Path) -> Non
 
 
 def test_int8(calibrated_bundle: Bundle, int8_artifact: Path, tmp_path: Path) -> None:
-    artifact = shutil.copytree(int8_artifact, tmp_path / "artifact")
-    runner.add_runner(artifact, read_manifest(artifact), calibrated_bundle)
+    """Functions of int8 take what codes mean: the program reads it out of the packs."""
+    packs = dict(calibrated_bundle.packs)
+    packs |= {task: with_scale_bits(packs[task], bits) for task, bits in (("kernel-task", 8), ("element-task", 4))}
+    bundle, manifest = dataclasses.replace(calibrated_bundle, packs=packs), read_manifest(int8_artifact)
+    artifact = tmp_path / "artifact"
+    write_artifact(artifact, manifest, lambda made: shutil.copy(int8_artifact / LIBRARY, made) and None, bundle)
+    runner.add_runner(artifact, manifest, bundle)
     session = Session.load(artifact)
     images, file = random_images(session, tmp_path)
     for task in session.tasks:
         logits = runner_logits(artifact, task, [file], tmp_path)
         np.testing.assert_array_equal(logits, session_logits(session, task, images))
-    # Functions of int8 take what codes mean: they are read from the packs, and are not there again.
     description = json.loads((artifact / "runner" / "runner.json").read_text())
     arrays = [array for task in description["tasks"] for array in task["parameters"]]
     assert {array["coding"] for array in arrays if array["scale_range"]} == {"plain", "halves"}
