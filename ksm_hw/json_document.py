@@ -21,7 +21,7 @@ class OtherVersion(Exception):
 
 
 @dataclass(frozen=True)
-class Versioned:
+class _Version:
     """What a document of whichever form has."""
 
     format_version: int
@@ -43,14 +43,20 @@ def read_json(text: str | bytes, form: type[Form]) -> Form:
         raise ValueError(str(error)) from error
 
 
-def read_versioned_json(text: str | bytes, form: type[Form], *versions: int) -> Form:
-    """As `read_json`, of a document whose `format_version` says which form it has: one of those given.
+def read_version(text: str | bytes, *versions: int) -> int:
+    """The `format_version` of a document, which says which form it has: one of those given.
 
     Raises:
         ValueError: as `read_json`.
         OtherVersion: the document is of none of them; no more of it is looked at.
     """
-    found = read_json(text, Versioned).format_version
+    found = read_json(text, _Version).format_version
     if found not in versions:
         raise OtherVersion(found)
+    return found
+
+
+def read_versioned_json(text: str | bytes, form: type[Form], *versions: int) -> Form:
+    """As `read_json`, of a document of one of the versions; raises as `read_version` too."""
+    read_version(text, *versions)
     return read_json(text, form)

@@ -21,7 +21,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.files.places import leads_out
 from ksm_hw.files.staging import read_whole
-from ksm_hw.json_document import Count, OtherVersion, Positive, Versioned, read_json, read_versioned_json
+from ksm_hw.json_document import Count, OtherVersion, Positive, read_json, read_version
 from ksm_hw.masks.backbone_precision import BackbonePrecision
 from ksm_hw.masks.bundle import backbone_precision_in
 
@@ -148,9 +148,9 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         text = path.read_bytes()
-        manifest = read_versioned_json(text, Manifest, *FORMAT_VERSIONS)
+        version = read_version(text, *FORMAT_VERSIONS)
+        manifest = read_json(text, Manifest)
         files = listed_files(text)
-        version = read_json(text, Versioned).format_version
         if version < manifest.format_version:
             of = f"{manifest.precision} over a backbone in {manifest.backbone_precision}"
             raise ValueError(f"format version {version} knows no {of}")

@@ -25,7 +25,7 @@ from ksm_hw.errors import UserError, did_you_mean
 from ksm_hw.files.staging import OWN_NAMES, changed_folder, check_places, read_whole, staged_files
 from ksm_hw.files.written import check_folder, explained
 from ksm_hw.images.finding import images_of_folder
-from ksm_hw.json_document import OtherVersion, Versioned, read_json, read_versioned_json
+from ksm_hw.json_document import OtherVersion, read_json, read_version, read_versioned_json
 from ksm_hw.masks.backbone_precision import BackbonePrecision, RoundedPrecision
 from ksm_hw.masks.backbone_rounding import exact_tensors, rounded_arrays
 from ksm_hw.masks.calibration import Calibration
@@ -225,8 +225,9 @@ def _read_description(folder: Path) -> _Description:
     path = folder / DESCRIPTION
     try:
         text = path.read_bytes()
-        description = read_versioned_json(text, _Description, *FORMAT_VERSIONS)
-        if (version := read_json(text, Versioned).format_version) != description.format_version:
+        version = read_version(text, *FORMAT_VERSIONS)
+        description = read_json(text, _Description)
+        if version != description.format_version:
             raise ValueError(f"format version {version} {'without' if version == 2 else 'with'} rounding")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"No bundle at {folder}: bundle.json is missing. Make one with `ksm-hw train`.") from error

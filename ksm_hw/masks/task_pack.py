@@ -91,7 +91,8 @@ class TaskPack:
         """Bytes of the tensors at rest, without the header."""
         masks = sum(mask.nbytes for mask in self.masks.values())
         own = sum(array.nbytes for array in self.own_tensors.values())
-        of_int8 = 0 if self.calibration is None else sum(map(_nbytes, _calibration_tensors(self.calibration).values()))
+        calibration = {} if self.calibration is None else _calibration_tensors(self.calibration)
+        of_int8 = sum(array.nbytes for array in calibration.values())
         return masks + own + self.head_weight.nbytes + self.head_bias.nbytes + of_int8
 
     @property
@@ -188,10 +189,6 @@ def _stored_tensors(pack: TaskPack) -> dict[str, npt.NDArray[Any]]:
 def _calibration_tensors(calibration: Calibration) -> dict[str, npt.NDArray[np.float32]]:
     ranges = np.array(list(calibration.ranges.values()), np.float32).reshape(-1, 2)
     return {"ranges": ranges, **{_INT8_BIAS + name: array for name, array in calibration.biases.items()}}
-
-
-def _nbytes(array: npt.NDArray[Any]) -> int:
-    return array.nbytes
 
 
 def _header(pack: TaskPack) -> _Header:

@@ -6,8 +6,7 @@
     runner/runner.json                              the tasks, and where each of their parameters lies
     runner/parameters.bin                           the parameters that no other file of the artifact holds ready
 
-So little is there twice: the backbone and most of a task are read from the artifact's safetensors files. Of
-int8 the soft values are, which the packs hold as codes and which lie decoded in parameters.bin.
+So nothing is there twice: the backbone and most of a task are read from the artifact's safetensors files.
 """
 
 import dataclasses

@@ -114,11 +114,17 @@ def damaged(deployable: Path, tmp_path: Path) -> Path:
     return shutil.copytree(deployable, tmp_path / "artifact")
 
 
-def test_the_runner_gives_the_logits_of_the_session(deployable: Path, session: Session, tmp_path: Path) -> None:
-    images, file = random_images(session, tmp_path)
+def assert_logits_of_the_session(artifact: Path, session: Session, folder: Path) -> Path:
+    """Compares the logits of every task on random images, whose file in the folder is returned."""
+    images, file = random_images(session, folder)
     for task in session.tasks:
-        logits = runner_logits(deployable, task, [file], tmp_path)
+        logits = runner_logits(artifact, task, [file], folder)
         np.testing.assert_array_equal(logits, session_logits(session, task, images))
+    return file
+
+
+def test_the_runner_gives_the_logits_of_the_session(deployable: Path, session: Session, tmp_path: Path) -> None:
+    assert_logits_of_the_session(deployable, session, tmp_path)
 
 
 @pytest.mark.parametrize("fold", ["bake", "fused"])
@@ -126,10 +132,7 @@ def test_other_fold_modes(fold: FoldMode, varied: Bundle, tmp_path: Path) -> Non
     (artifact,) = compile_bundle(
         select_tasks(varied, "element-task"), load_target("host"), tmp_path / "artifact", fold=fold, runner=True
     )
-    session = Session.load(artifact)
-    images, file = random_images(session, tmp_path)
-    logits = runner_logits(artifact, "element-task", [file], tmp_path)
-    np.testing.assert_array_equal(logits, session_logits(session, "element-task", images))
+    assert_logits_of_the_session(artifact, Session.load(artifact), tmp_path)
 
 
 def test_int8(calibrated_bundle: Bundle, int8_artifact: Path, tmp_path: Path) -> None:
@@ -140,11 +143,7 @@ def test_int8(calibrated_bundle: Bundle, int8_artifact: Path, tmp_path: Path) ->
     artifact = tmp_path / "artifact"
     write_artifact(artifact, manifest, lambda made: shutil.copy(int8_artifact / LIBRARY, made) and None, bundle)
     runner.add_runner(artifact, manifest, bundle)
-    session = Session.load(artifact)
-    images, file = random_images(session, tmp_path)
-    for task in session.tasks:
-        logits = runner_logits(artifact, task, [file], tmp_path)
-        np.testing.assert_array_equal(logits, session_logits(session, task, images))
+    assert_logits_of_the_session(artifact, Session.load(artifact), tmp_path)
     description = json.loads((artifact / "runner" / "runner.json").read_text())
     arrays = [array for task in description["tasks"] for array in task["parameters"]]
     assert {array["coding"] for array in arrays if array["scale_range"]} == {"plain", "halves"}
@@ -155,11 +154,7 @@ def test_int8(calibrated_bundle: Bundle, int8_artifact: Path, tmp_path: Path) ->
 def test_a_rounded_backbone(precision: BackbonePrecision, artifact: Path, tmp_path: Path) -> None:
     folder = rounded_artifact(artifact, precision, tmp_path / "artifact")
     runner.add_runner(folder, read_manifest(folder), load_bundle(folder))
-    session = Session.load(folder)
-    images, file = random_images(session, tmp_path)
-    for task in session.tasks:
-        logits = runner_logits(folder, task, [file], tmp_path)
-        np.testing.assert_array_equal(logits, session_logits(session, task, images))
+    file = assert_logits_of_the_session(folder, Session.load(folder), tmp_path)
     # The weights are read from the backbone's file, and are not there again.
     description = json.loads((folder / "runner" / "runner.json").read_text())
     coded = {array["coding"] for task in description["tasks"] for array in task["parameters"]}

@@ -53,9 +53,9 @@ Coding ReadCoding(const std::string& name, const std::string& dtype, bool has_ra
       {"plain", Coding::kPlain}, {"halves", Coding::kHalves}, {"float16", Coding::kFloat16}, {"int8", Coding::kInt8}};
   const auto found = kKnown.find(name);
   if (found == kKnown.end()) throw std::runtime_error("it says that a file holds " + name);
-  const bool codes = has_range && (found->second == Coding::kPlain || found->second == Coding::kHalves);
-  const char* coded = found->second == Coding::kHalves && !has_range ? "uint8" : "float32";
-  if ((found->second != Coding::kPlain || has_range) && (dtype != coded || codes != has_range)) {
+  const bool rounded = found->second == Coding::kFloat16 || found->second == Coding::kInt8;
+  const bool any_type = found->second == Coding::kPlain && !has_range;
+  if ((rounded && has_range) || (!any_type && dtype != (rounded || has_range ? "float32" : "uint8"))) {
     throw std::runtime_error("it says that a file holds " + name + " of " + dtype);
   }
   return found->second;
