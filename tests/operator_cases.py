@@ -87,6 +87,8 @@ CONVOLUTIONS = {
     "rgb stem": (1, 33, 31, 3, 24, 7, 2, (3, 3, 3, 3), 1, 1, "Convolution"),
     "1x1 on a small map": (1, 7, 7, 24, 10, 1, 1, (0, 0, 0, 0), 1, 1, "Convolution"),
     "1x1 with a stride": (1, 7, 5, 10, 24, 1, 2, (0, 0, 0, 0), 1, 1, "Convolution"),
+    "filled up": (2, 14, 9, 24, 58, 1, 1, (0, 0, 0, 0), 1, 1, "Convolution"),
+    "filled up, 3x3 with a stride": (1, 15, 14, 6, 116, 3, 2, (1, 1, 1, 1), 1, 1, "Convolution"),
     "1x1 on one pixel": (3, 1, 1, 24, 7, 1, 1, (0, 0, 0, 0), 1, 1, "Convolution"),
     "batch 3": (3, 7, 5, 10, 24, 3, 1, (1, 1, 1, 1), 1, 1, "Convolution"),
     "asymmetric padding": (1, 8, 8, 3, 8, 3, 2, (0, 0, 1, 1), 1, 1, "Convolution"),

@@ -2,9 +2,10 @@
 
 In:  a Relax module of NHWC convolutions with HWIO weights (`ConvertToChannelsLast`).
 Out: the same module; 3×3 convolutions for which it pays are calls of Winograd's kernel (`kernels/winograd.py`), and all
-     others but depthwise ones calls of the direct kernel with packed weights (`packed_convolution`). What is done to a
-     weight sits directly on the parameter (or on what is computed from parameters), so that `LiftTransformParams` moves
-     it out of `main`.
+     others but depthwise ones calls of the direct kernel with packed weights (`packed_convolution`), or of the one that
+     fills up its output channels to whole vectors (`filled_convolution`) and takes weights as they are. What is done to
+     a weight sits directly on the parameter (or on what is computed from parameters), so that `LiftTransformParams`
+     moves it out of `main`.
 """
 
 import logging
@@ -16,10 +17,10 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tvm_passes.relax.kernels.packed_convolution import packed_convolution
+from tvm_passes.relax.kernels.packed_convolution import filled_convolution, packed_convolution
 from tvm_passes.relax.kernels.winograd import POINTS, convolution, transform_weight
 from tvm_passes.relax.schedules.base.precision import value_bytes
-from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
+from tvm_passes.relax.schedules.cpu.tile_model import filled_channels, ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
 from tvm_passes.unknown_dtype import check_dtype
 
@@ -108,12 +109,17 @@ class _Rewriter(PyExprMutator):
         batch, rows, columns, _ = map(int, call.ty.shape)
         if inputs == 1 and groups > 1:
             return None
-        depth = height * width * inputs
-        (_, lanes), _ = ranked_tiles(batch * rows * columns, outputs // groups, depth, self.unit, call.ty.dtype)[0]
+        pixels, depth = batch * rows * columns, height * width * inputs
+        strides, padding, dilation = (tuple(map(int, one)) for one in (attrs.strides, attrs.padding, attrs.dilation))
+        filled = filled_channels(pixels, outputs, depth, self.unit, call.ty.dtype) if groups == 1 else None
+        (_, lanes), _ = ranked_tiles(pixels, filled or outputs // groups, depth, self.unit, call.ty.dtype)[0]
+        if filled is not None:
+            _log.info("%s is filled up to %d output channels where it is used", self._parameter(weight), filled)
+            options = (strides, padding, dilation, lanes)
+            return self._call("conv2d", filled_convolution, [data, weight], options, _REDUCTION)
         _log.info("%s is packed in blocks of %d output channels", self._parameter(weight), lanes)
         blocks = relax.op.reshape(weight, (height, width, inputs, outputs // lanes, lanes))
         packed = self.builder_.emit(relax.op.permute_dims(self.builder_.emit(blocks), [3, 0, 1, 2, 4]))
-        strides, padding, dilation = (tuple(map(int, one)) for one in (attrs.strides, attrs.padding, attrs.dilation))
         return self._call(
             "conv2d", packed_convolution, [data, packed], (strides, padding, dilation, groups), _REDUCTION
         )

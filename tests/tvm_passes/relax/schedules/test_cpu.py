@@ -57,7 +57,7 @@ def run(module, *arrays):
 @pytest.mark.parametrize("weights", ["HWIO", "packed"])
 @pytest.mark.parametrize("epilogue", ["none", "bias, residual and relu"])
 def test_convolution_equals_torch(case, epilogue, weights, monkeypatch):
-    _, _, _, inputs, *_, groups, rule = case
+    batch, height, width, inputs, outputs, *_, groups, rule = case
     module, arrays, expected = convolution_case(case, epilogue != "none")
     if weights == "packed":
         # Winograd's form is test_winograd's.

@@ -14,10 +14,10 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
-from tvm_passes.relax.kernels.packed_convolution import ANNOTATION
+from tvm_passes.relax.kernels.packed_convolution import ANNOTATION, OUTPUTS
 from tvm_passes.relax.loops.prefetch import ask_ahead
 from tvm_passes.relax.loops.unequal_vectors import in_unequal_vectors
-from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents
+from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, widest_vector
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
@@ -45,14 +45,36 @@ class Convolution(DesignSpaceRule[FusedOperator, Tiling]):
         unit = vector_unit(target)
         if _steps_at_once(schedule, operator, unit) == 1:
             unit = dataclasses.replace(unit, by_lane=False)  # Each input is a load of its own.
-        return tilings(shape, data[3] // inputs, unit, None if lanes is None else int(lanes))
+        # The last tile of filled-up channels has code of its own, and so a place in a loop that is not shared out.
+        apart = not _is_filled(schedule, operator)
+        return tilings(shape, data[3] // inputs, unit, None if lanes is None else int(lanes), channels_apart=apart)
 
     def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Tiling, target: Target) -> None:
         """Computes tile by tile."""
         unit = vector_unit(target)
+        if _is_filled(schedule, operator):
+            _fill_weights(schedule, operator, unit)
         schedule_surroundings(schedule, operator, unit)
         _flatten_pixels(schedule, operator)
         _tile(schedule, operator, way, unit)
+
+
+def _is_filled(schedule: Schedule, operator: FusedOperator) -> bool:
+    return OUTPUTS in schedule.get(operator.reduction).annotations
+
+
+def _fill_weights(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> None:
+    """Schedules the copy of the weights to blocks of whole vectors, which is no padding of the input."""
+    filled = schedule.get(operator.reduction).reads[1].source
+    (copy,) = (block for block in operator.producers if schedule.get(block).writes[0].source.same_as(filled))
+    operator.producers.remove(copy)
+    *outer, channels = schedule.get_loops(copy)
+    lanes = widest_vector(extents(schedule, copy)[-1], unit.lanes(widest_type(schedule, copy)))
+    vectors, vector = schedule.split(channels, [None, lanes])
+    schedule.unroll(vectors)
+    schedule.vectorize(vector)
+    # Of the last block alone it is asked for each value whether there is one.
+    schedule.annotate(outer[0], "pragma_loop_partition_hint", True)
 
 
 def schedule_surroundings(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> None:
@@ -99,7 +121,12 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
     if inputs is not None:
         reduction += schedule.split(reduction.pop(), [None, steps])
     schedule.reorder(*order, tile, *reduction, inner_pixels, inner_channels)
-    task = schedule.fuse(*order)
+    if _is_filled(schedule, operator):
+        # Splits off the channels behind which there are filled-up ones.
+        schedule.annotate(channel_tiles, "pragma_loop_partition_hint", True)
+        task = cut
+    else:
+        task = schedule.fuse(*order)
     schedule.reverse_compute_at(operator.output, tile, preserve_unit_loops=True)
     if tiling.copied:
         # In HWIO the weights of a channel tile lie a power of two apart and evict each other from the cache: copy them

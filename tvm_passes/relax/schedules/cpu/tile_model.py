@@ -23,6 +23,9 @@ _UNEVEN = 0.99
 """The speed of tiles of which the last runs over the end of the map, which takes a second version of the code."""
 _FEW_TILES, _ASKED = 16, 80 << 10
 """Tiles of one block of weights that are few, and bytes of such a block that fit beside the one in use."""
+_FILLING, _FILLED_GAIN = 4, 1.5
+"""Cycles to copy a vector of weights to fill up channels, and how much quicker a convolution must be with it: where it
+was by less, as with 72 and 120 channels and vectors of 16, MobileNetV3-Large became slower."""
 TASKS = 8
 """Of each core at least, where a map can be cut: a core that is slowed to half then makes the others wait little."""
 _MOST_PIXELS = 14
@@ -74,7 +77,9 @@ def asking_pays(steps: int, weight_bytes: int) -> bool:
     return steps <= _FEW_TILES and weight_bytes <= _ASKED
 
 
-def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = None) -> list[Tiling]:
+def tilings(
+    shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = None, *, channels_apart: bool = True
+) -> list[Tiling]:
     """The ways to compute a convolution that are worth a measurement, the one that is likely fastest first.
 
     Args:
@@ -82,20 +87,25 @@ def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = Non
         groups: of the convolution.
         unit: of the CPU.
         lanes: output channels that packed weights have together; None where they are not packed.
+        channels_apart: whether tiles of channels can be tasks of their own.
     """
+
+    def channel_tasks(tile_channels: int) -> int:
+        return shape.channels // tile_channels if channels_apart else 1
 
     def by_channels(tile_pixels: int, tile_channels: int, tasks: int, copied: bool) -> Tiling:
         # Maps are cut only as far as it takes for every core to have so many tasks.
-        wanted = -(-tasks * unit.cores // (shape.channels // tile_channels))
-        return Tiling(tile_pixels, tile_channels, smallest_divisor(-(-shape.pixels // tile_pixels), wanted), copied)
+        wanted = -(-tasks * unit.cores // channel_tasks(tile_channels))
+        cuts = smallest_divisor(-(-shape.pixels // tile_pixels), wanted)
+        return Tiling(tile_pixels, tile_channels, cuts, copied, pixels_first=not channels_apart)
 
     def by_pixels(tile_pixels: int, tile_channels: int, limit: int) -> Tiling | None:
         # A part of the map stays near while all channels of it are computed.
         tiles = -(-shape.pixels // tile_pixels)
         cuts = smallest_divisor(tiles, -(-shape.pixels * shape.pixel_bytes // limit))
         part = tiles // cuts * tile_pixels * shape.pixel_bytes
-        channel_tiles = shape.channels // tile_channels
-        enough = cuts > 1 and cuts * channel_tiles >= 4 * unit.cores and limit // 16 <= part <= limit
+        tasks = cuts * channel_tasks(tile_channels)
+        enough = cuts > 1 and tasks >= 4 * unit.cores and limit // 16 <= part <= limit
         return Tiling(tile_pixels, tile_channels, cuts, False, pixels_first=True) if enough else None
 
     def by_cores(tile_pixels: int, tile_channels: int) -> Tiling | None:
@@ -126,6 +136,28 @@ def tilings(shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = Non
     found += [way for tile in tiles if (way := by_cores(*tile))]
     found += [by_channels(*tile, tasks, False) for tasks in (TASKS, 4, 1, 16) for tile in tiles]
     return list(dict.fromkeys(found))
+
+
+def filled_channels(pixels: int, channels: int, depth: int, unit: VectorUnit, dtype: str) -> int | None:
+    """To how many output channels it pays to fill up those of one group; None where it does not.
+
+    It pays where only narrow vectors divide them, and pixels are enough for the copy of the weights to be worth it.
+    Where inputs are read in vectors, the vectors of weights are narrow enough as they are.
+
+    Args:
+        pixels, channels, depth, unit, dtype: as `ranked_tiles`.
+    """
+    lanes = unit.lanes(dtype)
+    filled = -(-channels // lanes) * lanes
+    if unit.by_lane or filled == channels or channels < lanes:
+        return None
+
+    def cycles(computed: int) -> float:
+        (_, speed), *_ = ranked_tiles(pixels, computed, depth, unit, dtype)
+        return pixels * computed * depth / speed
+
+    copying = _FILLING * depth * filled / lanes
+    return filled if _FILLED_GAIN * (cycles(filled) + copying) < cycles(channels) else None
 
 
 def ranked_tiles(
