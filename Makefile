@@ -12,9 +12,9 @@ demo: setup
 	$(BIN)/ksm-hw verify $(DEMO)
 	$(BIN)/ksm-hw report $(DEMO) --html artifacts/report.html
 
-# mypy computes while the emulated board is fetched. Then each of the two processes has one core: threads of torch and
-# NumPy beyond that would wait for each other.
-test: setup
+# The emulated board is fetched while packages are installed and mypy computes. Then each of the two processes has one
+# core: threads of torch and NumPy beyond that would wait for each other.
+test:
 	$(MAKE) --jobs 2 lint emulated-board
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST_OPTIONS)
 
@@ -25,11 +25,13 @@ lint: setup
 
 setup: .venv/ready
 
-# Made again when a dependency changes.
-.venv/ready: pyproject.toml | system-packages
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,datasets,cuda]'
+# Made again when a dependency changes. Of these 3 GB few modules are ever imported: Python compiles those when they are.
+.venv/ready: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev,datasets,cuda]'
 	touch $@
+
+$(BIN)/pip: | system-packages
+	$(PYTHON) -m venv .venv
 
 # A linker, for compiled tasks become shared libraries, and Python's venv, which Debian packages apart. Where this may
 # not install them, it says what to install.
@@ -54,7 +56,7 @@ test-packages: | system-packages
 	$(call install,$$missing) || echo "Tests that need these Debian packages will be skipped:$$missing"
 
 # An arm64 userland that qemu runs as a board. Only root can unpack one.
-emulated-board: setup | test-packages
+emulated-board: | $(BIN)/pip test-packages
 	@if test "$$(id -u)" = 0 && command -v mmdebstrap >/dev/null; then \
 		tests/emulated_board/make.sh build/emulated-board $(BIN)/pip; \
 	else echo "No emulated arm64 board: that takes root and the Debian packages mmdebstrap and qemu-user."; fi

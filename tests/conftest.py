@@ -9,6 +9,7 @@ import board_processes
 import numpy as np
 import pytest
 import tvm  # noqa: F401  # With its compiler: `ksm-hw run` in a test's own process would import it without.
+from once_for_all_workers import made_once
 from PIL import Image
 from random_tasks import SMALL_NETWORK, save_three_tasks
 from skimage import data as photographs_of_skimage
@@ -32,18 +33,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three real photographs; read only."""
-    folder = tmp_path_factory.mktemp("photographs")
-    for name in ("astronaut", "cat", "coffee"):
-        Image.fromarray(getattr(photographs_of_skimage, name)()).save(folder / f"{name}.png")
-    return folder
+
+    def save(folder: Path) -> None:
+        folder.mkdir()
+        for name in ("astronaut", "cat", "coffee"):
+            Image.fromarray(getattr(photographs_of_skimage, name)()).save(folder / f"{name}.png")
+
+    return made_once(tmp_path_factory, "photographs", save)
 
 
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     """Three random tasks over the small network; read only."""
-    folder = tmp_path_factory.mktemp("bundle")
-    save_three_tasks(SMALL_NETWORK, photographs, folder)
-    return folder
+    return made_once(tmp_path_factory, "bundle", lambda folder: save_three_tasks(SMALL_NETWORK, photographs, folder))
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +60,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.toolchains.targets import load_target
 
-    return compile_bundle(bundle, load_target("host"), tmp_path_factory.mktemp("compiled") / "artifact")[0]
+    return made_once(tmp_path_factory, "artifact", lambda folder: compile_bundle(bundle, load_target("host"), folder))
 
 
 @pytest.fixture(scope="session")
@@ -88,8 +90,11 @@ def int8_artifact(tmp_path_factory: pytest.TempPathFactory, calibrated_bundle: B
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.toolchains.targets import load_target
 
-    folder = tmp_path_factory.mktemp("int8") / "artifact"
-    return compile_bundle(calibrated_bundle, load_target("host"), folder, precision="int8")[0]
+    return made_once(
+        tmp_path_factory,
+        "int8-artifact",
+        lambda folder: compile_bundle(calibrated_bundle, load_target("host"), folder, precision="int8"),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +103,9 @@ def arm64_artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> 
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.toolchains.targets import load_target
 
-    return compile_bundle(bundle, load_target("rpi4"), tmp_path_factory.mktemp("arm64") / "artifact")[0]
+    return made_once(
+        tmp_path_factory, "arm64-artifact", lambda folder: compile_bundle(bundle, load_target("rpi4"), folder)
+    )
 
 
 @pytest.fixture

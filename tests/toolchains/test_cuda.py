@@ -129,7 +129,7 @@ def check_device_code(artifact: Path, architecture: str) -> None:
     assert b"__global__" not in library.read_bytes()  # No source is left for a compiler on the device.
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", ["sm_80", pytest.param("sm_90", marks=pytest.mark.slow)])
 def test_every_shipped_task_compiles_to_device_code(shipped: Bundle, tmp_path: Path, architecture: str) -> None:
     (artifact,) = compile_bundle(shipped, load_target(f"cuda-{architecture}"), tmp_path / "artifact")
     check_device_code(artifact, architecture)

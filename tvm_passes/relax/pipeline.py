@@ -38,6 +38,7 @@ from tvm_passes.relax.loops.allocate_on_stack import AllocateOnStack
 from tvm_passes.relax.loops.lower_loops import LowerLoops
 from tvm_passes.relax.loops.prefetch import InsertPrefetch
 from tvm_passes.relax.loops.share_loops import ShareLoops
+from tvm_passes.relax.loops.unequal_vectors import UnequalVectors
 from tvm_passes.relax.loops.vector_functions import VectorFunctions, VectorizeErf
 from tvm_passes.relax.loops.whole_tiles import SplitWholeTiles
 from tvm_passes.relax.name_parameters import NameParameters
@@ -168,7 +169,7 @@ def _lower_loops() -> tuple[Pass, object, object]:
     # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check it
     # again before each loop nest, strides and devices too, was more code than many of the loops.
     whole_tiles = SplitWholeTiles(lambda target: vector_unit(target).by_lane)
-    lowering = [InsertPrefetch(), VectorizeErf(), LowerLoops(lower), whole_tiles, VectorFunctions()]
+    lowering = [InsertPrefetch(), UnequalVectors(), VectorizeErf(), LowerLoops(lower), whole_tiles, VectorFunctions()]
     passes = [*lowering, ConvertSSA(), SkipAssert()]
     return _phase("loops", passes), finish_host, finalize_device
 

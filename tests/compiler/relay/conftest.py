@@ -1,11 +1,11 @@
 """Relay's environment, installed by its command in a folder of the tests' own."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from once_for_all_workers import folder_of_the_run
 from random_tasks import save_three_tasks
 from typer.testing import CliRunner
 
@@ -17,8 +17,7 @@ from ksm_hw.resources import shipped_bundle
 @pytest.fixture(scope="module")
 def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Relay's environment; the first test that asks for it installs it, for those in other processes too."""
-    folder = tmp_path_factory.getbasetemp()
-    data = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "data-with-relay"
+    data = folder_of_the_run(tmp_path_factory) / "data-with-relay"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(data))
         result = CliRunner().invoke(app, ["relay", "install", "--json"])

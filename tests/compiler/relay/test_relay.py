@@ -19,7 +19,7 @@ from compare_with_relax import assert_same_as_relax
 from pytest_of_relay import assert_passes_in_relay
 from random_tasks import random_bundle
 from typer.testing import CliRunner
-from verifications import ARCHITECTURES, SWITCH_AND_SLOW_OTHERS, assert_all_passed
+from verifications import ARCHITECTURES, assert_all_passed
 
 from ksm_hw.artifact.modes import FOLD_MODES, FoldMode, IntermediateRepresentation
 from ksm_hw.boards.address import BoardAddress
@@ -150,7 +150,8 @@ def test_tasks_with_codes_and_different_numbers_of_soft_values(
 
 
 @needs_emulated_board
-@pytest.mark.parametrize("fold", SWITCH_AND_SLOW_OTHERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("fold", FOLD_MODES)
 def test_tasks_on_the_emulated_board(
     fold: FoldMode, relay: None, resnet: Bundle, emulated: BoardAddress, tmp_path: Path
 ) -> None:

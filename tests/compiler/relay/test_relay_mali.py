@@ -53,6 +53,7 @@ def switched(relay: None, two_tasks: Bundle, tmp_path_factory: pytest.TempPathFa
     return compiled(two_tasks, tmp_path_factory.mktemp("mali") / "artifact")[0]
 
 
+@pytest.mark.slow
 def test_switches_there_and_back(switched: Path, photographs: Path) -> None:
     """Weights are rewritten on the device, and what a task leaves behind must not show in the next."""
     order = ["element-task", "other-task", "element-task"]

@@ -146,6 +146,7 @@ def test_records_that_do_not_fit_are_refused(resnet: Bundle, tuned: Tuned, tmp_p
     refused(folder, "records hold none of any operator")
 
 
+@pytest.mark.slow
 def test_all_failed_is_an_error_that_quotes_the_message(resnet: Bundle, tmp_path: Path) -> None:
     """What is built for arm64 does not load here."""
     progress: list[TuneProgress] = []
@@ -264,5 +265,6 @@ def test_what_cannot_be_tuned(options: list[str], message: str, tmp_path: Path) 
     assert not (tmp_path / "tuned").exists()
 
 
+@pytest.mark.slow
 def test_the_traps(relay: None) -> None:
     assert_passes_in_relay("compiler/relay/relay_tuning.py")

@@ -16,14 +16,15 @@ from tvm.target import Target
 
 from tvm_passes.relax.kernels.packed_convolution import ANNOTATION
 from tvm_passes.relax.loops.prefetch import ask_ahead
-from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, widest_vector
+from tvm_passes.relax.loops.unequal_vectors import in_unequal_vectors
+from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
 from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
 from tvm_passes.relax.schedules.cpu.lanes import apart, read_in_vectors, steps_at_once
 from tvm_passes.relax.schedules.cpu.tile_model import NEARBY, Shape, Tiling, asking_pays, tilings
-from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
+from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit, vector_widths
 
 
 class Convolution(DesignSpaceRule[FusedOperator, Tiling]):
@@ -113,13 +114,16 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
     schedule.parallel(task)
     # Splits off the last tile, if the tiles run over the end, so that the others need no bounds check.
     schedule.annotate(tile, "pragma_loop_partition_hint", True)
-    lanes = widest_vector(tiling.channels, unit.lanes(widest_type(schedule, operator.reduction)))
+    widths = vector_widths(tiling.channels, unit, widest_type(schedule, operator.reduction))
     for block in (operator.reduction, operator.output):
         *_, pixel_loop, channel_loop = schedule.get_loops(block)
-        vectors, vector = schedule.split(channel_loop, [None, lanes])
-        schedule.vectorize(vector)
         # Everything that touches the accumulators is unrolled, or LLVM leaves them in memory.
-        schedule.unroll(vectors)
+        if widths[-1] < widths[0]:
+            in_unequal_vectors(schedule, channel_loop, widths[0])
+        else:
+            vectors, vector = schedule.split(channel_loop, [None, widths[0]])
+            schedule.vectorize(vector)
+            schedule.unroll(vectors)
         schedule.unroll(pixel_loop)
     schedule.decompose_reduction(operator.reduction, reduction[0])
     if weights_come_late:

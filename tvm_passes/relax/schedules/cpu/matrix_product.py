@@ -65,8 +65,9 @@ class MatrixProduct(DesignSpaceRule[Product, Tiling]):
         """The `tilings` of a convolution of as many pixels and channels whose tasks copy their weights."""
         *batch, rows, outputs, inputs = extents(schedule, product.operator.reduction)
         dtype, unit = widest_type(schedule, product.operator.reduction), vector_unit(target)
-        # Each product of a batch is a task of its own. Inputs are read one by one.
-        unit = dataclasses.replace(unit, by_lane=False, cores=-(-unit.cores // math.prod(batch)))
+        # Each product of a batch is a task of its own. Inputs are read one by one, and all vectors are as wide.
+        cores = -(-unit.cores // math.prod(batch))
+        unit = dataclasses.replace(unit, by_lane=False, shorter_last=False, cores=cores)
         shape = Shape(rows, outputs, inputs, value_bytes(dtype) * inputs, dtype)
         return [way for way in tilings(shape, 1, unit) if way.copied]
 

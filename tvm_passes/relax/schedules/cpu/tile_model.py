@@ -7,9 +7,9 @@ checkout), and compare `ms a call`. Where another network shows more of a consta
 
 from dataclasses import dataclass
 
-from tvm_passes.relax.schedules.base.blocks import smallest_divisor, widest_vector
+from tvm_passes.relax.schedules.base.blocks import smallest_divisor
 from tvm_passes.relax.schedules.base.precision import value_bytes
-from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
+from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_widths
 
 _NEAR = 16 << 10
 """Bytes of weights that stay in a core's first-level cache beside what streams through (`--network mobilenet_v2`)."""
@@ -143,11 +143,11 @@ def ranked_tiles(
         unit: of the CPU.
         dtype: of inputs, weights and results.
     """
-    most_lanes = unit.lanes(dtype)
 
     def speed(tile_pixels: int, tile_channels: int) -> float:
-        lanes = widest_vector(tile_channels, most_lanes)
-        products = tile_pixels * (tile_channels // lanes)
+        lanes, *others = vector_widths(tile_channels, unit, dtype)
+        vectors = 1 + len(others)
+        products = tile_pixels * vectors
         if unit.by_lane:
             # What runs over the end is split off, and takes less.
             tiles, rest = divmod(pixels, tile_pixels)
@@ -158,11 +158,10 @@ def ranked_tiles(
         weight_bytes = value_bytes(dtype) * tile_channels
         # Weights of all steps that do not stay in the first-level cache arrive slower.
         arriving = weight_bytes / (_NEAR_RATE if weight_bytes * depth <= _NEAR else _RATE)
-        vectors = tile_channels // lanes
         cycles = max(products / unit.products, (tile_pixels + vectors) / unit.loads, unit.latency, arriving)
         useful = pixels / (-(-pixels // tile_pixels) * tile_pixels)
         even = 1.0 if pixels % tile_pixels == 0 else _UNEVEN
-        return lanes * products / cycles * useful * even + products / 1000
+        return tile_pixels * tile_channels / cycles * useful * even + products / 1000
 
     def fits(tile_pixels: int, vectors: int) -> bool:
         if unit.by_lane:
@@ -171,9 +170,9 @@ def ranked_tiles(
 
     candidates = [
         (tile_pixels, tile_channels)
-        for tile_channels in range(1, min(channels, 4 * most_lanes) + 1)
+        for tile_channels in range(1, min(channels, 4 * unit.lanes(dtype)) + 1)
         if channels % tile_channels == 0
-        for vectors in [tile_channels // widest_vector(tile_channels, most_lanes)]
+        for vectors in [len(vector_widths(tile_channels, unit, dtype))]
         for tile_pixels in range(1, min(pixels, _MOST_PIXELS) + 1)
         if tile_pixels == 1 or fits(tile_pixels, vectors)
     ]

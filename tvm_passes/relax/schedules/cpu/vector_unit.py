@@ -9,6 +9,7 @@ from functools import cache
 from tvm.target import Target
 from tvm.target.codegen import target_has_features
 
+from tvm_passes.relax.schedules.base.blocks import widest_vector
 from tvm_passes.relax.schedules.base.precision import value_bytes
 
 LINE_BYTES = 64  # Of the caches of x86-64 and of nearly every 64-bit ARM core.
@@ -36,6 +37,8 @@ class VectorUnit:
     """See `slots`."""
     by_lane: bool = False
     """Whether it multiplies a register by one value of another, as NEON does; else each such value is a load."""
+    shorter_last: bool = False
+    """Whether the last vector of a tile may be shorter than the others, where that makes fewer of them."""
 
     @property
     def has_spare_slots(self) -> bool:
@@ -75,13 +78,28 @@ def vector_unit(target: Target) -> VectorUnit:
     """
     cores = int(target.attrs.get("num-cores", 1))
     if target_has_features("avx512f", target):
-        return VectorUnit(register_bytes=64, registers=32, cores=cores, products=1 if _halves_vectors(target) else 2)
+        # Of 512 bits or less it starts two a cycle; one that halves them starts four of 256, which are none the dearer.
+        products = 1 if _halves_vectors(target) else 2
+        return VectorUnit(register_bytes=64, registers=32, cores=cores, products=products, shorter_last=products == 2)
     if target_has_features("avx", target):
         return VectorUnit(register_bytes=32, registers=16, cores=cores)
     if "aarch64" in str(target.attrs.get("mtriple", "")):
         unit = _ARM_CORES.get(str(target.attrs.get("mcpu", "")), _ARM_CORES["cortex-a76"])
         return dataclasses.replace(unit, cores=cores)
     return VectorUnit(register_bytes=16, registers=16, cores=cores)
+
+
+def vector_widths(channels: int, unit: VectorUnit, dtype: str) -> list[int]:
+    """The vectors that hold so many neighbouring channels, none of which runs over the end: powers of two.
+
+    All are as wide, but for the last one of a unit with `shorter_last`.
+    """
+    most = unit.lanes(dtype)
+    even = widest_vector(channels, most)
+    whole, rest = divmod(channels, most)
+    if unit.shorter_last and whole and rest > 1 and rest.bit_count() == 1:
+        return [most] * whole + [rest]
+    return [even] * (channels // even)
 
 
 def _halves_vectors(target: Target) -> bool:
