@@ -129,18 +129,18 @@ class IntegerWeights:
 
     Attributes:
         data_type: that holds the layer's data.
+        by_products: whether quotients are found by fused products (`exact_quotient`) and not by division.
         bias: of the layer, float32 [O].
         data: the quantisation of the data.
         scales, biases: the results.
-        by_products: whether quotients are found by fused products (`exact_quotient`) and not by division.
     """
 
     data_type: str
+    by_products: bool
     bias: tirx.Var
     data: tirx.Var
     scales: tirx.Var
     biases: tirx.Var
-    by_products: bool
 
     def begin(self) -> Largest:
         """Zeros, before the first sweep of a task."""

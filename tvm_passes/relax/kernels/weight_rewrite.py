@@ -197,7 +197,7 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
         of_channels = {"scales": DTYPE, "biases": "int32"} if rewrite.integers else {}
         written = [T.arg(name, T.buffer((outputs,), dtype)) for name, dtype in of_channels.items()]
         by_products = has_fused_products(target)
-        integers = IntegerWeights(rewrite.integers, *read, *written, by_products) if rewrite.integers else None
+        integers = IntegerWeights(rewrite.integers, by_products, *read, *written) if rewrite.integers else None
         with T.sblock("root"):
             # TVM looks for a block in every function.
             T.reads([])
