@@ -15,8 +15,8 @@ def match_matrix_product(
 ) -> tuple[Schedule, FusedOperator] | None:
     """A schedule of a matrix product, what follows it fused; None if the function is another, or for another device.
 
-    Its axes are (b…, n, o, i). It reads [b…, n, i] and [b…, i, o], or [i, o] for all of a batch. Nothing lies before it, and nothing larger behind
-    it. All is of one type for which the models of schedules hold (`is_modelled`).
+    Its axes are (b…, n, o, i). It reads [b…, n, i] and [b…, i, o], or [i, o] for all of a batch. Nothing lies before
+    it, and nothing larger behind it. All is of one type for which the models of schedules hold (`is_modelled`).
 
     Args:
         func, target, device: as `static_schedule`.
