@@ -12,7 +12,7 @@ from typing import Any
 from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvm_passes.relax.kernels import quantised
+from tvm_passes.relax.kernels import exact_quotient, quantised
 from tvm_passes.relax.kernels.integer_packing import IntegerPacking
 from tvm_passes.relax.kernels.mask_decoding import DTYPE, LANES
 from tvm_passes.relax.kernels.weight_storing import ChannelGroup, WeightStore
@@ -67,10 +67,6 @@ def _all(value: float) -> tirx.Expr:
     return T.broadcast(T.float32(value), LANES)
 
 
-def _limited(value: tirx.Expr, bound: float) -> tirx.Expr:
-    return T.max(T.min(value, _all(bound)), _all(-bound))
-
-
 @dataclass(frozen=True)
 class Largest:
     """The largest |w| of each of a task's channels, float32 [16]."""
@@ -91,19 +87,26 @@ class QuantisedTask:
         layer: what is read and written beside the weights.
         groups: the task's channels.
         scales: what a step of each channel's weights means, float32 [16].
+        divisors: the scales and their reciprocals as `exact_quotient` wants them, float32 [16]; nothing where the CPU
+            divides.
         sums: of each channel's integers, int32 [16].
     """
 
     layer: "IntegerWeights"
     groups: list[ChannelGroup]
     scales: tirx.Var
+    divisors: tuple[tirx.Var, ...]
     sums: tirx.Var
 
     def store(self, result: WeightStore, start: tirx.Expr, group: ChannelGroup, value: int, vector: tirx.Expr) -> None:
         """Quantises and writes one value of each channel of a group; see `WeightStore.store`."""
         place = T.ramp(group.place, 1, LANES)
-        steps = T.bind(_limited(T.nearbyint(vector / self.scales[place]), quantised.LARGEST_WEIGHT))
-        integers = T.bind(T.cast(steps, f"int32x{LANES}"))
+        if self.divisors:
+            vector = exact_quotient.quotient(T.bind(vector), *(one[place] for one in self.divisors))
+        else:
+            vector = vector / self.scales[place]
+        # No clamp: by a scale of the largest |w| / 127 none is more than 127 steps, rounded.
+        integers = T.bind(T.cast(T.nearbyint(vector), f"int32x{LANES}"))
         T.buffer_store(self.sums, self.sums[place] + integers, [place])
         result.store(start, group, value, T.cast(integers, f"int8x{LANES}"))
 
@@ -126,12 +129,14 @@ class IntegerWeights:
 
     Attributes:
         data_type: that holds the layer's data.
+        by_products: whether quotients are found by fused products (`exact_quotient`) and not by division.
         bias: of the layer, float32 [O].
         data: the quantisation of the data.
         scales, biases: the results.
     """
 
     data_type: str
+    by_products: bool
     bias: tirx.Var
     data: tirx.Var
     scales: tirx.Var
@@ -148,6 +153,7 @@ class IntegerWeights:
         """The scales, before the second sweep."""
         scales = T.alloc_buffer((_CHANNELS,), DTYPE, scope="local")
         sums = T.alloc_buffer((_CHANNELS,), "int32", scope="local")
+        divisors = [T.alloc_buffer((_CHANNELS,), DTYPE, scope="local") for _ in range(2 if self.by_products else 0)]
         for group in groups:
             T.buffer_store(sums, T.broadcast(T.int32(0), LANES), [T.ramp(group.place, 1, LANES)])
             for row in range(group.count):
@@ -156,4 +162,8 @@ class IntegerWeights:
                 T.buffer_store(scales, scale, [group.place + row])
             for row in range(group.count, LANES):
                 T.buffer_store(scales, T.float32(1), [group.place + row])
-        return QuantisedTask(self, groups, scales, sums)
+            if self.by_products:
+                place = T.ramp(group.place, 1, LANES)
+                for buffer, values in zip(divisors, exact_quotient.divisor_and_reciprocal(scales[place]), strict=True):
+                    T.buffer_store(buffer, values, [place])
+        return QuantisedTask(self, groups, scales, tuple(divisors), sums)

@@ -67,6 +67,7 @@ from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from tvm_passes.relax.kernels.exact_quotient import has_fused_products
 from tvm_passes.relax.kernels.integer_packing import NEAR, IntegerPacking
 from tvm_passes.relax.kernels.integer_weights import IntegerWeights, Largest, QuantisedTask
 from tvm_passes.relax.kernels.mask_decoding import (
@@ -195,7 +196,8 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
         result = T.arg("result", T.buffer(result_shape, "int8" if rewrite.integers else DTYPE))
         of_channels = {"scales": DTYPE, "biases": "int32"} if rewrite.integers else {}
         written = [T.arg(name, T.buffer((outputs,), dtype)) for name, dtype in of_channels.items()]
-        integers = IntegerWeights(rewrite.integers, *read, *written) if rewrite.integers else None
+        by_products = has_fused_products(target)
+        integers = IntegerWeights(rewrite.integers, by_products, *read, *written) if rewrite.integers else None
         with T.sblock("root"):
             # TVM looks for a block in every function.
             T.reads([])
@@ -290,6 +292,7 @@ class _Kernel:
         position = self._positions(groups)
         # Where each value has a value of the mask, rows are masked as they are read; else vectors of channels are.
         of_rows = position if self.rewrite.run == 1 else None
+        kept = None if self.integers is None or of_rows is None else self._kept_rows()
         mask = None if self.decoder is None or of_rows is not None else self._mask(self.decoder, groups, position)
         prefetch = self._prefetch(groups[0], channels)
         if self.decoder is not None and of_rows is not None and self._suits_neon(channels):
@@ -303,7 +306,10 @@ class _Kernel:
             ends = of_rows is None and self._ends_with_a_vector(count)
             first, read, before = (start + count - LANES, LANES, LANES - count) if ends else (start, count, 0)
             for group, factor in zip(groups, factors, strict=True):
-                rows = [self._row(group, row, first, read, of_rows) for row in range(group.count)]
+                if kept is None:
+                    rows = [self._row(group, row, first, read, of_rows) for row in range(group.count)]
+                else:
+                    rows = [T.bind(kept[_kept_place(group, row, first)]) for row in range(group.count)]
                 for value, vector in enumerate(transposed(rows)[before : before + count]):
                     if mask is not None:
                         column = tirx.floordiv(start + value, self.rewrite.run)
@@ -313,7 +319,7 @@ class _Kernel:
         if self.integers is not None:
             largest = self.integers.begin()
             if mask is None:
-                self._largest_of_rows(groups, factors, largest, of_rows)
+                self._largest_of_rows(groups, factors, largest, of_rows, kept)
             else:
                 _in_steps(self.values, LANES, lambda start, count: sweep(start, count, largest.note, asks=False))
             self._quantised(self.integers.quantised(groups, largest), sweep, store)
@@ -330,9 +336,14 @@ class _Kernel:
             self._winograd(groups, sweep)
 
     def _largest_of_rows(
-        self, groups: list[ChannelGroup], factors: list[tirx.Expr | None], largest: Largest, position: tirx.Var | None
+        self,
+        groups: list[ChannelGroup],
+        factors: list[tirx.Expr | None],
+        largest: Largest,
+        position: tirx.Var | None,
+        kept: tirx.Var | None,
     ) -> None:
-        """Finds the largest |w| of each of a task's channels, in the rows as they are read.
+        """Finds the largest |w| of each of a task's channels, in the rows as they are read, and keeps masked rows.
 
         Rounding keeps the order of sizes, so that the BatchNorm's factor may come last.
         """
@@ -345,7 +356,10 @@ class _Kernel:
         def step(start: tirx.Expr, count: int) -> None:
             for group in groups:
                 for row in range(group.count):
-                    vector, place = T.abs(self._row(group, row, start, count, position)), places[group.place + row]
+                    masked, place = self._row(group, row, start, count, position), places[group.place + row]
+                    if kept is not None:
+                        T.buffer_store(kept, masked, [_kept_place(group, row, start)])
+                    vector = T.abs(masked)
                     if count < LANES:  # What stands behind the row is another's.
                         vector = T.Select(T.ramp(0, 1, LANES) < T.broadcast(count, LANES), vector, zeros)
                     T.buffer_store(found, T.max(found[place], vector), [place])
@@ -355,8 +369,10 @@ class _Kernel:
             columns = transposed([found[place] for place in places[group.place : group.place + LANES]])
             vector = functools.reduce(T.max, columns)
             largest.note(group, 0, vector if factor is None else vector * factor)
-        if position is not None:
-            self._begin(groups, position)
+
+    def _kept_rows(self) -> tirx.Var:
+        """A place for the masked rows of a task, which are wanted twice: see `_kept_place`."""
+        return T.alloc_buffer((-(-int(self.values) // LANES) * LANES * _LINE,), DTYPE)
 
     def _near(self, channels: int) -> WeightStore:
         """A place for the integers of a task's channels, before they are packed."""
@@ -412,15 +428,10 @@ class _Kernel:
         if self.decoder is None or self.rewrite.columns == 1:
             return None
         position = T.alloc_buffer((_LINE,), "int32", scope="local")
-        self._begin(groups, position)
-        return position
-
-    def _begin(self, groups: list[ChannelGroup], position: tirx.Var) -> None:
-        """Sets the positions to the beginnings of a task's rows."""
-        assert self.decoder is not None
         for group in groups:
             for row in range(group.count):
                 T.buffer_store(position, self.decoder.row_start[group.channel + row], [group.place + row])
+        return position
 
     def _factor(self, group: ChannelGroup) -> tirx.Expr | None:
         """The BatchNorm's factor of each channel of a group."""
@@ -516,6 +527,11 @@ def _neighbours(first: tirx.Expr, count: int) -> tirx.Expr:
     """Indices of up to 8 neighbours; behind the last of them stands it again."""
     index = T.ramp(first, 1, LANES)
     return index if count == LANES else tirx.min(index, T.broadcast(first + count - 1, LANES))
+
+
+def _kept_place(group: ChannelGroup, row: int, start: tirx.Expr) -> tirx.Expr:
+    """Indices of 8 values of a row that is kept: those of all of a task's rows stand one behind the other."""
+    return T.ramp(start * _LINE + (group.place + row) * LANES, 1, LANES)
 
 
 def _in_steps(length: Number, width: int, body: Callable[[tirx.Expr, int], None]) -> None:

@@ -97,8 +97,15 @@ def test_weights_beyond_caches_take_more_rows(rows, inputs, outputs, rule):
 
 @pytest.mark.parametrize(
     ("data", "weight"),
-    [((49, 40), (40, 64)), ((3, 19, 24), (3, 24, 19)), ((2, 3, 49, 49), (2, 3, 49, 32)), ((9, 5), (5, 1))],
-    ids=["one", "filled up", "batch of two axes", "one output"],
+    [
+        ((49, 40), (40, 64)),
+        ((3, 19, 24), (3, 24, 19)),
+        ((2, 3, 49, 49), (2, 3, 49, 32)),
+        ((9, 5), (5, 1)),
+        ((3, 49, 24), (24, 32)),
+        ((1, 2, 14, 24), (24, 19)),
+    ],
+    ids=["one", "filled up", "batch of two axes", "one output", "one weight for a batch", "one weight, filled up"],
 )
 def test_products_of_many_rows_equal_numpy(data, weight):
     arrays = values(data, weight, (weight[-1],))

@@ -15,8 +15,8 @@ def match_matrix_product(
 ) -> tuple[Schedule, FusedOperator] | None:
     """A schedule of a matrix product, what follows it fused; None if the function is another, or for another device.
 
-    Its axes are (b…, n, o, i). It reads [b…, n, i] and [b…, i, o]. Nothing lies before it, and nothing larger behind
-    it. All is of one type for which the models of schedules hold (`is_modelled`).
+    Its axes are (b…, n, o, i). It reads [b…, n, i] and [b…, i, o], or [i, o] for all of a batch. Nothing lies before
+    it, and nothing larger behind it. All is of one type for which the models of schedules hold (`is_modelled`).
 
     Args:
         func, target, device: as `static_schedule`.
@@ -33,6 +33,6 @@ def match_matrix_product(
 def _is_matrix_product(schedule: Schedule, block: SBlockRV) -> bool:
     statement = schedule.get(block)
     *batch, row, column, depth = (axis.var for axis in statement.iter_vars)
-    wanted = [[*batch, row, depth], [*batch, depth, column]]
+    wanted = ([[*batch, row, depth], [*second, depth, column]] for second in (batch, []))
     found = [[axis.min for axis in read.region] for read in statement.reads]
-    return bool(tvm_ffi.structural_equal(found, wanted))
+    return any(tvm_ffi.structural_equal(found, reads) for reads in wanted)

@@ -94,7 +94,10 @@ def sharings(output: list[int], padded: tuple[int, int], window: int, unit: Vect
     line = lanes * largest_divisor(channels // lanes, max(1, LINE_BYTES // (value_bytes(dtype) * lanes)))
     wider = [lanes * largest_divisor(channels // lanes, count * line // lanes) for count in (3, 2, 6)]
     near = [width for width in wider if input_bytes(height, width) <= _NEAR]
-    widths = list(dict.fromkeys([*near, line, *wider]))
+    # A large cache holds rows of many channels. Where these are half of a pixel or more, the copy reads memory nearly
+    # as it lies; of larger kernels and less than half it gained nothing.
+    wide = [wider[-1]] if unit.task_bytes > _NEARBY and window <= 3 and 2 * wider[-1] >= channels else []
+    widths = list(dict.fromkeys([*near, *wide, line, *wider]))
     # Eight results in flight keep two multiply-adds a cycle busy that take four cycles each. Of 16 registers seven are
     # left for them, beside weights and inputs; with a stride pixels share few inputs, and a quarter is left.
     quarter = unit.registers // 4
@@ -109,7 +112,7 @@ def sharings(output: list[int], padded: tuple[int, int], window: int, unit: Vect
         numbers = [number for number in range(1, min(width, _MOST_PIXELS) + 1) if width % number == 0]
         return sorted(numbers, key=lambda number: _inputs_an_output(number, rows, window, stride, unit))
 
-    limits = (_NEARBY, _NEARBY // 2, _NEAR, 2 * _NEARBY)
+    limits = (*(unit.task_bytes for _ in wide), _NEARBY, _NEARBY // 2, _NEAR, 2 * _NEARBY)
     # Parts of the map for all cores are as many tasks for each, but more of the map is copied twice.
     even = unit.cores if height % unit.cores == 0 else 1
     return list(

@@ -1,4 +1,5 @@
-"""Matrix products of many rows, one or a batch of them: [B…, N, I] × [B…, I, O], as linear layers and attention have.
+"""Matrix products of many rows, one or a batch of them: [B…, N, I] × [B…, I, O], as attention has, or × [I, O], as
+linear layers have.
 
 A tile of rows × outputs stays in vector registers while the whole reduction runs, as a convolution's does: a row is a
 pixel and an output a channel. A task copies the part of the second matrix that it multiplies by together first, for its
@@ -47,7 +48,7 @@ class Product:
 
 
 class MatrixProduct(DesignSpaceRule[Product, Tiling]):
-    """Matches [B…, N, I] × [B…, I, O] of many rows N, with elementwise operators behind them."""
+    """Matches [B…, N, I] × [B…, I, O] or [I, O] of many rows N, with elementwise operators behind them."""
 
     def match(self, func: tirx.PrimFunc, target: Target) -> tuple[Schedule, Product] | None:
         """A schedule of the product, what follows it fused."""

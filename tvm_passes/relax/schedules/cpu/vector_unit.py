@@ -39,6 +39,8 @@ class VectorUnit:
     """Whether it multiplies a register by one value of another, as NEON does; else each such value is a load."""
     shorter_last: bool = False
     """Whether the last vector of a tile may be shorter than the others, where that makes fewer of them."""
+    task_bytes: int = 128 << 10
+    """What a task of a depthwise convolution may hold of its input: half of a core's second-level cache at most."""
 
     @property
     def has_spare_slots(self) -> bool:
@@ -80,7 +82,9 @@ def vector_unit(target: Target) -> VectorUnit:
     if target_has_features("avx512f", target):
         # Of 512 bits or less it starts two a cycle; one that halves them starts four of 256, which are none the dearer.
         products = 1 if _halves_vectors(target) else 2
-        return VectorUnit(register_bytes=64, registers=32, cores=cores, products=products, shorter_last=products == 2)
+        unit = VectorUnit(register_bytes=64, registers=32, cores=cores, products=products)
+        # Intel's second-level caches have 1 MB and more since Skylake.
+        return unit if products == 1 else dataclasses.replace(unit, shorter_last=True, task_bytes=512 << 10)
     if target_has_features("avx", target):
         return VectorUnit(register_bytes=32, registers=16, cores=cores)
     if "aarch64" in str(target.attrs.get("mtriple", "")):
