@@ -1,0 +1,72 @@
+"""Convolutions whose output channels are filled up to whole vectors: where that is done, and what they then are."""
+
+import numpy as np
+import pytest
+import tvm
+from operator_cases import CONVOLUTIONS, HOST, OTHERS, convolution_case, vectors_of
+from tvm import tirx
+from tvm.s_tir import dlight
+
+from tvm_passes.relax.attach_operator_costs import operator_cost
+from tvm_passes.relax.pipeline import loop_pipeline
+from tvm_passes.relax.schedules.cpu import cpu_rules
+from tvm_passes.relax.schedules.cpu.convolution import Convolution
+from tvm_passes.relax.schedules.cpu.tile_model import filled_channels
+from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
+from tvm_passes.relax.weight_layouts import WeightLayouts
+
+PIXELS, INPUTS = 14 * 14, 116
+
+
+def pointwise(target, outputs):
+    """The kernel of a 1×1 convolution in the form that a target gets."""
+    case = (1, 14, 14, INPUTS, outputs, 1, 1, (0, 0, 0, 0), 1, 1, "")
+    module = WeightLayouts(vector_unit(target))(convolution_case(case, epilogue=False)[0])
+    (kernel,) = (module[name] for name in module.get_global_vars() if name.name_hint == "conv2d")
+    return kernel
+
+
+@pytest.mark.parametrize(
+    ("channels", "filled"),
+    # 64 are whole vectors, 24 are one and a half; 120 in 15 vectors of 8 are too near to 8 of 16.
+    [(58, 64), (116, 128), (232, 240), (64, None), (24, None), (120, None), (10, None)],
+)
+def test_channels_that_only_narrow_vectors_divide_are_filled_up(channels, filled):
+    assert filled_channels(PIXELS, channels, INPUTS, vector_unit(OTHERS["avx512"]), "float32") == filled
+
+
+def test_a_copy_of_the_weights_must_be_worth_it():
+    assert filled_channels(1, 116, INPUTS, vector_unit(OTHERS["avx512"]), "float32") is None
+
+
+def test_cores_that_multiply_by_lanes_keep_their_channels():
+    assert filled_channels(PIXELS, 58, INPUTS, vector_unit(OTHERS["neon"]), "float32") is None
+
+
+@pytest.mark.parametrize("outputs", [116, 128])
+def test_what_is_filled_up_is_not_counted(outputs):
+    assert operator_cost(pointwise(OTHERS["avx512"], outputs)).flops == 2 * PIXELS * INPUTS * outputs
+
+
+@pytest.mark.parametrize(("target", "lanes"), [("avx512", 16), ("sse", 4)])
+def test_vectors_are_whole(target, lanes):
+    module = tvm.IRModule({"conv2d": pointwise(OTHERS[target], 58)})
+    with OTHERS[target]:
+        scheduled = dlight.ApplyDefaultSchedule(*cpu_rules())(module)
+    assert vectors_of(scheduled) == {lanes}
+
+
+def test_every_way_computes_the_same():
+    """All ways begin with the operator that was found once, and none shares channels out among cores."""
+    module, (data, weight, *_), expected = convolution_case(CONVOLUTIONS["filled up, 3x3 with a stride"], False)
+    module = WeightLayouts(vector_unit(HOST))(module)
+    (kernel,) = (module[name] for name in module.get_global_vars() if name.name_hint == "conv2d")
+    candidates = list(Convolution().candidates(kernel, HOST))
+    assert len(candidates) > 1 and all(candidate.way.pixels_first for candidate in candidates)
+    ways = {f"way{index}": candidate.schedule.mod["main"] for index, candidate in enumerate(candidates[:3])}
+    named = {name: function.with_attr("global_symbol", name) for name, function in ways.items()}
+    library = tirx.build(tvm.IRModule(named), target=HOST, pipeline=loop_pipeline())
+    for name in named:
+        result = tvm.runtime.tensor(np.full(expected.shape, np.nan, np.float32))
+        library[name](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in (data, weight)), result)
+        np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=2e-5)
