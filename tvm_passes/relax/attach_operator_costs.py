@@ -71,8 +71,9 @@ def operator_cost(function: tirx.PrimFunc) -> Cost:
 def _flops(block: SBlock) -> int:
     """What a block does over its domain, but for channels that are filled up."""
     flops = math.prod(int(axis.dom.extent) for axis in block.iter_vars) * int(estimate_tir_flops(block.body))
-    channels = int(block.writes[0].source.shape[-1])
-    return flops * int(block.annotations.get(OUTPUTS, channels)) // channels
+    if OUTPUTS not in block.annotations:
+        return flops
+    return flops * int(block.annotations[OUTPUTS]) // int(block.writes[0].source.shape[-1])
 
 
 def _called_by_main(module: tvm.IRModule) -> list[tvm.ir.GlobalVar]:

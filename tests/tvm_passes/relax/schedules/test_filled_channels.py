@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import tvm
 from operator_cases import CONVOLUTIONS, HOST, OTHERS, convolution_case, vectors_of
-from tvm import tirx
+from tvm import te, tirx
 from tvm.s_tir import dlight
 
 from tvm_passes.relax.attach_operator_costs import operator_cost
 from tvm_passes.relax.pipeline import loop_pipeline
+from tvm_passes.relax.schedules.base.blocks import match_reduction
 from tvm_passes.relax.schedules.cpu import cpu_rules
 from tvm_passes.relax.schedules.cpu.convolution import Convolution
 from tvm_passes.relax.schedules.cpu.tile_model import filled_channels
@@ -46,6 +47,14 @@ def test_cores_that_multiply_by_lanes_keep_their_channels():
 @pytest.mark.parametrize("outputs", [116, 128])
 def test_what_is_filled_up_is_not_counted(outputs):
     assert operator_cost(pointwise(OTHERS["avx512"], outputs)).flops == 2 * PIXELS * INPUTS * outputs
+
+
+def test_a_result_without_axes_has_no_channels():
+    values = te.placeholder((4,), name="values")
+    axis = te.reduce_axis((0, 4))
+    kernel = te.create_prim_func([values, te.compute((), lambda: te.sum(values[axis], axis=axis))])
+    assert operator_cost(kernel).flops == 4
+    assert match_reduction(kernel, HOST, "R") is not None
 
 
 @pytest.mark.parametrize(("target", "lanes"), [("avx512", 16), ("sse", 4)])

@@ -118,8 +118,9 @@ def fused_operator(schedule: Schedule) -> FusedOperator | None:
     (position,) = (index for index, block in enumerate(blocks) if set(axis_kinds(schedule, block)) != {"S"})
     producers, reduction, after = blocks[:position], blocks[position], blocks[position + 1 :]
     shape = [int(axis) for axis in schedule.get(reduction).writes[0].source.shape]
-    # The block behind filled-up channels crops them.
-    shape[-1] = int(schedule.get(reduction).annotations.get(OUTPUTS, shape[-1]))
+    filled_up = schedule.get(reduction).annotations.get(OUTPUTS)
+    if filled_up is not None:
+        shape[-1] = int(filled_up)  # The block behind crops them.
     same_shape = [block for block in after if extents(schedule, block) == shape]
     followers = after[len(same_shape) :]
     inlined = [*same_shape[:-1], *followers[:-1]]
