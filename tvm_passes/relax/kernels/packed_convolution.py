@@ -25,6 +25,7 @@ def packed_convolution(
     padding: tuple[int, int, int, int],
     dilation: tuple[int, int],
     groups: int,
+    outputs: int | None = None,
 ) -> te.Tensor:
     """The convolution.
 
@@ -34,12 +35,25 @@ def packed_convolution(
         strides, dilation: of y and x.
         padding: top, left, bottom and right.
         groups: of the channels.
+        outputs: how many of the O channels are not filled up; None where all are the convolution's.
 
     Returns:
         [N, H', W', O], of the type of data and weight.
     """
-    lanes = int(weight.shape[-1])
-    return _sums(data, weight, strides, padding, dilation, groups, {ANNOTATION: lanes})
+    blocks, *kernel, inputs, lanes = map(int, weight.shape)
+    filled_up = {} if outputs is None else {OUTPUTS: outputs}
+    return windowed_sums(
+        data,
+        lambda ky, kx, i, o: weight[o // lanes, ky, kx, i, o % lanes],
+        (kernel[0], kernel[1], inputs, blocks * lanes),
+        strides,
+        padding,
+        dilation,
+        groups,
+        zero=tirx.const(0, data.dtype),
+        dtype=data.dtype,
+        attrs={ANNOTATION: lanes, **filled_up},
+    )
 
 
 def filled_convolution(
@@ -53,10 +67,8 @@ def filled_convolution(
     """The convolution of one group, which packs its weights itself and fills them up.
 
     Args:
-        data: [N, H, W, I], of any type.
-        weight: [kH, kW, I, O], of the same type.
-        strides, dilation: of y and x.
-        padding: top, left, bottom and right.
+        data, strides, padding, dilation: as `packed_convolution`.
+        weight: [kH, kW, I, O], of the type of data.
         lanes: output channels of a block; they need not divide O.
 
     Returns:
@@ -70,30 +82,5 @@ def filled_convolution(
 
     blocks = (-(-outputs // lanes), kernel_height, kernel_width, inputs, lanes)
     filled = te.compute(blocks, value, name="filled")
-    sums = _sums(data, filled, strides, padding, dilation, 1, {ANNOTATION: lanes, OUTPUTS: outputs})
+    sums = packed_convolution(data, filled, strides, padding, dilation, 1, outputs)
     return te.compute((*sums.shape[:3], outputs), lambda n, y, x, o: sums[n, y, x, o], name="cropped")
-
-
-def _sums(
-    data: te.Tensor,
-    packed: te.Tensor,
-    strides: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    attrs: dict[str, int],
-) -> te.Tensor:
-    """The sums over weights [blocks, kH, kW, I, lanes]."""
-    blocks, *kernel, inputs, lanes = map(int, packed.shape)
-    return windowed_sums(
-        data,
-        lambda ky, kx, i, o: packed[o // lanes, ky, kx, i, o % lanes],
-        (kernel[0], kernel[1], inputs, blocks * lanes),
-        strides,
-        padding,
-        dilation,
-        groups,
-        zero=tirx.const(0, data.dtype),
-        dtype=data.dtype,
-        attrs=attrs,
-    )

@@ -5,10 +5,9 @@ import re
 import numpy as np
 import pytest
 import tvm
+from operator_cases import HOST, OTHERS, values
 from tvm import te
 from tvm.s_tir import Schedule
-from tvm.target import Target
-from tvm.target.codegen import llvm_get_system_cpu
 
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
 from tvm_passes.relax.loops.unequal_vectors import UnequalVectors, in_unequal_vectors
@@ -17,8 +16,7 @@ from tvm_passes.relax.schedules.cpu.convolution import Convolution
 from tvm_passes.relax.schedules.cpu.tile_model import ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_widths
 
-HOST = Target({"kind": "llvm", "mcpu": llvm_get_system_cpu(), "num-cores": 2})
-AVX512 = Target({"kind": "llvm", "mcpu": "skylake-avx512", "num-cores": 2})
+AVX512 = OTHERS["avx512"]
 WIDE = VectorUnit(register_bytes=64, registers=32, cores=1, shorter_last=True)
 
 
@@ -62,10 +60,7 @@ def test_code_for_avx512_has_both_vectors_and_keeps_them_in_registers() -> None:
 @pytest.mark.parametrize("channels", [24, 40])
 def test_results_equal_numpy(channels: int) -> None:
     """On whichever machine this is: AVX2 has the vectors of 16 too, two registers each."""
-    generator = np.random.default_rng(0)
-    data, weight = (
-        generator.standard_normal(shape).astype("float32") for shape in ((1, 4, 6, 20), (1, 1, 1, 20, channels))
-    )
+    data, weight = values((1, 4, 6, 20), (1, 1, 1, 20, channels))
     schedule = Convolution().apply(pixelwise(channels), AVX512, False)
     assert schedule is not None
     module = tvm.IRModule({"main": schedule.mod["main"].without_attr("target")})

@@ -112,7 +112,7 @@ def sharings(output: list[int], padded: tuple[int, int], window: int, unit: Vect
         numbers = [number for number in range(1, min(width, _MOST_PIXELS) + 1) if width % number == 0]
         return sorted(numbers, key=lambda number: _inputs_an_output(number, rows, window, stride, unit))
 
-    limits = (*(unit.task_bytes for _ in wide), _NEARBY, _NEARBY // 2, _NEAR, 2 * _NEARBY)
+    limits = (*([unit.task_bytes] if wide else []), _NEARBY, _NEARBY // 2, _NEAR, 2 * _NEARBY)
     # Parts of the map for all cores are as many tasks for each, but more of the map is copied twice.
     even = unit.cores if height % unit.cores == 0 else 1
     return list(
