@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := artifacts/demo
 
+# Where a shell sets it, every process would compile torch, TVM and this toolkit from their sources again: seconds each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint setup system-packages test-packages emulated-board clean
 
 demo: setup
