@@ -1,9 +1,10 @@
-"""Gives every convolution the form, and its weights the layout, in which a CPU is fastest.
+"""Gives every convolution and linear layer the form, and its weights the layout, in which a CPU is fastest.
 
-In:  a Relax module of NHWC convolutions with HWIO weights (`ConvertToChannelsLast`).
+In:  a Relax module of NHWC convolutions with HWIO weights (`ConvertToChannelsLast`), and products [N, I] × [I, O].
 Out: the same module; 3×3 convolutions for which it pays are calls of Winograd's kernel (`kernels/winograd.py`), and all
      others but depthwise ones calls of the direct kernel with packed weights (`packed_convolution`), or of the one that
-     fills up its output channels to whole vectors (`filled_convolution`) and takes weights as they are. What is done to
+     fills up its output channels to whole vectors (`filled_convolution`) and takes weights as they are; products of
+     many rows with weights that whole vectors divide are calls of one with packed weights (`packed_product`). What is done to
      a weight sits directly on the parameter (or on what is computed from parameters), so that `LiftTransformParams`
      moves it out of `main`.
 """
@@ -18,8 +19,10 @@ from tvm.ir.transform import PassContext
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tvm_passes.relax.kernels.packed_convolution import filled_convolution, packed_convolution
+from tvm_passes.relax.kernels.packed_product import packed_product
 from tvm_passes.relax.kernels.winograd import POINTS, convolution, transform_weight
 from tvm_passes.relax.schedules.base.precision import value_bytes
+from tvm_passes.relax.schedules.cpu.matrix_product import FEWEST_ROWS
 from tvm_passes.relax.schedules.cpu.tile_model import filled_channels, ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
 from tvm_passes.unknown_dtype import check_dtype
@@ -54,6 +57,7 @@ class WeightLayouts:
         rewriter = _Rewriter(module, self.unit, self.kernels)
         for name, function in module.functions_items():
             if isinstance(function, relax.Function):
+                rewriter.parameters = set(function.params[1:])
                 rewriter.builder_.update_func(name, rewriter.visit_expr(function))
         return rewriter.builder_.get()
 
@@ -67,9 +71,14 @@ class _Rewriter(PyExprMutator):
         self.unit = unit
         self.kernels = kernels
         self.present: set[Hashable] = set()
+        self.parameters: set[relax.Var] = set()
+        """Of the function that is rewritten, all but its input."""
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
+        if call.op == tvm.ir.Op.get("relax.matmul"):
+            product = self._product(call)
+            return call if product is None else product
         if call.op != tvm.ir.Op.get("relax.nn.conv2d") or not _is_channels_last(call):
             return call
         check_dtype("WeightLayouts", self._parameter(call.args[1]), call.args[1].ty.dtype, _DTYPE)
@@ -84,6 +93,13 @@ class _Rewriter(PyExprMutator):
         while isinstance(weight, relax.Var) and (bound := self.lookup_binding(weight)) is not None:
             weight = bound.args[0]
         return str(weight.name) if isinstance(weight, relax.Var) else "a constant"
+
+    def _is_of_parameters(self, value: relax.Expr) -> bool:
+        """Whether a value is computed from parameters alone."""
+        bound = self.lookup_binding(value) if isinstance(value, relax.Var) else value
+        if bound is None:
+            return value in self.parameters
+        return all(map(self._is_of_parameters, relax.analysis.free_vars(bound)))
 
     def _winograd(self, call: relax.Call) -> relax.Call | None:
         """Winograd's form; None where it does not pay."""
@@ -123,6 +139,20 @@ class _Rewriter(PyExprMutator):
         return self._call(
             "conv2d", packed_convolution, [data, packed], (strides, padding, dilation, groups), _REDUCTION
         )
+
+    def _product(self, call: relax.Call) -> relax.Call | None:
+        """A linear layer with packed weights; None for any other product, and where rows are too few for its tiles."""
+        data, weight = call.args
+        if (data.ty.ndim, weight.ty.ndim) != (2, 2) or not self._is_of_parameters(weight):
+            return None
+        (rows, inputs), outputs, dtype = map(int, data.ty.shape), int(weight.ty.shape[1]), str(weight.ty.dtype)
+        if rows < FEWEST_ROWS or dtype != _DTYPE or outputs % self.unit.lanes(dtype):
+            return None
+        (_, lanes), _ = ranked_tiles(rows, outputs, inputs, self.unit, dtype)[0]
+        _log.info("%s is packed in blocks of %d outputs", self._parameter(weight), lanes)
+        blocks = relax.op.reshape(weight, (inputs, outputs // lanes, lanes))
+        packed = self.builder_.emit(relax.op.permute_dims(self.builder_.emit(blocks), [1, 0, 2]))
+        return self._call("matmul", packed_product, [data, packed], (), _REDUCTION)
 
     def _call(
         self,

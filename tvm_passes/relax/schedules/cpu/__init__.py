@@ -10,6 +10,7 @@ from tvm_passes.relax.schedules.cpu.fallback import Fallback
 from tvm_passes.relax.schedules.cpu.few_channels import FewChannels
 from tvm_passes.relax.schedules.cpu.mask_decoder import MaskDecoder
 from tvm_passes.relax.schedules.cpu.matrix_product import MatrixProduct
+from tvm_passes.relax.schedules.cpu.packed_product import PackedProduct
 from tvm_passes.relax.schedules.cpu.reduction import PixelReduction
 from tvm_passes.relax.schedules.cpu.winograd import WinogradConvolution
 
@@ -21,6 +22,7 @@ def cpu_rules() -> list[ScheduleRule]:
         DepthwiseConvolution(),
         FewChannels(),
         Convolution(),
+        PackedProduct(),
         MatrixProduct(),
         Dense(),
         PixelReduction(),

@@ -56,7 +56,7 @@ class Convolution(DesignSpaceRule[FusedOperator, Tiling]):
         padding = _fill_weights(schedule, operator, unit) if _is_filled(schedule, operator) else operator.producers
         schedule_surroundings(schedule, dataclasses.replace(operator, producers=padding), unit)
         _flatten_pixels(schedule, operator)
-        _tile(schedule, operator, way, unit)
+        compute_tiles(schedule, operator, way, unit)
 
 
 def _is_filled(schedule: Schedule, operator: FusedOperator) -> bool:
@@ -109,7 +109,8 @@ def _flatten_pixels(schedule: Schedule, operator: FusedOperator) -> None:
     schedule.transform_block_layout(operator.output, lambda n, y, x, o: flat(n, y, x, o))
 
 
-def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: VectorUnit) -> None:
+def compute_tiles(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: VectorUnit) -> None:
+    """Computes tile by tile a reduction whose axes are pixels, channels and what is summed."""
     steps = _steps_at_once(schedule, operator, unit)
     inputs = apart(schedule, operator.reduction) if steps > 1 else None
     pixels, channels, *reduction = schedule.get_loops(operator.reduction)
@@ -160,7 +161,7 @@ def _tile(schedule: Schedule, operator: FusedOperator, tiling: Tiling, unit: Vec
 
 def _steps_at_once(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> int:
     """Steps whose inputs are read together; 1 where the CPU cannot, or a tile's channels are of several groups."""
-    one_group = input_shape(schedule, operator)[3] == extents(schedule, operator.reduction)[-1]
+    one_group = input_shape(schedule, operator)[-1] == extents(schedule, operator.reduction)[-1]
     return steps_at_once(schedule, operator.reduction, unit) if unit.by_lane and one_group else 1
 
 

@@ -27,7 +27,7 @@ from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
 from tvm_passes.relax.schedules.cpu.tile_model import Shape, Tiling, tilings
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 
-_FEWEST_ROWS, _FEWEST_ROWS_FROM_FAR, _FAR_BYTES = 8, 16, 32 << 20
+FEWEST_ROWS, _FEWEST_ROWS_FROM_FAR, _FAR_BYTES = 8, 16, 32 << 20
 """With fewer, a weight is read at the speed of memory whatever registers hold, and so in long rows: see `Dense`.
 
 From memory weights arrive slower than from a cache, and it takes more rows to be worth a copy. By the minima on a Xeon
@@ -82,7 +82,7 @@ def _has_few_rows(shape: list[int], dtype: str) -> bool:
     *batch, rows, outputs, inputs = shape
     # Batches are never of weights, and no other rule takes them.
     far = not batch and value_bytes(dtype) * inputs * outputs > _FAR_BYTES
-    return rows < (_FEWEST_ROWS_FROM_FAR if far else _FEWEST_ROWS)
+    return rows < (_FEWEST_ROWS_FROM_FAR if far else FEWEST_ROWS)
 
 
 def _copied(schedule: Schedule, operator: FusedOperator, lanes: int) -> SBlockRV:
