@@ -3,9 +3,9 @@
 In:  a Relax module of NHWC convolutions with HWIO weights (`ConvertToChannelsLast`), and products [N, I] × [I, O].
 Out: the same module; 3×3 convolutions for which it pays are calls of Winograd's kernel (`kernels/winograd.py`), and all
      others but depthwise ones calls of the direct kernel with packed weights (`packed_convolution`), or of the one that
-     fills up its output channels to whole vectors (`filled_convolution`) and takes weights as they are; products of
-     many rows with weights that whole vectors divide are calls of one with packed weights (`packed_product`). What is done to
-     a weight sits directly on the parameter (or on what is computed from parameters), so that `LiftTransformParams`
+     fills up its output channels to whole vectors (`filled_convolution`) and takes weights as they are. Products of many
+     rows with a weight that whole vectors divide are calls of one with packed weights (`packed_product`). What is done
+     to a weight sits directly on the parameter (or on what is computed from parameters), so that `LiftTransformParams`
      moves it out of `main`.
 """
 

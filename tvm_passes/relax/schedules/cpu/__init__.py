@@ -12,6 +12,7 @@ from tvm_passes.relax.schedules.cpu.mask_decoder import MaskDecoder
 from tvm_passes.relax.schedules.cpu.matrix_product import MatrixProduct
 from tvm_passes.relax.schedules.cpu.packed_product import PackedProduct
 from tvm_passes.relax.schedules.cpu.reduction import PixelReduction
+from tvm_passes.relax.schedules.cpu.row_reductions import RowReductions
 from tvm_passes.relax.schedules.cpu.winograd import WinogradConvolution
 
 
@@ -26,6 +27,7 @@ def cpu_rules() -> list[ScheduleRule]:
         MatrixProduct(),
         Dense(),
         PixelReduction(),
+        RowReductions(),
         Concatenation(),
         MaskDecoder(),
         Fallback(),
