@@ -3,10 +3,10 @@
 In:  a Relax module of NHWC convolutions with HWIO weights (`ConvertToChannelsLast`), and products [N, I] × [I, O].
 Out: the same module; 3×3 convolutions for which it pays are calls of Winograd's kernel (`kernels/winograd.py`), and all
      others but depthwise ones calls of the direct kernel with packed weights (`packed_convolution`), or of the one that
-     fills up its output channels to whole vectors (`filled_convolution`) and takes weights as they are. Products of many
-     rows with a weight that whole vectors divide are calls of one with packed weights (`packed_product`). What is done
-     to a weight sits directly on the parameter (or on what is computed from parameters), so that `LiftTransformParams`
-     moves it out of `main`.
+     fills up its output channels to whole vectors (`filled_convolution`) and takes weights as they are. Products with
+     many rows and a weight that whole vectors divide are calls of `packed_product`. What is done to a weight sits
+     directly on the parameter (or on what is computed from parameters), so that `LiftTransformParams` moves it out of
+     `main`.
 """
 
 import logging

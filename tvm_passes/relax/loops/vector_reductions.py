@@ -8,8 +8,8 @@ its condition, and values behind the row are added too.
 
 import tvm
 from tvm import tirx
-from tvm.ir.transform import PassContext
 from tvm.ir import TensorLoad
+from tvm.ir.transform import PassContext
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import LoopRV
 from tvm.tirx.transform import prim_func_pass

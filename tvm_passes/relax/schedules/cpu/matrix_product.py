@@ -66,11 +66,10 @@ class MatrixProduct(DesignSpaceRule[Product, Tiling]):
         """The `tilings` of a convolution of as many pixels and channels whose tasks copy their weights."""
         *batch, rows, outputs, inputs = extents(schedule, product.operator.reduction)
         dtype, unit = widest_type(schedule, product.operator.reduction), vector_unit(target)
-        # Each product of a batch is a task of its own. Inputs are read one by one, and all vectors are as wide.
-        cores = -(-unit.cores // math.prod(batch))
-        unit = dataclasses.replace(unit, by_lane=False, shorter_last=False, cores=cores)
+        # Inputs are read one by one, and all vectors are as wide.
+        unit = dataclasses.replace(unit, by_lane=False, shorter_last=False)
         shape = Shape(rows, outputs, inputs, value_bytes(dtype) * inputs, dtype)
-        return [way for way in tilings(shape, 1, unit) if way.copied]
+        return [way for way in tilings(shape, 1, unit, batch=math.prod(batch)) if way.copied]
 
     def apply_way(self, schedule: Schedule, product: Product, way: Tiling, target: Target) -> None:
         """Computes tile by tile."""
@@ -107,10 +106,12 @@ def _tile(schedule: Schedule, product: Product, tiling: Tiling, unit: VectorUnit
     task = schedule.fuse(*batch, output_tiles, cut)
     schedule.reverse_compute_at(output, tile, preserve_unit_loops=True)
     schedule.compute_at(product.copy, task, preserve_unit_loops=True)
+    lanes = widest_vector(tiling.channels, unit.lanes(widest_type(schedule, reduction)))
+    _, copied = schedule.split(schedule.get_loops(product.copy)[-1], [None, lanes])
+    schedule.vectorize(copied)
     schedule.parallel(task)
     # Splits off the last tile, if the tiles run over the end, so that the others need no bounds check.
     schedule.annotate(tile, "pragma_loop_partition_hint", True)
-    lanes = widest_vector(tiling.channels, unit.lanes(widest_type(schedule, reduction)))
     for block in (reduction, output):
         *_, row_loop, output_loop = schedule.get_loops(block)
         vectors, vector = schedule.split(output_loop, [None, lanes])

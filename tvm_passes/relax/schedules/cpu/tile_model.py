@@ -77,7 +77,13 @@ def asking_pays(steps: int, weight_bytes: int) -> bool:
 
 
 def tilings(
-    shape: Shape, groups: int, unit: VectorUnit, lanes: int | None = None, *, channels_apart: bool = True
+    shape: Shape,
+    groups: int,
+    unit: VectorUnit,
+    lanes: int | None = None,
+    *,
+    channels_apart: bool = True,
+    batch: int = 1,
 ) -> list[Tiling]:
     """The ways to compute a convolution that are worth a measurement, the one that is likely fastest first.
 
@@ -87,10 +93,11 @@ def tilings(
         unit: of the CPU.
         lanes: output channels that packed weights have together; None where they are not packed.
         channels_apart: whether tiles of channels can be tasks of their own.
+        batch: how many of this shape, each with weights of its own, are computed in the same loop.
     """
 
     def channel_tasks(tile_channels: int) -> int:
-        return shape.channels // tile_channels if channels_apart else 1
+        return batch * (shape.channels // tile_channels if channels_apart else 1)
 
     def by_channels(tile_pixels: int, tile_channels: int, tasks: int, copied: bool) -> Tiling:
         # Maps are cut only as far as it takes for every core to have so many tasks.
