@@ -1,5 +1,5 @@
 """Matrix products of many rows, one or a batch of them: [B…, N, I] × [B…, I, O], as attention has, or × [I, O], as
-linear layers have.
+linear layers have whose weights nothing packs.
 
 A tile of rows × outputs stays in vector registers while the whole reduction runs, as a convolution's does: a row is a
 pixel and an output a channel. A task copies the part of the second matrix that it multiplies by together first, for its
@@ -45,6 +45,8 @@ class Product:
 
     operator: FusedOperator
     copy: SBlockRV
+    filled: bool
+    """Whether the copy has more outputs than the product."""
 
 
 class MatrixProduct(DesignSpaceRule[Product, Tiling]):
@@ -60,7 +62,8 @@ class MatrixProduct(DesignSpaceRule[Product, Tiling]):
         if _has_few_rows(extents(schedule, operator.reduction), dtype):
             return None
         lanes = vector_unit(target).lanes(dtype)
-        return schedule, Product(operator, _copied(schedule, operator, lanes))
+        filled = extents(schedule, operator.reduction)[-2] % lanes > 0
+        return schedule, Product(operator, _copied(schedule, operator, lanes), filled)
 
     def ways(self, schedule: Schedule, product: Product, target: Target) -> list[Tiling]:
         """The `tilings` of a convolution of as many pixels and channels whose tasks copy their weights."""
@@ -69,7 +72,9 @@ class MatrixProduct(DesignSpaceRule[Product, Tiling]):
         # Inputs are read one by one, and all vectors are as wide.
         unit = dataclasses.replace(unit, by_lane=False, shorter_last=False)
         shape = Shape(rows, outputs, inputs, value_bytes(dtype) * inputs, dtype)
-        return [way for way in tilings(shape, 1, unit, batch=math.prod(batch)) if way.copied]
+        # The last tile of filled-up outputs has code of its own, where a task has all outputs of a product.
+        apart = not product.filled or math.prod(batch) < unit.cores
+        return [way for way in tilings(shape, 1, unit, channels_apart=apart, batch=math.prod(batch)) if way.copied]
 
     def apply_way(self, schedule: Schedule, product: Product, way: Tiling, target: Target) -> None:
         """Computes tile by tile."""
@@ -102,13 +107,21 @@ def _tile(schedule: Schedule, product: Product, tiling: Tiling, unit: VectorUnit
     output_tiles, inner_outputs = schedule.split(outputs, [None, tiling.channels])
     row_tiles, inner_rows = schedule.split(rows, [None, tiling.pixels])
     cut, tile = schedule.split(row_tiles, [tiling.cuts, None])
-    schedule.reorder(*batch, output_tiles, cut, tile, depth, inner_rows, inner_outputs)
-    task = schedule.fuse(*batch, output_tiles, cut)
+    order = [cut, output_tiles] if tiling.pixels_first else [output_tiles, cut]
+    schedule.reorder(*batch, *order, tile, depth, inner_rows, inner_outputs)
+    if tiling.pixels_first:
+        # Splits off the outputs behind which there are filled-up ones.
+        schedule.annotate(output_tiles, "pragma_loop_partition_hint", True)
+        task = schedule.fuse(*batch, cut)
+    else:
+        task = schedule.fuse(*batch, *order)
     schedule.reverse_compute_at(output, tile, preserve_unit_loops=True)
     schedule.compute_at(product.copy, task, preserve_unit_loops=True)
     lanes = widest_vector(tiling.channels, unit.lanes(widest_type(schedule, reduction)))
-    _, copied = schedule.split(schedule.get_loops(product.copy)[-1], [None, lanes])
+    vectors, copied = schedule.split(schedule.get_loops(product.copy)[-1], [None, lanes])
     schedule.vectorize(copied)
+    if tiling.pixels_first:
+        schedule.annotate(vectors, "pragma_loop_partition_hint", True)
     schedule.parallel(task)
     # Splits off the last tile, if the tiles run over the end, so that the others need no bounds check.
     schedule.annotate(tile, "pragma_loop_partition_hint", True)
