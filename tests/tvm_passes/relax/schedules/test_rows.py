@@ -1,5 +1,7 @@
 """LayerNorm and softmax, computed row by row: what PyTorch computes, for rows that vectors divide and others."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -72,11 +74,12 @@ def test_other_reductions_are_left_to_other_rules(shape: tuple[int, ...], name: 
 
 @pytest.mark.parametrize("target", OTHERS.values(), ids=OTHERS.keys())
 def test_sums_and_maxima_are_vectors_on_every_target(target: tvm.target.Target) -> None:
-    module = lowered(function(lambda _, x: relax.op.nn.softmax(x, -1), (3, 49, 49)), target)
+    module = lowered(function(lambda _, x: relax.op.nn.softmax(x, -1), (3, 197, 197)), target)
     scheduled = RowReductions().apply(module["softmax"], target, False)
     assert scheduled is not None
     lanes = vector_unit(target).lanes("float32")
     built = tvm.IRModule({"main": scheduled.mod["main"].with_attr("global_symbol", "main")})
     text = tvm.tirx.build(built, target=target, pipeline=loop_pipeline()).inspect_source("ll")
-    assert f"fcmp ogt <{2 * lanes} x float>" in text or f"maxnum.v{2 * lanes}f32" in text, "maxima"
-    assert f"fadd <{2 * lanes} x float>" in text, "sums"
+    # Two registers at a time.
+    for operation in ("fadd", r"fcmp \w+"):
+        assert re.search(rf"{operation} <{2 * lanes} x float>", text), operation
