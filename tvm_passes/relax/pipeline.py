@@ -2,7 +2,8 @@
 
     lowered     as it comes
     folded      mask and BatchNorm become ops on weights; padding joins its convolution
-    layouts     activations channels-last; for CPUs weights packed, or transformed for Winograd's form; or int8
+    layouts     activations channels-last, and before changes of shape; for CPUs weights packed, or transformed for
+                Winograd's form; or int8
     lifted      everything that depends on parameters alone leaves `main`        (not with `fused`)
     joined      what differs between masks of different layouts is joined into one module
     kernels     ops become fused loops
@@ -48,6 +49,7 @@ from tvm_passes.relax.schedules import target_rules
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 from tvm_passes.relax.schedules.gpu.limits import gpu_limits
 from tvm_passes.relax.separate_kernels import SeparateKernels
+from tvm_passes.relax.sink_reshapes import SinkReshapes
 from tvm_passes.relax.weight_layouts import WeightLayouts
 
 PHASES = ("lowered", "folded", "layouts", "lifted", "joined", "kernels", "scheduled", "planned", "loops")
@@ -75,7 +77,9 @@ def fold_tasks(
         The module, and for each name of `layouts` its functions. Combinations whose `main` is the same share it.
     """
     # Worth it only if weights are rewritten once a task. One pass for all layouts, so that they share its kernels.
-    weight_layouts: list[Pass] = [] if fused or "cpu" not in target.keys else [WeightLayouts(vector_unit(target))]
+    weight_layouts: list[Pass] = (
+        [] if fused or "cpu" not in target.keys else [SinkReshapes(), WeightLayouts(vector_unit(target))]
+    )
     if integers:
         weight_layouts = [Quantise(integer_vectors(target), vector_unit(target).cores)]
     network = _phase("lowered", [])(network)

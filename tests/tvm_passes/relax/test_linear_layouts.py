@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 import tvm
 from operator_cases import HOST, OTHERS, values
+from torch.nn import functional
 from tvm import relax
 
 from ksm_hw.compiler.build import build_executable
@@ -68,3 +70,29 @@ def test_every_target_keeps_the_sums_of_a_tile_in_registers(target: tvm.target.T
     scheduled = schedule_kernels(module, target)
     assert "PackedProduct" in rules(scheduled)
     assert plan_memory(scheduled, target) is not None
+
+
+def test_an_activation_across_a_change_of_shape_is_fused_behind_its_product() -> None:
+    builder = relax.BlockBuilder()
+    types = [((2, 49, 24), "x"), ((32, 24), "layer.weight"), ((32,), "layer.bias")]
+    data, weight, bias = (relax.Var(name, relax.TensorType(shape, "float32")) for shape, name in types)
+    with builder.function("main", [data, weight, bias], attrs={"num_input": 1}):
+        with builder.dataflow():
+            flat = builder.emit(relax.op.reshape(data, (98, 24)))
+            product = builder.emit(relax.op.matmul(flat, builder.emit(relax.op.permute_dims(weight, [1, 0]))))
+            added = builder.emit(relax.op.reshape(builder.emit(relax.op.add(product, bias)), (2, 49, 32)))
+            activated = builder.emit(relax.op.nn.gelu(added))
+            result = builder.emit_output(relax.op.reshape(activated, (98, 32)))
+        builder.emit_func_output(result)
+    module, functions = fold_tasks(builder.get(), {"plain": {}}, HOST)
+    scheduled = schedule_kernels(module, HOST)
+    (kernel,) = (name for name in scheduled.get_global_vars() if name.name_hint.startswith("fused_matmul"))
+    assert "gelu" in kernel.name_hint
+    machine = relax.VirtualMachine(build_executable(plan_memory(scheduled, HOST), HOST), tvm.cpu())
+    arrays = values(*(shape for shape, _ in types))
+    rewrite = functions["plain"].rewrite
+    assert rewrite is not None
+    weights = machine[rewrite]([tvm.runtime.tensor(array) for array in arrays[1:]])
+    found = machine[functions["plain"].main](tvm.runtime.tensor(arrays[0]), *weights)
+    expected = functional.gelu(functional.linear(*map(torch.from_numpy, arrays))).reshape(98, 32).numpy()
+    np.testing.assert_allclose((found if hasattr(found, "numpy") else found[0]).numpy(), expected, rtol=1e-5, atol=1e-5)
