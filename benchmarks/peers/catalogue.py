@@ -83,6 +83,8 @@ NETWORKS: Mapping[str, str] = {
     "efficientnet_b0": "EfficientNet-B0",
     "densenet121": "DenseNet-121",
     "vit_b_16": "ViT-B/16",
+    "swin_t": "Swin-T",
+    "convnext_tiny": "ConvNeXt-T",
 }
 IMAGE_SIZE = 224
 CLASSES = 1000  # ImageNet's, where one network is measured.

@@ -51,5 +51,6 @@ class _Rewriter(PyExprMutator):
     def _reshape(self, value: relax.Expr) -> relax.Call | None:
         """The change of shape that a value is bound to, with a shape that is known."""
         bound = self.lookup_binding(value) if isinstance(value, relax.Var) else None
-        is_reshape = isinstance(bound, relax.Call) and bound.op == _RESHAPE
-        return bound if is_reshape and isinstance(bound.args[1], relax.ShapeExpr) else None
+        if not isinstance(bound, relax.Call) or bound.op != _RESHAPE:
+            return None
+        return bound if isinstance(bound.args[1], relax.ShapeExpr) else None

@@ -6,6 +6,9 @@ added value by value. TVM's `rfactor` does the same where vectors divide the row
 its condition, and values behind the row are added too.
 """
 
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
 import tvm
 from tvm import tirx
 from tvm.ir import TensorLoad
@@ -16,6 +19,7 @@ from tvm.tirx.transform import prim_func_pass
 from tvm_ffi import structural_map
 
 _ANNOTATION = "partial_results"
+_Part = TypeVar("_Part", tirx.Stmt, tirx.Expr)
 
 
 def is_commutative(block: SBlock) -> bool:
@@ -47,7 +51,7 @@ class VectorReductions:
         return func.with_body(structural_map(func.body, (tirx.For, _reduced)))
 
 
-def _reduced(loop: tirx.For) -> tirx.For | tirx.AllocBuffer | tirx.SeqStmt:
+def _reduced(loop: tirx.For) -> tirx.For | tirx.SeqStmt:
     if _ANNOTATION not in loop.annotations:
         return loop
     realize = loop.body
@@ -62,32 +66,33 @@ def _reduced(loop: tirx.For) -> tirx.For | tirx.AllocBuffer | tirx.SeqStmt:
     def step(number: tirx.Expr) -> tirx.Expr:
         return _with_values(of_step, {loop.loop_var: loop.min + number})
 
-    def in_vector(count: int, value) -> tirx.For:
+    def in_vector(count: int, value: Callable[[tirx.Var], tirx.Expr]) -> tirx.For:
         lane = tirx.Var("lane", dtype)
         return _loop(lane, count, tirx.BufferStore(partial, value(lane), [lane]), tirx.ForKind.VECTORIZED)
 
     def partial_result(lane: tirx.Var) -> tirx.Expr:
         return combine(partial[lane], step(vector * width + lane))
 
+    def halves_of(half: int) -> Callable[[tirx.Var], tirx.Expr]:
+        return lambda lane: combine(partial[lane], partial[lane + half])
+
     vector, left = tirx.Var("vector", dtype), tirx.Var("left", dtype)
     statements = [
         in_vector(width, lambda _: first.value),
-        _loop(
-            vector, length // width, in_vector(width, lambda lane: combine(partial[lane], step(vector * width + lane)))
-        ),
+        _loop(vector, length // width, in_vector(width, partial_result)),
     ]
-    half = width // 2
-    while half:
-        statements.append(in_vector(half, lambda lane, half=half: combine(partial[lane], partial[lane + half])))
-        half //= 2
+    statements += [
+        in_vector(half, halves_of(half)) for half in (width >> bits for bits in range(1, width.bit_length()))
+    ]
     statements.append(tirx.BufferStore(result, partial[0], indices))
     if rest := length % width:
-        sum_of_left = combine(result[tuple(indices)], step(left + (length - rest)))
-        statements.append(_loop(left, rest, tirx.BufferStore(result, sum_of_left, indices)))
+        with_left = combine(result[tuple(indices)], step(left + (length - rest)))
+        statements.append(_loop(left, rest, tirx.BufferStore(result, with_left, indices)))
     return tirx.SeqStmt([tirx.AllocBuffer(partial), *statements])
 
 
-def _with_values(part, values):
+def _with_values(part: _Part, values: Mapping[tirx.Var, tirx.Expr]) -> _Part:
+    """A statement or an expression with values for some of its variables."""
     return structural_map(part, (tirx.Var, lambda variable: values.get(variable, variable)))
 
 

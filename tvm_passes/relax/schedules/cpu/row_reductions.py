@@ -73,7 +73,8 @@ def _rows(schedule: Schedule) -> _Rows | None:
     if any(extents(schedule, blocks[index])[:-1] != outer for index in reductions):
         return None
     reduced = {schedule.get(blocks[index]).writes[0].source for index in reductions}
-    before, steps = [], []
+    before: list[SBlockRV] = []
+    steps: list[SBlockRV] = []
     for index, block in enumerate(blocks):
         statement = schedule.get(block)
         if index not in reductions and not any(read.source in reduced for read in statement.reads):
