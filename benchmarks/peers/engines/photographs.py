@@ -34,12 +34,12 @@ def convert(folder: Path) -> None:
     np.save(folder / "judged_logits.npy", logits)
 
 
-def crops(names: Sequence[str], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+def crops(names: Sequence[str], preprocessing: Preprocessing, count: int = CROPS) -> npt.NDArray[np.float32]:
     """Square crops of photographs in turn, of random sizes and places, every other one mirrored; the same always."""
     photographs = [photograph(name) for name in names]
     generator = np.random.default_rng(0)
     found = []
-    for number in range(CROPS):
+    for number in range(count):
         image = photographs[number % len(photographs)]
         side = round(min(image.size) * generator.uniform(SMALLEST, 1))
         left, top = (int(generator.integers(0, length - side + 1)) for length in image.size)
