@@ -184,6 +184,6 @@ def _started(plan: Plan, engine: Engine, stack: contextlib.ExitStack, on_step: O
         return dataclasses.replace(result, failure=str(error))
     result = dataclasses.replace(result, **process.facts)
     agreement, error = result.agreement, process.facts["error_of_logits"]
-    if failure := wrong_outputs(error) if agreement is None else unlike_float32(agreement):
+    if failure := wrong_outputs(error) if agreement is None else unlike_float32(agreement, error):
         return dataclasses.replace(result, failure=failure)
     return _Running(engine, process, result)

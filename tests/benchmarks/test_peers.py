@@ -21,6 +21,7 @@ from peers.noise import FOREIGN_LIMIT, SLOWER_LIMIT, Quiet, outliers
 from peers.results import (
     AGREEMENT_LIMIT,
     ERROR_LIMIT,
+    INT8_ERROR_LIMIT,
     Result,
     best_peer,
     geometric_mean,
@@ -166,9 +167,10 @@ def test_wrong_outputs_are_a_failure():
     assert wrong_outputs(float("nan")) is not None
 
 
-def test_int8_is_wrong_where_too_few_images_have_the_top_class_of_float32():
-    assert unlike_float32(AGREEMENT_LIMIT) is None
-    assert "40%" in str(unlike_float32(0.4)) and unlike_float32(float("nan")) is not None
+def test_int8_is_wrong_where_too_few_images_have_the_top_class_of_float32_or_logits_are_too_far_off():
+    assert unlike_float32(AGREEMENT_LIMIT, 0.99) is None
+    assert "40%" in str(unlike_float32(0.4, 0.1)) and "error is 1.00" in str(unlike_float32(0.9, INT8_ERROR_LIMIT))
+    assert unlike_float32(float("nan"), 0.1) is not None and unlike_float32(0.9, float("nan")) is not None
     lines = latency_table([result("ours", 8, agreement=0.97, error_of_logits=0.08), result("two", 1, failure="no")])
     assert "float32's top class" in lines[0] and {line.count("|") for line in lines} == {8}
     assert "| 8.0e-02 | 97% |" in lines[2] and "| — | failed: no |" in lines[3]
