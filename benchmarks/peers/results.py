@@ -10,7 +10,7 @@ from typing import Any
 from ksm_hw.report.timing import NOISE_LIMIT, timing_of
 
 ERROR_LIMIT = 1e-3  # Of the logits, relative; float32 in another order of sums stays far below.
-# In int8: of the images, and an error that logits which are the same for all images have. The first alone says little of a
+# In int8: of the images, and the error of logits that are the same for all images. The first alone says little of a
 # network with random weights, which gives most images one class.
 AGREEMENT_LIMIT, INT8_ERROR_LIMIT = 0.5, 1.0
 
