@@ -63,6 +63,22 @@ def test_what_lies_around_is_computed_with_the_rows() -> None:
     assert "RowReductions" in rules
 
 
+@pytest.mark.parametrize("padding", [0, 2])
+def test_what_follows_rows_keeps_their_values(padding: int) -> None:
+    arrays = values((1, 5, 5, 24), (24,), (24,))
+    ours = function(
+        lambda emit, x, g, b: relax.op.nn.pad(
+            emit(relax.op.nn.layer_norm(x, g, b, [-1], 1e-5)), [0, 0, 0, padding, 0, padding, 0, 0]
+        ),
+        *(one.shape for one in arrays),
+    )
+    found, rules = run(ours, *arrays)
+    data, gain, bias = map(torch.from_numpy, arrays)
+    expected = functional.pad(functional.layer_norm(data, (24,), gain, bias), (0, 0, 0, padding, 0, padding))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=2e-6)
+    assert "RowReductions" in rules
+
+
 @pytest.mark.parametrize("shape", [(6, 8, 197), (6, 8, 3)], ids=str)
 @pytest.mark.parametrize("name", ["sum", "max"])
 def test_other_reductions_are_left_to_other_rules(shape: tuple[int, ...], name: str) -> None:
