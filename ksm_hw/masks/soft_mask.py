@@ -5,6 +5,7 @@ al., CVPR 2021, arXiv 2009.05668), 0 or -1 in a ternary mask, or 0 in a binary o
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -110,6 +111,30 @@ def padded_mask(packed: PackedMask, shape: tuple[int, ...]) -> PackedMask:
     codes, ones = padded(codes, shape, zeros[0]), padded(ones, shape)
     scale = _packed_codes(codes[~ones], packed.scale_bits)
     return PackedMask(shape, np.packbits(ones), scale, packed.scale_bits, packed.scale_range)
+
+
+def selected_mask(packed: PackedMask, kept: Sequence[npt.NDArray[np.bool_]]) -> PackedMask:
+    """The mask of some of a layer's channels; no value of it changes.
+
+    Args:
+        packed: the mask.
+        kept: of the first axes of the mask which places stay, as `selected` takes them.
+    """
+    ones = binary_mask(packed)
+    numbers = np.zeros(packed.shape, packed.scale.dtype)  # Soft values, or their codes, in their places.
+    if packed.scale_bits:
+        numbers[~ones] = soft_codes(packed) if packed.coded else packed.scale
+    ones, numbers = selected(ones, kept), selected(numbers, kept)
+    scale = _packed_codes(numbers[~ones], packed.scale_bits) if packed.scale_bits else packed.scale
+    return PackedMask(ones.shape, np.packbits(ones), scale, packed.scale_bits, packed.scale_range)
+
+
+def selected(array: npt.NDArray[Any], kept: Sequence[npt.NDArray[np.bool_]]) -> npt.NDArray[Any]:
+    """The places of an array's first axes that are kept; an axis of 1, whose value all places share, stays."""
+    for axis, places in enumerate(kept):
+        if array.shape[axis] == len(places):
+            array = array.compress(places, axis)
+    return array
 
 
 def padded(array: npt.NDArray[Any], shape: tuple[int, ...], value: float = 0) -> npt.NDArray[Any]:
