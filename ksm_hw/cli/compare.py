@@ -69,7 +69,7 @@ def compare(
 
     chosen = list(TITLES) if methods == "all" else [method_named(name.strip()).name for name in methods.split(",")]
     pairs_of_rates = (each.partition("=") for each in rate or [])
-    rates = {method_named(name).name: _rate(name, number) for name, _, number in pairs_of_rates}
+    rates = {_reader_of_rate(name): _rate(name, number) for name, _, number in pairs_of_rates}
     installed = ",".join(each.name for each in describe_datasets() if each.installed)
     pairs = named_data(installed if tasks == "all" else tasks, "--tasks")
     for _, data in pairs:
@@ -85,7 +85,8 @@ def compare(
     common += ["--all-images"] if all_images else []
 
     def arguments(method: str) -> list[str]:
-        return [*common, "--mask-rate", str(rates.get(method, mask_rate))]
+        reads = "mask_rate" in method_named(method).reads
+        return [*common, *(["--mask-rate", str(rates.get(method, mask_rate))] if reads else [])]
 
     done = itertools.count(1)
 
@@ -106,6 +107,16 @@ def compare(
     for table in comparison_tables(summaries):
         print_table(console, table)
     console.print(f"Plots: {page}", soft_wrap=True)
+
+
+def _reader_of_rate(name: str) -> str:
+    """The name of a method that reads --mask-rate."""
+    from ksm_hw.learning.methods.table import method_named
+
+    method = method_named(name)
+    if "mask_rate" not in method.reads:
+        raise UserError(f"{TITLES[method.name]} learns no masks and no weights, so --rate {name}=… means nothing.")
+    return method.name
 
 
 def _rate(method: str, text: str) -> float:

@@ -36,6 +36,7 @@ def learned(bundle: Bundle, folder: Path, task: str, options: LearningOptions, s
 def fast(method: str) -> LearningOptions:
     """So that CPG keeps whatever it reaches, and does not ask for a wider network."""
     own = {"accuracy_goal": 0.0, "max_width": 1.0} if method == "cpg" else {}
+    own |= {"mask_rate": LearningOptions().mask_rate} if method == "head" else {}  # It has no use for one.
     return dataclasses.replace(FAST, method=method, **own)
 
 
@@ -174,6 +175,7 @@ def test_a_task_that_is_learned_again_frees_its_own_weights(bundle: Bundle, tmp_
         (LearningOptions("cpg", max_width=3.0), "Give --accuracy-goal too"),
         (LearningOptions("piggyback", norm_rate=1e-3), "no use for --norm-rate.* ksm, binary, packnet"),
         (LearningOptions("head", norm_rate=1e-3), "no use for --norm-rate"),
+        (LearningOptions("head", mask_rate=1e-3), "no use for --mask-rate.* ksm, binary, piggyback"),
         (
             LearningOptions("piggyback", constants=MaskConstants(slope=1.0)),
             "no use for --mask-slope.* ksm, binary",
