@@ -1,5 +1,6 @@
 """`ksm-hw compare`."""
 
+import contextlib
 import itertools
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,11 +22,14 @@ from ksm_hw.cli.learning_options import (
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.names import TITLES
 
+_LEFT = "Whole epochs and finished trials are kept: give the same command to go on."
+
 
 @app.command(
     epilog=examples(
         "ksm-hw compare --methods ksm,piggyback,head --tasks mnist,cars=photos/cars --seeds 3 -o compared",
         "ksm-hw compare --methods all --tasks all --seeds 3 --image-size 96 --epochs 5 --jobs 8 --deploy",
+        "ksm-hw compare --methods all --tasks all --cluster auto -o /shared/compared",
     )
 )
 def compare(
@@ -52,6 +56,9 @@ def compare(
         int,
         typer.Option(min=1, max=256, help="Tasks learned beside each other, as far as methods allow."),
     ] = 1,
+    cluster: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a Ray cluster's head, or auto: it learns the tasks.")
+    ] = None,
     deploy_them: Annotated[
         bool, typer.Option("--deploy", help="Compile what the first seed gave for this machine, and measure it.")
     ] = False,
@@ -61,12 +68,17 @@ def compare(
     from ksm_hw.artifact.output import check_output_file
     from ksm_hw.learning.datasets import check_task_data, describe_datasets, named_data
     from ksm_hw.learning.methods.table import method_named
+    from ksm_hw.report.cluster import connected_cluster
     from ksm_hw.report.comparison import compare as run_comparison
     from ksm_hw.report.comparison import comparison_tables, write_comparison
     from ksm_hw.report.deployed_methods import deploy
     from ksm_hw.report.terminal import print_table
     from ksm_hw.report.trials import Trial
 
+    if cluster is not None:
+        if jobs != 1:
+            raise UserError("With --cluster Ray says how many tasks are learned beside each other. Leave out --jobs.")
+        output, weights = output.absolute(), None if weights is None else weights.absolute()
     chosen = list(TITLES) if methods == "all" else [method_named(name.strip()).name for name in methods.split(",")]
     pairs_of_rates = (each.partition("=") for each in rate or [])
     rates = {_reader_of_rate(name): _rate(name, number) for name, _, number in pairs_of_rates}
@@ -74,6 +86,8 @@ def compare(
     pairs = named_data(installed if tasks == "all" else tasks, "--tasks")
     for _, data in pairs:
         check_task_data(data)
+    if cluster is not None:  # Whose processes begin in other folders.
+        pairs = [(task, str(Path(data).absolute()) if Path(data).is_dir() else data) for task, data in pairs]
     page = output / "comparison.html"
     check_output_file(page, "-o", [])
     trials = [
@@ -93,8 +107,11 @@ def compare(
     def on_trial(trial: Trial, outcome: object) -> None:
         messages.print(f"{next(done)}/{len(trials)}: {trial.method}, {trial.task}, seed {trial.seed}", soft_wrap=True)
 
-    with stopped_by_ctrl_c("Whole epochs and finished trials are kept: give the same command to go on."):
-        summaries = run_comparison(trials, output, arguments, jobs, all_images, on_trial)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stopped_by_ctrl_c(_LEFT))
+        learner = None if cluster is None else stack.enter_context(connected_cluster(cluster))
+        jobs = jobs if learner is None else learner.cores
+        summaries = run_comparison(trials, output, arguments, jobs, all_images, on_trial, learner)
         if deploy_them:
             first = [trial for trial in trials if trial.seed == 0]
             with messages.status("compile") as status:
