@@ -203,6 +203,11 @@ def unpack_mask(packed: PackedMask) -> Float32Array:
     return soft_mask
 
 
+def stored_soft_values(zeros: int, scale_bits: ScaleBits) -> int:
+    """How many numbers of `PackedMask.scale` so many soft values are."""
+    return {0: 0, 1: -(-zeros // 8), 4: -(-zeros // 2), 8: zeros, 32: zeros}[scale_bits]
+
+
 def check_packed(packed: PackedMask, where: str) -> None:
     """Checks that bits and soft values have the dtypes and lengths that the shape and the bits themselves ask for.
 
@@ -236,7 +241,7 @@ def check_packed(packed: PackedMask, where: str) -> None:
             f"{packed.bits.size}. The file is damaged; learn or copy the task again."
         )
     zeros = count - int(binary_mask(packed).sum())
-    expected = {0: 0, 1: -(-zeros // 8), 4: -(-zeros // 2), 8: zeros, 32: zeros}[packed.scale_bits]
+    expected = stored_soft_values(zeros, packed.scale_bits)
     if packed.scale.shape != (expected,):
         raise UserError(
             f"{where}: {zeros} zeros of the mask need {expected} stored soft values, found {packed.scale.size}. "

@@ -13,9 +13,11 @@ from ksm_hw.errors import UserError
 from ksm_hw.exporting.plain_network import plain_network
 from ksm_hw.models.backbones import build_backbone, default_preprocessing, pretrained_backbone
 from ksm_hw.models.task_module import task_module
+from ksm_hw.models.torchvision_import import import_torchvision
 from ksm_hw.runtime.session import Session
 from ksm_hw.toolchains.targets import load_target
 
+import_torchvision()  # timm cannot by itself beside a CPU torch.
 timm = pytest.importorskip("timm")
 SMALL = "timm:test_efficientnet"  # Half a million weights, and BatchNorms that hold their activations.
 
