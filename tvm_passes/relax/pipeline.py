@@ -168,9 +168,8 @@ def _lower_loops() -> tuple[Pass, object, object]:
 
     # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check it
     # again before each loop nest, strides and devices too, was more code than many of the loops.
-    whole_tiles = SplitWholeTiles(lambda target: vector_unit(target).by_lane)
-    lowering = [InsertPrefetch(), UnequalVectors(), VectorizeErf(), LowerLoops(lower), whole_tiles, VectorFunctions()]
-    passes = [*lowering, ConvertSSA(), SkipAssert()]
+    before = [InsertPrefetch(), UnequalVectors(), VectorizeErf()]
+    passes = [*before, LowerLoops(lower), SplitWholeTiles(), VectorFunctions(), ConvertSSA(), SkipAssert()]
     return _phase("loops", passes), finish_host, finalize_device
 
 

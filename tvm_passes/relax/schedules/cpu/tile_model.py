@@ -1,8 +1,9 @@
 """Which tiles of a convolution a CPU computes fastest: an analytical model, to rank the ways that a tuner measures.
 
-Its constants were tried on an AMD Zen 4 while the rules were written. `.venv/bin/python benchmarks/convolutions.py`
-measures convolutions whose first way each of them decides: run it before and after a change (it compiles with its own
-checkout), and compare `ms a call`. Where another network shows more of a constant, it is named beside it.
+Its constants were tried on an AMD Zen 4 while the rules were written, those of AVX-512 on an Intel Cascade Lake.
+`.venv/bin/python benchmarks/convolutions.py` measures convolutions whose first way each of them decides: run it before
+and after a change (it compiles with its own checkout), and compare `ms a call`. Where another network shows more of a
+constant, it is named beside it.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,6 @@ _NEAR = 16 << 10
 """Bytes of weights that stay in a core's first-level cache beside what streams through (`--network mobilenet_v2`)."""
 NEARBY = 144 << 10
 """Bytes that stay in its second-level cache beside what streams through."""
-_NEAR_RATE, _RATE = 21, 14.5
-"""Bytes of weights that arrive in a cycle from the first-level cache, and from behind it."""
 _FAR = 0.9
 """The speed of a convolution that reads its map from far for every tile of channels, by one that need not."""
 _UNEVEN = 0.99
@@ -28,8 +27,8 @@ _FILLING, _FILLED_GAIN = 4, 1.5
 was by less, as with 72 and 120 channels and vectors of 16, MobileNetV3-Large became slower."""
 TASKS = 8
 """Of each core at least, where a map can be cut: a core that is slowed to half then makes the others wait little."""
-_MOST_PIXELS = 14
-"""Of a tile, to keep the ways few: more load fewer weights a product, but these are few by then."""
+_MOST_PIXELS, _MOST_VECTORS = 14, 5
+"""Of a tile, to keep the ways few: more load less a product, but that is little by then."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,7 @@ def tilings(
     # It pays where the weights stay near from part to part, and the map would not from tile to tile of channels.
     weight_bytes = value_bytes(shape.dtype) * shape.depth * shape.channels
     pays = weight_bytes <= 2 * NEARBY < shape.pixels * shape.pixel_bytes
-    # TVM does not always manage to split off a tile that runs over the end of the last part: none such by default, but
-    # where `SplitWholeTiles` does it.
-    whole = [tile for tile in tiles if pays and (unit.by_lane or shape.pixels % tile[0] == 0)]
-    near = {tile: way for tile in whole if (way := by_pixels(*tile, NEARBY)) is not None}
+    near = {tile: way for tile in tiles if pays and (way := by_pixels(*tile, NEARBY)) is not None}
     speeds = dict(ranked)
     # Where no tile's map can stay near, all are as far.
     tiles.sort(key=lambda tile: speeds[tile] * (1.0 if tile in near else _FAR), reverse=True)
@@ -166,8 +162,8 @@ def ranked_tiles(
     """How many output pixels × output channels to hold in registers, best first, and what to think of each.
 
     The channels are a divisor of the axis, because a vector with a bounds check is slow. The best tile does most useful
-    multiply-adds a cycle. Enough registers remain for weights and inputs, or LLVM spills accumulators: a quarter, and
-    where inputs are read in vectors one for each pixel and for each vector of weights, and one that LLVM asks for.
+    multiply-adds a cycle. Enough registers remain for weights and an input, or LLVM spills accumulators; where inputs
+    are read in vectors for one input of each pixel, and for one more that LLVM asks for.
 
     Args:
         pixels, channels: of the output.
@@ -177,32 +173,34 @@ def ranked_tiles(
     """
 
     def speed(tile_pixels: int, tile_channels: int) -> float:
-        lanes, *others = vector_widths(tile_channels, unit, dtype)
-        vectors = 1 + len(others)
-        products = tile_pixels * vectors
-        if unit.by_lane:
-            # What runs over the end is split off, and takes less.
-            tiles, rest = divmod(pixels, tile_pixels)
-            time = tiles * by_lane_cycles(tile_pixels, tile_channels, unit, lanes)
-            time += by_lane_cycles(rest, tile_channels, unit, lanes) if rest else 0
-            even = 1.0 if not rest else _UNEVEN
-            return pixels * tile_channels / time * even + products / 1000
+        widths = vector_widths(tile_channels, unit, dtype)
         weight_bytes = value_bytes(dtype) * tile_channels
         # Weights of all steps that do not stay in the first-level cache arrive slower.
-        arriving = weight_bytes / (_NEAR_RATE if weight_bytes * depth <= _NEAR else _RATE)
-        cycles = max(products / unit.products, (tile_pixels + vectors) / unit.loads, unit.latency, arriving)
-        useful = pixels / (-(-pixels // tile_pixels) * tile_pixels)
-        even = 1.0 if pixels % tile_pixels == 0 else _UNEVEN
-        return tile_pixels * tile_channels / cycles * useful * even + products / 1000
+        rate = unit.near_rate if weight_bytes * depth <= _NEAR else unit.far_rate
+
+        def cycles(pixels: int) -> float:
+            if unit.by_lane:
+                return by_lane_cycles(pixels, tile_channels, unit, widths[0])
+            loads = pixels + len(widths)
+            computing = max(pixels * len(widths) / unit.products, loads / unit.loads, unit.latency)
+            return max(computing, weight_bytes / rate) + value_bytes(dtype) * pixels / unit.input_rate
+
+        # What runs over the end is split off, and takes less.
+        tiles, rest = divmod(pixels, tile_pixels)
+        first = cycles(tile_pixels)
+        time = tiles * first + (cycles(rest) if rest else 0)
+        # The first tile waits for the weights, which no inference finds in a cache of the core.
+        time += max(0, weight_bytes / unit.first_rate - first)
+        even = _UNEVEN if rest else 1.0
+        return pixels * tile_channels / time * even + tile_pixels * len(widths) / 1000
 
     def fits(tile_pixels: int, vectors: int) -> bool:
-        if unit.by_lane:
-            return tile_pixels * vectors + tile_pixels + vectors < unit.registers
-        return tile_pixels * vectors <= unit.registers * 3 // 4
+        inputs = tile_pixels if unit.by_lane else 1
+        return tile_pixels * vectors + vectors + inputs <= unit.registers - unit.by_lane
 
     candidates = [
         (tile_pixels, tile_channels)
-        for tile_channels in range(1, min(channels, 4 * unit.lanes(dtype)) + 1)
+        for tile_channels in range(1, min(channels, _MOST_VECTORS * unit.lanes(dtype)) + 1)
         if channels % tile_channels == 0
         for vectors in [len(vector_widths(tile_channels, unit, dtype))]
         for tile_pixels in range(1, min(pixels, _MOST_PIXELS) + 1)

@@ -39,6 +39,14 @@ class VectorUnit:
     """Whether it multiplies a register by one value of another, as NEON does; else each such value is a load."""
     shorter_last: bool = False
     """Whether the last vector of a tile may be shorter than the others, where that makes fewer of them."""
+    near_rate: float = 21
+    """Bytes of weights that arrive in a cycle from the first-level cache."""
+    far_rate: float = 14.5
+    """Bytes of weights that arrive in a cycle from behind it."""
+    first_rate: float = math.inf
+    """Bytes of weights that arrive in a cycle when they are used first; infinite where that is no limit."""
+    input_rate: float = math.inf
+    """Bytes of the input for which a core waits a cycle; infinite where it waits for none."""
     task_bytes: int = 128 << 10
     """What a task of a depthwise convolution may hold of its input: half of a core's second-level cache at most."""
 
@@ -83,8 +91,12 @@ def vector_unit(target: Target) -> VectorUnit:
         # Of 512 bits or less it starts two a cycle; one that halves them starts four of 256, which are none the dearer.
         products = 1 if _halves_vectors(target) else 2
         unit = VectorUnit(register_bytes=64, registers=32, cores=cores, products=products)
-        # Intel's second-level caches have 1 MB and more since Skylake.
-        return unit if products == 1 else dataclasses.replace(unit, shorter_last=True, task_bytes=512 << 10)
+        if products == 1:
+            return unit
+        # Second-level caches of 1 MB and more, which bring twice as much in a cycle: fitted to a Cascade Lake's times.
+        return dataclasses.replace(
+            unit, shorter_last=True, near_rate=64, far_rate=28, first_rate=8, input_rate=20, task_bytes=512 << 10
+        )
     if target_has_features("avx", target):
         return VectorUnit(register_bytes=32, registers=16, cores=cores)
     if "aarch64" in str(target.attrs.get("mtriple", "")):
