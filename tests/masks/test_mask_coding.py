@@ -25,7 +25,7 @@ def random_pack(pack: TaskPack, count: int, density: float, bits: ScaleBits) -> 
     generator = np.random.default_rng(count)
     soft = np.clip(generator.normal(0.3, 0.06, count), 0, 0.5).astype(np.float32)
     if bits in (0, 1):
-        soft = (-(generator.random(count) < 0.3 * bits)).astype(np.float32)
+        soft = np.where(generator.random(count) < 0.3 * bits, np.float32(-1), np.float32(0))
     values = np.where(generator.random(count) < density, np.float32(1), soft)
     return dataclasses.replace(pack, masks={"layer": pack_mask(values, bits)})
 
@@ -62,7 +62,7 @@ def test_bytes_come_back_as_they_were(count: int, density: float) -> None:
 
 def test_each_coding_is_somewhere_the_shortest() -> None:
     generator = np.random.default_rng(0)
-    found = {shortest(np.packbits(generator.random(2**16) < density))[0] for density in DENSITIES}
+    found = {shortest(np.packbits(generator.random(2**20) < density))[0] for density in DENSITIES}
     assert found == set(CODINGS)
 
 
@@ -81,12 +81,12 @@ def test_what_is_damaged_is_an_error_and_takes_no_memory() -> None:
             except ValueError:
                 continue
         for count in (len(values) - 1, len(values) + 1, 2**50):
-            with pytest.raises(ValueError, match="bytes"):
+            with pytest.raises(ValueError, match=r"bytes|gaps"):
                 decoded(coding, content, count)
 
 
 def test_a_bundle_has_masks_coded_and_a_device_as_it_reads_them(bundle: Bundle, tmp_path: Path) -> None:
-    pack = random_pack(bundle.packs["element-task"], 2**16, 0.99, 8)
+    pack = random_pack(bundle.packs["element-task"], 2**18, 0.97, 8)
     save_task_pack(pack, tmp_path / "device")
     save_task_pack(pack, tmp_path / "bundle", coded=True)
     names = [{name for name in read_arrays(tmp_path / name)[0] if "mask/" in name} for name in ("device", "bundle")]
