@@ -41,6 +41,7 @@ from tvm_passes.relax.loops.share_loops import ShareLoops
 from tvm_passes.relax.loops.unequal_vectors import UnequalVectors
 from tvm_passes.relax.loops.vector_functions import VectorFunctions, VectorizeErf
 from tvm_passes.relax.loops.whole_tiles import SplitWholeTiles
+from tvm_passes.relax.multiply_by_reciprocals import MultiplyByReciprocals
 from tvm_passes.relax.name_parameters import NameParameters
 from tvm_passes.relax.quantise import Quantise
 from tvm_passes.relax.schedules import target_rules
@@ -77,12 +78,14 @@ def fold_tasks(
     weight_layouts: list[Pass] = [] if fused or "cpu" not in target.keys else [WeightLayouts(vector_unit(target))]
     if integers:
         weight_layouts = [Quantise(integer_vectors(target), vector_unit(target).cores)]
+    # Integer operators are found by the divisions in them (`activations.py`), and compute what those say.
+    arithmetic = [] if integers else [MultiplyByReciprocals()]
     network = _phase("lowered", [])(network)
     folded = {}
     for name, masks in layouts.items():
         part = name if len(layouts) > 1 else ""
         phases = [
-            _phase("folded", [FoldPadding(), FoldTaskMask(masks, f"_{name}")], part),
+            _phase("folded", [FoldPadding(), *arithmetic, FoldTaskMask(masks, f"_{name}")], part),
             _phase("layouts", [ConvertToChannelsLast(), *weight_layouts], part),
             _phase("lifted", [NameParameters(), *([] if fused else [transform.LiftTransformParams()])], part),
         ]
