@@ -196,8 +196,9 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
         result = T.arg("result", T.buffer(result_shape, "int8" if rewrite.integers else DTYPE))
         of_channels = {"scales": DTYPE, "biases": "int32"} if rewrite.integers else {}
         written = [T.arg(name, T.buffer((outputs,), dtype)) for name, dtype in of_channels.items()]
-        by_products = has_fused_products(target)
-        integers = IntegerWeights(rewrite.integers, by_products, *read, *written) if rewrite.integers else None
+        integers = None
+        if rewrite.integers:
+            integers = IntegerWeights(rewrite.integers, has_fused_products(target), *read, *written)
         with T.sblock("root"):
             # TVM looks for a block in every function.
             T.reads([])
