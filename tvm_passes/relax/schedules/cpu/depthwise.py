@@ -17,6 +17,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
+from tvm_passes.relax.loops.neon_moves import move_registers
 from tvm_passes.relax.schedules.base.blocks import FusedOperator, extent, extents, largest_divisor, widest_vector
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, is_depthwise, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
@@ -161,6 +162,8 @@ def _compute(schedule: Schedule, operator: FusedOperator, sharing: Sharing, unit
     schedule.reorder(n, parts, blocks, *order, i, ky, kx, *inner_rows, inner_pixels, vector)
     task = schedule.fuse(n, parts, blocks)
     tile = schedule.fuse(row, outer_pixels) if unit.by_lane and few_tiles else order[-1]
+    if unit.by_lane and unit.load_slots > 1:
+        move_registers(schedule, [vectors, tile] if few_tiles else order)
     schedule.reverse_compute_at(operator.output, tile, preserve_unit_loops=True)
     for block in operator.producers:
         if unit.by_lane:

@@ -1,0 +1,285 @@
+"""Moves of whole registers that LLVM does not choose: `ldur` for what tiles read, `ld1` for a bias, `st1` for results.
+
+By the table of Neoverse-N1, which is taken for the Cortex-A76, `ldr` of a register is two micro-operations of the three
+that start in a cycle, and `ldur`, which reaches from 256 bytes before an address to 255 behind it, is one; `str` takes
+the units for vectors twice, `st1` once. A bias that is loaded for each sum takes none of these units; a copy does.
+
+A schedule marks loops around its tiles with `move_registers`. Each instruction is a piece of assembly by itself: LLVM
+orders them, and chooses their registers.
+"""
+
+from collections.abc import Sequence
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import TensorLoad
+from tvm.ir.transform import PassContext
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV
+from tvm.sym import Analyzer
+from tvm.tirx.analysis import undefined_vars
+from tvm.tirx.transform import prim_func_pass
+
+_ANNOTATION = "move_registers"
+_REGISTER = "float32x4"
+_REGISTER_BYTES, _VALUE_BYTES = 16, 4
+_BEFORE, _REACHED = 256, 496  # Bytes from the first register that `ldur` reaches to its address, and to the last one.
+
+# LLVM must not see what a pointer is made of: it would give loads other addresses, that `ldur` does not reach. Loads of
+# what a loop before has written are behind `neon_written`, and so nothing moves them before it. Results are memory that
+# is seen nowhere in a function: LLVM keeps weights in registers in spite of stores, and nothing reads results there.
+_FUNCTIONS = """
+define ptr @neon_written(ptr %place) {
+  %same = call ptr asm sideeffect "", "=r,0,~{memory}"(ptr %place)
+  ret ptr %same
+}
+define ptr @neon_place(ptr %place, i32 %step) {
+  %same = call ptr asm "", "=r,0,r"(ptr %place, i32 %step) #0
+  ret ptr %same
+}
+define <4 x float> @neon_load(ptr %place, i32 %bytes) {
+  %value = call <4 x float> asm "ldur ${0:q}, [$1, $2]", "=w,r,i"(ptr %place, i32 %bytes) #1
+  ret <4 x float> %value
+}
+define <4 x float> @neon_load_again(ptr %place, i32 %number) {
+  %value = call <4 x float> asm "ld1 {$0.4s}, [$1]", "=w,r,i"(ptr %place, i32 %number) #1
+  ret <4 x float> %value
+}
+define ptr @neon_store(ptr %place, <4 x float> %value, i64 %bytes) {
+  %next = call ptr asm sideeffect "st1 {$2.4s}, [$0], $3", "=r,0,w,r"(ptr %place, <4 x float> %value, i64 %bytes) #2
+  ret ptr %next
+}
+attributes #0 = { nounwind willreturn memory(none) }
+attributes #1 = { nounwind willreturn memory(read) }
+attributes #2 = { nounwind willreturn memory(inaccessiblemem: readwrite) }
+"""
+
+
+def move_registers(schedule: Schedule, loops: Sequence[LoopRV]) -> None:
+    """Has tiles move whole registers by these instructions, on a core with NEON.
+
+    Args:
+        schedule: of a function whose results are read by no other statement of it.
+        loops: around tiles that are unrolled, behind what copies what they read; one that is left is enough.
+    """
+    for loop in loops:
+        schedule.annotate(loop, _ANNOTATION, 1)
+
+
+@prim_func_pass(opt_level=0, name="NeonMoves")
+class NeonMoves:
+    """Puts the instructions in, in lowered functions for arm64."""
+
+    def transform_function(self, func: tirx.PrimFunc, _module: tvm.IRModule, _context: PassContext) -> tirx.PrimFunc:
+        """The function, as it is if none of its loops is marked."""
+        target = func.attrs.get("target")
+        if target is None or "aarch64" not in str(target.attrs.get("mtriple", "")):
+            return func
+        allocated: list[tirx.Var] = []
+        known = Analyzer()
+
+        def allocate(one: tirx.AllocBuffer) -> None:
+            allocated.append(one.buffer)
+
+        def bind(one: tirx.Bind) -> None:
+            # In the order of the statements: those that a value is computed from come first.
+            if isinstance(one.value.ty, tvm.ir.PrimType) and not isinstance(one.value, tvm.ir.Call):
+                known.bind(one.var, known.simplify(one.value))
+
+        tvm_ffi.structural_walk(func.body, [(tirx.AllocBuffer, allocate), (tirx.Bind, bind)])
+        moved: list[tirx.For] = []
+
+        def moving(loop: tirx.For) -> tirx.Stmt:
+            if _ANNOTATION not in loop.annotations or _has_loop(loop.body):
+                return loop
+            moved.append(loop)
+            return _Tile(loop, allocated, known).moving()
+
+        body = tvm_ffi.structural_map(func.body, (tirx.For, moving))
+        if not moved:
+            return func
+        return func.with_body(tirx.AttrStmt(0, "pragma_import_llvm", tvm.ir.StringImm(_FUNCTIONS), body))
+
+
+class _Tile:
+    """A tile, which is the body of a loop that has no other inside it."""
+
+    def __init__(self, loop: tirx.For, allocated: Sequence[tirx.Var], known: Analyzer) -> None:
+        self._loop, self._allocated, self._known = loop, allocated, known
+        self._loads: list[TensorLoad] = []
+        stores: list[tirx.BufferStore] = []
+        tvm_ffi.structural_walk(loop.body, [(TensorLoad, self._loads.append), (tirx.BufferStore, stores.append)])
+        self._written = [one.buffer for one in stores]
+        self._results = [one for one in stores if _is_register(one.value) and not _among(one.buffer, allocated)]
+        # What is put before the loop, and before the tile.
+        self._before: list[tirx.Stmt] = []
+        self._first: list[tirx.Stmt] = []
+
+    def moving(self) -> tirx.Stmt:
+        """The loop, with the instructions."""
+        body = self._loop.body
+        for source in _each_once([one.source for one in self._loads]):
+            if not _among(source, self._written):
+                body = self._loading(body, source)
+        body = self._repeating(self._storing(body))
+        loop = self._loop
+        tile = tirx.SeqStmt([*self._first, body]) if self._first else body
+        whole = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, tile, loop.thread_binding, None, loop.step)
+        return tirx.SeqStmt([*self._before, whole]) if self._before else whole
+
+    def _loading(self, body: tirx.Stmt, source: tirx.Var) -> tirx.Stmt:
+        """With the loads of a buffer that are another's neighbours, and change from tile to tile, as `ldur`."""
+        loads = [one for one in self._loads if one.source.same_as(source) and _is_register(one)]
+        if not loads or not self._changes(loads[0]):
+            return body
+        start = self._index(loads[0])
+        offsets = sorted({offset for one in loads if (offset := self._offset(one, start)) is not None})
+        places: dict[int, tuple[tirx.Var, int]] = {}
+        while offsets:
+            near = [offset for offset in offsets if offset <= offsets[0] + _REACHED]
+            offsets = offsets[len(near) :]
+            if len(near) > 1:
+                place = self._place(source, start, near[0] + _BEFORE)
+                places |= {offset: (place, offset - near[0] - _BEFORE) for offset in near}
+
+        def load(one: TensorLoad) -> tirx.Expr:
+            offset = self._offset(one, start) if one.source.same_as(source) and _is_register(one) else None
+            if offset not in places:
+                return one
+            place, rest = places[offset]
+            return tirx.call_extern(_REGISTER, "neon_load", place, tirx.const(rest, "int32"))
+
+        return tvm_ffi.structural_map(self._by_loads(body, source, start), (TensorLoad, load))
+
+    def _by_loads(self, body: tirx.Stmt, source: tirx.Var, start: tirx.Expr) -> tirx.Stmt:
+        """With products in the order of what they load, so that few registers hold it; those of a sum stay in theirs."""
+        if not isinstance(body, tirx.SeqStmt):
+            return body
+        values = [one for one in body.seq if isinstance(one, tirx.Bind)]
+        stores = [one for one in body.seq if isinstance(one, tirx.BufferStore)]
+        if len(values) + len(stores) < len(body.seq):
+            return body
+        places = [self._first_offset(one, source, start) for one in stores]
+        products = [number for number, place in enumerate(places) if place is not None]
+        if not products or None in places[products[0] : products[-1] + 1]:
+            return body
+        before, behind = stores[: products[0]], stores[products[-1] + 1 :]
+        ordered = [stores[number] for number in sorted(products, key=lambda number: places[number])]
+        return tirx.SeqStmt([*values, *before, *ordered, *behind])
+
+    def _first_offset(self, store: tirx.BufferStore, source: tirx.Var, start: tirx.Expr) -> int | None:
+        """Of what a statement loads from a buffer."""
+        loads: list[TensorLoad] = []
+        tvm_ffi.structural_walk(store.value, (TensorLoad, loads.append))
+        offsets = [self._offset(one, start) for one in loads if one.source.same_as(source)]
+        return offsets[0] if offsets else None
+
+    def _place(self, source: tirx.Var, start: tirx.Expr, offset: int) -> tirx.Var:
+        """A pointer that is a number of bytes behind an index."""
+        if _among(source, self._allocated):
+            base = tirx.Var("written", "handle")
+            self._before.append(tirx.Bind(base, tirx.call_extern("handle", "neon_written", source.ptr_to([0]))))
+        else:
+            base = source.ptr_to([0])
+        place = tirx.Var("place", "handle")
+        address = tirx.handle_add_byte_offset(base, start * _index_bytes(source) + offset)
+        self._first.append(tirx.Bind(place, self._pointer(address)))
+        return place
+
+    def _pointer(self, address: tirx.Expr) -> tirx.Expr:
+        return tirx.call_extern("handle", "neon_place", address, self._loop.loop_var.astype("int32"))
+
+    def _storing(self, body: tirx.Stmt) -> tirx.Stmt:
+        """With the stores of results as `st1`, each of which moves the pointer to the next one."""
+        results = self._results
+        if not results or len(_each_once([one.buffer for one in results])) > 1:
+            return body
+        start = self._index(results[0])
+        offsets = [self._offset(one, start) for one in results]
+        if None in offsets or len(set(offsets)) < len(offsets):
+            return body
+        places = [tirx.Var("result", "handle") for _ in (*results, None)]
+        steps = [after - before for before, after in zip(offsets, [*offsets[1:], offsets[-1]], strict=True)]
+        first = tirx.handle_add_byte_offset(results[0].buffer.ptr_to([0]), start * _VALUE_BYTES)
+        self._first.append(tirx.Bind(places[0], first))
+
+        def store(one: tirx.BufferStore) -> tirx.Stmt:
+            if not one.buffer.same_as(results[0].buffer):
+                return one
+            number = offsets.index(self._offset(one, start))
+            stored = places[number], one.value, tirx.const(steps[number], "int64")
+            return tirx.Bind(places[number + 1], tirx.call_extern("handle", "neon_store", *stored))
+
+        return tvm_ffi.structural_map(body, (tirx.BufferStore, store))
+
+    def _repeating(self, body: tirx.Stmt) -> tirx.Stmt:
+        """With sums that begin with the same value of a tensor, each with a load of its own."""
+        places: dict[tirx.Var, tirx.Var] = {}
+        number = 0
+
+        def begin(one: tirx.BufferStore) -> tirx.Stmt:
+            nonlocal number
+            value = one.value
+            if not isinstance(value, TensorLoad) or not _is_register(value) or self._changes(value):
+                return one
+            if _among(value.source, [*self._allocated, *self._written]):
+                return one
+            if value.source not in places:
+                places[value.source] = tirx.Var("bias", "handle")
+                address = tirx.handle_add_byte_offset(
+                    value.source.ptr_to([0]), self._index(value) * _index_bytes(value.source)
+                )
+                self._first.append(tirx.Bind(places[value.source], self._pointer(address)))
+            number += 1
+            again = tirx.call_extern(_REGISTER, "neon_load_again", places[value.source], tirx.const(number, "int32"))
+            return tirx.BufferStore(one.buffer, again, one.indices)
+
+        return tvm_ffi.structural_map(body, (tirx.BufferStore, begin))
+
+    def _changes(self, load: TensorLoad) -> bool:
+        """Whether each tile loads another value."""
+        return any(self._loop.loop_var.same_as(one) for one in undefined_vars(self._index(load), []))
+
+    def _index(self, one: TensorLoad | tirx.BufferStore) -> tirx.Expr:
+        """Of the first value of a register, in terms of loops."""
+        (index,) = one.indices
+        return self._known.simplify(index.base if isinstance(index, tirx.Ramp) else index)
+
+    def _offset(self, one: TensorLoad | tirx.BufferStore, start: tirx.Expr) -> int | None:
+        """Bytes behind an index of the same buffer; None if they differ from tile to tile."""
+        buffer = one.source if isinstance(one, TensorLoad) else one.buffer
+        distance = self._known.simplify(self._index(one) - start)
+        return int(distance) * _index_bytes(buffer) if isinstance(distance, tirx.IntImm) else None
+
+
+def _has_loop(body: tirx.Stmt) -> bool:
+    found: list[tirx.For] = []
+    tvm_ffi.structural_walk(body, (tirx.For, found.append))
+    return bool(found)
+
+
+def _is_register(value: tirx.Expr) -> bool:
+    """Whether it is four neighbouring float32."""
+    if str(value.ty.dtype) != _REGISTER:
+        return False
+    if not isinstance(value, TensorLoad):
+        return True
+    index = value.indices[-1]
+    return not isinstance(index, tirx.Ramp) or int(index.stride) == 1
+
+
+def _index_bytes(buffer: tirx.Var) -> int:
+    return _REGISTER_BYTES if str(buffer.dtype) == _REGISTER else _VALUE_BYTES
+
+
+def _among(buffer: tirx.Var, buffers: Sequence[tirx.Var]) -> bool:
+    return any(one.same_as(buffer) for one in buffers)
+
+
+def _each_once(buffers: Sequence[tirx.Var]) -> list[tirx.Var]:
+    found: list[tirx.Var] = []
+    for buffer in buffers:
+        if not _among(buffer, found):
+            found.append(buffer)
+    return found
