@@ -9,6 +9,7 @@ orders them, and chooses their registers.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import tvm
 import tvm_ffi
@@ -24,7 +25,8 @@ from tvm.tirx.transform import prim_func_pass
 _ANNOTATION = "move_registers"
 _REGISTER = "float32x4"
 _REGISTER_BYTES, _VALUE_BYTES = 16, 4
-_BEFORE, _REACHED = 256, 496  # Bytes from the first register that `ldur` reaches to its address, and to the last one.
+# Bytes from an address to the last register that `ldur` reaches, and to that one from the first it reaches.
+_BEHIND, _REACHED = 240, 496
 
 # LLVM must not see what a pointer is made of: it would give loads other addresses, that `ldur` does not reach. Loads of
 # what a loop before has written are behind `neon_written`, and so nothing moves them before it. Results are memory that
@@ -56,15 +58,16 @@ attributes #2 = { nounwind willreturn memory(inaccessiblemem: readwrite) }
 """
 
 
-def move_registers(schedule: Schedule, loops: Sequence[LoopRV]) -> None:
+def move_registers(schedule: Schedule, loops: Sequence[LoopRV], in_order: bool) -> None:
     """Has tiles move whole registers by these instructions, on a core with NEON.
 
     Args:
         schedule: of a function whose results are read by no other statement of it.
         loops: around tiles that are unrolled, behind what copies what they read; one that is left is enough.
+        in_order: whether products are in the order of what they load.
     """
     for loop in loops:
-        schedule.annotate(loop, _ANNOTATION, 1)
+        schedule.annotate(loop, _ANNOTATION, int(in_order))
 
 
 @prim_func_pass(opt_level=0, name="NeonMoves")
@@ -74,10 +77,18 @@ class NeonMoves:
     def transform_function(self, func: tirx.PrimFunc, _module: tvm.IRModule, _context: PassContext) -> tirx.PrimFunc:
         """The function, as it is if none of its loops is marked."""
         target = func.attrs.get("target")
-        if target is None or "aarch64" not in str(target.attrs.get("mtriple", "")):
+        if target is None or not _is_fast(target) or not _is_marked(func.body):
             return func
         allocated: list[tirx.Var] = []
+        loaded: list[tirx.Var] = []
+        stored: list[tirx.Var] = []
         known = Analyzer()
+
+        def load(one: TensorLoad) -> None:
+            loaded.append(one.source)
+
+        def store(one: tirx.BufferStore) -> None:
+            stored.append(one.buffer)
 
         def allocate(one: tirx.AllocBuffer) -> None:
             allocated.append(one.buffer)
@@ -87,31 +98,52 @@ class NeonMoves:
             if isinstance(one.value.ty, tvm.ir.PrimType) and not isinstance(one.value, tvm.ir.Call):
                 known.bind(one.var, known.simplify(one.value))
 
-        tvm_ffi.structural_walk(func.body, [(tirx.AllocBuffer, allocate), (tirx.Bind, bind)])
-        moved: list[tirx.For] = []
+        found = [(tirx.AllocBuffer, allocate), (tirx.Bind, bind), (TensorLoad, load), (tirx.BufferStore, store)]
+        tvm_ffi.structural_walk(func.body, found)
+        buffers = _Buffers(allocated, _each_once(loaded), _each_once(stored))
 
         def moving(loop: tirx.For) -> tirx.Stmt:
-            if _ANNOTATION not in loop.annotations or _has_loop(loop.body):
+            if _ANNOTATION not in loop.annotations or _has(tirx.For, loop.body):
                 return loop
-            moved.append(loop)
-            return _Tile(loop, allocated, known).moving()
+            return _Tile(loop, buffers, known).moving()
 
         body = tvm_ffi.structural_map(func.body, (tirx.For, moving))
-        if not moved:
-            return func
         return func.with_body(tirx.AttrStmt(0, "pragma_import_llvm", tvm.ir.StringImm(_FUNCTIONS), body))
+
+
+def _is_marked(body: tirx.Stmt) -> bool:
+    marked: list[bool] = []
+    tvm_ffi.structural_walk(body, (tirx.For, lambda loop: marked.append(_ANNOTATION in loop.annotations)))
+    return any(marked)
+
+
+def _is_fast(target: tvm.target.Target) -> bool:
+    """Whether code is for a Cortex-A76, and for no slow cores beside it, for which these instructions are slow."""
+    cores, features = str(target.attrs.get("mcpu", "")), [str(one) for one in target.attrs.get("mattr", ())]
+    return cores in ("cortex-a76", "neoverse-n1") and "+slow-paired-128" not in features
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """Of a function: those that it has for itself, those that it loads from, and those that it stores to."""
+
+    allocated: Sequence[tirx.Var]
+    loaded: Sequence[tirx.Var]
+    stored: Sequence[tirx.Var]
 
 
 class _Tile:
     """A tile, which is the body of a loop that has no other inside it."""
 
-    def __init__(self, loop: tirx.For, allocated: Sequence[tirx.Var], known: Analyzer) -> None:
-        self._loop, self._allocated, self._known = loop, allocated, known
+    def __init__(self, loop: tirx.For, buffers: _Buffers, known: Analyzer) -> None:
+        self._loop, self._buffers, self._known = loop, buffers, known
+        self._in_order = bool(int(loop.annotations[_ANNOTATION]))
         self._loads: list[TensorLoad] = []
         stores: list[tirx.BufferStore] = []
         tvm_ffi.structural_walk(loop.body, [(TensorLoad, self._loads.append), (tirx.BufferStore, stores.append)])
         self._written = [one.buffer for one in stores]
-        self._results = [one for one in stores if _is_register(one.value) and not _among(one.buffer, allocated)]
+        kept = [*buffers.allocated, *buffers.loaded]
+        self._results = [one for one in stores if not _among(one.buffer, kept)]
         # What is put before the loop, and before the tile.
         self._before: list[tirx.Stmt] = []
         self._first: list[tirx.Stmt] = []
@@ -140,8 +172,9 @@ class _Tile:
             near = [offset for offset in offsets if offset <= offsets[0] + _REACHED]
             offsets = offsets[len(near) :]
             if len(near) > 1:
-                place = self._place(source, start, near[0] + _BEFORE)
-                places |= {offset: (place, offset - near[0] - _BEFORE) for offset in near}
+                middle = near[0] + max(0, near[-1] - near[0] - _BEHIND)
+                place = self._place(source, start, middle)
+                places |= {offset: (place, offset - middle) for offset in near}
 
         def load(one: TensorLoad) -> tirx.Expr:
             offset = self._offset(one, start) if one.source.same_as(source) and _is_register(one) else None
@@ -153,37 +186,35 @@ class _Tile:
         return tvm_ffi.structural_map(self._by_loads(body, source, start), (TensorLoad, load))
 
     def _by_loads(self, body: tirx.Stmt, source: tirx.Var, start: tirx.Expr) -> tirx.Stmt:
-        """With products in the order of what they load, so that few registers hold it; those of a sum stay in theirs."""
-        if not isinstance(body, tirx.SeqStmt):
+        """With products in the order of what they load, which few registers hold then; each sum adds in its own."""
+        if not self._in_order or not isinstance(body, tirx.SeqStmt):
             return body
         values = [one for one in body.seq if isinstance(one, tirx.Bind)]
         stores = [one for one in body.seq if isinstance(one, tirx.BufferStore)]
-        if len(values) + len(stores) < len(body.seq):
-            return body
         places = [self._first_offset(one, source, start) for one in stores]
         products = [number for number, place in enumerate(places) if place is not None]
-        if not products or None in places[products[0] : products[-1] + 1]:
+        if not products or len(values) + len(stores) < len(body.seq):
             return body
-        before, behind = stores[: products[0]], stores[products[-1] + 1 :]
-        ordered = [stores[number] for number in sorted(products, key=lambda number: places[number])]
-        return tirx.SeqStmt([*values, *before, *ordered, *behind])
+        sums = stores[products[0]].buffer
+        if None in places[products[0] : products[-1] + 1] or not _at_numbers(sums, stores):
+            return body
+        when = _when(stores, places, sums)
+        return tirx.SeqStmt([*values, *(stores[number] for number in sorted(range(len(stores)), key=when.__getitem__))])
 
     def _first_offset(self, store: tirx.BufferStore, source: tirx.Var, start: tirx.Expr) -> int | None:
         """Of what a statement loads from a buffer."""
-        loads: list[TensorLoad] = []
-        tvm_ffi.structural_walk(store.value, (TensorLoad, loads.append))
-        offsets = [self._offset(one, start) for one in loads if one.source.same_as(source)]
+        offsets = [self._offset(one, start) for one in _loads_of(store.value) if one.source.same_as(source)]
         return offsets[0] if offsets else None
 
     def _place(self, source: tirx.Var, start: tirx.Expr, offset: int) -> tirx.Var:
         """A pointer that is a number of bytes behind an index."""
-        if _among(source, self._allocated):
+        if _among(source, self._buffers.stored):
             base = tirx.Var("written", "handle")
             self._before.append(tirx.Bind(base, tirx.call_extern("handle", "neon_written", source.ptr_to([0]))))
         else:
             base = source.ptr_to([0])
         place = tirx.Var("place", "handle")
-        address = tirx.handle_add_byte_offset(base, start * _index_bytes(source) + offset)
+        address = tirx.handle_add_byte_offset(base, start.astype("int64") * _index_bytes(source) + offset)
         self._first.append(tirx.Bind(place, self._pointer(address)))
         return place
 
@@ -193,7 +224,9 @@ class _Tile:
     def _storing(self, body: tirx.Stmt) -> tirx.Stmt:
         """With the stores of results as `st1`, each of which moves the pointer to the next one."""
         results = self._results
-        if not results or len(_each_once([one.buffer for one in results])) > 1:
+        if not results or len(_each_once([one.buffer for one in results])) > 1 or _has(tirx.IfThenElse, body):
+            return body
+        if not all(_is_register(one.value) for one in results):
             return body
         start = self._index(results[0])
         offsets = [self._offset(one, start) for one in results]
@@ -201,7 +234,7 @@ class _Tile:
             return body
         places = [tirx.Var("result", "handle") for _ in (*results, None)]
         steps = [after - before for before, after in zip(offsets, [*offsets[1:], offsets[-1]], strict=True)]
-        first = tirx.handle_add_byte_offset(results[0].buffer.ptr_to([0]), start * _VALUE_BYTES)
+        first = tirx.handle_add_byte_offset(results[0].buffer.ptr_to([0]), start.astype("int64") * _VALUE_BYTES)
         self._first.append(tirx.Bind(places[0], first))
 
         def store(one: tirx.BufferStore) -> tirx.Stmt:
@@ -215,7 +248,8 @@ class _Tile:
 
     def _repeating(self, body: tirx.Stmt) -> tirx.Stmt:
         """With sums that begin with the same value of a tensor, each with a load of its own."""
-        places: dict[tirx.Var, tirx.Var] = {}
+        starts: dict[tirx.Var, tirx.Expr] = {}
+        places: dict[tuple[tirx.Var, int], tirx.Var] = {}
         number = 0
 
         def begin(one: tirx.BufferStore) -> tirx.Stmt:
@@ -223,16 +257,20 @@ class _Tile:
             value = one.value
             if not isinstance(value, TensorLoad) or not _is_register(value) or self._changes(value):
                 return one
-            if _among(value.source, [*self._allocated, *self._written]):
+            if _among(value.source, self._buffers.stored) or _index_bytes(value.source) != _VALUE_BYTES:
                 return one
-            if value.source not in places:
-                places[value.source] = tirx.Var("bias", "handle")
-                address = tirx.handle_add_byte_offset(
-                    value.source.ptr_to([0]), self._index(value) * _index_bytes(value.source)
-                )
-                self._first.append(tirx.Bind(places[value.source], self._pointer(address)))
+            start = starts.setdefault(value.source, self._index(value))
+            offset = self._offset(value, start)
+            if offset is None:
+                return one
+            which = value.source, offset
+            if which not in places:
+                places[which] = tirx.Var("bias", "handle")
+                index = self._index(value).astype("int64")
+                address = tirx.handle_add_byte_offset(value.source.ptr_to([0]), index * _index_bytes(value.source))
+                self._first.append(tirx.Bind(places[which], self._pointer(address)))
             number += 1
-            again = tirx.call_extern(_REGISTER, "neon_load_again", places[value.source], tirx.const(number, "int32"))
+            again = tirx.call_extern(_REGISTER, "neon_load_again", places[which], tirx.const(number, "int32"))
             return tirx.BufferStore(one.buffer, again, one.indices)
 
         return tvm_ffi.structural_map(body, (tirx.BufferStore, begin))
@@ -248,15 +286,52 @@ class _Tile:
 
     def _offset(self, one: TensorLoad | tirx.BufferStore, start: tirx.Expr) -> int | None:
         """Bytes behind an index of the same buffer; None if they differ from tile to tile."""
-        buffer = one.source if isinstance(one, TensorLoad) else one.buffer
         distance = self._known.simplify(self._index(one) - start)
-        return int(distance) * _index_bytes(buffer) if isinstance(distance, tirx.IntImm) else None
+        return int(distance) * _index_bytes(_buffer_of(one)) if isinstance(distance, tirx.IntImm) else None
 
 
-def _has_loop(body: tirx.Stmt) -> bool:
-    found: list[tirx.For] = []
-    tvm_ffi.structural_walk(body, (tirx.For, found.append))
+def _at_numbers(sums: tirx.Var, stores: Sequence[tirx.BufferStore]) -> bool:
+    """Whether all that is stored to and loaded from sums lies at places that are numbers."""
+    moves = [*stores, *(load for one in stores for load in _loads_of(one.value))]
+    indices = [one.indices for one in moves if _buffer_of(one).same_as(sums)]
+    return all(len(one) == 1 and isinstance(one[0], tirx.IntImm) for one in indices)
+
+
+def _when(stores: Sequence[tirx.BufferStore], places: Sequence[int | None], sums: tirx.Var) -> list[tuple[int, int]]:
+    """When a tile's statements come: what a sum begins with before its first product, results behind their last."""
+    of_sums: dict[int, list[int]] = {}
+    for store, place in zip(stores, places, strict=True):
+        if place is not None:
+            of_sums.setdefault(int(store.indices[0]), []).append(place)
+    when: list[tuple[int, int]] = []
+    latest = (-1, 0)
+    for store, place in zip(stores, places, strict=True):
+        if place is not None:
+            when.append((place, 1))
+        elif store.buffer.same_as(sums) and int(store.indices[0]) in of_sums:
+            when.append((min(of_sums[int(store.indices[0])]), 0))
+        else:
+            # Results stay in their order.
+            read = [int(one.indices[0]) for one in _loads_of(store.value) if one.source.same_as(sums)]
+            latest = max([latest, *((max(of_sums[one]), 2) for one in read if one in of_sums)])
+            when.append(latest)
+    return when
+
+
+def _buffer_of(one: TensorLoad | tirx.BufferStore) -> tirx.Var:
+    return one.source if isinstance(one, TensorLoad) else one.buffer
+
+
+def _has(kind: type[tirx.Stmt], body: tirx.Stmt) -> bool:
+    found: list[tirx.Stmt] = []
+    tvm_ffi.structural_walk(body, (kind, found.append))
     return bool(found)
+
+
+def _loads_of(value: tirx.Expr) -> list[TensorLoad]:
+    found: list[TensorLoad] = []
+    tvm_ffi.structural_walk(value, (TensorLoad, found.append))
+    return found
 
 
 def _is_register(value: tirx.Expr) -> bool:
