@@ -21,9 +21,9 @@ from typing import Any
 # Before NumPy: its thread pool would keep the second core busy beside the engines.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
-from peers.catalogue import ENGINES, IMAGE_SIZE, NETWORKS, Engine
+from peers.catalogue import ENGINES_OF, IMAGE_SIZE, NETWORKS, Engine, Precision
 from peers.failures import EngineError
-from peers.latency import Plan, measure_network
+from peers.latency import Plan, measure_network, prepare_all
 from peers.multitask import TaskPlan, measure_tasks
 from peers.multitask_results import TaskCost
 from peers.noise import Watch
@@ -43,6 +43,7 @@ EXAMPLES = """examples:
   .venv/bin/python benchmarks/peers.py
   .venv/bin/python benchmarks/peers.py --models mobilenet_v2 --engines ksm-hw openvino --threads 2 --rounds 3
   .venv/bin/python benchmarks/peers.py --tune 600 -o docs/peers
+  .venv/bin/python benchmarks/peers.py --precision int8 --models mobilenet_v2 -o docs/peers
   .venv/bin/python benchmarks/peers.py --multitask --models mobilenet_v2 --tasks 1 2 5 10 20
 """
 
@@ -55,6 +56,7 @@ class Record:
         folder: where the files are.
         facts: of the machine and the command.
         results, costs: of the networks that are done; `current` of that which is being measured.
+        unprepared: of engines that could not be prepared, where nothing else is done.
     """
 
     folder: Path
@@ -62,12 +64,20 @@ class Record:
     results: list[Result] = field(default_factory=list)
     costs: list[TaskCost] = field(default_factory=list)
     current: list[Result] = field(default_factory=list)
+    unprepared: list[Result] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         """Of the JSON and the plot, without their endings: latencies are kept by the machine's class."""
         kind = machine_class(self.facts["cpu_flags"]).lower().replace("-", "")
-        return "multitask" if self.facts["multitask"] else f"peers-{kind}"
+        return "multitask" if self.facts["multitask"] else f"{self.page_name}-{kind}"
+
+    @property
+    def page_name(self) -> str:
+        """Of the Markdown, without its ending: one for all machines in a precision."""
+        if self.facts["multitask"]:
+            return "multitask"
+        return "peers" if self.facts["precision"] == "float32" else f"peers_{self.facts['precision']}"
 
     def content(self) -> dict[str, Any]:
         """As dictionaries, lists, numbers and texts alone."""
@@ -82,15 +92,15 @@ class Record:
         """The Markdown page: this machine, and behind it those of other classes whose results are in the folder."""
         machines = [markdown(self.all_results(), self.costs, self.facts)]
         if not self.facts["multitask"]:
-            others = sorted(file for file in self.folder.glob("peers-*.json") if file.stem != self.name)
+            others = sorted(file for file in self.folder.glob(f"{self.page_name}-*.json") if file.stem != self.name)
             machines += [markdown(results, [], facts) for results, facts in map(read_results, others)]
-        return page(machines)
+        return page(machines, self.facts["precision"])
 
     def write(self) -> None:
         """Writes JSON and Markdown."""
         with written_file(self.folder / f"{self.name}.json") as temporary:
             temporary.write_text(json.dumps(self.content(), indent=1) + "\n")
-        with written_file(self.folder / f"{'multitask' if self.facts['multitask'] else 'peers'}.md") as temporary:
+        with written_file(self.folder / f"{self.page_name}.md") as temporary:
             temporary.write_text(self.page())
 
     def round_done(self, current: Sequence[Result]) -> None:
@@ -105,12 +115,13 @@ class Record:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    names = [engine.name for engine in ENGINES]
+    names = list(dict.fromkeys(engine.name for engines in ENGINES_OF.values() for engine in engines))
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=[*NETWORKS], metavar="NAME", help=f"of {', '.join(NETWORKS)}")
     parser.add_argument("--engines", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
+    parser.add_argument("--precision", choices=[*ENGINES_OF], default="float32", help="default: float32")
     parser.add_argument("--threads", nargs="+", type=positive, default=None, help="default: 1 2; --multitask: 2")
     parser.add_argument("--rounds", type=positive, default=7, help="turns of each engine; default: 7")
     parser.add_argument(
@@ -119,6 +130,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--tune", type=int, default=0, metavar="TRIALS", help="tune ksm-hw so long before, and measure that as well"
     )
+    made = parser.add_mutually_exclusive_group()
+    made.add_argument("--prepare", action="store_true", help="make and compile what is measured, and measure nothing")
+    made.add_argument("--prepared", action="store_true", help="measure what --prepare made, ksm-hw as it was then")
     parser.add_argument("--multitask", action="store_true", help="measure memory and switches of many tasks instead")
     parser.add_argument(
         "--tasks", nargs="+", type=positive, default=[1, 2, 5, 10, 20], help="numbers of tasks for that"
@@ -136,9 +150,11 @@ def positive(text: str) -> int:
     return number
 
 
-def chosen_engines(names: Sequence[str] | None, trials: int) -> tuple[Engine, ...]:
+def chosen_engines(names: Sequence[str] | None, trials: int, precision: Precision = "float32") -> tuple[Engine, ...]:
     """The engines to measure; ksm-hw tuned is one of them where it shall be tuned."""
-    chosen = [engine for engine in ENGINES if names is None or engine.name in names]
+    chosen = [engine for engine in ENGINES_OF[precision] if names is None or engine.name in names]
+    if not chosen:
+        sys.exit(f"error: none of {', '.join(names or ())} is compared in {precision}.")
     if not trials and names is not None and "ksm-hw-tuned" in names:
         sys.exit("error: ksm-hw-tuned needs --tune TRIALS.")
     return tuple(engine for engine in chosen if engine.variant != "tuned" or trials)
@@ -146,7 +162,7 @@ def chosen_engines(names: Sequence[str] | None, trials: int) -> tuple[Engine, ..
 
 def measure_latencies(arguments: argparse.Namespace, record: Record, progress: Progress) -> None:
     """Measures every network with every number of threads."""
-    engines = chosen_engines(arguments.engines, arguments.tune)
+    engines = chosen_engines(arguments.engines, arguments.tune, arguments.precision)
     models, threads = arguments.models or [*NETWORKS], arguments.threads or [1, 2]
     watch = Watch()
     bar = progress.add_task("", total=len(models) * len(threads))
@@ -163,7 +179,11 @@ def measure_latencies(arguments: argparse.Namespace, record: Record, progress: P
                 failed = [Result(model, count, one.name, one.title, one.ours, failure=str(error)) for one in engines]
                 record.round_done(failed)
             else:
-                plan = Plan(model, folder, count, engines, arguments.rounds, arguments.repeats, arguments.tune)
+                numbers = arguments.rounds, arguments.repeats, arguments.tune
+                plan = Plan(model, folder, count, engines, *numbers, arguments.precision, arguments.prepared)
+                if arguments.prepare:
+                    record.unprepared += prepare_all(plan, on_step)
+                    continue
                 measure_network(plan, watch, on_step, record.round_done)
             record.network_done()
             progress.advance(bar)
@@ -205,6 +225,7 @@ def facts_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": shlex.join([".venv/bin/python", "benchmarks/peers.py", *sys.argv[1:]]),
         "multitask": arguments.multitask,
+        "precision": arguments.precision,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "image_size": IMAGE_SIZE,
         "machine": asdict(this_machine()),
@@ -232,6 +253,10 @@ def main() -> int:
         except KeyboardInterrupt:
             messages.print("Stopped; what was measured is kept.")
             status = 130
+    if arguments.prepare:
+        for one in record.unprepared:
+            messages.print(f"{one.title}, {NETWORKS[one.network]}: {one.failure}", markup=False)
+        return status
     record.write()
     draw(record)
     if arguments.json:

@@ -1,6 +1,7 @@
 """Folders that the workers of one test run share: the first that asks makes one, the others wait for it."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,11 @@ def folder_of_the_run(factory: pytest.TempPathFactory) -> Path:
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """The folder of that name, read only. `make` writes it whole or fails: what it left half-written would be taken."""
+    """The folder of that name, read only. `make` writes it; where that fails, the next that asks tries again."""
     folder = folder_of_the_run(factory) / name
     with FileLock(folder.with_name(f"{name}.lock")):
         if not folder.exists():
-            make(folder)
+            unfinished = Path(tempfile.mkdtemp(dir=folder.parent)) / name
+            make(unfinished)
+            unfinished.rename(folder)
     return folder

@@ -1,16 +1,8 @@
-"""What a verification must show, of which networks, and in which modes."""
+"""What a verification must show, and of which networks."""
 
-import pytest
-
-from ksm_hw.artifact.modes import FOLD_MODES
 from ksm_hw.report.verify import TOLERANCE, Verification
 
 ARCHITECTURES = ["resnet18", "resnet50", "vgg16_bn", "densenet121", "mobilenet_v2", "efficientnet-lite0"]
-
-# For what takes a minute or two a mode.
-SWITCH_AND_SLOW_OTHERS = [
-    fold if fold == "switch" else pytest.param(fold, marks=pytest.mark.slow) for fold in FOLD_MODES
-]
 
 
 def assert_all_passed(results: list[Verification], tasks: list[str], images: int) -> None:

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+Precision = Literal["float32", "int8"]  # Those that are compared.
 
 PROJECT = "project"  # The environment that runs the benchmark, with ksm-hw and torch in it.
 RELAY = "relay"  # That of `ksm-hw relay install`, on top of it.
@@ -13,10 +16,14 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {
     # From an exported program to ONNX, and from that to ncnn's files; nothing is measured in it.
     "exporting": (_TORCH, "onnx==1.23.2", "onnxscript==0.7.2", "pnnx==20261020", "numpy==2.4.6"),
     "onnxruntime": ("onnxruntime==1.32.0", "numpy==2.4.6"),
+    # Its quantiser needs `onnx`, which the runtime that is measured shall not import.
+    "onnxruntime-quantising": ("onnxruntime==1.32.0", "onnx==1.23.2", "numpy==2.4.6"),
     "openvino": ("openvino==2026.4.1",),
+    # NNCF 3.4 holds SciPy below 1.18 and brings scikit-learn: what is measured has none of them in its process.
+    "openvino-quantising": ("openvino==2026.4.1", "nncf==3.4.0"),
     "ncnn": ("ncnn==1.0.20261020", "numpy==2.4.6"),
     # Its native code is built against one release of torch: 1.5 against 2.13.
-    "executorch": ("executorch==1.5.1", _TORCH),
+    "executorch": ("executorch==1.5.1", _TORCH, "torchao==0.18.0"),
     "mnn": ("MNN==3.6.1", "numpy==2.4.6"),
     # litert-torch takes any torch from 2.4 to 2.14.
     "litert": ("litert-torch==0.10.0", "ai-edge-litert==2.3.0", _TORCH),
@@ -51,6 +58,7 @@ class Engine:
 
 
 _ONNX = ("onnx_file", "exporting")
+_PHOTOGRAPHS = ("photographs", PROJECT)
 
 ENGINES: tuple[Engine, ...] = (
     Engine("ksm-hw", "ksm-hw", "ksm_hw_engine", PROJECT, variant="untuned", ours=True),
@@ -69,6 +77,23 @@ ENGINES: tuple[Engine, ...] = (
     Engine("mnn", "MNN", "mnn_engine", "mnn", (_ONNX, ("mnn_engine", "mnn"))),
     Engine("iree", "IREE", "iree_engine", "iree", (_ONNX, ("iree_engine", "iree"))),
 )  # fmt: skip
+
+INT8_ENGINES: tuple[Engine, ...] = (
+    Engine("ksm-hw", "ksm-hw", "ksm_hw_engine", PROJECT, (_PHOTOGRAPHS, ("ksm_hw_calibrated", PROJECT)),
+           variant="int8", ours=True),
+    Engine("torchao", "torchao, torch.compile", "torchao_engine", PROJECT, (_PHOTOGRAPHS, ("torchao_engine", PROJECT)),
+           variant="int8", variables={"TORCHINDUCTOR_FREEZING": "1"}),
+    Engine("onnxruntime", "ONNX Runtime", "onnxruntime_engine", "onnxruntime",
+           (_PHOTOGRAPHS, _ONNX, ("onnxruntime_int8", "onnxruntime-quantising")), variant="int8"),
+    Engine("openvino", "OpenVINO", "openvino_engine", "openvino",
+           (_PHOTOGRAPHS, _ONNX, ("openvino_int8", "openvino-quantising")), variant="int8"),
+    Engine("executorch", "ExecuTorch (XNNPACK)", "executorch_engine", "executorch",
+           (_PHOTOGRAPHS, ("executorch_int8", "executorch")), variant="int8"),
+    Engine("litert", "LiteRT (XNNPACK)", "litert_engine", "litert",
+           (_PHOTOGRAPHS, ("litert_engine", "litert"), ("litert_int8", "litert")), variant="int8"),
+)  # fmt: skip
+
+ENGINES_OF: Mapping[Precision, tuple[Engine, ...]] = {"float32": ENGINES, "int8": INT8_ENGINES}
 
 # Name for the command line, and that of ksm_hw.models.backbones.
 NETWORKS: Mapping[str, str] = {

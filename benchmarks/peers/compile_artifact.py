@@ -15,10 +15,10 @@ def compile_for_threads(
     """Compiles for this machine, as `ksm-hw compile --target host` does, but for as many cores as threads will run.
 
     With `trials` it is tuned before, as `ksm-hw tune` does; `records` is the folder for that. The variant "relay" goes
-    through Relay.
+    through Relay, and "int8" computes in int8.
     """
     # Here: the tuner's processes read this file too, and need none of these.
-    from ksm_hw.artifact.modes import IntermediateRepresentation
+    from ksm_hw.artifact.modes import IntermediateRepresentation, Precision
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.compiler.tuning.tune import tune
     from ksm_hw.masks.bundle import load_bundle
@@ -31,7 +31,8 @@ def compile_for_threads(
     if trials:
         tune(loaded, target, records, trials=trials)
     ir: IntermediateRepresentation = "relay" if variant == "relay" else "relax"
-    compile_bundle(loaded, target, artifact, tuned=records if trials else None, ir=ir)
+    precision: Precision = "int8" if variant == "int8" else "float32"
+    compile_bundle(loaded, target, artifact, precision=precision, tuned=records if trials else None, ir=ir)
 
 
 if __name__ == "__main__":

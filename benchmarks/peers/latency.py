@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ksm_hw.report.timing import NOISE_LIMIT
-from peers.catalogue import Engine
+from peers.catalogue import Engine, Precision
 from peers.engine_process import EngineProcess, engine_process
 from peers.failures import EngineError
 from peers.noise import Quiet, Watch, outliers
 from peers.preparation import compile_artifact, prepare_engine
-from peers.results import Result, wrong_outputs
+from peers.results import Result, unlike_float32, wrong_outputs
 
 SECONDS_A_ROUND = 0.5
+TASK = "task-00"  # The one that a network has.
 
 Turn = tuple[list[float], Quiet]
 """Seconds of each inference, and how quiet the machine was."""
@@ -35,6 +36,8 @@ class Plan:
         rounds: how many.
         repeats: how often a turn is measured again at most, because of noise.
         trials: of tuning for `ksm-hw-tuned`.
+        precision: of all engines.
+        prepared: that everything is made already, artifacts of ksm-hw included.
     """
 
     network: str
@@ -44,6 +47,8 @@ class Plan:
     rounds: int
     repeats: int
     trials: int
+    precision: Precision = "float32"
+    prepared: bool = False
 
 
 @dataclass
@@ -137,22 +142,48 @@ def measure_network(plan: Plan, watch: Watch, on_step: OnStep, on_round: OnRound
             tell()
 
 
+def prepare_all(plan: Plan, on_step: OnStep) -> list[Result]:
+    """Makes what all engines read, and gives those that failed."""
+    failed = []
+    for engine in plan.engines:
+        on_step(f"prepare {engine.title}")
+        try:
+            prepare(plan, engine)
+        except EngineError as error:
+            failed.append(_result(plan, engine, str(error)))
+    return failed
+
+
+def _result(plan: Plan, engine: Engine, failure: str | None = None) -> Result:
+    return Result(plan.network, plan.threads, engine.name, engine.title, engine.ours, failure=failure)
+
+
+def prepare(plan: Plan, engine: Engine) -> None:
+    """Makes what an engine reads, and compiles where it is ksm-hw.
+
+    Raises:
+        EngineError: that fails; the message is the reason.
+    """
+    prepare_engine(engine, plan.folder / TASK)
+    if engine.ours:
+        compile_artifact(plan.folder, engine.variant, plan.threads, trials=plan.trials)
+
+
 def _started(plan: Plan, engine: Engine, stack: contextlib.ExitStack, on_step: OnStep) -> _Running | Result:
     """The engine, or why it failed."""
     on_step(f"prepare {engine.title}")
-    result = Result(plan.network, plan.threads, engine.name, engine.title, engine.ours)
+    result = _result(plan, engine)
     try:
-        task = plan.folder / "task-00"
-        prepare_engine(engine, task)
-        if engine.ours:
-            compile_artifact(plan.folder, engine.variant, plan.threads, trials=plan.trials)
-        arguments = (engine.module, engine.variant, task, str(plan.threads))
+        if not plan.prepared:
+            prepare(plan, engine)
+        arguments = (engine.module, engine.variant, plan.folder / TASK, str(plan.threads), plan.precision)
         process = stack.enter_context(
             engine_process(engine.environment, "peers.serve", *arguments, variables=engine.variables)
         )
     except EngineError as error:
         return dataclasses.replace(result, failure=str(error))
     result = dataclasses.replace(result, **process.facts)
-    if failure := wrong_outputs(process.facts["error_of_logits"]):
+    agreement, error = result.agreement, process.facts["error_of_logits"]
+    if failure := wrong_outputs(error) if agreement is None else unlike_float32(agreement, error):
         return dataclasses.replace(result, failure=failure)
     return _Running(engine, process, result)

@@ -56,7 +56,7 @@ def prepare_engine(engine: Engine, task_folder: Path) -> None:
         prepare_environment(environment)
         source = BENCHMARKS / "peers" / "engines" / f"{module}.py"
         made_by: dict[str, Any] = {
-            "packages": ENVIRONMENTS[environment],
+            "packages": ENVIRONMENTS.get(environment, ()),
             "source": hashlib.sha256(source.read_bytes()).hexdigest(),
         }
         made_by = json.loads(json.dumps(made_by))
@@ -81,7 +81,8 @@ def compile_artifact(
     records = TUNED / f"{network.name}-{threads}-threads"
     numbers = map(str, (threads, tasks, trials if variant == "tuned" else 0))
     variables = {} if checkout is None else {"PYTHONPATH": str(checkout)}
-    arguments = (str(network / "bundle"), str(artifact), variant, *numbers, str(records))
+    bundle = network / ("bundle-int8" if variant == "int8" else "bundle")
+    arguments = (str(bundle), str(artifact), variant, *numbers, str(records))
     _run_module(PROJECT, "peers.compile_artifact", *arguments, variables=variables)
     return artifact
 

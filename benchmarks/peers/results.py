@@ -10,6 +10,9 @@ from typing import Any
 from ksm_hw.report.timing import NOISE_LIMIT, timing_of
 
 ERROR_LIMIT = 1e-3  # Of the logits, relative; float32 in another order of sums stays far below.
+# In int8: of the images, and the error of logits that are the same for all images. The first alone says little of a
+# network with random weights, which gives most images one class.
+AGREEMENT_LIMIT, INT8_ERROR_LIMIT = 0.5, 1.0
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Result:
     Attributes:
         network, threads, engine: names of the catalogue; `title` the engine's, `ours` whether it is ksm-hw.
         version: of the engine; empty where it did not start.
-        error_of_logits: largest difference from PyTorch's, by the largest of those.
+        error_of_logits: largest difference from PyTorch's, by the largest of those; of int8 what `serve.judged` gives.
+        agreement: of int8, the share of images whose top class is float32's.
         rounds: seconds of each inference of each round that counts, the quieter half of all rounds.
         repeated: turns that were measured again because the machine was not quiet or the round lay apart.
         disturbed: rounds that count in which the machine was not quiet, for the others were worse.
@@ -33,6 +37,7 @@ class Result:
     ours: bool
     version: str = ""
     error_of_logits: float | None = None
+    agreement: float | None = None
     rounds: tuple[tuple[float, ...], ...] = ()
     repeated: int = 0
     disturbed: int = 0
@@ -96,10 +101,17 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 
 def wrong_outputs(error: float) -> str | None:
-    """Why logits with that error do not count as the network's; None where they do."""
+    """Why logits in float32 with that error do not count as the network's; None where they do."""
     if error <= ERROR_LIMIT:
         return None
     return f"wrong outputs: they differ from PyTorch's by {error:.1e} of the largest logit"
+
+
+def unlike_float32(agreement: float, error: float) -> str | None:
+    """Why int8 with that agreement and error does not count as the network's; None where it does."""
+    if agreement >= AGREEMENT_LIMIT and error < INT8_ERROR_LIMIT:
+        return None
+    return f"wrong outputs: {agreement:.0%} of the images have float32's top class, and the error is {error:.2f}"
 
 
 def best_peer(results: Sequence[Result]) -> Result | None:

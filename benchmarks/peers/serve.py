@@ -1,6 +1,6 @@
 """The process of an engine: loads a network once, then measures what it is asked to.
 
-    python -m peers.serve MODULE VARIANT FOLDER THREADS
+    python -m peers.serve MODULE VARIANT FOLDER THREADS PRECISION
 
 answers with a line of JSON that says what was loaded, then with a line for each line that it reads. Runs in every
 engine's environment, so it needs NumPy alone.
@@ -46,6 +46,19 @@ def relative_error(found: npt.NDArray[np.float32], expected: npt.NDArray[np.floa
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
+def judged(run: Run, images: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> dict[str, float]:
+    """How near int8 comes to float32's logits [N, classes] of images [N, 3, H, W].
+
+    `agreement` is the share of images with the same top class. `error_of_logits` is the root mean square of what the
+    logits are off by, by that of how float32's differ between images, so that logits that are the same for all
+    images have an error of 1, however large they are.
+    """
+    found = np.concatenate([run(images[at : at + 1]) for at in range(len(images))])
+    agreement = float(np.mean(found.argmax(1) == expected.argmax(1)))
+    off, differ = found - expected, expected - expected.mean(0)
+    return {"agreement": agreement, "error_of_logits": float(np.sqrt(np.square(off).mean() / np.square(differ).mean()))}
+
+
 def answering(serve: Callable[[Callable[..., None]], None]) -> None:
     """Calls a function with a function that writes a line of JSON; a failure becomes a line as well."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -64,11 +77,23 @@ def answering(serve: Callable[[Callable[..., None]], None]) -> None:
 
 
 def _serve(answer: Callable[..., None]) -> None:
-    module, variant, folder, threads = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+    module, variant, folder, threads, precision = (
+        sys.argv[1],
+        sys.argv[2],
+        Path(sys.argv[3]),
+        int(sys.argv[4]),
+        sys.argv[5],
+    )
     engine = importlib.import_module(f"peers.engines.{module}")
     image, expected = np.load(folder / "image.npy"), np.load(folder / "logits.npy")
     run: Run = engine.load(folder, threads, variant)
-    answer(version=engine.version(), error_of_logits=relative_error(run(image), expected))
+    if precision == "int8":
+        answer(
+            version=engine.version(),
+            **judged(run, np.load(folder / "judged.npy"), np.load(folder / "judged_logits.npy")),
+        )
+    else:
+        answer(version=engine.version(), error_of_logits=relative_error(run(image), expected))
     for line in sys.stdin:
         answer(seconds=measure(run, image, json.loads(line)["seconds"]))
 

@@ -14,14 +14,24 @@ TELLING_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_ti
 _CLASSES = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "sve": "SVE", "asimd": "NEON"}
 
 
+_JUDGED = (
+    "Each engine's network is quantised by its own tools, as they advise it for a CPU, with the same 100 crops of "
+    "photographs, and judged on 100 crops of other photographs (`peers/engines/photographs.py`). Error of logits: root "
+    "mean square of what they differ from float32's by, by that of how float32's differ between the images; 1 is that "
+    "of logits that are the same for all images. Masks, heads and most weights are random, so that classes lie close "
+    "together, and fewer images keep theirs than with a network that was learned."
+)
+
+
 def machine_class(flags: Collection[str]) -> str:
     """The class of a machine, such as `AVX2`, by the names of its instructions in /proc/cpuinfo."""
     return next((title for flag, title in _CLASSES.items() if flag in flags), "other")
 
 
-def page(machines: Sequence[str]) -> str:
+def page(machines: Sequence[str], precision: str) -> str:
     """The whole page, of what `markdown` makes for each machine."""
-    return "\n".join(["# ksm-hw beside other engines", "", *machines])
+    title = "# ksm-hw beside other engines" + ("" if precision == "float32" else f" in {precision}")
+    return "\n".join([title, "", *machines])
 
 
 def markdown(results: Sequence[Result], costs: Sequence[TaskCost], facts: Mapping[str, Any]) -> str:
@@ -31,6 +41,7 @@ def markdown(results: Sequence[Result], costs: Sequence[TaskCost], facts: Mappin
         parts += [*overview(results), ""]
         for (network, threads), cell in cells(results).items():
             parts += [f"### {NETWORKS[network]}, {_threads(threads)}", "", *latency_table(cell), ""]
+        parts += [_JUDGED, ""] if any(result.agreement is not None for result in results) else []
         parts += [noise_line(results), "", f"Versions: {versions(results)}.", ""]
     if costs:
         for network, threads in dict.fromkeys((cost.network, cost.threads) for cost in costs):
@@ -46,7 +57,7 @@ def machine_lines(facts: Mapping[str, Any]) -> list[str]:
     return [
         f"{machine['cpu']} ({machine['architecture']}), {machine['cores']} cores, vector instructions: {flags}; "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB; {machine['system']}; load at the start {machine['load']:.1f}; "
-        f"{facts['date']}. Batch 1, {facts['image_size']}×{facts['image_size']}, float32.",
+        f"{facts['date']}. Batch 1, {facts['image_size']}×{facts['image_size']}, {facts.get('precision', 'float32')}.",
         "",
         f"Made by `{facts['command']}`.",
     ]
@@ -78,12 +89,14 @@ def overview(results: Sequence[Result]) -> list[str]:
 def latency_table(cell: Sequence[Result]) -> list[str]:
     """One network with one number of threads."""
     ratios = ratios_to_best_peer(cell)
-    lines = [
-        "| engine | median ms | quartiles apart | to the best peer | error of logits | remarks |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
-    ]
+    judged = any(result.agreement is not None for result in cell)
+    heads = ["engine", "median ms", "quartiles apart", "to the best peer", "error of logits"]
+    heads += ["float32's top class"] if judged else []
+    lines = ["| " + " | ".join([*heads, "remarks"]) + " |", "| --- |" + " ---: |" * (len(heads) - 1) + " --- |"]
     for result in sorted(cell, key=lambda result: result.median if result.measured else float("inf")):
         error = "—" if result.error_of_logits is None else f"{result.error_of_logits:.1e}"
+        if judged:
+            error += " | —" if result.agreement is None else f" | {result.agreement:.0%}"
         if not result.measured:
             lines.append(f"| {result.title} | — | — | — | {error} | failed: {_one_line(result.failure)} |")
             continue

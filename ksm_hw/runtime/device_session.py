@@ -131,9 +131,9 @@ def start_threads(manifest: Manifest, threads: int | None) -> int:
         manifest: of the artifact, whose target has so many cores, and may name them.
         threads: how many, at most one a core; without it as many as the target has cores, if this machine has as many.
     """
-    threads = threads or min(manifest.cpu.get("num-cores", 1), len(usable_cores(manifest.cores)))
-    use_threads(threads, manifest.cores)
     cores = sorted(usable_cores(manifest.cores))
+    threads = min(threads or manifest.cpu.get("num-cores", 1), len(cores))
+    use_threads(threads, manifest.cores)
     _log.info("%d threads on the cores %s: the target has %s", threads, cores, manifest.cpu.get("num-cores", 1))
     return threads
 

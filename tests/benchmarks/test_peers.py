@@ -5,24 +5,32 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from ksm_hw.models.backbones import default_preprocessing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from peers.catalogue import ENGINES, ENVIRONMENTS, PROJECT, RELAY
+from peers.catalogue import ENGINES_OF, ENVIRONMENTS, PROJECT, RELAY
+from peers.engines import photographs
 from peers.failures import last_words
 from peers.latency import quieter_half
 from peers.multitask_results import ARTIFACT, HELD, TaskCost
 from peers.noise import FOREIGN_LIMIT, SLOWER_LIMIT, Quiet, outliers
 from peers.results import (
+    AGREEMENT_LIMIT,
     ERROR_LIMIT,
+    INT8_ERROR_LIMIT,
     Result,
     best_peer,
     geometric_mean,
     mean_ratios,
     ratios_to_best_peer,
+    unlike_float32,
     wrong_outputs,
 )
+from peers.serve import judged
 from peers.stored import read_results
 from peers.tables import latency_table, machine_class, markdown, noise_line, overview, task_table
 
@@ -131,11 +139,18 @@ def test_what_was_measured_elsewhere_is_shown_as_it_was_measured(tmp_path, monke
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(threads, "1")  # The program sets them for its process.
     record_of = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "peers.py"))["Record"]
-    record = record_of(tmp_path, FACTS | {"cpu_flags": ["avx512f"], "multitask": False}, [result("one", 5)])
-    record.write()
+    facts = FACTS | {"cpu_flags": ["avx512f"], "multitask": False, "precision": "float32"}
+    record_of(tmp_path, facts, [result("one", 5)]).write()
     text = (tmp_path / "peers.md").read_text()
     assert text.index("## AVX-512") < text.index("## AVX2") and "| Two | failed |" in text
     assert {file.name for file in tmp_path.iterdir()} == {"peers-avx2.json", "peers-avx512.json", "peers.md"}
+    # So does another precision.
+    record_of(tmp_path, facts | {"precision": "int8"}, [result("one", 5, agreement=0.97)]).write()
+    assert {file.name for file in tmp_path.glob("*int8*")} == {"peers_int8-avx512.json", "peers_int8.md"}
+    page = (tmp_path / "peers_int8.md").read_text()
+    assert page.startswith("# ksm-hw beside other engines in int8") and "224×224, int8." in page and "AVX2" not in page
+    assert "judged on 100 crops of other photographs" in page and "judged" not in text
+    assert (tmp_path / "peers.md").read_text() == text
 
 
 def test_spread_is_that_of_the_quartiles():
@@ -151,6 +166,37 @@ def test_wrong_outputs_are_a_failure():
     assert wrong_outputs(ERROR_LIMIT) is None
     assert "5.0e-01" in str(wrong_outputs(0.5))
     assert wrong_outputs(float("nan")) is not None
+
+
+def test_int8_is_wrong_where_too_few_images_have_the_top_class_of_float32_or_logits_are_too_far_off():
+    assert unlike_float32(AGREEMENT_LIMIT, 0.99) is None
+    assert "40%" in str(unlike_float32(0.4, 0.1)) and "error is 1.00" in str(unlike_float32(0.9, INT8_ERROR_LIMIT))
+    assert unlike_float32(float("nan"), 0.1) is not None and unlike_float32(0.9, float("nan")) is not None
+    lines = latency_table([result("ours", 8, agreement=0.97, error_of_logits=0.08), result("two", 1, failure="no")])
+    assert "float32's top class" in lines[0] and {line.count("|") for line in lines} == {8}
+    assert "| 8.0e-02 | 97% |" in lines[2] and "| — | failed: no |" in lines[3]
+
+
+def test_int8_is_judged_by_each_image():
+    images = np.zeros((4, 1, 1, 1), np.float32)
+    images[:, 0, 0, 0] = [1, 2, 3, 4]
+    expected = np.array([[5, 0], [5, 1], [0, 5], [1, 5]], np.float32)
+    assert judged(lambda image: expected[int(image.item()) - 1][None], images, expected) == {
+        "agreement": 1.0,
+        "error_of_logits": 0.0,
+    }
+    # The same logits for all images: however near, nothing is told from them.
+    found = judged(lambda _image: expected.mean(0, keepdims=True), images, expected)
+    assert found["error_of_logits"] == pytest.approx(1.0) and found["agreement"] == 0.5
+
+
+def test_int8_is_judged_on_other_photographs_than_its_ranges_are_chosen_by():
+    assert not set(photographs.CALIBRATED_ON) & set(photographs.JUDGED_ON)
+    crops = photographs.crops(("chelsea", "flower"), default_preprocessing("mobilenet_v2", 32), count=4)
+    assert crops.shape == (4, 3, 32, 32) and crops.dtype == np.float32
+    assert len({crop.tobytes() for crop in crops}) == 4
+    again = photographs.crops(("chelsea", "flower"), default_preprocessing("mobilenet_v2", 32), count=4)
+    np.testing.assert_array_equal(crops, again)
 
 
 def test_memory_of_a_task_is_the_growth_since_the_next_smaller_number():
@@ -178,7 +224,7 @@ def test_the_reason_of_a_failure_is_the_last_line_that_names_an_error():
 
 def test_every_engine_has_a_file_and_an_environment_with_pinned_packages():
     folder = Path(__file__).resolve().parents[2] / "benchmarks" / "peers" / "engines"
-    for engine in ENGINES:
+    for engine in (engine for engines in ENGINES_OF.values() for engine in engines):
         for module, environment in ((engine.module, engine.environment), *engine.converters):
             assert (folder / f"{module}.py").exists()
             assert environment in (PROJECT, RELAY) or all("==" in package for package in ENVIRONMENTS[environment])

@@ -18,6 +18,7 @@ import pytest
 import torch
 import tvm
 
+from ksm_hw.artifact.manifest import read_manifest
 from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
@@ -25,9 +26,10 @@ from ksm_hw.images.decoding import read_image
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.preprocessing import preprocess_batch
 from ksm_hw.models.task_module import task_module
+from ksm_hw.runtime.device_session import start_threads
 from ksm_hw.runtime.machine import available_cores
 from ksm_hw.runtime.session import Session
-from ksm_hw.runtime.threads import use_threads
+from ksm_hw.runtime.threads import usable_cores, use_threads
 from ksm_hw.toolchains.targets import load_target
 
 TASKS = ["element-task", "kernel-task", "other-task"]
@@ -359,6 +361,11 @@ def test_every_thread_that_runs_a_session_gets_its_threads(artifact: Path, image
         return tvm.get_global_func("runtime.NumThreads")()
 
     assert [in_a_new_thread(run), run()] == [2, 2]
+
+
+def test_a_session_has_at_most_a_thread_for_each_core(artifact: Path) -> None:
+    counts = [start_threads(read_manifest(artifact), threads) for threads in (1, 1000)]
+    assert counts == [1, tvm.get_global_func("runtime.NumThreads")()] and counts[1] <= len(usable_cores())
 
 
 def test_a_session_leaves_its_caller_on_all_cores(artifact: Path, images: list[np.ndarray]) -> None:

@@ -40,7 +40,7 @@ from tvm_passes.relax.kernels.integer_convolution import (
 from tvm_passes.relax.kernels.integer_look_up import look_up
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
-from tvm_passes.relax.kernels.integer_weights import INTEGER_WEIGHT, layer_mark, quantised_layer
+from tvm_passes.relax.kernels.integer_weights import INTEGER_WEIGHT, layer_mark, quantised_head, quantised_layer
 
 QUANTISATION, TABLE = "quantisation/", "table/"  # Names of parameters begin so.
 INPUT = "input"
@@ -189,7 +189,8 @@ class _Quantiser:
     def _of_parameters(self, variable: relax.Var, value: relax.Expr) -> None:
         """What depends on parameters alone, in float32, each product rounded before anything is added to it."""
         if _is_product_of_vectors(value):
-            value = self.builder.normalize(self._call("product", kernels.product, list(value.args)))
+            call = self._call("product", kernels.product, list(value.args), attributes={kernels.ROUNDED_PRODUCT: 1})
+            value = self.builder.normalize(call)
         self.builder.emit_normalized(relax.VarBinding(variable, value))
         self.done.add(variable)
 
@@ -227,15 +228,15 @@ class _Quantiser:
         bias = relax.const(np.zeros(outputs, np.float32)) if bias is None else bias
         if len(bias.ty.shape) != 1:
             bias = self.builder.emit(relax.op.reshape(bias, (outputs,)))
-        quantised, integers, scales = self._weights(shape, weight, bias, data.quantisation)
         if layer == HEAD:
+            quantised, scales, integers = self._weights(shape, [weight, bias, data.quantisation], None)
             self.logits = self._sums(shape, data, quantised, integers, scales, None)
             self.done.add(end)
             return
         self.layers += 1
         into = self._quantisation(layer)
-        multiplier = self._kernel("multipliers", kernels.multipliers, [scales, into])
-        bounds = self._kernel("result_bounds", kernels.result_bounds, [into], clamp)
+        arguments = [weight, bias, data.quantisation, into]
+        quantised, multiplier, integers, bounds = self._weights(shape, arguments, clamp)
         value = self._sums(shape, data, quantised, integers, multiplier, bounds, tensor=layer)
         self._result(end, _Tensor(value, layer, self.layers, into))
 
@@ -300,21 +301,19 @@ class _Quantiser:
         return self.builder.emit(result, re.sub(r"\W", "_", tensor))
 
     def _weights(
-        self, shape: IntegerConvolution, weight: relax.Expr, bias: relax.Expr, data: relax.Var
-    ) -> tuple[relax.Var, relax.Var, relax.Var]:
-        """The weight and bias as the layer's kernel reads them, and what a step of each channel's sum means."""
+        self, shape: IntegerConvolution, arguments: list[relax.Expr], clamp: tuple[float, float] | None
+    ) -> list[relax.Var]:
+        """What `quantised_layer` makes of its arguments, or without a clamp `quantised_head`."""
         packing_of, pack = (packing, packed_weight)
         if shape.is_depthwise:
             packing_of, pack = (depthwise.packing, depthwise.packed_weight)
         options = () if self.vectors is None else (pack, shape, self.vectors)
         layout = None if self.vectors is None else packing_of(shape, self.vectors)
-        mark = {INTEGER_WEIGHT: layer_mark(self.data_type, layout)}
-        arguments = [weight, bias, data]
-        made = self.builder.emit(
-            self._call("quantise_layer", quantised_layer, arguments, self.data_type, *options, attributes=mark)
-        )
-        quantised, scales, integers = (self.builder.emit(relax.TupleGetItem(made, place)) for place in range(3))
-        return quantised, integers, scales
+        mark = {INTEGER_WEIGHT: layer_mark(self.data_type, clamp, layout)}
+        compute, of_results = (quantised_head, ()) if clamp is None else (quantised_layer, (clamp,))
+        call = self._call("quantise_layer", compute, arguments, self.data_type, *of_results, *options, attributes=mark)
+        made = self.builder.emit(call)
+        return [self.builder.emit(relax.TupleGetItem(made, place)) for place in range(len(call.ty_args[0].fields))]
 
     def _addition(self, variable: relax.Var, call: relax.Call) -> None:
         left, right = (self.tensors[term] for term in call.args)

@@ -13,6 +13,7 @@ from tvm.ir import IRModule
 from tvm_passes.relax.kernels.integer_weights import INTEGER_WEIGHT, layer_options
 from tvm_passes.relax.kernels.mask_decoder import MASK_DECODER
 from tvm_passes.relax.kernels.mask_decoding import DTYPE
+from tvm_passes.relax.kernels.quantised import ROUNDED_PRODUCT
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite
 from tvm_passes.relax.weight_layouts import WEIGHT_TRANSFORM
 from tvm_passes.unknown_dtype import unknown_dtype
@@ -30,7 +31,8 @@ class Chain:
         weight: the weight.
         mask: bits, scale, row_start and scale_range of the mask, or nothing.
         norm: weight and variance of the BatchNorm, or nothing.
-        layer: of a weight that is quantised the layer's bias and the quantisation of its data, else nothing.
+        layer: of a weight that is quantised the layer's bias, or what the BatchNorm gives it of, and the quantisations
+            of its data and results; else nothing.
     """
 
     rewrite: WeightRewrite
@@ -122,7 +124,9 @@ class _Reader:
         packed, transformed = self._packed(permuted), self._only_kernel(permuted, WEIGHT_TRANSFORM)
         quantised = self._only_kernel(permuted, INTEGER_WEIGHT)
         mark = self._mark(quantised, INTEGER_WEIGHT)
-        integers, packing = (None, None) if mark is None else layer_options(mark)
+        integers, clamp, packing = (None, None, None) if mark is None else layer_options(mark)
+        layer = () if quantised is None else tuple(self.calls[quantised].args[1].fields[1:])
+        shift = self._shift(layer[0], norm) if layer else ()
         outputs = _shape(permuted)[-1]
         end = next((variable for variable in (packed, transformed, quantised) if variable is not None), permuted)
         rewrite = WeightRewrite(
@@ -135,12 +139,13 @@ class _Reader:
             epsilon=None if norm is None else norm.epsilon,
             tile=None if transformed is None else int(self._mark(transformed, WEIGHT_TRANSFORM)),
             integers=integers,
+            clamp=clamp,
+            shifted=bool(shift),
             packing=packing,
         )
         _log.debug("%s: %s", _name(weight), rewrite)
         masked, scaled = (() if one is None else one.parts for one in (mask, norm))
-        layer = () if quantised is None else tuple(self.calls[quantised].args[1].fields[1:])
-        return end, Chain(rewrite, weight, masked, scaled, layer)
+        return end, Chain(rewrite, weight, masked, scaled, (*shift, *layer[1:]) if shift else layer)
 
     def _factor(
         self, product: relax.Expr, read: Callable[[relax.Expr], _Factor | None]
@@ -155,11 +160,26 @@ class _Reader:
 
     def _norm(self, scale: relax.Expr) -> _Norm | None:
         """The BatchNorm of which this is the scale, as [O, 1, 1, 1]."""
-        divided = self._operands(self._operand(scale, "reshape"), "divide")
+        return self._norm_of(self._operand(scale, "reshape"))
+
+    def _norm_of(self, factor: relax.Expr | None) -> _Norm | None:
+        """The BatchNorm of which this is the scale, as [O]."""
+        divided = self._operands(factor, "divide")
         added = self._operands(self._operand(divided[1], "sqrt"), "add") if divided else []
         if not added or not isinstance(added[1], tvm.ir.GenericConst):
             return None
         return _Norm(float(added[1].value.numpy()), (divided[0], added[0]))
+
+    def _shift(self, bias: relax.Expr, norm: _Norm | None) -> tuple[relax.Expr, ...]:
+        """The β and mean of a BatchNorm, where a bias is β - μ · its scale; else nothing."""
+        while (reshaped := self._operand(bias, "reshape")) is not None:  # To [1, O, 1, 1] and back to [O].
+            bias = reshaped
+        taken = self._operands(bias, "subtract")
+        if norm is None or not taken or self._mark(taken[1], ROUNDED_PRODUCT) is None:
+            return ()
+        mean, scale = self.calls[taken[1]].args[1].fields
+        divided = self._norm_of(scale)
+        return (taken[0], mean) if divided == norm else ()
 
     def _mask(self, mask: relax.Expr) -> _Mask | None:
         """The mask that this is."""

@@ -30,8 +30,9 @@ def load(folder: Path, threads: int, variant: str) -> Run:
     from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime
 
+    network = "network.int8.pte" if variant == "int8" else "network.pte"
     portable_lib._unsafe_reset_threadpool(threads)
-    program = Runtime.get().load_program(folder / "network.pte")
+    program = Runtime.get().load_program(folder / network)
     method = program.load_method("forward")
 
     def run(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

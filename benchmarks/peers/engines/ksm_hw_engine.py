@@ -1,4 +1,4 @@
-"""ksm-hw, untuned, tuned and through Relay: the artifacts that `preparation.compile_artifact` wrote."""
+"""ksm-hw, untuned, tuned, through Relay and in int8: the artifacts that `preparation.compile_artifact` wrote."""
 
 import importlib
 from collections.abc import Callable

@@ -29,7 +29,8 @@ def load(folder: Path, threads: int, variant: str) -> Run:
     """An interpreter; XNNPACK is its default on CPUs."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(folder / "network.tflite"), num_threads=threads)
+    network = "network.int8.tflite" if variant == "int8" else "network.tflite"
+    interpreter = Interpreter(str(folder / network), num_threads=threads)
     interpreter.allocate_tensors()
     (entry,), (end,) = interpreter.get_input_details(), interpreter.get_output_details()
 

@@ -16,9 +16,10 @@ def version() -> str:
 
 def load(folder: Path, threads: int, variant: str) -> Run:
     """A session with all graph optimisations, which is the default."""
+    network = "network.int8.onnx" if variant == "int8" else "network.onnx"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(folder / "network.onnx", options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(folder / network, options, providers=["CPUExecutionProvider"])
     (name,) = (tensor.name for tensor in session.get_inputs())
 
     def run(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

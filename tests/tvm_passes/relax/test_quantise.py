@@ -159,7 +159,9 @@ def test_a_weight_becomes_integers_in_one_kernel() -> None:
     fused = fuse_kernels(module, HOST)
     called = Counter(name.rstrip("0123456789_") for name in kernels_called(fused[functions["kernel"].rewrite]))
     assert called["rewrite_weight"] == 5, "each layer's weight once"
-    assert not {"quantise_layer", "unpack_mask_kernel", "transpose"} & called.keys()
+    assert called["product"] == 1, "the BatchNorm of the layer that has a bias too; kernels of others find theirs"
+    assert not {"quantise_layer", "unpack_mask_kernel", "transpose", "multipliers"} & called.keys()
+    assert called["result_bounds"] == 1, "of the residual addition, which no weight has to do with"
 
 
 def test_what_int8_does_not_know_is_named(caplog: pytest.LogCaptureFixture) -> None:

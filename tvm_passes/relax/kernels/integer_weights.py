@@ -1,4 +1,4 @@
-"""What a task's layer becomes in int8: its weights, the scale of its sums and its bias (docs/quantisation.md).
+"""What a task's layer becomes in int8: weights, bias, and how its sums are requantised (docs/quantisation.md).
 
 `quantised_layer` states it as a tensor expression of the layer's weight in float32. Inside the kernel that rewrites a
 weight, `IntegerWeights` does the same from the backbone's weight: a task of up to 16 output channels is swept twice,
@@ -17,7 +17,7 @@ from tvm_passes.relax.kernels.integer_packing import IntegerPacking
 from tvm_passes.relax.kernels.mask_decoding import DTYPE, LANES
 from tvm_passes.relax.kernels.weight_storing import ChannelGroup, WeightStore
 
-# Marks `quantised_layer`'s kernel, for `FuseWeightRewrite`: the type of the data, and how the weight is packed.
+# Marks `quantised_layer`'s kernel, for `FuseWeightRewrite`: see `layer_mark`.
 INTEGER_WEIGHT = "integer_weight"
 _CHANNELS = 16  # Of a task.
 
@@ -26,16 +26,37 @@ def quantised_layer(
     weight: te.Tensor,
     bias: te.Tensor,
     data: te.Tensor,
+    into: te.Tensor,
+    data_type: str,
+    clamp: quantised.Clamp,
+    pack: Callable[..., te.Tensor] | None = None,
+    *options: Hashable,
+) -> tuple[te.Tensor, ...]:
+    """From a weight float32 [..., O], a bias float32 [O] and the quantisations of data and result.
+
+    Args:
+        weight, bias, data, into: as above.
+        data_type: that holds the data.
+        clamp: of the results.
+        pack: what packs the weight, with its options.
+
+    Returns:
+        The weight in int8, packed; the multiplier of each channel's sum, float32 [O]; the bias in steps of the sum,
+        less what the zero point of the data adds to sums of products, int32 [O]; and the results' `bounds`.
+    """
+    integers, of_sums, biases = quantised_head(weight, bias, data, data_type, pack, *options)
+    return integers, quantised.multipliers(of_sums, into), biases, quantised.result_bounds(into, clamp)
+
+
+def quantised_head(
+    weight: te.Tensor,
+    bias: te.Tensor,
+    data: te.Tensor,
     data_type: str,
     pack: Callable[..., te.Tensor] | None = None,
     *options: Hashable,
 ) -> tuple[te.Tensor, te.Tensor, te.Tensor]:
-    """From a weight float32 [..., O], a bias float32 [O] and the quantisation of the data, which is held as a type.
-
-    Returns:
-        The weight in int8, packed by `pack` with its options; what a step of each channel's sum means, float32 [O]; and
-        the bias in such steps, less what the zero point of the data adds to sums of products, int32 [O].
-    """
+    """As `quantised_layer`, of what gives real values: in the place of multipliers what a step of each sum means."""
     scales = quantised.channel_scales(quantised.largest_weights(weight), bias, data)
     integers = quantised.quantised_weight(weight, scales)
     of_sums = quantised.sum_scales(scales, data)
@@ -48,19 +69,21 @@ def quantised_layer(
     return pack(integers, *options), of_sums, biases
 
 
-def layer_mark(data_type: str, packing: IntegerPacking | None) -> list[Any]:
-    """What a fused kernel has to know, as an attribute of the kernel of `quantised_layer`."""
-    return [data_type] if packing is None else [data_type, packing.segments, packing.order, packing.groups]
+def layer_mark(data_type: str, clamp: quantised.Clamp | None, packing: IntegerPacking | None) -> list[Any]:
+    """What a fused kernel has to know, as an attribute of the kernel of `quantised_layer` or `quantised_head`."""
+    known: list[Any] = [data_type, list(clamp or ())]
+    return known if packing is None else [*known, packing.segments, packing.order, packing.groups]
 
 
-def layer_options(mark: Sequence[Any]) -> tuple[str, IntegerPacking | None]:
+def layer_options(mark: Sequence[Any]) -> tuple[str, quantised.Clamp | None, IntegerPacking | None]:
     """What a mark says."""
-    data_type, *packing = mark
+    data_type, bounds, *packing = mark
+    clamp = (float(bounds[0]), float(bounds[1])) if bounds else None
     if not packing:
-        return str(data_type), None
+        return str(data_type), clamp, None
     segments, order, groups = packing
     rows = tuple(tuple(map(int, segment)) for segment in segments)
-    return str(data_type), IntegerPacking(rows, tuple(map(int, order)), int(groups))
+    return str(data_type), clamp, IntegerPacking(rows, tuple(map(int, order)), int(groups))
 
 
 def _all(value: float) -> tirx.Expr:
@@ -86,6 +109,7 @@ class QuantisedTask:
     Attributes:
         layer: what is read and written beside the weights.
         groups: the task's channels.
+        biases: of the channels, float32 [16].
         scales: what a step of each channel's weights means, float32 [16].
         divisors: the scales and their reciprocals as `exact_quotient` wants them, float32 [16]; nothing where the CPU
             divides.
@@ -94,6 +118,7 @@ class QuantisedTask:
 
     layer: "IntegerWeights"
     groups: list[ChannelGroup]
+    biases: tirx.Var
     scales: tirx.Var
     divisors: tuple[tirx.Var, ...]
     sums: tirx.Var
@@ -111,16 +136,21 @@ class QuantisedTask:
         result.store(start, group, value, T.cast(integers, f"int8x{LANES}"))
 
     def finish(self) -> None:
-        """Writes the scales of the sums and the biases, when all sums are known."""
-        scale, zero = (self.layer.data[place] for place in range(2))
+        """Writes multipliers and biases, when all sums are known, and with the first channels the bounds."""
+        layer = self.layer
+        scale, zero = (layer.data[place] for place in range(2))
         for group in self.groups:
             for row in range(group.count):
                 channel = group.channel + row
                 of_sum = T.bind(scale * self.scales[group.place + row])
-                bias, weights = self.layer.bias[channel], self.sums[group.place + row]
-                steps = quantised.channel_bias(bias, of_sum, weights, zero, self.layer.data_type)
-                T.buffer_store(self.layer.scales, of_sum, [channel])
-                T.buffer_store(self.layer.biases, steps, [channel])
+                bias, weights = self.biases[group.place + row], self.sums[group.place + row]
+                steps = quantised.channel_bias(bias, of_sum, weights, zero, layer.data_type)
+                T.buffer_store(layer.multipliers, of_sum if layer.into is None else of_sum / layer.into[0], [channel])
+                T.buffer_store(layer.biases, steps, [channel])
+        if layer.into is not None and layer.clamp is not None:
+            with T.If(self.groups[0].channel == 0), T.Then():
+                for place, bound in enumerate(quantised.bounds_of(layer.into[0], layer.into[1], layer.clamp)):
+                    T.buffer_store(layer.bounds, bound, [T.int64(place)])
 
 
 @dataclass(frozen=True)
@@ -130,17 +160,22 @@ class IntegerWeights:
     Attributes:
         data_type: that holds the layer's data.
         by_products: whether quotients are found by fused products (`exact_quotient`) and not by division.
-        bias: of the layer, float32 [O].
+        clamp: of the results; None where these are real values.
+        shift: the bias of the layer, float32 [O], or the β and mean of the BatchNorm that gives it.
         data: the quantisation of the data.
-        scales, biases: the results.
+        into: that of the results; None where these are real values.
+        multipliers, biases, bounds: what is written; no bounds where results are real values.
     """
 
     data_type: str
     by_products: bool
-    bias: tirx.Var
+    clamp: quantised.Clamp | None
+    shift: tuple[tirx.Var, ...]
     data: tirx.Var
-    scales: tirx.Var
+    into: tirx.Var | None
+    multipliers: tirx.Var
     biases: tirx.Var
+    bounds: tirx.Var | None
 
     def begin(self) -> Largest:
         """Zeros, before the first sweep of a task."""
@@ -149,15 +184,25 @@ class IntegerWeights:
             T.buffer_store(largest, _all(0), [T.ramp(place, 1, LANES)])
         return Largest(largest)
 
-    def quantised(self, groups: list[ChannelGroup], largest: Largest) -> QuantisedTask:
-        """The scales, before the second sweep."""
+    def bias(self, index: tirx.Expr, factor: tirx.Expr | None) -> tirx.Expr:
+        """The bias of 8 channels: β - μ · factor, the product rounded before it is taken off."""
+        first, *mean = self.shift
+        if not mean:
+            return first[index]
+        product = mean[0][index] * factor
+        return first[index] - T.call_llvm_pure_intrin(f"{DTYPE}x{LANES}", "llvm.arithmetic.fence", product)
+
+    def quantised(self, groups: list[ChannelGroup], biases: list[tirx.Expr], largest: Largest) -> QuantisedTask:
+        """The scales, before the second sweep; `biases` are those of each group."""
+        of_channels = T.alloc_buffer((_CHANNELS,), DTYPE, scope="local")
         scales = T.alloc_buffer((_CHANNELS,), DTYPE, scope="local")
         sums = T.alloc_buffer((_CHANNELS,), "int32", scope="local")
         divisors = [T.alloc_buffer((_CHANNELS,), DTYPE, scope="local") for _ in range(2 if self.by_products else 0)]
-        for group in groups:
+        for group, bias in zip(groups, biases, strict=True):
+            T.buffer_store(of_channels, bias, [T.ramp(group.place, 1, LANES)])
             T.buffer_store(sums, T.broadcast(T.int32(0), LANES), [T.ramp(group.place, 1, LANES)])
             for row in range(group.count):
-                of_channel = largest.values[group.place + row], self.bias[group.channel + row]
+                of_channel = largest.values[group.place + row], of_channels[group.place + row]
                 scale = quantised.channel_scale(*of_channel, self.data[0])
                 T.buffer_store(scales, scale, [group.place + row])
             for row in range(group.count, LANES):
@@ -166,4 +211,4 @@ class IntegerWeights:
                 place = T.ramp(group.place, 1, LANES)
                 for buffer, values in zip(divisors, exact_quotient.divisor_and_reciprocal(scales[place]), strict=True):
                     T.buffer_store(buffer, values, [place])
-        return QuantisedTask(self, groups, scales, tuple(divisors), sums)
+        return QuantisedTask(self, groups, of_channels, scales, tuple(divisors), sums)

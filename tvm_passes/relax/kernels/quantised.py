@@ -41,22 +41,30 @@ def _limited(value: tirx.Expr, low: tirx.Expr | float, high: tirx.Expr | float) 
 # What runs once a task.
 
 
+# Marks `product`'s kernel, for `FuseWeightRewrite`.
+ROUNDED_PRODUCT = "rounded_product"
+
+
 def product(left: te.Tensor, right: te.Tensor) -> te.Tensor:
     """The product of two vectors, in a kernel of its own: what is added to it is added after it is rounded."""
     return te.compute(left.shape, lambda i: left[i] * right[i], name="product")
 
 
-def result_bounds(quantisation: te.Tensor, clamp: Clamp) -> te.Tensor:
-    """Zero point, least and largest quantised value of a result that is clamped; float32 [3]."""
+def bounds_of(scale: tirx.Expr, zero_point: tirx.Expr, clamp: Clamp) -> tuple[tirx.Expr, tirx.Expr, tirx.Expr]:
+    """Zero point, least and largest quantised value of a result that is clamped; all float32."""
 
     def bound(value: float, unbounded: int) -> tirx.Expr:
         if not math.isfinite(value):
             return _float(unbounded)
-        steps = tirx.nearbyint(_float(value) / quantisation[0])
-        return _limited(steps + quantisation[1], 0, LARGEST)
+        steps = tirx.nearbyint(_float(value) / scale)
+        return _limited(steps + zero_point, 0, LARGEST)
 
-    low, high = bound(clamp[0], 0), bound(clamp[1], LARGEST)
-    return te.compute((3,), lambda i: te.if_then_else(i == 0, quantisation[1], te.if_then_else(i == 1, low, high)))
+    return zero_point, bound(clamp[0], 0), bound(clamp[1], LARGEST)
+
+
+def result_bounds(quantisation: te.Tensor, clamp: Clamp) -> te.Tensor:
+    """`bounds_of` a quantisation; float32 [3]."""
+    return _vector(bounds_of(quantisation[0], quantisation[1], clamp))
 
 
 def input_parameters(quantisation: te.Tensor) -> te.Tensor:

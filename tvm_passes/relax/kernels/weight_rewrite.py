@@ -60,6 +60,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import tvm
@@ -83,6 +84,7 @@ from tvm_passes.relax.kernels.mask_decoding import (
     quotient,
 )
 from tvm_passes.relax.kernels.neon_rows import ROWS, NeonRows
+from tvm_passes.relax.kernels.quantised import Clamp
 from tvm_passes.relax.kernels.weight_storing import KERNEL, ChannelGroup, WeightStore, transposed
 from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
 from tvm_passes.relax.loops.prefetch import prefetch
@@ -111,6 +113,8 @@ class WeightRewrite:
         epsilon: of the BatchNorm whose scale is folded into the weight; None if there is none.
         integers: of a weight that is quantised, with its layer's bias, the type that holds the layer's data, else None
             (`integer_weights.py`).
+        clamp: of a weight that is quantised, of the layer's results; None where these are real values.
+        shifted: whether the bias is found here, of the BatchNorm whose scale is folded into the weight.
         packing: of the integers; None if they are [kH, kW, I, O] or [I, O] too.
         any_channels: whether `shape` and `columns` are an example only (`shared`).
     """
@@ -124,6 +128,8 @@ class WeightRewrite:
     tile: int | None = None
     coded: bool = False
     integers: str | None = None
+    clamp: Clamp | None = None
+    shifted: bool = False
     packing: IntegerPacking | None = None
     any_channels: bool = False
 
@@ -161,7 +167,8 @@ class WeightRewrite:
         if not self.integers:
             return [relax.TensorType(self.result_shape, DTYPE)]
         of_channels = [relax.TensorType(self.shape[:1], dtype) for dtype in (DTYPE, "int32")]
-        return [relax.TensorType(self.result_shape, "int8"), *of_channels]
+        bounds = [] if self.clamp is None else [relax.TensorType((3,), DTYPE)]
+        return [relax.TensorType(self.result_shape, "int8"), *of_channels, *bounds]
 
 
 def _rows_share_a_place(values: int) -> bool:
@@ -175,8 +182,9 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
     It takes the weight, float32 of `shape`; where there is a mask `decoding_table` and bits, scale, row_start and
     scale_range as `FoldTaskMask` describes them; with an epsilon the BatchNorm's weight and running variance, float32
     [O]; and writes the result, float32 of `result_shape`: (weight · mask) · (norm_weight / √(variance + ε))[o], of
-    which with a `tile` G g Gᵀ is taken. With `integers` it takes the layer's bias and the quantisation of its data too,
-    and writes what `quantised_layer` does.
+    which with a `tile` G g Gᵀ is taken. With `integers` it takes the layer's bias too, or what it is `shifted` by, the
+    BatchNorm's bias and running mean; and the quantisations of its data and, where there is a clamp, its results; and
+    writes what `quantised_layer` does, or without a clamp `quantised_head`.
     """
     _, _, *kernel = rewrite.shape
     outputs, inputs = _channels(rewrite)
@@ -191,13 +199,17 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
         mask = mask_arguments(outputs, columns, rewrite.coded) if rewrite.columns else None
         norms = () if rewrite.epsilon is None else ("norm_weight", "variance")
         norm = tuple(T.arg(name, T.buffer((outputs,), DTYPE)) for name in norms)
-        layer = {"bias": (outputs,), "data": (2,)} if rewrite.integers else {}
-        read = [T.arg(name, T.buffer(extents, DTYPE)) for name, extents in layer.items()]
+        read = _layer_arguments(rewrite, outputs) if rewrite.integers else {}
         result = T.arg("result", T.buffer(result_shape, "int8" if rewrite.integers else DTYPE))
-        of_channels = {"scales": DTYPE, "biases": "int32"} if rewrite.integers else {}
-        written = [T.arg(name, T.buffer((outputs,), dtype)) for name, dtype in of_channels.items()]
-        by_products = has_fused_products(target)
-        integers = IntegerWeights(rewrite.integers, by_products, *read, *written) if rewrite.integers else None
+        integers = None
+        if rewrite.integers:
+            multipliers = T.arg("multipliers", T.buffer((outputs,), DTYPE))
+            biases = T.arg("biases", T.buffer((outputs,), "int32"))
+            bounds = None if rewrite.clamp is None else T.arg("bounds", T.buffer((3,), DTYPE))
+            integers = IntegerWeights(
+                rewrite.integers, has_fused_products(target), rewrite.clamp, **read,
+                multipliers=multipliers, biases=biases, bounds=bounds,
+            )  # fmt: skip
         with T.sblock("root"):
             # TVM looks for a block in every function.
             T.reads([])
@@ -212,6 +224,15 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
             store = WeightStore(result, tuple(kernel), rewrite.packed, rewrite.tile)
             _Kernel(rewrite, outputs, inputs, columns, rows, decoder, norm, store, integers).emit()
     return builder.get()
+
+
+def _layer_arguments(rewrite: WeightRewrite, outputs: Number) -> dict[str, Any]:
+    """What is read of a layer that is quantised, by the attributes of `IntegerWeights`."""
+    names = ("beta", "mean") if rewrite.shifted else ("bias",)
+    shift = tuple(T.arg(name, T.buffer((outputs,), DTYPE)) for name in names)
+    data = T.arg("data", T.buffer((2,), DTYPE))
+    into = None if rewrite.clamp is None else T.arg("into", T.buffer((2,), DTYPE))
+    return {"shift": shift, "data": data, "into": into}
 
 
 def _channels(rewrite: WeightRewrite) -> tuple[Number, Number]:
@@ -322,7 +343,9 @@ class _Kernel:
                 self._largest_of_rows(groups, factors, largest, of_rows, kept)
             else:
                 _in_steps(self.values, LANES, lambda start, count: sweep(start, count, largest.note, asks=False))
-            self._quantised(self.integers.quantised(groups, largest), sweep, store)
+            pairs = zip(groups, factors, strict=True)
+            biases = [self.integers.bias(_neighbours(group.channel, group.count), factor) for group, factor in pairs]
+            self._quantised(self.integers.quantised(groups, biases, largest), sweep, store)
             if packing is not None:
                 rows, packed = (
                     T.decl_buffer((math.prod(map(int, buffer.shape)),), "int8", data=buffer.data)

@@ -26,6 +26,7 @@ from weight_rewrites import MASKS, assert_as_expected, kernel_and_expected
 
 from ksm_hw.artifact.parameters import task_parameters
 from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits
+from ksm_hw.quantising.scheme import LARGEST_BIAS, Quantisation, clamp_bounds, quantise_layer
 from tvm_passes.relax import kernels
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, weight_rewrite
 from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels, schedule_kernels
@@ -78,6 +79,36 @@ def test_the_kernel_computes_what_numpy_does(rewrite: WeightRewrite, target: tvm
         result = tvm.runtime.tensor(np.full(expected.shape, np.nan, np.float32))
         compiled["rewrite"](*map(tvm.runtime.tensor, arguments), result)
         assert_as_expected(rewrite, result.numpy(), expected)
+
+
+@pytest.mark.parametrize("target", [HOST, PLAIN], ids=["host", "plain"])
+@pytest.mark.parametrize("size", [1.0, 1e-12], ids=["weights", "weights near 0"])
+def test_a_kernel_quantises_a_layer_as_the_scheme_does(size: float, target: tvm.target.Target) -> None:
+    """Beside weights near 0 biases have 30 bits, so that one that was rounded once too seldom is another number."""
+    rewrite = WeightRewrite((37, 20, 1, 1), 0, 1, 37, False, 1e-5, integers="uint8", clamp=(0.0, 6.0), shifted=True)
+    random = np.random.default_rng(0)
+    weight = (random.standard_normal(rewrite.shape) * size).astype(np.float32)
+    gamma, variance = random.uniform(0.5, 2, (2, 37)).astype(np.float32)
+    beta, mean = random.standard_normal((2, 37)).astype(np.float32)
+    data, into = Quantisation(float(np.float32(0.03)), 120), Quantisation(float(np.float32(0.07)), 3)
+    quantisations = [np.array([one.scale, one.zero_point], np.float32) for one in (data, into)]
+    results = [np.zeros(rewrite.result_shape, np.int8), np.zeros(37, np.float32), np.zeros(37, np.int32)]
+    results.append(np.zeros(3, np.float32))
+    arguments = [weight, gamma, variance, beta, mean, *quantisations, *results]
+    given = [tvm.runtime.tensor(argument) for argument in arguments]
+
+    kernel = weight_rewrite(rewrite, target).with_attr("global_symbol", "rewrite")
+    tvm.compile(tvm.IRModule({"rewrite": kernel}), target=target)["rewrite"](*given)
+
+    factor = gamma / np.sqrt(variance + np.float32(1e-5))
+    layer = quantise_layer(weight * factor[:, None, None, None], beta - mean * factor, data)
+    integers, multipliers, biases, bounds = (one.numpy() for one in given[-4:])
+    np.testing.assert_array_equal(integers, layer.weight.transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(multipliers, layer.scale / np.float32(into.scale))
+    sums = layer.weight.astype(np.int32).sum((1, 2, 3))
+    np.testing.assert_array_equal(biases, layer.bias - data.zero_point * sums)
+    assert (np.abs(layer.bias).max() == LARGEST_BIAS) == (size != 1.0)
+    assert bounds.tolist() == [into.zero_point, *clamp_bounds(0.0, 6.0, into)]
 
 
 SHARED = {

@@ -25,8 +25,8 @@ from operator_cases import (
 from tvm import relax
 from tvm.s_tir import dlight
 from tvm.target import Target
-from verifications import SWITCH_AND_SLOW_OTHERS
 
+from ksm_hw.artifact.modes import FOLD_MODES
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.lower import lower_backbone
 from ksm_hw.report.verify import verify
@@ -283,7 +283,9 @@ def test_mask_decoders_of_layers_of_one_shape_are_one_function(folded):
     assert len(shapes) == len(set(shapes)) > 1 and all(shape.count("x") == 1 for shape in shapes)
 
 
-@pytest.mark.parametrize("fold", SWITCH_AND_SLOW_OTHERS)
+@pytest.mark.parametrize(
+    "fold", [fold if fold == "switch" else pytest.param(fold, marks=pytest.mark.slow) for fold in FOLD_MODES]
+)
 def test_cuda_s_schedules_equal_torch_in_every_fold_mode(bundle, photographs, tmp_path, fold):
     one = dataclasses.replace(bundle, packs={"element-task": bundle.packs["element-task"]})
     (artifact,) = compile_bundle(one, LIKE_CUDA, tmp_path / "artifact", fold=fold)

@@ -80,7 +80,7 @@ class MatrixProduct(DesignSpaceRule[Product, Tiling]):
 def _has_few_rows(shape: list[int], dtype: str) -> bool:
     """Whether a product of this shape, its axes in the order of the reduction's, is left to other rules."""
     *batch, rows, outputs, inputs = shape
-    # Batches are never of weights, and no other rule takes them.
+    # No other rule takes batches.
     far = not batch and value_bytes(dtype) * inputs * outputs > _FAR_BYTES
     return rows < (_FEWEST_ROWS_FROM_FAR if far else _FEWEST_ROWS)
 
