@@ -229,8 +229,8 @@ class _Tile:
         if not all(_is_register(one.value) for one in results):
             return body
         start = self._index(results[0])
-        offsets = [self._offset(one, start) for one in results]
-        if None in offsets or len(set(offsets)) < len(offsets):
+        offsets = [offset for one in results if (offset := self._offset(one, start)) is not None]
+        if len(set(offsets)) < len(results):
             return body
         places = [tirx.Var("result", "handle") for _ in (*results, None)]
         steps = [after - before for before, after in zip(offsets, [*offsets[1:], offsets[-1]], strict=True)]
@@ -240,7 +240,7 @@ class _Tile:
         def store(one: tirx.BufferStore) -> tirx.Stmt:
             if not one.buffer.same_as(results[0].buffer):
                 return one
-            number = offsets.index(self._offset(one, start))
+            number = offsets.index(self._offset(one, start) or 0)
             stored = places[number], one.value, tirx.const(steps[number], "int64")
             return tirx.Bind(places[number + 1], tirx.call_extern("handle", "neon_store", *stored))
 
