@@ -14,6 +14,15 @@ TELLING_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_ti
 _CLASSES = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "sve": "SVE", "asimd": "NEON"}
 
 
+_JUDGED = (
+    "Each engine's network is quantised by its own tools, as they advise it for a CPU, with the same 100 crops of "
+    "photographs, and judged on 100 crops of other photographs (`peers/engines/photographs.py`). Error of logits: root "
+    "mean square of what they differ from float32's by, by that of how float32's differ between the images; 1 is that "
+    "of logits that are the same for all images. Masks, heads and most weights are random, so that classes lie close "
+    "together, and fewer images keep theirs than with a network that was learned."
+)
+
+
 def machine_class(flags: Collection[str]) -> str:
     """The class of a machine, such as `AVX2`, by the names of its instructions in /proc/cpuinfo."""
     return next((title for flag, title in _CLASSES.items() if flag in flags), "other")
@@ -32,6 +41,7 @@ def markdown(results: Sequence[Result], costs: Sequence[TaskCost], facts: Mappin
         parts += [*overview(results), ""]
         for (network, threads), cell in cells(results).items():
             parts += [f"### {NETWORKS[network]}, {_threads(threads)}", "", *latency_table(cell), ""]
+        parts += [_JUDGED, ""] if any(result.agreement is not None for result in results) else []
         parts += [noise_line(results), "", f"Versions: {versions(results)}.", ""]
     if costs:
         for network, threads in dict.fromkeys((cost.network, cost.threads) for cost in costs):

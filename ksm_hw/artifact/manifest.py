@@ -77,6 +77,8 @@ class Manifest:
         operators: those of an inference whose shapes are known, by their symbols in the library.
         tasks: what each task uses.
         backbone_precision: what the backbone's weights are rounded to at rest; every function takes them as float32.
+        channels_left_out: how many channels of layers the backbone lacks, for they are 0 in all tasks; its hash is that
+            of the weights without them.
     """
 
     backbone: str
@@ -97,6 +99,7 @@ class Manifest:
     operators: Mapping[str, OperatorEntry]
     tasks: Mapping[str, TaskEntry]
     backbone_precision: BackbonePrecision = "float32"
+    channels_left_out: Count = 0
 
     @property
     def format_version(self) -> int:

@@ -1,5 +1,6 @@
 """`ksm-hw compare`."""
 
+import contextlib
 import itertools
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,11 +22,14 @@ from ksm_hw.cli.learning_options import (
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.names import TITLES
 
+_LEFT = "Whole epochs and finished trials are kept: give the same command to go on."
+
 
 @app.command(
     epilog=examples(
         "ksm-hw compare --methods ksm,piggyback,head --tasks mnist,cars=photos/cars --seeds 3 -o compared",
         "ksm-hw compare --methods all --tasks all --seeds 3 --image-size 96 --epochs 5 --jobs 8 --deploy",
+        "ksm-hw compare --methods all --tasks all --cluster auto -o /shared/compared",
     )
 )
 def compare(
@@ -52,6 +56,9 @@ def compare(
         int,
         typer.Option(min=1, max=256, help="Tasks learned beside each other, as far as methods allow."),
     ] = 1,
+    cluster: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a Ray cluster's head, or auto: it learns the tasks.")
+    ] = None,
     deploy_them: Annotated[
         bool, typer.Option("--deploy", help="Compile what the first seed gave for this machine, and measure it.")
     ] = False,
@@ -61,19 +68,26 @@ def compare(
     from ksm_hw.artifact.output import check_output_file
     from ksm_hw.learning.datasets import check_task_data, describe_datasets, named_data
     from ksm_hw.learning.methods.table import method_named
+    from ksm_hw.report.cluster import connected_cluster
     from ksm_hw.report.comparison import compare as run_comparison
     from ksm_hw.report.comparison import comparison_tables, write_comparison
     from ksm_hw.report.deployed_methods import deploy
     from ksm_hw.report.terminal import print_table
     from ksm_hw.report.trials import Trial
 
+    if cluster is not None:
+        if jobs != 1:
+            raise UserError("With --cluster Ray says how many tasks are learned beside each other. Leave out --jobs.")
+        output, weights = output.absolute(), None if weights is None else weights.absolute()
     chosen = list(TITLES) if methods == "all" else [method_named(name.strip()).name for name in methods.split(",")]
     pairs_of_rates = (each.partition("=") for each in rate or [])
-    rates = {method_named(name).name: _rate(name, number) for name, _, number in pairs_of_rates}
+    rates = {_reader_of_rate(name): _rate(name, number) for name, _, number in pairs_of_rates}
     installed = ",".join(each.name for each in describe_datasets() if each.installed)
     pairs = named_data(installed if tasks == "all" else tasks, "--tasks")
     for _, data in pairs:
         check_task_data(data)
+    if cluster is not None:  # Whose processes begin in other folders.
+        pairs = [(task, str(Path(data).absolute()) if Path(data).is_dir() else data) for task, data in pairs]
     page = output / "comparison.html"
     check_output_file(page, "-o", [])
     trials = [
@@ -85,15 +99,19 @@ def compare(
     common += ["--all-images"] if all_images else []
 
     def arguments(method: str) -> list[str]:
-        return [*common, "--mask-rate", str(rates.get(method, mask_rate))]
+        reads = "mask_rate" in method_named(method).reads
+        return [*common, *(["--mask-rate", str(rates.get(method, mask_rate))] if reads else [])]
 
     done = itertools.count(1)
 
     def on_trial(trial: Trial, outcome: object) -> None:
         messages.print(f"{next(done)}/{len(trials)}: {trial.method}, {trial.task}, seed {trial.seed}", soft_wrap=True)
 
-    with stopped_by_ctrl_c("Whole epochs and finished trials are kept: give the same command to go on."):
-        summaries = run_comparison(trials, output, arguments, jobs, all_images, on_trial)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stopped_by_ctrl_c(_LEFT))
+        learner = None if cluster is None else stack.enter_context(connected_cluster(cluster))
+        jobs = jobs if learner is None else learner.cores
+        summaries = run_comparison(trials, output, arguments, jobs, all_images, on_trial, learner)
         if deploy_them:
             first = [trial for trial in trials if trial.seed == 0]
             with messages.status("compile") as status:
@@ -106,6 +124,16 @@ def compare(
     for table in comparison_tables(summaries):
         print_table(console, table)
     console.print(f"Plots: {page}", soft_wrap=True)
+
+
+def _reader_of_rate(name: str) -> str:
+    """The name of a method that reads --mask-rate."""
+    from ksm_hw.learning.methods.table import method_named
+
+    method = method_named(name)
+    if "mask_rate" not in method.reads:
+        raise UserError(f"{TITLES[method.name]} learns no masks and no weights, so --rate {name}=… means nothing.")
+    return method.name
 
 
 def _rate(method: str, text: str) -> float:

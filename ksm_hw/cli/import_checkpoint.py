@@ -20,7 +20,9 @@ from ksm_hw.errors import UserError
 )
 def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="A file that a method's scripts wrote.", show_default=False)],
-    backbone: Annotated[str, typer.Option(help="efficientnet-lite0, or a torchvision network.", show_default=False)],
+    backbone: Annotated[
+        str, typer.Option(help="efficientnet-lite0, a torchvision network, or timm:NAME.", show_default=False)
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Bundle to add the tasks to; made if it is not there.")
     ] = None,

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-BackboneName = Annotated[str, typer.Option("--backbone", help="efficientnet-lite0, or a torchvision network.")]
+BackboneName = Annotated[
+    str, typer.Option("--backbone", help="efficientnet-lite0, a torchvision network, or timm:NAME.")
+]
 BackboneWeights = Annotated[
     Path | None, typer.Option("--weights", help=r"State dict of the backbone. \[default: ImageNet weights]")
 ]

@@ -1,8 +1,10 @@
 """From a bundle to an artifact, through Relax or Relay."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ksm_hw.artifact.manifest import Manifest
 from ksm_hw.artifact.modes import FoldMode, IntermediateRepresentation, Precision
@@ -16,6 +18,9 @@ from ksm_hw.masks.backbone_precision import BackbonePrecision
 from ksm_hw.masks.bundle import Bundle, rounded_bundle
 from ksm_hw.toolchains.linker import architecture_of
 from ksm_hw.toolchains.targets import CompileTarget, on_fast_cores, required_cpu_features
+
+if TYPE_CHECKING:
+    from ksm_hw.compiler.zero_channels import Narrowed
 
 
 def compile_bundle(
@@ -52,7 +57,7 @@ def compile_bundle(
         on_step: called with the name of each step as it begins, and with how many operators got a tuned schedule.
 
     Returns:
-        The folders of the artifacts.
+        The folders of the artifacts, whose backbones lack the channels that are 0 in all tasks (`zero_channels`).
 
     Raises:
         UserError: no tasks, tasks that need different inputs, a missing linker or compiler for CUDA, a compute
@@ -64,7 +69,6 @@ def compile_bundle(
             rounded so, or is already, otherwise, or one that `bake` is to round.
     """
     check_backbone_precision(backbone_precision, fold)
-    bundle = rounded_bundle(bundle, backbone_precision)
     inputs = [folder for folder in (bundle.folder, tuned) if folder is not None]
     folders = check_places(output, list(bundle.packs), fold, inputs, dump, assembly)
     with contextlib.ExitStack() as stack:
@@ -72,7 +76,11 @@ def compile_bundle(
             stack.enter_context(locked_folder(dump))
         if tuned is not None:
             tuned = stack.enter_context(whole_records(tuned))
-        return _compile(bundle, target, folders, fold, precision, batch, runner, tuned, ir, dump, assembly, on_step)
+        from ksm_hw.compiler.zero_channels import without_zero_channels
+
+        narrowed = without_zero_channels(bundle)
+        narrowed = dataclasses.replace(narrowed, bundle=rounded_bundle(narrowed.bundle, backbone_precision))
+        return _compile(narrowed, target, folders, fold, precision, batch, runner, tuned, ir, dump, assembly, on_step)
 
 
 def check_backbone_precision(backbone_precision: BackbonePrecision, fold: FoldMode) -> None:
@@ -122,7 +130,7 @@ def check_places(
 
 
 def _compile(
-    bundle: Bundle,
+    narrowed: "Narrowed",
     target: CompileTarget,
     folders: list[Path],
     fold: FoldMode,
@@ -137,6 +145,7 @@ def _compile(
 ) -> list[Path]:
     from ksm_hw.runner.build import check_runner
 
+    bundle = narrowed.bundle
     if runner:
         check_runner(target.device, architecture_of(target.cpu))
     tuning_sha256 = None if tuned is None else records_sha256(tuned)
@@ -152,7 +161,7 @@ def _compile(
 
         parts = compile_through_relax(bundle, target, fold, precision, batch, tuned, dump, assembly, on_step)
     for folder, compiled in zip(folders, parts, strict=True):
-        manifest = _manifest(compiled, bundle, target, fold, ir, tuning_sha256)
+        manifest = _manifest(compiled, narrowed, target, fold, ir, tuning_sha256)
         on_step("write")
         write_artifact(folder, manifest, _exporter(compiled, manifest, runner), compiled.bundle)
     return folders
@@ -160,7 +169,7 @@ def _compile(
 
 def _manifest(
     compiled: Compiled,
-    bundle: Bundle,
+    narrowed: "Narrowed",
     target: CompileTarget,
     fold: FoldMode,
     ir: IntermediateRepresentation,
@@ -168,8 +177,8 @@ def _manifest(
 ) -> Manifest:
     """What was asked for, and what the compiler made of it."""
     return Manifest(
-        backbone=bundle.backbone,
-        backbone_sha256=bundle.backbone_sha256,
+        backbone=narrowed.bundle.backbone,
+        backbone_sha256=narrowed.bundle.backbone_sha256,
         target=target.name,
         tvm_target=target.tvm,
         device=target.device,
@@ -185,7 +194,8 @@ def _manifest(
         tuning_sha256=tuning_sha256,
         operators=compiled.operators,
         tasks=compiled.tasks,
-        backbone_precision=bundle.backbone_precision,
+        backbone_precision=narrowed.bundle.backbone_precision,
+        channels_left_out=narrowed.channels,
     )
 
 

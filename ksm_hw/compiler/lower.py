@@ -15,24 +15,6 @@ from ksm_hw.errors import UserError
 from ksm_hw.models.backbones import build_backbone, head_path, widen
 
 
-class _BatchNormOfParameters(nn.Module):
-    """A BatchNorm in inference form whose statistics are parameters: the importer turns buffers into constants."""
-
-    def __init__(self, batch_norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        assert batch_norm.running_mean is not None and batch_norm.running_var is not None
-        self.weight = batch_norm.weight
-        self.bias = batch_norm.bias
-        self.running_mean = nn.Parameter(batch_norm.running_mean, requires_grad=False)
-        self.running_var = nn.Parameter(batch_norm.running_var, requires_grad=False)
-        self.eps = batch_norm.eps
-
-    def forward(self, data: torch.Tensor) -> torch.Tensor:
-        return nn.functional.batch_norm(
-            data, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-        )
-
-
 def lower_backbone(
     backbone: str, classes: int, batch: int, image_size: int, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> tvm.IRModule:
@@ -51,9 +33,9 @@ def lower_backbone(
             # TVM's importer writes float32 for what convolutions and matrix products of any type give.
             raise UserError(f"'{path}' of {backbone} is {parameter.dtype}. Networks are lowered from float32 alone.")
     head = head_path(model)
-    for path, module in list(model.named_modules()):
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            model.set_submodule(path, _BatchNormOfParameters(module))
+            _make_statistics_parameters(module)
     with warnings.catch_warnings():
         # torch.export and TVM's importer warn of each other's deprecated parts; a user can do nothing about it.
         warnings.simplefilter("ignore")
@@ -72,6 +54,14 @@ def lower_backbone(
         for argument, path in exported.graph_signature.inputs_to_parameters.items()
     }
     return _rename_parameters(module, names)
+
+
+def _make_statistics_parameters(batch_norm: nn.BatchNorm2d) -> None:
+    """Turns the running mean and variance into parameters, in place: the importer turns buffers into constants."""
+    for name in ("running_mean", "running_var"):
+        buffer = batch_norm.get_buffer(name)
+        delattr(batch_norm, name)
+        setattr(batch_norm, name, nn.Parameter(buffer, requires_grad=False))
 
 
 def _rename_parameters(module: tvm.IRModule, names: dict[str, str]) -> tvm.IRModule:

@@ -18,7 +18,7 @@ def plain_network(bundle: Bundle, pack: TaskPack) -> nn.Module:
     """The network of a task in evaluation mode, with as few layers as compute its logits.
 
     Input float32 [N, 3, H, W], output the logits float32 [N, classes]. A BatchNorm that follows a convolution, and
-    nothing else does, becomes an `nn.Identity`, and the convolution gets its scale and a bias; others stay.
+    nothing else does, becomes an empty `nn.Sequential`, and the convolution gets its scale and a bias; others stay.
     """
     network = task_module(bundle, pack)
     folded = 0
@@ -27,7 +27,8 @@ def plain_network(bundle: Bundle, pack: TaskPack) -> nn.Module:
         assert isinstance(before, nn.Conv2d) and isinstance(behind, nn.BatchNorm2d)
         fused = fuse_conv_bn_eval(before, behind)
         network.set_submodule(convolution, fused)
-        network.set_submodule(batch_norm, nn.Identity())
+        # What timm's kinds of BatchNorm do behind the norm, activations, are their children; PyTorch's have none.
+        network.set_submodule(batch_norm, nn.Sequential(*behind.children()))
         folded += 1
     left = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     _log.info("%s BatchNorms are folded into convolutions, %s follow none and stay", folded, left)

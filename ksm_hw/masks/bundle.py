@@ -501,7 +501,7 @@ def _write_tasks(
     if tensors is not None and not _is_packaged(backbone, sha256):
         write_arrays(staging / _BACKBONE, tensors)
     for pack in packs:
-        save_task_pack(pack, staging / "tasks" / f"{pack.task}.safetensors")
+        save_task_pack(pack, staging / "tasks" / f"{pack.task}.safetensors", coded=True)
     tasks = sorted({*older, *(pack.task for pack in packs)})
     _write_description(staging, _Description(backbone, sha256, tasks))
 

@@ -5,6 +5,7 @@ al., CVPR 2021, arXiv 2009.05668), 0 or -1 in a ternary mask, or 0 in a binary o
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -112,6 +113,30 @@ def padded_mask(packed: PackedMask, shape: tuple[int, ...]) -> PackedMask:
     return PackedMask(shape, np.packbits(ones), scale, packed.scale_bits, packed.scale_range)
 
 
+def selected_mask(packed: PackedMask, kept: Sequence[npt.NDArray[np.bool_]]) -> PackedMask:
+    """The mask of some of a layer's channels; no value of it changes.
+
+    Args:
+        packed: the mask.
+        kept: of the first axes of the mask which places stay, as `selected` takes them.
+    """
+    ones = binary_mask(packed)
+    numbers = np.zeros(packed.shape, packed.scale.dtype)  # Soft values, or their codes, in their places.
+    if packed.scale_bits:
+        numbers[~ones] = soft_codes(packed) if packed.coded else packed.scale
+    ones, numbers = selected(ones, kept), selected(numbers, kept)
+    scale = _packed_codes(numbers[~ones], packed.scale_bits) if packed.scale_bits else packed.scale
+    return PackedMask(ones.shape, np.packbits(ones), scale, packed.scale_bits, packed.scale_range)
+
+
+def selected(array: npt.NDArray[Any], kept: Sequence[npt.NDArray[np.bool_]]) -> npt.NDArray[Any]:
+    """The places of an array's first axes that are kept; an axis of 1, whose value all places share, stays."""
+    for axis, places in enumerate(kept):
+        if array.shape[axis] == len(places):
+            array = array.compress(places, axis)
+    return array
+
+
 def padded(array: npt.NDArray[Any], shape: tuple[int, ...], value: float = 0) -> npt.NDArray[Any]:
     """An array in the first places of a larger one, which holds a value elsewhere; itself where it is no smaller."""
     if array.shape == shape:
@@ -178,6 +203,11 @@ def unpack_mask(packed: PackedMask) -> Float32Array:
     return soft_mask
 
 
+def stored_soft_values(zeros: int, scale_bits: ScaleBits) -> int:
+    """How many numbers of `PackedMask.scale` so many soft values are."""
+    return {0: 0, 1: -(-zeros // 8), 4: -(-zeros // 2), 8: zeros, 32: zeros}[scale_bits]
+
+
 def check_packed(packed: PackedMask, where: str) -> None:
     """Checks that bits and soft values have the dtypes and lengths that the shape and the bits themselves ask for.
 
@@ -211,7 +241,7 @@ def check_packed(packed: PackedMask, where: str) -> None:
             f"{packed.bits.size}. The file is damaged; learn or copy the task again."
         )
     zeros = count - int(binary_mask(packed).sum())
-    expected = {0: 0, 1: -(-zeros // 8), 4: -(-zeros // 2), 8: zeros, 32: zeros}[packed.scale_bits]
+    expected = stored_soft_values(zeros, packed.scale_bits)
     if packed.scale.shape != (expected,):
         raise UserError(
             f"{where}: {zeros} zeros of the mask need {expected} stored soft values, found {packed.scale.size}. "

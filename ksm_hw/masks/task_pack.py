@@ -4,6 +4,7 @@ The file is safetensors. Its metadata holds one entry, `ksm-hw`, a JSON header; 
 
     mask/<layer>/bits      uint8    the binary mask, one bit a value     see `ksm_hw.masks.soft_mask.PackedMask`
     mask/<layer>/scale     float32 or uint8    the soft values
+    mask/<layer>/bits-CODING, mask/<layer>/scale-CODING    uint8, instead of those: coded (`ksm_hw.masks.mask_coding`)
     batch_norm/<name>      float32  weight, bias, running mean and variance of each BatchNorm
     parameter/<name>       float32  a bias of a layer, or the slopes of a PReLU
     head/weight, head/bias float32  [classes, features] or, of a convolution, [classes, features, 1, 1]; [classes]
@@ -11,12 +12,14 @@ The file is safetensors. Its metadata holds one entry, `ksm-hw`, a JSON header; 
     int8_bias/<name>       float32  what int8 takes in the place of a bias: of a BatchNorm, a layer, or `head/bias`
 
 A layer without a mask keeps the backbone's weight; a BatchNorm, a bias or slopes that are absent are the backbone's.
-Packs with biases for int8 are of format version 4, others with ranges of version 3, others with parameters, or with
+A bundle has its masks coded, and an artifact has them as they are read. Packs with coded masks are of format version 5,
+others with biases for int8 of version 4, others with ranges of version 3, others with parameters, or with
 soft values of 1 bit, of version 2, and the rest of version 1.
 """
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +32,13 @@ import numpy.typing as npt
 from ksm_hw.errors import UserError
 from ksm_hw.json_document import OtherVersion, Positive, read_versioned_json
 from ksm_hw.masks.calibration import Calibration
+from ksm_hw.masks.mask_coding import CODINGS, Coding, decoded, shortest
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
 from ksm_hw.masks.preprocessing import Preprocessing, Side
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
-from ksm_hw.masks.soft_mask import PackedMask, check_packed
+from ksm_hw.masks.soft_mask import PackedMask, check_packed, stored_soft_values
 
-FORMAT_VERSIONS = (1, 2, 3, 4)
+FORMAT_VERSIONS = (1, 2, 3, 4, 5)
 HEAD_BIAS = "head/bias"
 _METADATA_KEY = "ksm-hw"
 _INT8_BIAS = "int8_bias/"
@@ -143,14 +147,23 @@ class _Header:
     calibration: _CalibrationEntry | None = None
 
 
-def save_task_pack(pack: TaskPack, path: Path) -> None:
+def save_task_pack(pack: TaskPack, path: Path, coded: bool = False) -> None:
     """Writes the pack's file; the same pack always gives the same bytes.
+
+    Args:
+        pack: the task.
+        path: of the file.
+        coded: whether masks are coded in fewer bytes, where that is shorter; devices read them as they lie.
 
     Raises:
         UserError: the file cannot be written, or its header could not be read again: a word in it is no text, a number
             is not finite.
     """
-    header = json.dumps(dataclasses.asdict(_header(pack)))
+    tensors = _stored_tensors(pack)
+    if coded:
+        tensors = dict(_coded(name, array) for name, array in tensors.items())
+    version = 5 if any(_coding_of(name) != "plain" for name in tensors) else _version_of(pack)
+    header = json.dumps(dataclasses.asdict(dataclasses.replace(_header(pack), format_version=version)))
     try:
         read_versioned_json(header, _Header, *FORMAT_VERSIONS)
     except ValueError as error:
@@ -158,7 +171,26 @@ def save_task_pack(pack: TaskPack, path: Path) -> None:
             f"Task '{pack.task}' cannot be written to {path}: {error}. Names of classes and facts are words of Unicode "
             "and finite numbers."
         ) from error
-    write_arrays(path, _stored_tensors(pack), {_METADATA_KEY: header})
+    write_arrays(path, tensors, {_METADATA_KEY: header})
+
+
+def _coded(name: str, array: npt.NDArray[Any]) -> tuple[str, npt.NDArray[Any]]:
+    """A tensor of a pack under the name and in the coding that it is stored in; float32 as it is."""
+    if not name.startswith("mask/") or array.dtype != np.uint8:
+        return name, array
+    coding, content = shortest(array)
+    return (name if coding == "plain" else f"{name}-{coding}"), content
+
+
+def _coding_of(name: str) -> Coding:
+    """The coding of a tensor by the name that it is stored under."""
+    is_mask = name.startswith("mask/")
+    return next((coding for coding in CODINGS if is_mask and name.endswith(f"-{coding}")), "plain")
+
+
+def coded_bytes(mask: PackedMask) -> int:
+    """Bytes of a mask in the pack of a bundle, without the header."""
+    return sum(_coded("mask/", part)[1].nbytes for part in (mask.bits, mask.scale))
 
 
 def is_same_task(pack: TaskPack, other: TaskPack) -> bool:
@@ -237,7 +269,7 @@ def load_task_pack(path: Path) -> TaskPack:
             backbone=header.backbone,
             backbone_sha256=header.backbone_sha256,
             preprocessing=header.preprocessing,
-            masks={layer: _packed_mask(tensors, layer, entry) for layer, entry in header.masks.items()},
+            masks={layer: _packed_mask(tensors, layer, entry, path) for layer, entry in header.masks.items()},
             batch_norms=_tensors_under(tensors, "batch_norm/"),
             head_weight=tensors["head/weight"],
             head_bias=tensors["head/bias"],
@@ -276,14 +308,32 @@ def _tensors_under(tensors: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict
     return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
 
 
-def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: _MaskEntry) -> PackedMask:
+def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: _MaskEntry, path: Path) -> PackedMask:
+    count = math.prod(entry.shape)
+    bits = _part(tensors, f"mask/{layer}/bits", -(-count // 8), path)
+    is_whole = bits.dtype == np.uint8 and bits.shape == (-(-count // 8),)
+    zeros = count - int(np.unpackbits(bits, count=count).sum()) if is_whole else 0
     return PackedMask(
         shape=entry.shape,
-        bits=tensors[f"mask/{layer}/bits"],
-        scale=tensors[f"mask/{layer}/scale"],
+        bits=bits,
+        scale=_part(tensors, f"mask/{layer}/scale", stored_soft_values(zeros, entry.scale_bits), path),
         scale_bits=entry.scale_bits,
         scale_range=entry.scale_range,
     )
+
+
+def _part(tensors: Mapping[str, npt.NDArray[Any]], name: str, count: int, path: Path) -> npt.NDArray[Any]:
+    """A part of a mask, of so many values: as it lies there, or decoded."""
+    for coding in CODINGS[1:]:
+        content = tensors.get(f"{name}-{coding}")
+        if content is not None and content.dtype == np.uint8 and content.ndim == 1:
+            try:
+                return decoded(coding, content, count)
+            except ValueError as error:
+                raise UserError(
+                    f"{path}: '{name}' cannot be decoded ({error}). The file is damaged; learn or copy the task again."
+                ) from error
+    return tensors[name]
 
 
 def _calibration(

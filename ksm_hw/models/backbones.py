@@ -1,7 +1,8 @@
 """Backbones: how to build one by name, where its weights come from, and which of its tensors belong to a task.
 
 EfficientNet-Lite0 comes with its ImageNet weights in a pip package. Every classification network of torchvision works
-as well, by torchvision's own name (`resnet50`, `vgg16_bn`, `densenet121`, `mobilenet_v2`, …).
+as well, by torchvision's own name (`resnet50`, `vgg16_bn`, `densenet121`, `mobilenet_v2`, …), and those of timm do
+where it is installed (`timm:NAME`).
 
 `build_backbone` is the one way in which a network is built, for learning, compiling and verifying; weights come into it
 afterwards, wherever they are from. What torchvision builds in or not by the weights that it is given (auxiliary heads,
@@ -23,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from ksm_hw.errors import UserError
 from ksm_hw.masks.preprocessing import Interpolation, Preprocessing
+from ksm_hw.models.timm_networks import PREFIX, timm_input_size, timm_network, timm_preprocessing, timm_weights
 from ksm_hw.models.torchvision_import import import_torchvision
 from ksm_hw.models.weights import fitted_weights
 from ksm_hw.state_dicts import (
@@ -47,7 +49,9 @@ def build_backbone(name: str, classes: int = 1000) -> nn.Module:
     Raises:
         UserError: there is no such network.
     """
-    if name == EFFICIENTNET_LITE0:
+    if name.startswith(PREFIX):
+        model = timm_network(name.removeprefix(PREFIX))
+    elif name == EFFICIENTNET_LITE0:
         from efficientnet_lite_pytorch import EfficientNet
 
         # Stochastic depth is for long training from scratch; masks are learned over fixed features.
@@ -60,7 +64,8 @@ def build_backbone(name: str, classes: int = 1000) -> nn.Module:
             raise UserError(
                 f"No backbone named '{name}'. "
                 + (f"Did you mean {' or '.join(near)}? " if near else "")
-                + f"Known are {EFFICIENTNET_LITE0} and the classification networks of torchvision, such as resnet50."
+                + f"Known are {EFFICIENTNET_LITE0}, the classification networks of torchvision, such as resnet50, and "
+                f"{PREFIX}NAME, those of timm."
             )
         options = {"aux_logits": False, "init_weights": False} if name in _AUXILIARY_HEADS else {}
         model = torchvision.models.get_model(name, weights=None, **options)
@@ -245,7 +250,7 @@ def _check_image_size(model: nn.Module, name: str, image_size: int) -> None:
     try:
         logits = torch.func.functional_call(model.eval(), state, images)
     except Exception as error:  # Each network has its own way to fail, down to assertions.
-        usual = 224 if name == EFFICIENTNET_LITE0 else _published(name).transforms().crop_size[0]
+        usual = _published_size(name)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{name} does not take images of {image_size} pixels ({reason.rstrip('.!')}). Give another --image-size; "
@@ -288,7 +293,7 @@ def pretrained_backbone(name: str, weights: Path | None = None, image_size: int 
     Args:
         name: a name that `build_backbone` knows.
         weights: a state dict (`torch.save` or safetensors). Without it EfficientNet-Lite0 takes the weights of its
-            pip package, and a torchvision network those that torchvision downloads.
+            pip package, and a network of torchvision or timm those that these download.
         image_size: height and width of its input in pixels, if known: checked before weights are looked for.
 
     Raises:
@@ -324,13 +329,22 @@ def bundled_backbone(name: str, tensors: Tensors, image_size: int) -> nn.Module:
     return model
 
 
+def _published_size(name: str) -> int:
+    """Pixels of the side of the images that the published weights take."""
+    if name.startswith(PREFIX):
+        return timm_input_size(name.removeprefix(PREFIX))
+    return 224 if name == EFFICIENTNET_LITE0 else int(_published(name).transforms().crop_size[0])
+
+
 def _published(name: str) -> Any:
     """What torchvision knows of its own weights of a network."""
     return import_torchvision().models.get_model_weights(name).DEFAULT
 
 
 def _downloaded_weights(name: str) -> tuple[str, dict[str, torch.Tensor]]:
-    """Where torchvision's own weights of a network come from, and what they are."""
+    """Where torchvision's own weights of a network, or timm's, come from, and what they are."""
+    if name.startswith(PREFIX):
+        return timm_weights(name.removeprefix(PREFIX))
     weights = _published(name)
     try:
         state: dict[str, torch.Tensor] = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
@@ -344,6 +358,8 @@ def _downloaded_weights(name: str) -> tuple[str, dict[str, torch.Tensor]]:
 
 def default_preprocessing(backbone: str, image_size: int) -> Preprocessing:
     """The preprocessing that a backbone's published weights were trained with, at the given input size in pixels."""
+    if backbone.startswith(PREFIX):
+        return timm_preprocessing(backbone.removeprefix(PREFIX), image_size)
     if backbone == EFFICIENTNET_LITE0:
         # As its TensorFlow original: (x - 127) / 128 on bytes.
         return Preprocessing(image_size, image_size, "bicubic", (127 / 255,) * 3, (128 / 255,) * 3)

@@ -16,7 +16,7 @@ from ksm_hw.models.task_module import task_module
 from ksm_hw.report.deployed_methods import Deployed
 from ksm_hw.report.page import INK, axes_of, figure_element, table_element, write_html
 from ksm_hw.report.terminal import TextTable, megabytes, milliseconds
-from ksm_hw.report.trials import Arguments, OnTrial, Outcome, Trial, bundle_of, keep, kept, run_trials
+from ksm_hw.report.trials import Arguments, Learner, OnTrial, Outcome, Trial, bundle_of, keep, kept, run_trials
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def compare(
     jobs: int = 1,
     whole: bool = False,
     on_trial: OnTrial = lambda trial, outcome: None,
+    learner: Learner | None = None,
 ) -> list[Summary]:
     """Runs what is missing of a comparison, and looks at the older tasks when the last is learned.
 
@@ -78,11 +79,12 @@ def compare(
         jobs: trials beside each other.
         whole: whether named sets give all of their images, as the arguments say too.
         on_trial: called after each.
+        learner: where trials run; without one in processes here.
 
     Raises:
         UserError: a trial failed, or the folder was begun with other arguments.
     """
-    outcomes = run_trials(trials, folder, arguments, jobs, on_trial)
+    outcomes = run_trials(trials, folder, arguments, jobs, on_trial, learner)
     afterwards = {
         (method, seed): _afterwards(
             [trial for trial in trials if (trial.method, trial.seed) == (method, seed)], folder, outcomes, whole

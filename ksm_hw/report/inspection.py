@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, soft_codes, soft_values
-from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.masks.task_pack import TaskPack, coded_bytes
 from ksm_hw.report.terminal import TextTable, megabytes
 
 BINS = 10  # Of the distribution of soft values.
@@ -25,7 +25,7 @@ class LayerMask:
         ones: which part of them is 1, in 0…1.
         soft_range: the least and the largest soft value, where the binary mask is 0; (0, 0) where there is none.
         soft_counts: how many soft values lie in each of `BINS` equal parts of that range.
-        stored_bytes: of the mask at rest.
+        stored_bytes: of the mask at rest, as a bundle has it coded.
         entropy_bytes: the fewest that a code of each bit and each soft value by itself can have, by their frequencies
             in this layer; soft values of 32 bits count as they are.
     """
@@ -107,7 +107,7 @@ def _layer(layer: str, mask: PackedMask) -> LayerMask:
     if mask.coded:
         bits += _entropy_bits(np.bincount(soft_codes(mask), minlength=1))
     soft_bytes = 0 if mask.coded else mask.scale.nbytes
-    return LayerMask(layer, count, ones / count, (low, high), tuple(counts), mask.nbytes, bits / 8 + soft_bytes)
+    return LayerMask(layer, count, ones / count, (low, high), tuple(counts), coded_bytes(mask), bits / 8 + soft_bytes)
 
 
 def _entropy_bits(counts: npt.NDArray[np.int64]) -> float:

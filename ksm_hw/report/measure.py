@@ -124,6 +124,7 @@ class ArtifactReport:
         backbone, target, fold, precision, backbone_precision, ir, tvm_version, input_shape: of the manifest;
             `tvm_target` the target for TVM.
         machine: what it was measured on, `threads` how many the runtime used there.
+        channels_left_out: how many channels of layers the artifact lacks, for they are 0 in all of its tasks.
         load_seconds: from the folder to a session that is ready; once, not repeated.
         tasks: one entry a task.
         copy: a copy of as many bytes as the live weights, on the device; None where none are rewritten.
@@ -146,6 +147,7 @@ class ArtifactReport:
     input_shape: tuple[int, int, int, int]
     machine: Machine
     threads: int
+    channels_left_out: int
     load_seconds: float
     tasks: tuple[TaskReport, ...]
     copy: Timing | None
@@ -317,6 +319,7 @@ def _report(
         input_shape=manifest.input_shape,
         machine=Machine(**facts["machine"]),
         threads=facts["threads"],
+        channels_left_out=manifest.channels_left_out,
         load_seconds=facts["load_seconds"],
         tasks=tasks,
         copy=copy,

@@ -106,6 +106,9 @@ def machine_facts(report: ArtifactReport) -> list[tuple[str, str]]:
         ),
         ("measured", f"{report.date}, load {machine.load:.1f} before; loading the artifact took {_load(report)}"),
     ]
+    if report.channels_left_out:
+        left = f"{report.channels_left_out:,} channels of layers, which are 0 in all tasks of the artifact"
+        facts.append(("left out", left))
     if report.not_compared:
         facts.append(("without masks", f"not compared: {report.not_compared}"))
     return facts

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -105,8 +105,32 @@ def in_order(trials: Sequence[Trial]) -> list[list[Trial]]:
     return sorted(parts.values(), key=len, reverse=True)
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What `ksm-hw train` said, and what its process took: CPU seconds, and the most bytes of memory that it held."""
+
+    said: dict[str, Any]
+    cpu_seconds: float
+    memory_bytes: int
+
+
+class Learner(Protocol):
+    """Where trials run: in processes here (`Processes`), or on a cluster (`cluster.Cluster`)."""
+
+    def learn(self, arguments: Sequence[str], log: Path, trial: Trial) -> Learned:
+        """Runs `ksm-hw train`, whose errors go into `log`; raises UserError where it fails."""
+
+    def stop(self) -> None:
+        """Ends what runs, as Ctrl-C does."""
+
+
 def run_trials(
-    trials: Sequence[Trial], folder: Path, arguments: Arguments, jobs: int = 1, on_trial: OnTrial = lambda *_: None
+    trials: Sequence[Trial],
+    folder: Path,
+    arguments: Arguments,
+    jobs: int = 1,
+    on_trial: OnTrial = lambda *_: None,
+    learner: Learner | None = None,
 ) -> dict[Trial, Outcome]:
     """Runs what is missing of a comparison. A trial that fails costs itself, and those that were to follow it.
 
@@ -114,13 +138,16 @@ def run_trials(
         trials: all of them; those of a method and seed in the order in which they are learned.
         folder: of the comparison.
         arguments: of `ksm-hw train` for a method, but those of the trial.
-        jobs: processes beside each other. With more than one what they say is written into files.
+        jobs: trials beside each other. With more than one what they say is written into files.
         on_trial: called after each.
+        learner: where they run; without one in processes here.
 
     Raises:
         UserError: trials failed, which are named when the others are done; the folder was begun with other arguments.
     """
-    runs = _Runs(folder, arguments, None if jobs == 1 else max((os.cpu_count() or 1) // jobs, 1))
+    if learner is None:
+        learner = Processes(None if jobs == 1 else max((os.cpu_count() or 1) // jobs, 1))
+    runs = _Runs(folder, arguments, learner)
     outcomes: dict[Trial, Outcome] = {}
     failures: list[UserError] = []
     with ThreadPoolExecutor(jobs) as pool:
@@ -139,9 +166,8 @@ def run_trials(
 class _Runs:
     """Trials that run, and what stops them."""
 
-    def __init__(self, folder: Path, arguments: Arguments, threads: int | None) -> None:
-        self.folder, self.arguments, self.threads = folder, arguments, threads
-        self._processes: set[subprocess.Popen[bytes]] = set()
+    def __init__(self, folder: Path, arguments: Arguments, learner: Learner) -> None:
+        self.folder, self.arguments, self.learner = folder, arguments, learner
         self._stopped = threading.Event()
 
     def run(self, part: Sequence[Trial], outcomes: dict[Trial, Outcome], on_trial: OnTrial) -> UserError | None:
@@ -157,14 +183,9 @@ class _Runs:
         return None
 
     def stop(self) -> None:
-        """Ends the processes as Ctrl-C does. That of a terminal has reached them already: they are given a while."""
+        """Ends those that run, and begins no other."""
         self._stopped.set()
-        end = time.monotonic() + _WHILE
-        while self._processes and time.monotonic() < end:
-            time.sleep(0.05)
-        for process in list(self._processes):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGINT)
+        self.learner.stop()
 
     def _outcome(self, trial: Trial) -> Outcome:
         arguments = self.arguments(trial.method)
@@ -175,19 +196,29 @@ class _Runs:
             path.parent.mkdir(parents=True, exist_ok=True)
         own = ("--method", trial.method, "--task", trial.task, "--data", trial.data, "--seed", str(trial.seed))
         where = ("--bundle", str(bundle_of(self.folder, trial)), "--json")
-        found, usage = self._learn([*own, *where, *arguments], path.with_suffix(".log"), trial)
+        learned = self.learner.learn([*own, *where, *arguments], path.with_suffix(".log"), trial)
+        found = learned.said
         outcome = Outcome(
             trial.method, trial.task, trial.seed, tuple(arguments), found["machine"], found["accuracy"],
-            usage.ru_utime + usage.ru_stime, found["seconds"], usage.ru_maxrss * 1024, found["gpu_bytes"],
-            found["pack_bytes"],
+            learned.cpu_seconds, found["seconds"], learned.memory_bytes, found["gpu_bytes"], found["pack_bytes"],
         )  # fmt: skip
         keep(outcome, path)
         return outcome
 
-    def _learn(
-        self, arguments: Sequence[str], log: Path, trial: Trial
-    ) -> tuple[dict[str, Any], resource.struct_rusage]:
-        """What `ksm-hw train` says, and what its process took."""
+
+class Processes:
+    """Trials in processes on this machine.
+
+    Args:
+        threads: of each; None where one runs alone, which then says what it says on the terminal.
+    """
+
+    def __init__(self, threads: int | None) -> None:
+        self.threads = threads
+        self._processes: set[subprocess.Popen[bytes]] = set()
+
+    def learn(self, arguments: Sequence[str], log: Path, trial: Trial) -> Learned:
+        """As `Learner`."""
         command = [sys.executable, "-m", "ksm_hw.cli", "train", *arguments]
         with contextlib.ExitStack() as stack:
             stderr, environment, where = None, None, "above"
@@ -201,11 +232,25 @@ class _Runs:
             usage = _waited(process)
             self._processes.discard(process)
         if process.returncode:
-            raise UserError(
-                f"Task '{trial.task}' was not learned by {trial.method} with seed {trial.seed}; the reason is {where}. "
-                "The others stay: the same command goes on."
-            )
-        return json.loads(said), usage
+            raise not_learned(trial, f"the reason is {where}")
+        return Learned(json.loads(said), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+    def stop(self) -> None:
+        """Ends the processes as Ctrl-C does. That of a terminal has reached them already: they are given a while."""
+        end = time.monotonic() + _WHILE
+        while self._processes and time.monotonic() < end:
+            time.sleep(0.05)
+        for process in list(self._processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGINT)
+
+
+def not_learned(trial: Trial, why: str) -> UserError:
+    """That a trial failed, and the others did not."""
+    return UserError(
+        f"Task '{trial.task}' was not learned by {trial.method} with seed {trial.seed}; {why}. The others stay: the "
+        "same command goes on."
+    )
 
 
 def _waited(process: "subprocess.Popen[bytes]") -> resource.struct_rusage:

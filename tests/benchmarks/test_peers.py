@@ -149,6 +149,7 @@ def test_what_was_measured_elsewhere_is_shown_as_it_was_measured(tmp_path, monke
     assert {file.name for file in tmp_path.glob("*int8*")} == {"peers_int8-avx512.json", "peers_int8.md"}
     page = (tmp_path / "peers_int8.md").read_text()
     assert page.startswith("# ksm-hw beside other engines in int8") and "224×224, int8." in page and "AVX2" not in page
+    assert "judged on 100 crops of other photographs" in page and "judged" not in text
     assert (tmp_path / "peers.md").read_text() == text
 
 

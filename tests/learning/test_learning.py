@@ -444,7 +444,7 @@ def test_a_task_is_kept_where_its_calibration_fails(
         raise error
 
     monkeypatch.setattr(train_module, "calibrate", fail)
-    options = dataclasses.replace(FAST, epochs=1, method="head")
+    options = LearningOptions("head", epochs=1, batch_size=8, head_rate=1e-3)
     added: list[Trained] = []
     # Who stops it stops the command.
     with pytest.raises(KeyboardInterrupt) if isinstance(error, KeyboardInterrupt) else contextlib.nullcontext():

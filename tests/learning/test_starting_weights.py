@@ -46,7 +46,8 @@ def learned(
 
 
 def by(method: str) -> LearningOptions:
-    return dataclasses.replace(FAST, method=method)
+    rates = LearningOptions() if method == "head" else FAST  # A head alone has no use for a rate of masks.
+    return dataclasses.replace(FAST, method=method, mask_rate=rates.mask_rate)
 
 
 def logits_of(bundle: Bundle, task: str) -> torch.Tensor:
@@ -81,7 +82,7 @@ def test_the_only_task_learned_again_begins_from_the_pretrained_weights(
     folder, pretrained = tmp_path / "bundle", backbone_tensors(pretrained_backbone(TINY, weights))
     learned(weights, folder, "only", by("packnet"))
     assert (load_bundle(folder).tensors["2.0.weight"] == 0).mean() > 0.7
-    options = dataclasses.replace(by(method), mask_rate=1e-9)
+    options = by(method) if method == "head" else dataclasses.replace(by(method), mask_rate=1e-9)
     learned(weights, folder, "only", dataclasses.replace(options, prune=0.0) if method == "packnet" else options)
     after = load_bundle(folder).tensors
     assert all(np.allclose(array, after[name]) for name, array in pretrained.items() if array.ndim > 1)

@@ -33,6 +33,7 @@ def place(tmp_path: Path, bundle: Bundle) -> Path:
 def compare(place: Path, *more: str) -> dict[str, dict[str, object]]:
     options = ["--methods", "head,fine-tuning", "--tasks", f"{place / 'pets'},{place / 'others'}", "--seeds", "1"]
     options += ["--backbone", SMALL_NETWORK, "--weights", str(place / "w.pt"), "--image-size", "32", "--epochs", "1"]
+    options += ["--mask-rate", "1e-3"]  # Of which a head alone has no use.
     result = CliRunner().invoke(app, ["compare", *options, "-o", str(place / "compared"), "--json", *more])
     if result.exception:
         raise result.exception
@@ -79,6 +80,7 @@ def test_the_table_and_the_page_have_every_method(tmp_path: Path) -> None:
     [
         (["--methods", "ksm,magic"], "No method named 'magic'"),
         (["--rate", "ksm=fast"], "--rate ksm=fast is no rate"),
+        (["--rate", "head=1e-3"], "head only learns no masks and no weights"),
         (["--tasks", "nowhere"], "No folder and no data set named 'nowhere'"),
         (["--tasks", "mnist,mnist"], "--tasks has two tasks called 'mnist'"),
     ],

@@ -36,6 +36,7 @@ from tvm_passes.relax.join_tasks import TaskFunctions, join_tasks
 from tvm_passes.relax.kernels.integer_vectors import integer_vectors
 from tvm_passes.relax.loops.allocate_on_stack import AllocateOnStack
 from tvm_passes.relax.loops.lower_loops import LowerLoops
+from tvm_passes.relax.loops.neon_moves import NeonMoves
 from tvm_passes.relax.loops.prefetch import InsertPrefetch
 from tvm_passes.relax.loops.share_loops import ShareLoops
 from tvm_passes.relax.loops.unequal_vectors import UnequalVectors
@@ -172,7 +173,7 @@ def _lower_loops() -> tuple[Pass, object, object]:
     # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check it
     # again before each loop nest, strides and devices too, was more code than many of the loops.
     before = [InsertPrefetch(), UnequalVectors(), VectorizeErf()]
-    passes = [*before, LowerLoops(lower), SplitWholeTiles(), VectorFunctions(), ConvertSSA(), SkipAssert()]
+    passes = [*before, LowerLoops(lower), SplitWholeTiles(), VectorFunctions(), NeonMoves(), ConvertSSA(), SkipAssert()]
     return _phase("loops", passes), finish_host, finalize_device
 
 

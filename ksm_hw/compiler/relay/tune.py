@@ -11,6 +11,7 @@ from ksm_hw.boards.board import connected_board
 from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.compiler.tuning.progress import TuneProgress, TuneResult, TunerName
 from ksm_hw.compiler.tuning.records_folder import Origin, prepare_folder, tuned_folder, write_header
+from ksm_hw.compiler.zero_channels import without_zero_channels
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, save_bundle
 from ksm_hw.measuring.relay_library import LibraryTimer
@@ -64,7 +65,7 @@ def tune_through_relay(
             )
         )
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ksm-hw-relay-")))
-        save_bundle(bundle, temporary)
+        save_bundle(without_zero_channels(bundle).bundle, temporary)
         try:
             result = process.call(
                 "tune", str(temporary), str(output.absolute()), tuner, dict(target.tvm), link, batch, trials

@@ -1,7 +1,8 @@
 """Tuning: the schedules of a network's operators are measured where they will run, and the fastest are kept.
 
 The operators are those of the backbone: masks are folded into weights, which are arguments of operators. So what is
-tuned with the tasks of one bundle serves every task of the backbone, at the same batch and image size.
+tuned with the tasks of one bundle serves every task of the backbone, at the same batch and image size. Only where
+channels are 0 in all of some tasks (`zero_channels`) an artifact of those has operators of its own.
 
 An operator's candidates are those of its schedule rule (`DesignSpaceRule`). Its default is always measured first, so
 that no operator ends slower than untuned. MetaSchedule's XGBoost model, trained on what was measured, ranks the others;
@@ -30,6 +31,7 @@ from ksm_hw.compiler.tuning.operators import Operator, find_operators, key_of, s
 from ksm_hw.compiler.tuning.progress import FAILED, FIRST_FAILURES, HOPELESS, TuneProgress, TuneResult, all_failed
 from ksm_hw.compiler.tuning.records_folder import tuned_folder
 from ksm_hw.compiler.tuning.tuning_records import TuningRecords, create_records
+from ksm_hw.compiler.zero_channels import without_zero_channels
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.runtime.tvm_import import carry_errors
@@ -80,7 +82,7 @@ def tune(
     with tuned_folder(output):
         records = create_records(output, target)
         with CandidateMeasurer(target, board, wait) as measurer:
-            functions = main_functions(bundle, target, batch)
+            functions = main_functions(without_zero_channels(bundle).bundle, target, batch)
             return tune_functions(functions, records, measurer, trials=trials, on_progress=on_progress)
 
 

@@ -24,5 +24,5 @@ BINARY = Method(
     _prepare,
     binarise=binary_mask,
     granularities=GRANULARITIES,
-    reads=frozenset({"norm_rate", "granularity", "initial", "threshold", "slope", "temperature"}),
+    reads=frozenset({"mask_rate", "norm_rate", "granularity", "initial", "threshold", "slope", "temperature"}),
 )

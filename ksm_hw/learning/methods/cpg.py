@@ -65,5 +65,7 @@ CPG = Method(
     grows=True,
     fewest_epochs=2,
     validation=0.1,
-    reads=frozenset({"norm_rate", "granularity", "initial", "threshold", "prune", "accuracy_goal", "max_width"}),
+    reads=frozenset(
+        {"mask_rate", "norm_rate", "granularity", "initial", "threshold", "prune", "accuracy_goal", "max_width"}
+    ),
 )

@@ -23,5 +23,5 @@ FINE_TUNING = Method(
     changes_weights=True,
     alone=True,
     granularities=GRANULARITIES,
-    reads=frozenset({"norm_rate"}),
+    reads=frozenset({"mask_rate", "norm_rate"}),
 )

@@ -26,6 +26,16 @@ KSM = Method(
     binarise=binary_mask,
     granularities=GRANULARITIES,
     reads=frozenset(
-        {"norm_rate", "granularity", "initial", "threshold", "slope", "temperature", "scale_weight", "scale_bits"}
+        {
+            "mask_rate",
+            "norm_rate",
+            "granularity",
+            "initial",
+            "threshold",
+            "slope",
+            "temperature",
+            "scale_weight",
+            "scale_bits",
+        }
     ),
 )

@@ -42,5 +42,5 @@ PACKNET = Method(
     changes_weights=True,
     fewest_epochs=2,
     least_free=0.01,
-    reads=frozenset({"norm_rate", "granularity", "prune"}),
+    reads=frozenset({"mask_rate", "norm_rate", "granularity", "prune"}),
 )

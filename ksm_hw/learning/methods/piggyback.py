@@ -22,5 +22,5 @@ PIGGYBACK = Method(
     _prepare,
     own=lambda network: [],
     binarise=threshold_mask,
-    reads=frozenset({"granularity", "initial", "threshold"}),
+    reads=frozenset({"mask_rate", "granularity", "initial", "threshold"}),
 )

@@ -22,6 +22,7 @@ from ksm_hw.models.backbones import replace_head
 # Options that only some methods read, and their flags; the names are those of `LearningOptions`, `MaskConstants` and of
 # the bits of a pack.
 SPECIAL_OPTIONS = {
+    "mask_rate": "--mask-rate",
     "norm_rate": "--norm-rate",
     "granularity": "--granularity",
     "initial": "--mask-initial",

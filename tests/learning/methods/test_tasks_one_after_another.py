@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from learned_noise import noise, refuse_to_calibrate, saved_weights
 from random_tasks import SMALL_NETWORK
 
 from ksm_hw.errors import UserError
+from ksm_hw.learning import learn as learn_module
 from ksm_hw.learning.learn import Epoch, learn
 from ksm_hw.learning.mask_equations import MaskConstants
 from ksm_hw.learning.methods.masked_weights import masked_layers
@@ -36,6 +38,7 @@ def learned(bundle: Bundle, folder: Path, task: str, options: LearningOptions, s
 def fast(method: str) -> LearningOptions:
     """So that CPG keeps whatever it reaches, and does not ask for a wider network."""
     own = {"accuracy_goal": 0.0, "max_width": 1.0} if method == "cpg" else {}
+    own |= {"mask_rate": LearningOptions().mask_rate} if method == "head" else {}  # It has no use for one.
     return dataclasses.replace(FAST, method=method, **own)
 
 
@@ -130,10 +133,18 @@ def test_cpg_goes_on_by_picking_where_no_weight_is_free(bundle: Bundle, copied_b
 def test_an_epoch_that_is_taken_back_leaves_nothing(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second epoch prunes and misses the goal: the task stays what it was, in a run that goes on from there too."""
-    cpg = dataclasses.replace(METHODS["cpg"], end_epoch=lambda options, accuracies: "undo" * (len(accuracies) == 2))
+    """The fifth epoch prunes and misses the goal: the task stays what it was, in a run that goes on from there too, and
+    the sixth, which would prune more, is not begun."""
+    cpg = dataclasses.replace(METHODS["cpg"], end_epoch=lambda options, accuracies: "undo" * (len(accuracies) == 5))
     monkeypatch.setitem(METHODS, "cpg", cpg)
-    options = dataclasses.replace(FAST, method="cpg", epochs=2)
+    options = dataclasses.replace(FAST, method="cpg", epochs=6)
+    measured = learn_module._measured
+
+    def told_apart(*given: Any) -> Epoch:
+        """Of every epoch another accuracy, for over noise they are alike."""
+        return dataclasses.replace(measured(*given), accuracy=given[-1].number / 10)
+
+    monkeypatch.setattr(learn_module, "_measured", told_apart)
 
     def masks_and_history() -> tuple[list[bool], list[Epoch]]:
         network = bundled_backbone(SMALL_NETWORK, bundle.tensors, 32)
@@ -141,10 +152,12 @@ def test_an_epoch_that_is_taken_back_leaves_nothing(
         learned, history = learn(network, noise(0), preprocessing, options, tmp_path / "state.pt")
         return [bool(layer.mask().all()) for layer in masked_layers(learned).values()], history
 
-    masks, (first, second) = masks_and_history()
+    masks, history = masks_and_history()
     assert all(masks), "nothing is pruned"
-    assert (second.verdict, second.accuracy) == ("undo", first.accuracy)
-    assert masks_and_history() == (masks, [first, second])
+    *_, before, last = history
+    assert [epoch.number for epoch in history] == [1, 2, 3, 4, 5] and last.verdict == "undo"
+    assert (last.accuracy, last.validation) == (before.accuracy, before.validation) and before.accuracy == 0.4
+    assert masks_and_history() == (masks, history)
 
 
 @pytest.mark.parametrize("method", TITLES)
@@ -174,6 +187,7 @@ def test_a_task_that_is_learned_again_frees_its_own_weights(bundle: Bundle, tmp_
         (LearningOptions("cpg", max_width=3.0), "Give --accuracy-goal too"),
         (LearningOptions("piggyback", norm_rate=1e-3), "no use for --norm-rate.* ksm, binary, packnet"),
         (LearningOptions("head", norm_rate=1e-3), "no use for --norm-rate"),
+        (LearningOptions("head", mask_rate=1e-3), "no use for --mask-rate.* ksm, binary, piggyback"),
         (
             LearningOptions("piggyback", constants=MaskConstants(slope=1.0)),
             "no use for --mask-slope.* ksm, binary",
