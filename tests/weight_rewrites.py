@@ -59,7 +59,8 @@ def kernel_and_expected(rewrite: WeightRewrite, ones: float, binary: bool) -> tu
         expected = np.einsum("ay,bx,yxio->abio", matrix, matrix, expected)
         expected = np.moveaxis(expected.reshape(*expected.shape[:-1], -1, rewrite.lanes), -2, 2)
     if rewrite.packed:
-        blocks = expected.reshape(*expected.shape[:-1], -1, rewrite.lanes)
+        filled = np.pad(expected, [(0, 0)] * (expected.ndim - 1) + [(0, rewrite.zeros)])
+        blocks = filled.reshape(*filled.shape[:-1], -1, rewrite.lanes)
         expected = np.moveaxis(blocks, -2, 0)
     return arguments, np.ascontiguousarray(expected)
 

@@ -50,14 +50,14 @@ CONVOLUTIONS = {
     "first_layer_with_a_large_window": (224, 3, 64, 7, 2),
 }
 # Pixels in a row and a column, channels, kernel, stride, and the least share of the peak: of MobileNetV2 and
-# EfficientNet-Lite0, with bias and activation. By the table the two units for vectors do 14 things for each value of a
-# 3×3 window: nine products, a copy of the bias, two bounds, and two halves of a store. So 64 % is all that there is.
+# EfficientNet-Lite0, with bias and activation. By the table the two units for vectors do 12 things for each value of a
+# 3×3 window: nine products, two bounds, and half of a store. So 75 % is all that there is.
 DEPTHWISE = {
-    "depthwise": (28, 192, 3, 1, 0.62),
-    "depthwise_on_a_narrow_map": (14, 384, 3, 1, 0.61),
-    "depthwise_strided": (28, 192, 3, 2, 0.44),
-    "large_depthwise": (14, 672, 5, 1, 0.80),
-    "large_depthwise_strided": (14, 672, 5, 2, 0.60),
+    "depthwise": (28, 192, 3, 1, 0.70),
+    "depthwise_on_a_narrow_map": (14, 384, 3, 1, 0.65),
+    "depthwise_strided": (28, 192, 3, 2, 0.52),
+    "large_depthwise": (14, 672, 5, 1, 0.86),
+    "large_depthwise_strided": (14, 672, 5, 2, 0.76),
 }
 
 
@@ -171,7 +171,7 @@ def test_depthwise_convolutions_and_dense_layers_reach_what_the_table_lets_them(
     functions = {name: depthwise(*shape) for name, shape in DEPTHWISE.items()}
     functions |= {"dense": dense(1000), "dense_of_wide_rows": dense(4096)}
     found = costs(tmp_path / "loops.o", built(scheduled(functions), RPI5, tmp_path / "loops.o"), functions, A76)
-    least = {name: share for name, (*_, share) in DEPTHWISE.items()} | {"dense": 0.43, "dense_of_wide_rows": 0.42}
+    least = {name: share for name, (*_, share) in DEPTHWISE.items()} | {"dense": 0.43, "dense_of_wide_rows": 0.49}
     assert {name: found[name].share for name in least if found[name].share < least[name]} == {}
 
 
@@ -210,6 +210,13 @@ def test_without_pairs_of_loads_an_in_order_core_is_no_slower_than_a_product_a_c
     watch = built(scheduled({"pointwise": convolution(*CONVOLUTIONS["pointwise"])}), target, tmp_path / "loops.o")
     for core, least in zip(BOARDS["rk3588"], (0.92, 1.0), strict=True):
         assert costs(tmp_path / "loops.o", watch, ["pointwise"], core)["pointwise"].share >= least
+
+
+@pytest.mark.parametrize(("board", "moves"), [("rpi5", True), ("rk3588", False), ("jetson-orin", False)])
+def test_registers_are_moved_by_instructions_that_the_table_has_as_faster_on_one_core_alone(board, moves, tmp_path):
+    target = tvm.target.Target(dict(load_target(board).tvm))
+    watch = built(scheduled({"depthwise": depthwise(14, 8, 3, 1, 0)}), target, tmp_path / "loops.o")
+    assert [f"neon_{one}" in watch.loops["depthwise"].script() for one in ("load", "store")] == [moves, moves]
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,10 @@ def _is_step(call: relax.Expr, step: tuple[str, tuple[float, ...]], data: relax.
     if not isinstance(call, relax.Call) or call.op.name != f"relax.{name}":
         return False
     reads_data = name != "multiply" or any(factor.same_as(data) for factor in call.args)
-    return reads_data and tuple(map(_number, call.args[1:] if numbers else ())) == numbers
+    return reads_data and tuple(map(scalar_constant, call.args[1:] if numbers else ())) == numbers
 
 
-def _number(value: relax.Expr) -> float | None:
+def scalar_constant(value: relax.Expr) -> float | None:
     """A constant; None for any other value."""
     if not isinstance(value, tvm.ir.expr.Constant):
         return None

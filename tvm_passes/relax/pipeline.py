@@ -37,12 +37,14 @@ from tvm_passes.relax.join_tasks import TaskFunctions, join_tasks
 from tvm_passes.relax.kernels.integer_vectors import integer_vectors
 from tvm_passes.relax.loops.allocate_on_stack import AllocateOnStack
 from tvm_passes.relax.loops.lower_loops import LowerLoops
+from tvm_passes.relax.loops.neon_moves import NeonMoves
 from tvm_passes.relax.loops.prefetch import InsertPrefetch
 from tvm_passes.relax.loops.share_loops import ShareLoops
 from tvm_passes.relax.loops.unequal_vectors import UnequalVectors
 from tvm_passes.relax.loops.vector_functions import VectorFunctions, VectorizeErf
 from tvm_passes.relax.loops.vector_reductions import VectorReductions
 from tvm_passes.relax.loops.whole_tiles import SplitWholeTiles
+from tvm_passes.relax.multiply_by_reciprocals import MultiplyByReciprocals
 from tvm_passes.relax.name_parameters import NameParameters
 from tvm_passes.relax.quantise import Quantise
 from tvm_passes.relax.schedules import target_rules
@@ -82,12 +84,14 @@ def fold_tasks(
     )
     if integers:
         weight_layouts = [Quantise(integer_vectors(target), vector_unit(target).cores)]
+    # Integer operators are found by the divisions in them (`activations.py`), and compute what those say.
+    arithmetic = [] if integers else [MultiplyByReciprocals()]
     network = _phase("lowered", [])(network)
     folded = {}
     for name, masks in layouts.items():
         part = name if len(layouts) > 1 else ""
         phases = [
-            _phase("folded", [FoldPadding(), FoldTaskMask(masks, f"_{name}")], part),
+            _phase("folded", [FoldPadding(), *arithmetic, FoldTaskMask(masks, f"_{name}")], part),
             _phase("layouts", [ConvertToChannelsLast(), *weight_layouts], part),
             _phase("lifted", [NameParameters(), *([] if fused else [transform.LiftTransformParams()])], part),
         ]
@@ -174,7 +178,7 @@ def _lower_loops() -> tuple[Pass, object, object]:
     # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check it
     # again before each loop nest, strides and devices too, was more code than many of the loops.
     before = [InsertPrefetch(), UnequalVectors(), VectorReductions(), VectorizeErf()]
-    passes = [*before, LowerLoops(lower), SplitWholeTiles(), VectorFunctions(), ConvertSSA(), SkipAssert()]
+    passes = [*before, LowerLoops(lower), SplitWholeTiles(), VectorFunctions(), NeonMoves(), ConvertSSA(), SkipAssert()]
     return _phase("loops", passes), finish_host, finalize_device
 
 

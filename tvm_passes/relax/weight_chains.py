@@ -136,6 +136,7 @@ class _Reader:
             coded=mask is not None and mask.parts[1].ty.dtype == "uint8",
             lanes=_shape(end)[-1] if quantised is None else outputs // (1 if packing is None else packing.groups),
             packed=packed is not None,
+            zeros=0 if packed is None else math.prod(_shape(packed)[:: len(shape)]) - outputs,
             epsilon=None if norm is None else norm.epsilon,
             tile=None if transformed is None else int(self._mark(transformed, WEIGHT_TRANSFORM)),
             integers=integers,
@@ -210,12 +211,18 @@ class _Reader:
         return next(iter(self._operands(variable, operator)), None)
 
     def _packed(self, weight: relax.Var) -> relax.Var | None:
-        """A weight [kH, kW, I, O], or [I, O], packed to [O / lanes, kH, kW, I, lanes], if that is all that reads it."""
-        blocks = self._only_user(weight, "reshape")
+        """A weight [kH, kW, I, O], or [I, O], packed to [O / lanes, kH, kW, I, lanes], if that is all that reads it.
+
+        O may have been filled up with zeros behind the weight's.
+        """
+        padded = self._only_user(weight, "nn.pad")
+        blocks = self._only_user(weight if padded is None else padded, "reshape")
         packed = self._only_user(blocks, "permute_dims")
         if blocks is None or packed is None:
             return None
         *same, _outputs = _shape(weight)
+        if padded is not None and not _fills_up(self.calls[padded], len(same)):
+            return None
         *found, _blocks, _lanes = _shape(blocks)
         rank = len(same)
         is_packed = found == same and _axes(self.calls[packed]) == [rank, *range(rank), rank + 1]
@@ -238,6 +245,14 @@ def _run(shape: tuple[int, ...], mask: _Mask) -> int:
     if mask.group > 1:
         return mask.group * math.prod(kernel)
     return inputs * math.prod(kernel) // mask.columns
+
+
+def _fills_up(pad: relax.Call, axis: int) -> bool:
+    """Whether zeros are added behind the values of one axis, the last, and nowhere else."""
+    attrs = pad.attrs
+    *others, behind = (int(amount) for amount in attrs.pad_width)
+    zeros = attrs.pad_mode == "constant" and float(attrs.pad_value) == 0.0
+    return zeros and others == [0] * (2 * axis + 1) and behind > 0
 
 
 def _is(call: relax.Call, operator: str) -> bool:

@@ -2,11 +2,10 @@
 
 In:  a Relax module of NHWC convolutions with HWIO weights (`ConvertToChannelsLast`), and products [N, I] × [I, O].
 Out: the same module; 3×3 convolutions for which it pays are calls of Winograd's kernel (`kernels/winograd.py`), and all
-     others but depthwise ones calls of the direct kernel with packed weights (`packed_convolution`), or of the one that
-     fills up its output channels to whole vectors (`filled_convolution`) and takes weights as they are. Products with
-     many rows and a weight that whole vectors divide are calls of `packed_product`. What is done to a weight sits
-     directly on the parameter (or on what is computed from parameters), so that `LiftTransformParams` moves it out of
-     `main`.
+     others but depthwise ones calls of the direct kernel with packed weights (`packed_convolution`), whose output
+     channels are filled up where that pays. Products with many rows and a weight that whole vectors divide are calls of
+     `packed_product`. What is done to a weight sits directly on the parameter (or on what is computed from parameters),
+     so that `LiftTransformParams` moves it out of `main`.
 """
 
 import logging
@@ -18,7 +17,7 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tvm_passes.relax.kernels.packed_convolution import filled_convolution, packed_convolution
+from tvm_passes.relax.kernels.packed_convolution import cropped_convolution, packed_convolution
 from tvm_passes.relax.kernels.packed_product import packed_product
 from tvm_passes.relax.kernels.winograd import POINTS, convolution, transform_weight
 from tvm_passes.relax.schedules.base.precision import value_bytes
@@ -127,18 +126,18 @@ class _Rewriter(PyExprMutator):
             return None
         pixels, depth = batch * rows * columns, height * width * inputs
         strides, padding, dilation = (tuple(map(int, one)) for one in (attrs.strides, attrs.padding, attrs.dilation))
+        options = (strides, padding, dilation)
         filled = filled_channels(pixels, outputs, depth, self.unit, call.ty.dtype) if groups == 1 else None
-        (_, lanes), _ = ranked_tiles(pixels, filled or outputs // groups, depth, self.unit, call.ty.dtype)[0]
         if filled is not None:
-            _log.info("%s is filled up to %d output channels where it is used", self._parameter(weight), filled)
-            options = (strides, padding, dilation, lanes)
-            return self._call("conv2d", filled_convolution, [data, weight], options, _REDUCTION)
+            _log.info("%s is filled up to %d output channels", self._parameter(weight), filled)
+            weight = self.builder_.emit(relax.op.nn.pad(weight, [0] * 7 + [filled - outputs]))
+        (_, lanes), _ = ranked_tiles(pixels, filled or outputs // groups, depth, self.unit, call.ty.dtype)[0]
         _log.info("%s is packed in blocks of %d output channels", self._parameter(weight), lanes)
-        blocks = relax.op.reshape(weight, (height, width, inputs, outputs // lanes, lanes))
+        blocks = relax.op.reshape(weight, (height, width, inputs, (filled or outputs) // lanes, lanes))
         packed = self.builder_.emit(relax.op.permute_dims(self.builder_.emit(blocks), [3, 0, 1, 2, 4]))
-        return self._call(
-            "conv2d", packed_convolution, [data, packed], (strides, padding, dilation, groups), _REDUCTION
-        )
+        if filled is not None:
+            return self._call("conv2d", cropped_convolution, [data, packed], (*options, outputs), _REDUCTION)
+        return self._call("conv2d", packed_convolution, [data, packed], (*options, groups), _REDUCTION)
 
     def _product(self, call: relax.Call) -> relax.Call | None:
         """A linear layer with packed weights; None for any other product, and where rows are too few for its tiles."""

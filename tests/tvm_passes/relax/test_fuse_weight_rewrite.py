@@ -3,9 +3,19 @@
 import logging
 
 import pytest
+import torch
 import tvm
-from folded_networks import PostActivation, kernels_called, layouts_of, lower, network_with_statistics, random_masks
-from operator_cases import HOST
+from folded_networks import (
+    CLASSES,
+    PostActivation,
+    kernels_called,
+    layouts_of,
+    lower,
+    network_with_statistics,
+    random_masks,
+)
+from operator_cases import HOST, OTHERS
+from torch import nn
 from tvm import relax
 
 from tvm_passes.relax.fuse_weight_rewrite import FuseWeightRewrite
@@ -78,3 +88,24 @@ def test_nothing_of_a_fused_chain_is_left() -> None:
         len(block.bindings) for block in other.body.blocks
     )
     assert {name.rstrip("0123456789") for name in kernels_called(function)} == {"rewrite_weight"}
+
+
+class Filled(nn.Module):
+    """A convolution whose output channels are filled up: narrow vectors alone divide 58 = 2 · 29."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm, self.head = nn.Conv2d(3, 58, 1), nn.BatchNorm2d(58), nn.Linear(58, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.convolution(images)).relu().mean((2, 3)))
+
+
+def test_channels_are_filled_up_by_the_kernel_that_masks() -> None:
+    network = network_with_statistics(Filled())
+    masks = random_masks(network, "kernel")
+    folded, _ = fold_tasks(lower(network), {"test": layouts_of(masks, "kernel")}, OTHERS["avx512"])
+    fused = FuseWeightRewrite(OTHERS["avx512"])(folded)
+    before, after = (module["rewrite_weights_test"] for module in (folded, fused))
+    assert "nn.pad" in before.script() and "nn.pad" not in after.script()
+    assert {name.rstrip("0123456789") for name in kernels_called(after)} == {"rewrite_weight"}

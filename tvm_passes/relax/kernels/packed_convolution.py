@@ -4,8 +4,8 @@ In HWIO the weights of a block of output channels lie as far apart as there are 
 block come from many cache lines and pages, or each task must copy them together first. Packed once a task, every step
 of the reduction reads on where the one before stopped.
 
-Where no wide vectors divide the output channels, as 116 = 4 · 29, a convolution computes some more channels, of weights
-that are 0, and crops them: of vectors of 16 values it takes 8 for a pixel, of those that divide 116 it takes 29.
+Where no good tile divides the output channels, as 116 = 4 · 29 and 208 = 16 · 13, the weights are followed by some that
+are 0: a convolution computes a few channels more, in better tiles, and crops them.
 """
 
 from tvm import te, tirx
@@ -56,31 +56,23 @@ def packed_convolution(
     )
 
 
-def filled_convolution(
+def cropped_convolution(
     data: te.Tensor,
     weight: te.Tensor,
     strides: tuple[int, int],
     padding: tuple[int, int, int, int],
     dilation: tuple[int, int],
-    lanes: int,
+    outputs: int,
 ) -> te.Tensor:
-    """The convolution of one group, which packs its weights itself and fills them up.
+    """The convolution of one group whose output channels are filled up, without these.
 
     Args:
         data, strides, padding, dilation: as `packed_convolution`.
-        weight: [kH, kW, I, O], of the type of data.
-        lanes: output channels of a block; they need not divide O.
+        weight: [filled up O / lanes, kH, kW, I, lanes], of the type of data.
+        outputs: O.
 
     Returns:
         [N, H', W', O], of the type of data and weight.
     """
-    kernel_height, kernel_width, inputs, outputs = map(int, weight.shape)
-
-    def value(block: tirx.Var, ky: tirx.Var, kx: tirx.Var, i: tirx.Var, lane: tirx.Var) -> tirx.Expr:
-        o = block * lanes + lane
-        return tirx.if_then_else(o < outputs, weight[ky, kx, i, o], tirx.const(0, weight.dtype))
-
-    blocks = (-(-outputs // lanes), kernel_height, kernel_width, inputs, lanes)
-    filled = te.compute(blocks, value, name="filled")
-    sums = packed_convolution(data, filled, strides, padding, dilation, 1, outputs)
+    sums = packed_convolution(data, weight, strides, padding, dilation, 1, outputs)
     return te.compute((*sums.shape[:3], outputs), lambda n, y, x, o: sums[n, y, x, o], name="cropped")

@@ -116,6 +116,7 @@ class WeightRewrite:
         clamp: of a weight that is quantised, of the layer's results; None where these are real values.
         shifted: whether the bias is found here, of the BatchNorm whose scale is folded into the weight.
         packing: of the integers; None if they are [kH, kW, I, O] or [I, O] too.
+        zeros: how many output channels of packed weights stand behind the weight's, all 0.
         any_channels: whether `shape` and `columns` are an example only (`shared`).
     """
 
@@ -131,6 +132,7 @@ class WeightRewrite:
     clamp: Clamp | None = None
     shifted: bool = False
     packing: IntegerPacking | None = None
+    zeros: int = 0
     any_channels: bool = False
 
     @property
@@ -142,7 +144,7 @@ class WeightRewrite:
         """
         outputs, inputs, *kernel = self.shape
         every_value = self.columns in (0, inputs) and self.run == 1
-        if not (self.packed and math.prod(kernel) == 1 and inputs % LANES == 0 and every_value):
+        if not (self.packed and math.prod(kernel) == 1 and inputs % LANES == 0 and every_value and self.zeros == 0):
             return self
         row = _PAGE_BYTES // VALUE_BYTES if _rows_share_a_place(inputs) else LANES
         least = 1 if outputs * inputs < _PARALLEL_VALUES else -(-_PARALLEL_VALUES // (self.lanes * row))
@@ -158,7 +160,7 @@ class WeightRewrite:
         if self.tile is not None:
             return (self.tile + 2, self.tile + 2, outputs // self.lanes, inputs, self.lanes)
         if self.packed:
-            return (outputs // self.lanes, *kernel, inputs, self.lanes)
+            return ((outputs + self.zeros) // self.lanes, *kernel, inputs, self.lanes)
         return (*kernel, inputs, outputs)
 
     @property
@@ -280,21 +282,54 @@ class _Kernel:
     def emit(self) -> None:
         """The loop over tasks: up to 16 output channels that lie together in the result."""
         lanes = self.rewrite.lanes
-        tasks, rest = -(-lanes // _LINE), lanes % _LINE
+        tasks = -(-lanes // _LINE)
         count = quotient(self.outputs, lanes) * tasks
+        last = None
+        if self.rewrite.zeros:
+            blocks, left = divmod(int(self.outputs), lanes)
+            count = blocks * tasks + -(-left // _LINE)
+            last = left % _LINE or None
         small = math.prod(self.rewrite.shape) < _PARALLEL_VALUES
         alone = isinstance(count, int) and count == 1
         with (T.serial if small or alone else T.parallel)(count) as task:
             block = T.bind(tirx.floordiv(task, tasks))
             lane = T.bind(tirx.floormod(task, tasks) * _LINE)
-            if rest == 0 or tasks == 1:
-                self._task(block, lane, rest or _LINE)
+            if last is None:
+                self._task_of_block(block, lane)
+            elif alone:
+                self._task(block, lane, last)
             else:
-                with T.If(lane + _LINE <= lanes):
+                with T.If(task < count - 1):
                     with T.Then():
-                        self._task(block, lane, _LINE)
+                        self._task_of_block(block, lane)
                     with T.Else():
-                        self._task(block, lane, rest)
+                        self._task(block, lane, last)
+        if self.rewrite.zeros:
+            self._fill_up()
+
+    def _task_of_block(self, block: tirx.Expr, lane: tirx.Expr) -> None:
+        """A task of a block all of whose channels are the weight's."""
+        lanes = self.rewrite.lanes
+        rest = lanes % _LINE
+        if rest == 0 or lanes < _LINE:
+            self._task(block, lane, rest or _LINE)
+            return
+        with T.If(lane + _LINE <= lanes):
+            with T.Then():
+                self._task(block, lane, _LINE)
+            with T.Else():
+                self._task(block, lane, rest)
+
+    def _fill_up(self) -> None:
+        """Writes the zeros behind the weight's output channels."""
+        lanes, outputs, values = self.rewrite.lanes, int(self.outputs), int(self.values)
+        blocks = (outputs + self.rewrite.zeros) // lanes
+        rows = T.decl_buffer((blocks * values * lanes,), DTYPE, data=self.store.result.data)
+        for block in range(outputs // lanes, blocks):
+            first = max(0, outputs - block * lanes)
+            with T.serial(values) as value:
+                place = (block * values + value) * lanes + first
+                T.buffer_store(rows, T.broadcast(T.float32(0), lanes - first), [T.ramp(place, 1, lanes - first)])
 
     def _task(self, block: tirx.Expr, lane: tirx.Expr, channels: int) -> None:
         channel, packing = T.bind(block * self.rewrite.lanes + lane), self.rewrite.packing

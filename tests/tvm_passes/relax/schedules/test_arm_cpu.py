@@ -132,6 +132,12 @@ DEPTHWISE = {
     "two_rows_of_a_large_kernel": (2, 14, 8, 5, 1),
     "a_stride": (1, 9, 12, 3, 2),
     "odd_channels": (1, 7, 5, 5, 2),
+    "one_vector": (1, 7, 4, 3, 1),
+    "two_rows_of_few_tiles": (1, 14, 8, 3, 1),
+    "long_rows": (1, 28, 16, 3, 1),
+    "a_stride_and_few_tiles": (1, 28, 8, 3, 2),
+    "a_large_kernel_and_a_stride": (2, 14, 8, 5, 2),
+    "one_pixel": (1, 1, 8, 3, 1),
 }
 
 
@@ -164,25 +170,36 @@ def test_every_way_of_a_depthwise_convolution_equals_torch(by_lane):
 @pytest.mark.slow
 @pytest.mark.parametrize("core", ["cortex-a55", "cortex-a76", "cortex-a78ae"])
 def test_code_for_a_core_runs_on_it(core, tmp_path):
-    target, kernels, arguments, expected = ARM[core], {}, {}, {}
-    for name in DEPTHWISE:
-        operator, inputs, expected[name] = depthwise_of(name)
+    check_on_a_board({name: depthwise_of(name) for name in DEPTHWISE}, core, tmp_path)
+
+
+@needs_emulated_board
+@pytest.mark.slow
+def test_whatever_follows_a_depthwise_convolution_runs_on_a_core(tmp_path):
+    cases = {name.replace(" ", "_"): case for name, case in followed_depthwise().items()}
+    check_on_a_board(cases, "cortex-a76", tmp_path)
+
+
+def check_on_a_board(cases, core, folder):
+    """Runs depthwise convolutions for a core, by their names, under QEMU; each comes with its inputs and its result."""
+    target, kernels, arguments = ARM[core], {}, {}
+    for name, (operator, inputs, expected) in cases.items():
         schedule = next(iter(DepthwiseConvolution().candidates(operator, target))).schedule
         kernels[name] = schedule.mod["main"].with_attrs({"global_symbol": name, "target": target})
-        for place, array in enumerate([*inputs, np.full_like(expected[name], np.nan)]):
+        for place, array in enumerate([*inputs, np.full_like(expected, np.nan)]):
             arguments[f"{name}/0/{place}"] = np.ascontiguousarray(array)
-    np.savez(tmp_path / "arguments.npz", **arguments)
-    objects = str(tmp_path / "kernels.o")
+    np.savez(folder / "arguments.npz", **arguments)
+    objects = str(folder / "kernels.o")
     tirx.build(tvm.IRModule(kernels), target=by_tables(target), pipeline=loop_pipeline()).write_to_file(objects)
-    link_shared_library(linker_command("aarch64"), str(tmp_path / "kernels.so"), [objects])
+    link_shared_library(linker_command("aarch64"), str(folder / "kernels.so"), [objects])
     program = Path(__file__).parents[3] / "kernels_on_a_board.py"
-    files = (tmp_path / name for name in ("kernels.so", "arguments.npz", "results.npz"))
+    files = (folder / name for name in ("kernels.so", "arguments.npz", "results.npz"))
     # QEMU of Debian 12 has no A55 and no A78AE.
     environment = {**os.environ, "QEMU_CPU": core if core == "cortex-a76" else "max"}
     subprocess.run([EMULATED_PYTHON, program, *files], check=True, env=environment)
-    results = np.load(tmp_path / "results.npz")
-    for name, result in expected.items():
-        np.testing.assert_allclose(results[f"{name}/0"], result, rtol=1e-5, atol=2e-5, err_msg=name)
+    results = np.load(folder / "results.npz")
+    for name, (_, _, expected) in cases.items():
+        np.testing.assert_allclose(results[f"{name}/0"], expected, rtol=1e-5, atol=2e-5, err_msg=name)
 
 
 def test_cores_are_known_by_what_they_start_in_a_cycle():
@@ -278,12 +295,13 @@ def buffers_read(block):
     return found
 
 
-def test_sums_of_a_depthwise_convolution_begin_with_what_is_added_wherever_they_are_read(by_lane):
+def followed_depthwise():
+    """Of `BEHIND_DEPTHWISE` each convolution, its inputs, and PyTorch's result."""
     data, weight, bias, residual = values((1, 24, 8, 8), (24, 1, 3, 3), (24,), (1, 24, 8, 8))
     sums = functional.conv2d(*map(torch.from_numpy, (data, weight)), None, 1, 1, 1, 24)
     inputs = {"b": (bias, torch.from_numpy(bias)[:, None, None]), "r": (nhwc(residual), torch.from_numpy(residual))}
-    functions, cases = {}, {}
-    for name, (others, compute, exact, begun) in BEHIND_DEPTHWISE.items():
+    cases = {}
+    for name, (others, compute, exact, _) in BEHIND_DEPTHWISE.items():
 
         def network(emit, x, w, *rest, compute=compute):
             y = emit(relax.op.nn.conv2d(x, w, 1, 1, 1, 24, data_layout="NHWC", kernel_layout="HWIO"))
@@ -291,9 +309,17 @@ def test_sums_of_a_depthwise_convolution_begin_with_what_is_added_wherever_they_
 
         arrays = [nhwc(data), weight.transpose(2, 3, 1, 0), *(inputs[one][0] for one in others)]
         (operator,) = lowered(function(network, *(array.shape for array in arrays)), HOST).functions_items()[:1]
-        schedule = next(iter(DepthwiseConvolution().candidates(operator[1], HOST))).schedule
+        cases[name] = operator[1], arrays, nhwc(exact(sums, *(inputs[one][1] for one in others)).numpy())
+    return cases
+
+
+def test_sums_of_a_depthwise_convolution_begin_with_what_is_added_wherever_they_are_read(by_lane):
+    functions, cases = {}, {}
+    for name, (operator, arrays, expected) in followed_depthwise().items():
+        *_, begun = BEHIND_DEPTHWISE[name]
+        schedule = next(iter(DepthwiseConvolution().candidates(operator, HOST))).schedule
         functions[f"{name}_0"] = schedule.mod["main"]
-        cases[name] = arrays, nhwc(exact(sums, *(inputs[one][1] for one in others)).numpy())
+        cases[name] = arrays, expected
         _, start, _, output = (schedule.get(block) for block in blocks_of(schedule))
         wanted = {schedule.mod["main"].params[2]} if begun else set()
         assert {read.source for read in start.reads} == buffers_read(start) == wanted, name

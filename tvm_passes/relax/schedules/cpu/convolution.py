@@ -17,7 +17,7 @@ from tvm.target import Target
 from tvm_passes.relax.kernels.packed_convolution import ANNOTATION, OUTPUTS
 from tvm_passes.relax.loops.prefetch import ask_ahead
 from tvm_passes.relax.loops.unequal_vectors import in_unequal_vectors
-from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, widest_vector
+from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
@@ -52,30 +52,13 @@ class Convolution(DesignSpaceRule[FusedOperator, Tiling]):
     def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Tiling, target: Target) -> None:
         """Computes tile by tile."""
         unit = vector_unit(target)
-        # Other ways go on from the same operator, so it stays as it is.
-        padding = _fill_weights(schedule, operator, unit) if _is_filled(schedule, operator) else operator.producers
-        schedule_surroundings(schedule, dataclasses.replace(operator, producers=padding), unit)
+        schedule_surroundings(schedule, operator, unit)
         _flatten_pixels(schedule, operator)
         compute_tiles(schedule, operator, way, unit)
 
 
 def _is_filled(schedule: Schedule, operator: FusedOperator) -> bool:
     return OUTPUTS in schedule.get(operator.reduction).annotations
-
-
-def _fill_weights(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> list[SBlockRV]:
-    """Schedules the copy of the weights to blocks of whole vectors; returns the other blocks before the reduction."""
-    filled = schedule.get(operator.reduction).reads[1].source
-    copies = [schedule.get(block).writes[0].source.same_as(filled) for block in operator.producers]
-    copy = operator.producers[copies.index(True)]
-    *outer, channels = schedule.get_loops(copy)
-    lanes = widest_vector(extents(schedule, copy)[-1], unit.lanes(widest_type(schedule, copy)))
-    vectors, vector = schedule.split(channels, [None, lanes])
-    schedule.unroll(vectors)
-    schedule.vectorize(vector)
-    # Of the last block alone it is asked for each value whether there is one.
-    schedule.annotate(outer[0], "pragma_loop_partition_hint", True)
-    return [block for block, is_copy in zip(operator.producers, copies, strict=True) if not is_copy]
 
 
 def schedule_surroundings(schedule: Schedule, operator: FusedOperator, unit: VectorUnit) -> None:

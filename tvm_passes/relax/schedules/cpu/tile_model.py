@@ -22,9 +22,8 @@ _UNEVEN = 0.99
 """The speed of tiles of which the last runs over the end of the map, which takes a second version of the code."""
 _FEW_TILES, _ASKED = 16, 80 << 10
 """Tiles of one block of weights that are few, and bytes of such a block that fit beside the one in use."""
-_FILLING, _FILLED_GAIN = 4, 1.5
-"""Cycles to copy a vector of weights to fill up channels, and how much quicker a convolution must be with it: where it
-was by less, as with 72 and 120 channels and vectors of 16, MobileNetV3-Large became slower."""
+_FILLED_GAIN = 1.08
+"""How much quicker a convolution must be with more output channels than it has: only its map can be shared out then."""
 TASKS = 8
 """Of each core at least, where a map can be cut: a core that is slowed to half then makes the others wait little."""
 _MOST_PIXELS, _MOST_VECTORS = 14, 5
@@ -144,23 +143,23 @@ def tilings(
 def filled_channels(pixels: int, channels: int, depth: int, unit: VectorUnit, dtype: str) -> int | None:
     """To how many output channels it pays to fill up those of one group; None where it does not.
 
-    It pays where only narrow vectors divide them, and pixels are enough for the copy of the weights to be worth it.
-    Where inputs are read in vectors, the vectors of weights are narrow enough as they are.
+    It pays where only bad tiles divide them, as of 208 = 16 · 13. One pixel uses each weight once, and waits for them;
+    where inputs are read in vectors, the vectors of weights are narrow enough for any number.
 
     Args:
         pixels, channels, depth, unit, dtype: as `ranked_tiles`.
     """
     lanes = unit.lanes(dtype)
-    filled = -(-channels // lanes) * lanes
-    if unit.by_lane or filled == channels or channels < lanes:
+    if unit.by_lane or channels < lanes or pixels == 1:
         return None
 
     def cycles(computed: int) -> float:
         (_, speed), *_ = ranked_tiles(pixels, computed, depth, unit, dtype)
         return pixels * computed * depth / speed
 
-    copying = _FILLING * depth * filled / lanes
-    return filled if _FILLED_GAIN * (cycles(filled) + copying) < cycles(channels) else None
+    whole = -(-channels // lanes) * lanes
+    filled = min(range(whole, whole + _MOST_VECTORS * lanes, lanes), key=cycles)
+    return filled if filled > channels and _FILLED_GAIN * cycles(filled) < cycles(channels) else None
 
 
 def ranked_tiles(
