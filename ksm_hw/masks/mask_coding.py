@@ -58,6 +58,7 @@ def _huffman(values: UInt8Array) -> UInt8Array:
 
 def _plain(content: UInt8Array, most: int) -> UInt8Array:
     """What Huffman's codes mean, at most so many bytes and one."""
+    most = min(most, 8 * len(content))  # A bit each at least; Deflate could also repeat what it has, a thousandfold.
     try:
         return np.frombuffer(zlib.decompressobj(-zlib.MAX_WBITS).decompress(content.tobytes(), most + 1), np.uint8)
     except zlib.error as error:

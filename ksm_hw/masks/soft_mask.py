@@ -18,6 +18,8 @@ from ksm_hw.masks.mask_format import Granularity, ScaleBits, group_size
 Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)  # Of each byte.
+
 
 @dataclass(frozen=True)
 class PackedMask:
@@ -171,6 +173,13 @@ def binary_mask(packed: PackedMask) -> npt.NDArray[np.bool_]:
     return np.unpackbits(packed.bits, count=count).astype(bool).reshape(packed.shape)
 
 
+def ones_among(bits: UInt8Array, count: int) -> int:
+    """How many of the first `count` bits are 1; none is written out, for a damaged file may claim many."""
+    whole, rest = divmod(count, 8)
+    last = np.unpackbits(bits[whole : whole + 1])[:rest]
+    return int(_ONES[bits[:whole]].sum(dtype=np.int64)) + int(last.sum())
+
+
 def soft_values(packed: PackedMask) -> Float32Array:
     """The soft values where the binary mask is 0, float32 [zeros], in C order; empty for a binary mask."""
     if not packed.coded:
@@ -188,7 +197,8 @@ def soft_codes(packed: PackedMask) -> UInt8Array:
     codes = packed.scale.astype(np.uint8, copy=False)
     if packed.scale_bits == 8:
         return codes
-    zeros = int(np.prod(packed.shape)) - int(binary_mask(packed).sum())
+    count = int(np.prod(packed.shape))
+    zeros = count - ones_among(packed.bits, count)
     if packed.scale_bits == 1:
         return np.unpackbits(codes, count=zeros)
     return np.stack([codes >> 4, codes & 15], axis=1).ravel()[:zeros]
@@ -240,7 +250,7 @@ def check_packed(packed: PackedMask, where: str) -> None:
             f"{where}: a mask of shape {list(packed.shape)} needs {-(-count // 8)} bytes of bits, found "
             f"{packed.bits.size}. The file is damaged; learn or copy the task again."
         )
-    zeros = count - int(binary_mask(packed).sum())
+    zeros = count - ones_among(packed.bits, count)
     expected = stored_soft_values(zeros, packed.scale_bits)
     if packed.scale.shape != (expected,):
         raise UserError(

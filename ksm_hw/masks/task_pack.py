@@ -36,7 +36,7 @@ from ksm_hw.masks.mask_coding import CODINGS, Coding, decoded, shortest
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
 from ksm_hw.masks.preprocessing import Preprocessing, Side
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
-from ksm_hw.masks.soft_mask import PackedMask, check_packed, stored_soft_values
+from ksm_hw.masks.soft_mask import PackedMask, check_packed, ones_among, stored_soft_values
 
 FORMAT_VERSIONS = (1, 2, 3, 4, 5)
 HEAD_BIAS = "head/bias"
@@ -92,7 +92,7 @@ class TaskPack:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors at rest, without the header."""
+        """Bytes of the tensors as a device reads them, without the header."""
         masks = sum(mask.nbytes for mask in self.masks.values())
         own = sum(array.nbytes for array in self.own_tensors.values())
         calibration = {} if self.calibration is None else _calibration_tensors(self.calibration)
@@ -312,7 +312,7 @@ def _packed_mask(tensors: Mapping[str, npt.NDArray[Any]], layer: str, entry: _Ma
     count = math.prod(entry.shape)
     bits = _part(tensors, f"mask/{layer}/bits", -(-count // 8), path)
     is_whole = bits.dtype == np.uint8 and bits.shape == (-(-count // 8),)
-    zeros = count - int(np.unpackbits(bits, count=count).sum()) if is_whole else 0
+    zeros = count - ones_among(bits, count) if is_whole else 0
     return PackedMask(
         shape=entry.shape,
         bits=bits,

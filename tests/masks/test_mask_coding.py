@@ -1,6 +1,8 @@
 """Masks at rest take hardly more than their entropy, come back as they were, and damage to them is an error."""
 
 import dataclasses
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,10 @@ import pytest
 
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, add_task, load_bundle
-from ksm_hw.masks.mask_coding import CODINGS, decoded, shortest
+from ksm_hw.masks.mask_coding import CODINGS, Coding, decoded, shortest
 from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.safetensors_file import read_arrays, write_arrays
-from ksm_hw.masks.soft_mask import pack_mask
+from ksm_hw.masks.soft_mask import PackedMask, ones_among, pack_mask
 from ksm_hw.masks.task_pack import TaskPack, coded_bytes, load_task_pack, save_task_pack
 from ksm_hw.report.inspection import inspect_packs
 
@@ -85,6 +87,21 @@ def test_what_is_damaged_is_an_error_and_takes_no_memory() -> None:
                 decoded(coding, content, count)
 
 
+@pytest.mark.parametrize("coding", CODINGS[1:])
+def test_what_repeats_itself_is_damaged_and_takes_no_memory(coding: Coding) -> None:
+    """As Deflate may, and no coder of masks does: 10 KB that stand for 10 MB, whose places take 8 bytes each."""
+    coder = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    first = b"\1" if coding == "gaps" else b""
+    content = np.frombuffer(first + coder.compress(bytes(10**7)) + coder.flush(), np.uint8)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"bytes|gaps"):
+            decoded(coding, content, 255 * len(content))
+        assert tracemalloc.get_traced_memory()[1] < 300 * len(content)
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_bundle_has_masks_coded_and_a_device_as_it_reads_them(bundle: Bundle, tmp_path: Path) -> None:
     pack = random_pack(bundle.packs["element-task"], 2**18, 0.97, 8)
     save_task_pack(pack, tmp_path / "device")
@@ -98,6 +115,23 @@ def test_a_bundle_has_masks_coded_and_a_device_as_it_reads_them(bundle: Bundle, 
         add_task(tmp_path / "tasks", task, bundle.tensors)
         found = load_bundle(tmp_path / "tasks").packs[task.task]
         assert all(np.array_equal(found.masks[layer].bits, mask.bits) for layer, mask in task.masks.items())
+
+
+def test_ones_are_counted_where_they_lie(bundle: Bundle, tmp_path: Path) -> None:
+    """A pack of a few KB may claim millions of values; what it is refused for must not take a byte for each."""
+    bits = np.random.default_rng(0).integers(0, 256, 9, np.uint8)
+    for count in range(8 * len(bits) + 1):
+        assert ones_among(bits[: -(-count // 8)], count) == np.unpackbits(bits)[:count].sum()
+    count = 2**25
+    packed = PackedMask((count,), np.zeros(count // 8, np.uint8), np.empty(0, np.uint8), 0)
+    save_task_pack(dataclasses.replace(bundle.packs["element-task"], masks={"a": packed}), tmp_path / "a", coded=True)
+    assert (tmp_path / "a").stat().st_size < 2**20
+    tracemalloc.start()
+    try:
+        load_task_pack(tmp_path / "a")
+        assert tracemalloc.get_traced_memory()[1] < count / 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_coded_mask_that_is_damaged_is_named(bundle: Bundle, tmp_path: Path) -> None:
