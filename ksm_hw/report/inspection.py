@@ -41,7 +41,7 @@ class LayerMask:
 
 @dataclass(frozen=True)
 class TaskMasks:
-    """A task's masks, layer by layer."""
+    """A task's masks, layer by layer; `pack_bytes` are those of its tensors at rest, as a bundle has them coded."""
 
     task: str
     method: str
@@ -77,16 +77,7 @@ class Inspection:
 
 def inspect_packs(source: str, packs: Mapping[str, TaskPack]) -> Inspection:
     """Looks into the masks of tasks over one backbone."""
-    tasks = tuple(
-        TaskMasks(
-            task,
-            pack.method,
-            pack.granularity,
-            pack.nbytes,
-            tuple(_layer(layer, mask) for layer, mask in pack.masks.items()),
-        )
-        for task, pack in packs.items()
-    )
+    tasks = tuple(_masks(task, pack) for task, pack in packs.items())
     overlaps = tuple(
         _overlap(first, second)
         for first, second in itertools.combinations(packs.values(), 2)
@@ -94,6 +85,12 @@ def inspect_packs(source: str, packs: Mapping[str, TaskPack]) -> Inspection:
     )
     backbones = {pack.backbone for pack in packs.values()}
     return Inspection(source, ", ".join(sorted(backbones)), tasks, overlaps)
+
+
+def _masks(task: str, pack: TaskPack) -> TaskMasks:
+    layers = tuple(_layer(layer, mask) for layer, mask in pack.masks.items())
+    spared = sum(pack.masks[layer.layer].nbytes - layer.stored_bytes for layer in layers)
+    return TaskMasks(task, pack.method, pack.granularity, pack.nbytes - spared, layers)
 
 
 def _layer(layer: str, mask: PackedMask) -> LayerMask:
