@@ -62,12 +62,13 @@ class ChannelAxes:
 
     def _features_kept(self, operator: Operator, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
         """Of an operator that keeps channels apart and in their order the features of each; None of any other."""
-        features = {self.features[name] for name in operands(operator)}
+        # Channels of which there are fewer, or one for all, are others.
+        (features, _), *others = found = [(self.features[name], shapes[name][1]) for name in operands(operator)]
         if isinstance(operator, Rearrangement):
             more = _features(operator, shapes[operator.data])
-            return None if more is None else more * features.pop()
+            return None if more is None else more * features
         keeps = not isinstance(operator, (Convolution, Concatenation)) or _is_depthwise(operator, shapes)
-        return features.pop() if keeps and len(features) == 1 else None
+        return features if keeps and all(other == found[0] for other in others) else None
 
     def _tie(self, left: int, right: int) -> None:
         if right in self.whole:

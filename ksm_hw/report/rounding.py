@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ksm_hw.compiler.zero_channels import without_zero_channels
 from ksm_hw.errors import UserError
 from ksm_hw.images.stream import OnFailure, raise_failure
 from ksm_hw.masks.backbone_precision import BackbonePrecision
@@ -51,7 +52,8 @@ def exact_bundle(bundle: Bundle, given: Path | None) -> Bundle | None:
         None where the backbone is not rounded, or nobody gave its weights and no package has them.
 
     Raises:
-        UserError: the bundle that is given is over another backbone, or over one that is rounded as well.
+        UserError: the bundle that is given is over another backbone, or over one that is rounded as well, or its tasks
+            are others, for which other channels are left out (`zero_channels`).
     """
     if bundle.backbone_precision == "float32":
         return None
@@ -60,7 +62,7 @@ def exact_bundle(bundle: Bundle, given: Path | None) -> Bundle | None:
         if tensors is None or sha256_of_tensors(tensors) != bundle.backbone_sha256:
             return None
     else:
-        found = load_bundle(given)
+        found = _as_compiled(load_bundle(given), bundle)
         if found.backbone_sha256 != bundle.backbone_sha256 or found.backbone_precision != "float32":
             raise UserError(
                 f"{given} is over {found.backbone} in {found.backbone_precision} with SHA-256 {found.backbone_sha256}; "
@@ -69,6 +71,14 @@ def exact_bundle(bundle: Bundle, given: Path | None) -> Bundle | None:
             )
         tensors = dict(found.tensors)
     return dataclasses.replace(bundle, tensors=tensors, backbone_precision="float32")
+
+
+def _as_compiled(source: Bundle, bundle: Bundle) -> Bundle:
+    """A bundle without the channels that an artifact's tasks do not use, where it has these tasks and channels."""
+    packs = {task: pack for task, pack in source.packs.items() if task in bundle.packs}
+    if source.backbone_sha256 == bundle.backbone_sha256 or packs.keys() != bundle.packs.keys():
+        return source
+    return without_zero_channels(dataclasses.replace(source, packs=packs)).bundle
 
 
 @torch.inference_mode()

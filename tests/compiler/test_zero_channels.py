@@ -14,7 +14,8 @@ from torch import nn
 
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.zero_channels import Narrowed, without_zero_channels
-from ksm_hw.masks.bundle import Bundle, load_bundle, rounded_bundle, sha256_of_tensors
+from ksm_hw.errors import UserError
+from ksm_hw.masks.bundle import Bundle, add_task, load_bundle, rounded_bundle, select_tasks, sha256_of_tensors
 from ksm_hw.masks.growth import carried_over
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
 from ksm_hw.masks.preprocessing import Preprocessing
@@ -25,6 +26,7 @@ from ksm_hw.quantising.calibrate import calibrate
 from ksm_hw.quantising.integer_model import integer_model
 from ksm_hw.quantising.network import network_of
 from ksm_hw.report.measure import measure_artifact
+from ksm_hw.report.rounding import exact_bundle
 from ksm_hw.report.terminal import machine_facts
 from ksm_hw.runtime.session import Session
 from ksm_hw.toolchains.targets import load_target
@@ -71,6 +73,19 @@ class Joined(nn.Module):
         x = self.grouped(torch.cat([x, self.second(x)], 1))
         x = x.view(-1, 2, 16, 4, 4).transpose(1, 2).contiguous().view(-1, 32, 4, 4)
         return self.head(x.chunk(2, 1)[0].mean((2, 3)))
+
+
+class Gated(nn.Module):
+    """Pixels that are multiplied by a number that all of their channels have in common."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(3, 16, 3, 4), nn.Conv2d(16, 24, 1)
+        self.gate, self.head = nn.Conv2d(24, 1, 1), nn.Linear(24, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.wide(self.stem(images).relu())
+        return self.head((x * torch.sigmoid(self.gate(x))).mean((2, 3)))
 
 
 Make = Callable[..., Bundle]
@@ -215,6 +230,12 @@ def test_channels_that_are_joined_shuffled_or_in_groups_stay(make: Make) -> None
     assert left_out(with_zeros(bundle, ("stem", 0), ("second", 0), ("second", 1), ("grouped", 0), ("grouped", 1))) == {}
 
 
+def test_a_channel_that_all_others_are_multiplied_by_stays(make: Make) -> None:
+    bundle = make(Gated, "element")
+    assert left_out(with_zeros(bundle, ("gate", 1))) == {}
+    assert left_out(with_zeros(bundle, ("wide", 1))) == {"stem": 8}
+
+
 def test_masks_by_groups_and_rounded_weights_stay_whole(make: Make) -> None:
     wide = grown(make(Blocks, "kernel", "group"))
     assert without_zero_channels(wide) == Narrowed(wide, 0)
@@ -273,3 +294,20 @@ def test_an_artifact_is_narrower_and_computes_what_the_wide_network_did(make: Ma
     assert load_bundle(artifact).tensors["wide.weight"].shape == (24, 16, 1, 1)
     report = measure_artifact(artifact, runs=5, compare_unmasked=False)
     assert dict(machine_facts(report))["left out"].startswith("112 channels of layers")
+
+
+def test_what_rounding_costs_is_known_of_a_narrower_backbone(make: Make, tmp_path: Path) -> None:
+    """Its source has another task too, which uses the channels that were left out."""
+    bundle = make(Blocks, "kernel", "element")
+    cut = with_zeros(bundle, ("block", 1), ("depthwise", 0), norms=0.0, task="kernel-task")
+    narrow = without_zero_channels(select_tasks(cut, "kernel-task"))
+    assert narrow.channels == 8 * len(SHARED)
+    for folder, packs in (("source", cut.packs), ("other", bundle.packs)):
+        for pack in packs.values():
+            add_task(tmp_path / folder, pack, bundle.tensors)
+    rounded = rounded_bundle(narrow.bundle, "int8")
+    exact = exact_bundle(rounded, tmp_path / "source")
+    assert exact is not None and exact.backbone_precision == "float32" and exact.packs == rounded.packs
+    assert all(np.array_equal(exact.tensors[name], array) for name, array in narrow.bundle.tensors.items())
+    with pytest.raises(UserError, match="Give the bundle that it was compiled from, as it was then"):
+        exact_bundle(rounded, tmp_path / "other")
