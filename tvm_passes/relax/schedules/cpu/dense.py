@@ -99,7 +99,7 @@ def _compute_bands(schedule: Schedule, operator: FusedOperator, size: Band, unit
     if inputs is not None:
         # Of rows that lie near each other LLVM loads more ahead than registers hold (A76: 39 % of the peak, not 45).
         if _are_far(width, unit, dtype):
-            move_registers(schedule, [outer, row, vectors], in_order=False)
+            move_registers(schedule, [outer, row, vectors])
         read_in_vectors(schedule, inputs, row, 3)
     for loop in (inner, *several):
         schedule.unroll(loop)

@@ -30,7 +30,7 @@ from tvm_passes.relax.schedules.cpu.vector_unit import LINE_BYTES, VectorUnit, v
 # on a Zen 4; `benchmarks/convolutions.py --network mobilenet_v2` measures convolutions whose first way these decide.
 _NEAR, _NEARBY = 32 << 10, 128 << 10
 # Of several rows at once: pixels of a row, all of them, and multiply-adds that are written out together.
-_MOST_PIXELS, _MOST_SUMS, _MOST_PRODUCTS = 8, 16, 512
+_MOST_PIXELS, _MOST_SUMS, _MOST_PRODUCTS = 8, 16, 448
 # Tiles of a row that LLVM unrolls.
 _FEW_TILES = 2
 
@@ -111,7 +111,7 @@ def sharings(output: list[int], padded: tuple[int, int], window: int, unit: Vect
         if not unit.by_lane:
             return list(dict.fromkeys(pixels))
         numbers = [number for number in range(1, min(width, _MOST_PIXELS) + 1) if width % number == 0]
-        return sorted(numbers, key=lambda number: _inputs_an_output(number, rows, window, stride, unit))
+        return sorted(numbers, key=lambda number: (_inputs_an_output(number, rows, window, stride, unit), -number))
 
     limits = (*([unit.task_bytes] if wide else []), _NEARBY, _NEARBY // 2, _NEAR, 2 * _NEARBY)
     # Parts of the map for all cores are as many tasks for each, but more of the map is copied twice.
@@ -131,10 +131,14 @@ def rows_at_once(pixels: int, rows: int, window: int, stride: int, unit: VectorU
     """Rows of a task of which so many pixels each are held in registers together, beside weights and inputs."""
     if not unit.by_lane:
         return 1
-    # Rows that share few inputs are no gain, and of a column of pixels LLVM keeps all inputs, and spills.
-    fitting = min(rows, pixels, _MOST_SUMS // pixels) if stride == 1 else 1
-    # Of a large kernel LLVM keeps a row of weights.
-    return largest_divisor(rows, max(1, min(fitting, 2) if window > 3 else fitting))
+    live = min(rows, -(-window // stride))  # Rows of results that an input is part of.
+    if window > 3:
+        fitting = 2 if stride == 1 or pixels <= _MOST_SUMS // 4 else 1
+    elif pixels * live <= _MOST_SUMS:
+        fitting = _MOST_PRODUCTS // (window**2 * pixels)
+    else:
+        fitting = _MOST_SUMS // pixels
+    return largest_divisor(rows, max(1, fitting))
 
 
 def _inputs_an_output(pixels: int, rows: int, window: int, stride: int, unit: VectorUnit) -> float:
@@ -163,9 +167,7 @@ def _compute(schedule: Schedule, operator: FusedOperator, sharing: Sharing, unit
     task = schedule.fuse(n, parts, blocks)
     tile = schedule.fuse(row, outer_pixels) if unit.by_lane and few_tiles else order[-1]
     if unit.by_lane:
-        # Of two rows and few tiles LLVM spills in this order (Cortex-A76: 63 % of the peak instead of 66).
-        in_order = not (few_tiles and together == 2)
-        move_registers(schedule, [vectors, tile] if few_tiles else order, in_order)
+        move_registers(schedule, [vectors, tile] if few_tiles else order)
     schedule.reverse_compute_at(operator.output, tile, preserve_unit_loops=True)
     for block in operator.producers:
         if unit.by_lane:
