@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 _STARTED = 2  # Instructions in a cycle.
-# Steps that are looked at for one that can start, and of these the first, among which loads are: one that is further
-# ahead has its value lie in a register for long.
-_LOOKED_AT, _AHEAD = 80, 24
+# Steps that are looked at for one that can start; of these the first, among which loads are, for the value of one that
+# is further ahead would lie in a register for long; and of these the first, whose loads start before all else.
+_LOOKED_AT, _AHEAD, _DUE = 80, 24, 8
 # The last registers, which only loads for the very next steps may take: so those can go on.
 _SPARE, _NEXT = 2, 4
 
@@ -95,7 +95,10 @@ class _Core:
         """Which of the steps that wait start in the next cycle."""
         started: list[int] = []
         of_kind: Counter[Instruction] = Counter()
-        for position, number in enumerate(waiting[:_LOOKED_AT]):
+        soon = list(enumerate(waiting[:_LOOKED_AT]))
+        due = [(position, number) for position, number in soon[:_DUE] if self._is_load(number)]
+        others = [(position, number) for position, number in soon if position >= _DUE or not self._is_load(number)]
+        for position, number in [*due, *others]:
             step = self._steps[number]
             kind = step.instruction
             if len(started) == _STARTED or of_kind[kind] == _AT_ONCE[kind] or not self._can_start(step, position):
@@ -107,6 +110,9 @@ class _Core:
             self._there[step.writes] = self._cycle + _CYCLES[kind]
         self._cycle += 1
         return started
+
+    def _is_load(self, number: int) -> bool:
+        return self._steps[number].instruction is Instruction.LOAD
 
     def _can_start(self, step: Step, position: int) -> bool:
         if any(self._there.get(value, self._cycle + 1) > self._cycle for value in step.reads):
