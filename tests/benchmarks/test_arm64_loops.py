@@ -40,6 +40,7 @@ from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 
 RPI5 = tvm.target.Target(dict(load_target("rpi5").tvm))
 A76 = BOARDS["rpi5"][0]
+OTHERS = [board for board in BOARDS if board not in ("rpi5", "rk3588")]
 
 # Pixels in a row and a column, channels before and behind, kernel, stride: of MobileNetV2 and ResNet-18.
 CONVOLUTIONS = {
@@ -49,15 +50,22 @@ CONVOLUTIONS = {
     "first_layer": (224, 3, 32, 3, 2),
     "first_layer_with_a_large_window": (224, 3, 64, 7, 2),
 }
-# Pixels in a row and a column, channels, kernel, stride, and the least share of the peak: of MobileNetV2 and
-# EfficientNet-Lite0, with bias and activation. By the table the two units for vectors do 12 things for each value of a
-# 3×3 window: nine products, two bounds, and half of a store. So 75 % is all that there is.
+# Pixels in a row and a column, channels, kernel, stride: of MobileNetV2 and EfficientNet-Lite0.
 DEPTHWISE = {
-    "depthwise": (28, 192, 3, 1, 0.70),
-    "depthwise_on_a_narrow_map": (14, 384, 3, 1, 0.65),
-    "depthwise_strided": (28, 192, 3, 2, 0.52),
-    "large_depthwise": (14, 672, 5, 1, 0.86),
-    "large_depthwise_strided": (14, 672, 5, 2, 0.76),
+    "depthwise": (28, 192, 3, 1),
+    "depthwise_on_a_narrow_map": (14, 384, 3, 1),
+    "depthwise_strided": (28, 192, 3, 2),
+    "large_depthwise": (14, 672, 5, 1),
+    "large_depthwise_strided": (14, 672, 5, 2),
+}
+# By board and core, the least shares of the peak of `DEPTHWISE`. By the table the A76's two units for vectors do 12
+# things for each value of a 3×3 window: nine products, two bounds, and half of a store. So 75 % is all that there is.
+LEAST_DEPTHWISE = {
+    ("rpi4", 0): (0.81, 0.81, 0.81, 0.92, 0.92),
+    ("rpi5", 0): (0.74, 0.73, 0.65, 0.89, 0.73),
+    ("jetson-orin", 0): (0.74, 0.74, 0.74, 0.89, 0.82),
+    ("rk3588", 0): (0.74, 0.70, 0.65, 0.89, 0.73),
+    ("rk3588", 1): (0.91, 0.81, 0.78, 1.15, 0.86),
 }
 
 
@@ -91,7 +99,7 @@ def winograd(size: int, channels: int) -> tirx.PrimFunc:
     return te.create_prim_func([data, weight, result], index_dtype_override="int64")
 
 
-def depthwise(size: int, channels: int, kernel: int, stride: int, _: float) -> tirx.PrimFunc:
+def depthwise(board: tvm.target.Target, size: int, channels: int, kernel: int, stride: int) -> tirx.PrimFunc:
     """With a bias and an activation."""
 
     def compute(emit, x, w, b):
@@ -99,17 +107,17 @@ def depthwise(size: int, channels: int, kernel: int, stride: int, _: float) -> t
         return relax.op.clip(emit(relax.op.add(sums, b)), 0, 6)
 
     shapes = (1, size, size, channels), (kernel, kernel, 1, channels), (channels,)
-    return kernel_of(function(compute, *shapes))
+    return kernel_of(function(compute, *shapes), board)
 
 
 def dense(outputs: int) -> tirx.PrimFunc:
     """A layer with few inputs."""
     shapes = (1, 128), (128, outputs), (outputs,)
-    return kernel_of(function(lambda emit, x, w, b: relax.op.add(emit(relax.op.matmul(x, w)), b), *shapes))
+    return kernel_of(function(lambda emit, x, w, b: relax.op.add(emit(relax.op.matmul(x, w)), b), *shapes), RPI5)
 
 
-def kernel_of(module: tvm.IRModule) -> tirx.PrimFunc:
-    (kernel,) = (one for _, one in lowered(module, RPI5).functions_items() if isinstance(one, tirx.PrimFunc))
+def kernel_of(module: tvm.IRModule, target: tvm.target.Target) -> tirx.PrimFunc:
+    (kernel,) = (one for _, one in lowered(module, target).functions_items() if isinstance(one, tirx.PrimFunc))
     return kernel
 
 
@@ -135,8 +143,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompileWat
     return library, built(scheduled(functions), RPI5, library)
 
 
-def scheduled(functions: dict[str, tirx.PrimFunc]) -> dict[str, tirx.PrimFunc]:
-    with RPI5:
+def scheduled(functions: dict[str, tirx.PrimFunc], target: tvm.target.Target = RPI5) -> dict[str, tirx.PrimFunc]:
+    with target:
         module = ApplySchedules(cpu_rules())(tvm.IRModule(functions))
     return {str(name.name_hint): one for name, one in module.functions_items()}
 
@@ -167,12 +175,21 @@ def test_convolutions_reach_the_peak_of_a_core(shares, name):
     assert shares[name] >= 0.92
 
 
-def test_depthwise_convolutions_and_dense_layers_reach_what_the_table_lets_them(tmp_path):
-    functions = {name: depthwise(*shape) for name, shape in DEPTHWISE.items()}
-    functions |= {"dense": dense(1000), "dense_of_wide_rows": dense(4096)}
+@pytest.mark.parametrize("board", ["rpi5", "rk3588", *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
+def test_depthwise_convolutions_reach_what_the_table_lets_them(board, tmp_path):
+    target = tvm.target.Target(dict(load_target(board).tvm))
+    functions = scheduled({name: depthwise(target, *shape) for name, shape in DEPTHWISE.items()}, target)
+    watch = built(functions, target, tmp_path / "loops.o")
+    for number, core in enumerate(BOARDS[board]):
+        found = costs(tmp_path / "loops.o", watch, functions, core)
+        least = dict(zip(DEPTHWISE, LEAST_DEPTHWISE[board, number], strict=True))
+        assert {name: found[name].share for name in least if found[name].share < least[name]} == {}
+
+
+def test_dense_layers_reach_what_they_did(tmp_path):
+    functions = {"dense": dense(1000), "dense_of_wide_rows": dense(4096)}
     found = costs(tmp_path / "loops.o", built(scheduled(functions), RPI5, tmp_path / "loops.o"), functions, A76)
-    least = {name: share for name, (*_, share) in DEPTHWISE.items()} | {"dense": 0.43, "dense_of_wide_rows": 0.49}
-    assert {name: found[name].share for name in least if found[name].share < least[name]} == {}
+    assert found["dense"].share >= 0.43 and found["dense_of_wide_rows"].share >= 0.49
 
 
 def test_products_of_bytes_reach_two_sdot_a_cycle(tmp_path):
@@ -212,16 +229,19 @@ def test_without_pairs_of_loads_an_in_order_core_is_no_slower_than_a_product_a_c
         assert costs(tmp_path / "loops.o", watch, ["pointwise"], core)["pointwise"].share >= least
 
 
-@pytest.mark.parametrize(("board", "moves"), [("rpi5", True), ("rk3588", False), ("jetson-orin", False)])
-def test_registers_are_moved_by_instructions_that_the_table_has_as_faster_on_one_core_alone(board, moves, tmp_path):
+@pytest.mark.parametrize("board", BOARDS)
+def test_registers_are_moved_by_instructions_that_tables_have_as_faster(board, tmp_path):
     target = tvm.target.Target(dict(load_target(board).tvm))
-    watch = built(scheduled({"depthwise": depthwise(14, 8, 3, 1, 0)}), target, tmp_path / "loops.o")
-    assert [f"neon_{one}" in watch.loops["depthwise"].script() for one in ("load", "store")] == [moves, moves]
+    functions = scheduled({"depthwise": depthwise(target, 14, 8, 3, 1)}, target)
+    watch = built(functions, target, tmp_path / "loops.o")
+    instructions = "load", "product", "minimum", "maximum", "store"
+    script = watch.loops["depthwise"].script()
+    assert [name for name in instructions if f"neon_ordered_{name}" not in script] == []
 
 
 @pytest.mark.parametrize(
     ("rule", "operator"),
-    [(Convolution(), convolution(14, 96, 96, 1, 1)), (DepthwiseConvolution(), depthwise(28, 192, 3, 1, 0))],
+    [(Convolution(), convolution(14, 96, 96, 1, 1)), (DepthwiseConvolution(), depthwise(RPI5, 28, 192, 3, 1))],
 )
 def test_the_default_is_near_the_best_of_what_a_tuner_chooses_from(rule, operator, tmp_path):
     candidates = [one.schedule.mod["main"] for one in itertools.islice(rule.candidates(operator, RPI5), 3)]

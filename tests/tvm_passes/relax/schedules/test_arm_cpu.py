@@ -168,7 +168,7 @@ def test_every_way_of_a_depthwise_convolution_equals_torch(by_lane):
 
 @needs_emulated_board
 @pytest.mark.slow
-@pytest.mark.parametrize("core", ["cortex-a55", "cortex-a76", "cortex-a78ae"])
+@pytest.mark.parametrize("core", ARM)
 def test_code_for_a_core_runs_on_it(core, tmp_path):
     check_on_a_board({name: depthwise_of(name) for name in DEPTHWISE}, core, tmp_path)
 
