@@ -144,7 +144,7 @@ def _read(statement: tirx.Stmt, place: _Place, found: list[ScheduledLoop]) -> No
         if one.op == tvm.ir.Op.get("tirx.call_llvm_pure_intrin") and int(one.args[0]) == _INTEGER_PRODUCTS:
             products[StructuralKey(one)] = 1
             sums = True
-        if one.op == tvm.ir.Op.get("tirx.call_extern") and str(one.args[0].value) == _ORDERED_PRODUCT:
+        if one.op == tvm.ir.Op.get("tirx.call_extern") and str(one.args[0].value).startswith(_ORDERED_PRODUCT):
             products[StructuralKey(one)] = 1
             sums = True
 

@@ -65,7 +65,7 @@ LEAST_DEPTHWISE = {
     ("rpi5", 0): (0.74, 0.73, 0.65, 0.89, 0.73),
     ("jetson-orin", 0): (0.74, 0.74, 0.74, 0.89, 0.82),
     ("rk3588", 0): (0.74, 0.70, 0.65, 0.89, 0.73),
-    ("rk3588", 1): (0.91, 0.81, 0.78, 1.15, 0.86),
+    ("rk3588", 1): (0.91, 0.81, 0.80, 1.15, 0.86),
 }
 
 
@@ -186,10 +186,13 @@ def test_depthwise_convolutions_reach_what_the_table_lets_them(board, tmp_path):
         assert {name: found[name].share for name in least if found[name].share < least[name]} == {}
 
 
-def test_dense_layers_reach_what_they_did(tmp_path):
-    functions = {"dense": dense(1000), "dense_of_wide_rows": dense(4096)}
-    found = costs(tmp_path / "loops.o", built(scheduled(functions), RPI5, tmp_path / "loops.o"), functions, A76)
-    assert found["dense"].share >= 0.43 and found["dense_of_wide_rows"].share >= 0.49
+# By board and core, the least shares of the peak of 128 → 1000 and 128 → 4096.
+@pytest.mark.parametrize(("board", "number", "near", "far"), [("rpi5", 0, 0.61, 0.63), ("rk3588", 1, 0.72, 0.80)])
+def test_dense_layers_load_beside_their_products(board, number, near, far, tmp_path):
+    target, core = tvm.target.Target(dict(load_target(board).tvm)), BOARDS[board][number]
+    functions = scheduled({"near": dense(1000), "far": dense(4096)}, target)
+    found = costs(tmp_path / "loops.o", built(functions, target, tmp_path / "loops.o"), functions, core)
+    assert found["near"].share >= near and found["far"].share >= far
 
 
 def test_products_of_bytes_reach_two_sdot_a_cycle(tmp_path):

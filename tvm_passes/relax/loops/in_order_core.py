@@ -117,7 +117,9 @@ class _Core:
     def _can_start(self, step: Step, position: int) -> bool:
         if any(self._there.get(value, self._cycle + 1) > self._cycle for value in step.reads):
             return False
-        if step.reads and step.instruction is not Instruction.ADDRESS:
+        if step.instruction is Instruction.ADDRESS:
+            return True
+        if step.reads and step.instruction is not Instruction.LOAD:
             return self._free + self._freed(step) >= 0
         return position <= (_AHEAD if self._free > _SPARE else _NEXT) and self._free + self._freed(step) >= 0
 

@@ -7,6 +7,14 @@ is seen nowhere in a function: LLVM keeps weights in registers in spite of store
 Those of `neon_ordered_` and `neon_kept` LLVM leaves in the order that they are called in.
 """
 
+_BY_LANE = """
+define <4 x float> @neon_ordered_product_LANE(<4 x float> %s, <4 x float> %a, <4 x float> %b) {
+  %next = call <4 x float>
+    asm sideeffect "fmla $0.4s, $2.4s, $3.s[LANE]", "=w,0,w,w"(<4 x float> %s, <4 x float> %a, <4 x float> %b) #2
+  ret <4 x float> %next
+}
+"""
+
 FUNCTIONS = """
 define ptr @neon_written(ptr %place) {
   %same = call ptr asm sideeffect "", "=r,0,~{memory}"(ptr %place)
@@ -53,7 +61,11 @@ define void @neon_ordered_store(ptr %place, <4 x float> %value) {
   call void asm sideeffect "st1 {$1.4s}, [$0]", "r,w"(ptr %place, <4 x float> %value) #2
   ret void
 }
+define void @neon_ordered_store_at(ptr %place, <4 x float> %value, i32 %bytes) {
+  call void asm sideeffect "stur ${1:q}, [$0, $2]", "r,w,i"(ptr %place, <4 x float> %value, i32 %bytes) #2
+  ret void
+}
 attributes #0 = { nounwind willreturn memory(none) }
 attributes #1 = { nounwind willreturn memory(read) }
 attributes #2 = { nounwind willreturn memory(inaccessiblemem: readwrite) }
-"""
+""" + "".join(_BY_LANE.replace("LANE", lane) for lane in "0123")

@@ -21,6 +21,7 @@ from tvm.sym import Analyzer
 from tvm.tirx.transform import prim_func_pass
 
 from tvm_passes.relax.loops.neon_functions import FUNCTIONS
+from tvm_passes.relax.loops.neon_lanes import ordered_lanes
 from tvm_passes.relax.loops.neon_order import ordered
 from tvm_passes.relax.loops.neon_tile import (
     REGISTER,
@@ -82,8 +83,10 @@ class NeonMoves:
         def moving(loop: tirx.For) -> tirx.Stmt:
             if _ANNOTATION not in loop.annotations or has(tirx.For, loop.body):
                 return loop
-            in_order = ordered(loop, buffers, known)
-            return in_order if in_order is not None else _moved(Tile(loop, buffers, known))
+            for in_order in (ordered, ordered_lanes):
+                if (found := in_order(loop, buffers, known)) is not None:
+                    return found
+            return _moved(Tile(loop, buffers, known))
 
         body = tvm_ffi.structural_map(func.body, (tirx.For, moving))
         return func.with_body(tirx.AttrStmt(0, "pragma_import_llvm", tvm.ir.StringImm(FUNCTIONS), body))

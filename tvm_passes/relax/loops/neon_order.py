@@ -13,17 +13,15 @@ from tvm import tirx
 from tvm.ir import TensorLoad
 from tvm.sym import Analyzer
 
-from tvm_passes.relax.loops.in_order_core import Instruction, Step, in_order
-from tvm_passes.relax.loops.neon_tile import REGISTER, Buffers, Reach, Tile, is_register, loads_of
+from tvm_passes.relax.loops.in_order_core import Instruction
+from tvm_passes.relax.loops.neon_steps import FAR, NEAR, Loads, Steps
+from tvm_passes.relax.loops.neon_tile import REGISTER, Buffers, Tile, is_register, loads_of
 
 _REGISTERS = 32
 _COMPUTING = 6  # Of them are left to LLVM where it computes results from sums; otherwise one is.
 # Weights that stay in registers from tile to tile: all of a 3×3 window. Of larger ones some, as an out-of-order core
 # wants, or none, if registers are too few.
 _KEPT = (9, 0)
-# By the table of Neoverse-N1 `ldur` is one micro-operation, and `ldr`, which reaches further, two.
-_NEAR = Reach(before=256, behind=240), "neon_ordered_load"
-_FAR = Reach(before=0, behind=4095 * 16), "neon_ordered_load_far"
 _BOUNDS = {tirx.Min: "neon_ordered_minimum", tirx.Max: "neon_ordered_maximum"}
 
 
@@ -147,49 +145,21 @@ def _place_of(indices: Sequence[tirx.Expr]) -> int | None:
     return int(indices[0]) if len(indices) == 1 and isinstance(indices[0], tirx.IntImm) else None
 
 
-class _Loads:
-    """Registers of a buffer that a tile loads, each by the bytes that it lies behind the first one that was asked for.
-
-    Raises:
-        ValueError: they are of several buffers, or lie elsewhere from tile to tile.
-    """
-
-    def __init__(self, tile: Tile, loads: Sequence[TensorLoad], reach: Reach, function: str) -> None:
-        self._tile, self._function = tile, function
-        self._source, self._start = loads[0].source, tile.index(loads[0])
-        offsets = sorted({self.offset(one) for one in loads})
-        self._places = tile.pointers(self._source, self._start, offsets, reach)
-
-    def offset(self, load: TensorLoad) -> int:
-        """Of a register."""
-        offset = self._tile.offset(load, self._start) if load.source.same_as(self._source) else None
-        if offset is None:
-            raise ValueError(f"{load} is no neighbour of the others")
-        return offset
-
-    def call(self, offset: int) -> tirx.Expr:
-        """What loads a register."""
-        place, rest = self._places[offset]
-        return tirx.call_extern(REGISTER, self._function, place, tirx.const(rest, "int32"))
-
-
 class _Order:
     """The steps of a tile in the order of its data, and the statement of each."""
 
     def __init__(self, tile: Tile, computed: _Computed, most_kept: int) -> None:
         products = computed.products
         self._tile, self._computed = tile, computed
-        self._data = _Loads(tile, [one.data for one in products], *_NEAR)
-        self._weights = _Loads(tile, [one.weight for one in products], *_FAR)
+        self._data = Loads(tile, [one.data for one in products], *NEAR)
+        self._weights = Loads(tile, [one.weight for one in products], *FAR)
         starts = [one for one in computed.begun.values() if isinstance(one, TensorLoad)]
-        self._biases = _Loads(tile, starts, *_NEAR) if starts else None
+        self._biases = Loads(tile, starts, *NEAR) if starts else None
         # Of more than can be kept those that are kept are spread over the window, and so are loads of the others.
         weights = sorted({self._weights.offset(one.weight) for one in products})
         kept = 0 if any(tile.changes(one.weight) for one in products) else min(most_kept, len(weights))
         self._keeps = {weights[number * len(weights) // kept] for number in range(kept)}
-        self._steps: list[Step] = []
-        self._statements: list[tirx.Stmt] = []
-        self._written: set[tirx.Var] = set()
+        self._steps = Steps()
         # What is in registers before the tile, and what it loaded, by number, and by offset.
         self._numbers: dict[float, tirx.Var] = {}
         self._kept: dict[int, tirx.Var] = {}
@@ -208,12 +178,10 @@ class _Order:
                 self._finish(results[product.sum])
         of_sums = all(isinstance(one.value, TensorLoad) for one in self._computed.results)
         left_to_llvm = 1 if of_sums else _COMPUTING
-        order = in_order(self._steps, _REGISTERS - left_to_llvm - len(self._kept) - len(self._numbers))
-        if order is None:
+        statements = self._steps.in_order(_REGISTERS - left_to_llvm - len(self._kept) - len(self._numbers))
+        if statements is None:
             return None
-        return self._tile.around(
-            tirx.SeqStmt([*self._computed.values, *(self._statements[number] for number in order)])
-        )
+        return self._tile.around(tirx.SeqStmt([*self._computed.values, *statements]))
 
     def _add(self, product: _Product) -> None:
         data = self._load("data", self._data, product.data)
@@ -231,14 +199,14 @@ class _Order:
     def _begin(self, sum_: int) -> None:
         start = self._computed.begun[sum_]
         if isinstance(start, TensorLoad) and self._biases is not None:
-            self._sums[sum_] = self._step(Instruction.LOAD, (), self._biases.call(self._biases.offset(start)), "sum")
+            self._sums[sum_] = self._steps.add(Instruction.LOAD, "sum", self._biases.call(self._biases.offset(start)))
         elif isinstance(start, float):
             self._sums[sum_] = self._number(start)
 
-    def _load(self, name: str, loads: _Loads, load: TensorLoad) -> tirx.Var:
+    def _load(self, name: str, loads: Loads, load: TensorLoad) -> tirx.Var:
         which = name, loads.offset(load)
         if which not in self._loaded:
-            self._loaded[which] = self._step(Instruction.LOAD, (), loads.call(which[1]), name)
+            self._loaded[which] = self._steps.add(Instruction.LOAD, name, loads.call(which[1]))
         return self._loaded[which]
 
     def _finish(self, result: _Result) -> None:
@@ -254,36 +222,22 @@ class _Order:
             return last if self._tile.writes(load.source) else load
 
         value = last if is_sum else tvm_ffi.structural_map(result.store.value, (TensorLoad, replaced))
-        self._statements.append(tirx.Evaluate(tirx.call_extern("void", "neon_ordered_store", address, value)))
-        self._steps.append(Step(Instruction.STORE, self._of_steps(address, last)))
+        self._steps.store("neon_ordered_store", value, address, read=[address, last])
 
     def _next_address(self, store: tirx.BufferStore) -> tirx.Var:
         if self._address is None:
             address = self._tile.pointer_to(store, "result")
         else:
             before, last = self._address
-            distance = self._tile.offset(store, self._tile.index(last))
-            if distance is None:
-                raise ValueError(f"{store} is no neighbour of the result before it")
+            distance = self._tile.distance(store, last.buffer, self._tile.index(last))
             following = tirx.call_extern("handle", "neon_ordered_address", before, tirx.const(distance, "int64"))
-            address = self._step(Instruction.ADDRESS, (before,), following, "result")
+            address = self._steps.add(Instruction.ADDRESS, "result", following, before)
         self._address = address, store
         return address
 
     def _compute(self, instruction: Instruction, sum_: int, function: str, *values: tirx.Var) -> None:
         read = self._sums[sum_], *values
-        self._sums[sum_] = self._step(instruction, read, tirx.call_extern(REGISTER, function, *read), "sum")
-
-    def _step(self, instruction: Instruction, read: tuple[tirx.Var, ...], value: tirx.Expr, name: str) -> tirx.Var:
-        variable = tirx.Var(name, "handle" if instruction is Instruction.ADDRESS else REGISTER)
-        self._statements.append(tirx.Bind(variable, value))
-        self._steps.append(Step(instruction, self._of_steps(*read), variable))
-        self._written.add(variable)
-        return variable
-
-    def _of_steps(self, *read: tirx.Var) -> tuple[tirx.Var, ...]:
-        """Those that are not there before the tile."""
-        return tuple(one for one in read if one in self._written)
+        self._sums[sum_] = self._steps.add(instruction, "sum", tirx.call_extern(REGISTER, function, *read), *read)
 
     def _number(self, number: float) -> tirx.Var:
         if number not in self._numbers:

@@ -130,6 +130,17 @@ class Tile:
         distance = self._known.simplify(self.index(one) - start)
         return int(distance) * index_bytes(buffer_of(one)) if isinstance(distance, tirx.IntImm) else None
 
+    def distance(self, one: TensorLoad | tirx.BufferStore, buffer: tirx.Var, start: tirx.Expr) -> int:
+        """Bytes behind an index of a buffer.
+
+        Raises:
+            ValueError: it is of another buffer, or they differ from tile to tile.
+        """
+        offset = self.offset(one, start) if buffer_of(one).same_as(buffer) else None
+        if offset is None:
+            raise ValueError(f"{one} is no neighbour of the others")
+        return offset
+
 
 def buffer_of(one: TensorLoad | tirx.BufferStore) -> tirx.Var:
     """What it loads from or stores to."""

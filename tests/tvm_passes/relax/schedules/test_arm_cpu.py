@@ -180,11 +180,29 @@ def test_whatever_follows_a_depthwise_convolution_runs_on_a_core(tmp_path):
     check_on_a_board(cases, "cortex-a76", tmp_path)
 
 
-def check_on_a_board(cases, core, folder):
-    """Runs depthwise convolutions for a core, by their names, under QEMU; each comes with its inputs and its result."""
+@needs_emulated_board
+@pytest.mark.slow
+@pytest.mark.parametrize("core", ["cortex-a55", "cortex-a76", "cortex-a78ae"])
+def test_dense_layers_run_on_a_core(core, tmp_path):
+    cases = {}
+    for rows, inputs, outputs in [(1, 128, 1000), (3, 64, 40), (1, 96, 4096), (2, 6, 12)]:
+        arrays = [np.ascontiguousarray(one) for one in values((rows, inputs), (inputs, outputs), (outputs,))]
+        shapes = (array.shape for array in arrays)
+        layer = function(lambda emit, x, w, b: relax.op.add(emit(relax.op.matmul(x, w)), b), *shapes)
+        (operator,) = (one for _, one in lowered(layer, HOST).functions_items() if isinstance(one, tirx.PrimFunc))
+        data, weight, bias = arrays
+        cases[f"dense_{rows}_{inputs}_{outputs}"] = operator, arrays, data @ weight + bias
+    check_on_a_board(cases, core, tmp_path, Dense())
+
+
+def check_on_a_board(cases, core, folder, rule=None):
+    """Runs operators for a core, by their names, under QEMU; each comes with its inputs and its result.
+
+    Without a rule they are depthwise convolutions.
+    """
     target, kernels, arguments = ARM[core], {}, {}
     for name, (operator, inputs, expected) in cases.items():
-        schedule = next(iter(DepthwiseConvolution().candidates(operator, target))).schedule
+        schedule = next(iter((rule or DepthwiseConvolution()).candidates(operator, target))).schedule
         kernels[name] = schedule.mod["main"].with_attrs({"global_symbol": name, "target": target})
         for place, array in enumerate([*inputs, np.full_like(expected, np.nan)]):
             arguments[f"{name}/0/{place}"] = np.ascontiguousarray(array)

@@ -33,13 +33,8 @@ from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 # alone, `ksm-hw profile` does.
 _BAND_BYTES, _DEPTHS = (2048, 1024, 512, 256, 4096), (8, 4, 16, 2)
 # Of a core that multiplies by lanes: vectors of sums that are held in registers together, and what is read at a time:
-# sums are loaded and stored once for all of these. By the table of Neoverse-N1 a load of a register of weights (`ldr`,
-# as LLVM writes it) takes two of the three instructions that start in a cycle, and so half of the multiply-adds is all
-# that it can do; `ld1` of four registers takes four, and would let it do two thirds (not built).
-_MOST_VECTORS, _DEPTHS_BY_LANE = 8, (16, 8, 4, 2)
-# Bytes that a load reaches from an address. Of more rows LLVM keeps addresses, and 16 of them do not fit in registers:
-# there 8 rows first. Looked at with 1000 and 4096 outputs; from 1025 on it is this.
-_REACHED, _DEPTHS_OF_FAR_ROWS = 64 << 10, (8, 16, 4, 2)
+# sums are loaded and stored once for all of these.
+_MOST_VECTORS, _DEPTHS_BY_LANE = 8, (32, 16, 8, 4, 2)
 
 
 @dataclass(frozen=True)
@@ -71,20 +66,13 @@ def bands(width: int, inputs: int, dtype: str, unit: VectorUnit) -> list[Band]:
     """The ways to compute a dense layer that are worth a measurement, the likely fastest first."""
     outputs = [largest_divisor(width, limit // value_bytes(dtype)) for limit in _BAND_BYTES]
     limits = _DEPTHS_BY_LANE if unit.by_lane else _DEPTHS
-    if _are_far(width, unit, dtype):
-        limits = _DEPTHS_OF_FAR_ROWS
     depths = [largest_divisor(inputs, limit) for limit in limits]
     return list(dict.fromkeys(Band(*band) for band in itertools.product(outputs, depths)))
 
 
-def _are_far(width: int, unit: VectorUnit, dtype: str) -> bool:
-    """Whether rows of weights are so long that those of a step are no longer reached from one address."""
-    return unit.by_lane and _DEPTHS_BY_LANE[0] * width * value_bytes(dtype) > _REACHED
-
-
 def _compute_bands(schedule: Schedule, operator: FusedOperator, size: Band, unit: VectorUnit) -> None:
     dtype = widest_type(schedule, operator.reduction)
-    lanes, width = unit.lanes(dtype), extents(schedule, operator.reduction)[1]
+    lanes = unit.lanes(dtype)
     inputs = apart(schedule, operator.reduction) if unit.by_lane else None
     row, outputs, reduction = schedule.get_loops(operator.reduction)
     bands, band = schedule.split(outputs, [None, size.outputs])
@@ -97,9 +85,7 @@ def _compute_bands(schedule: Schedule, operator: FusedOperator, size: Band, unit
     schedule.reverse_compute_at(operator.output, bands, preserve_unit_loops=True)
     schedule.parallel(bands)
     if inputs is not None:
-        # Of rows that lie near each other LLVM loads more ahead than registers hold (A76: 39 % of the peak, not 45).
-        if _are_far(width, unit, dtype):
-            move_registers(schedule, [outer, row, vectors])
+        move_registers(schedule, [outer, row, vectors])
         read_in_vectors(schedule, inputs, row, 3)
     for loop in (inner, *several):
         schedule.unroll(loop)
