@@ -156,8 +156,8 @@ class _Order:
         starts = [one for one in computed.begun.values() if isinstance(one, TensorLoad)]
         self._biases = Loads(tile, starts, *NEAR) if starts else None
         # Of more than can be kept those that are kept are spread over the window, and so are loads of the others.
-        weights = sorted({self._weights.offset(one.weight) for one in products})
-        kept = 0 if any(tile.changes(one.weight) for one in products) else min(most_kept, len(weights))
+        weights = sorted(set(self._weights.offsets))
+        kept = 0 if tile.changes(products[0].weight) else min(most_kept, len(weights))
         self._keeps = {weights[number * len(weights) // kept] for number in range(kept)}
         self._steps = Steps()
         # What is in registers before the tile, and what it loaded, by number, and by offset.
@@ -171,8 +171,9 @@ class _Order:
         """The loop; None if registers are too few."""
         left = Counter(one.sum for one in self._computed.products)
         results = {one.sum: one for one in self._computed.results}
-        for product in sorted(self._computed.products, key=lambda one: self._data.offset(one.data)):
-            self._add(product)
+        products = zip(self._data.offsets, self._computed.products, self._weights.offsets, strict=True)
+        for data, product, weight in sorted(products, key=lambda one: one[0]):
+            self._add(product.sum, data, weight)
             left[product.sum] -= 1
             if not left[product.sum]:
                 self._finish(results[product.sum])
@@ -183,18 +184,18 @@ class _Order:
             return None
         return self._tile.around(tirx.SeqStmt([*self._computed.values, *statements]))
 
-    def _add(self, product: _Product) -> None:
-        data = self._load("data", self._data, product.data)
-        offset = self._weights.offset(product.weight)
-        if offset in self._keeps:
-            if offset not in self._kept:
-                self._kept[offset] = self._tile.before("weight", self._weights.call(offset))
-            weight = self._kept[offset]
+    def _add(self, sum_: int, data: int, weight: int) -> None:
+        """Adds a product of what lies there."""
+        loaded = self._load("data", self._data, data)
+        if weight not in self._keeps:
+            factor = self._load("weight", self._weights, weight)
+        elif weight in self._kept:
+            factor = self._kept[weight]
         else:
-            weight = self._load("weight", self._weights, product.weight)
-        if product.sum not in self._sums:
-            self._begin(product.sum)
-        self._compute(Instruction.PRODUCT, product.sum, "neon_ordered_product", data, weight)
+            factor = self._kept[weight] = self._tile.before("weight", self._weights.call(weight))
+        if sum_ not in self._sums:
+            self._begin(sum_)
+        self._compute(Instruction.PRODUCT, sum_, "neon_ordered_product", loaded, factor)
 
     def _begin(self, sum_: int) -> None:
         start = self._computed.begun[sum_]
@@ -203,11 +204,10 @@ class _Order:
         elif isinstance(start, float):
             self._sums[sum_] = self._number(start)
 
-    def _load(self, name: str, loads: Loads, load: TensorLoad) -> tirx.Var:
-        which = name, loads.offset(load)
-        if which not in self._loaded:
-            self._loaded[which] = self._steps.add(Instruction.LOAD, name, loads.call(which[1]))
-        return self._loaded[which]
+    def _load(self, name: str, loads: Loads, offset: int) -> tirx.Var:
+        if (name, offset) not in self._loaded:
+            self._loaded[name, offset] = self._steps.add(Instruction.LOAD, name, loads.call(offset))
+        return self._loaded[name, offset]
 
     def _finish(self, result: _Result) -> None:
         """Stores a result: each address is the one before and so many bytes."""

@@ -16,6 +16,9 @@ FAR = Reach(before=0, behind=4095 * 16), "neon_ordered_load_far"
 class Loads:
     """Registers of a buffer that a tile loads, each by the bytes that it lies behind the first one that was asked for.
 
+    Attributes:
+        offsets: of the loads, in their order.
+
     Raises:
         ValueError: they are of several buffers, or lie elsewhere from tile to tile.
     """
@@ -23,8 +26,8 @@ class Loads:
     def __init__(self, tile: Tile, loads: Sequence[TensorLoad], reach: Reach, function: str) -> None:
         self._tile, self._function = tile, function
         self._source, self._start = loads[0].source, tile.index(loads[0])
-        offsets = sorted({self.offset(one) for one in loads})
-        self._places = tile.pointers(self._source, self._start, offsets, reach)
+        self.offsets = [self.offset(one) for one in loads]
+        self._places = tile.pointers(self._source, self._start, sorted(set(self.offsets)), reach)
 
     def offset(self, load: TensorLoad | tirx.BufferStore) -> int:
         """Of a register."""
