@@ -120,6 +120,8 @@ def _inputs(tile: Tile, products: list[_Product]) -> dict[int, tirx.Var]:
     if not all(one.input.same_as(source) for one in products):
         raise ValueError("inputs are of several buffers")
     numbers = sorted({one.number // _LANES for one in products})
+    if len({one.number for one in products}) < _LANES * len(numbers):
+        raise ValueError("not all of the last four inputs are multiplied, and memory may end behind those that are")
     place = tile.before("inputs", tirx.call_extern("handle", "neon_written", source.ptr_to([0])))
     bytes_ = [tirx.const(number * _LANES * _VALUE_BYTES, "int32") for number in numbers]
     loads = [tirx.call_extern(REGISTER, "neon_ordered_load", place, one) for one in bytes_]

@@ -10,7 +10,7 @@ from tvm_passes.relax.loops.neon_tile import REGISTER, Reach, Tile
 
 # By the table of Neoverse-N1 `ldur` is one micro-operation, and `ldr`, which reaches further, two.
 NEAR = Reach(before=256, behind=240), "neon_ordered_load"
-FAR = Reach(before=0, behind=4095 * 16), "neon_ordered_load_far"
+FAR = Reach(before=0, behind=4095 * 16, multiple=16), "neon_ordered_load_far"
 
 
 class Loads:
@@ -20,13 +20,15 @@ class Loads:
         offsets: of the loads, in their order.
 
     Raises:
-        ValueError: they are of several buffers, or lie elsewhere from tile to tile.
+        ValueError: they are of several buffers, lie elsewhere from tile to tile, or where it does not reach.
     """
 
     def __init__(self, tile: Tile, loads: Sequence[TensorLoad], reach: Reach, function: str) -> None:
         self._tile, self._function = tile, function
         self._source, self._start = loads[0].source, tile.index(loads[0])
         self.offsets = [self.offset(one) for one in loads]
+        if any(offset % reach.multiple for offset in self.offsets):
+            raise ValueError("an instruction reaches only what lies whole registers apart")
         self._places = tile.pointers(self._source, self._start, sorted(set(self.offsets)), reach)
 
     def offset(self, load: TensorLoad | tirx.BufferStore) -> int:

@@ -24,10 +24,11 @@ class Buffers:
 
 @dataclass(frozen=True)
 class Reach:
-    """Bytes that an instruction loads from at most before an address, and behind it."""
+    """Bytes that an instruction loads from at most before an address, and behind it, and what they are multiples of."""
 
     before: int
     behind: int
+    multiple: int = 1
 
 
 class Tile:
