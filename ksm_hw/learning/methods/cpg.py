@@ -2,7 +2,7 @@
 
 A task picks among the weights of older tasks by a learned binary mask, as Piggyback has it, and learns the free ones.
 Where it misses its goal of accuracy the network grows, and it starts again. Then it is pruned epoch by epoch as long as
-it keeps the goal; what is pruned is free for later tasks. BatchNorms and biases are its own.
+it keeps the goal; what is pruned is free for later tasks. Norms and biases are its own.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""KSM: soft masks over frozen weights, and BatchNorms of the task's own (`mask_equations`)."""
+"""KSM: soft masks over frozen weights, and norms of the task's own (`mask_equations`)."""
 
 import functools
 from collections.abc import Sequence
