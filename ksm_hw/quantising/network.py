@@ -290,7 +290,7 @@ class _Reader:
         """A convolution or dense layer, with the BatchNorm and the clamp that alone read it."""
         data, weight, *rest = node.args
         data, around = self.padded.get(data, (data, (0, 0, 0, 0)))
-        layer = layer_of(self._path(weight))
+        layer = layer_of(self.paths[weight.name])
         self._check_new(layer)
         if (products := math.prod(weight.meta["val"].shape[1:])) > MOST_PRODUCTS:
             raise self._unknown(f"sums of {products} products ('{layer}'), more than {MOST_PRODUCTS}")
@@ -299,7 +299,7 @@ class _Reader:
             options = _window(rest[1:], around)
         end, reader = node, _only_reader(node)
         if reader is not None and reader.target == _aten.batch_norm.default and reader.args[0] is node:
-            options["batch_norm"] = layer_of(self._path(reader.args[1]))
+            options["batch_norm"] = layer_of(self.paths[reader.args[1].name])
             options["epsilon"] = float(reader.args[7])
             end = reader
         self.names[node] = self.names[end] = layer
@@ -348,7 +348,7 @@ class _Reader:
 
     def _batch_norm(self, node: _Node) -> None:
         """A BatchNorm that is no layer's own."""
-        data, layer = self._name(node.args[0]), layer_of(self._path(node.args[1]))
+        data, layer = self._name(node.args[0]), layer_of(self.paths[node.args[1].name])
         self._check_new(layer)
         clamp, end = _clamp_behind(node)
         self.names[node] = self.names[end] = layer
@@ -387,12 +387,6 @@ class _Reader:
     def _check_new(self, layer: str) -> None:
         if layer in self.operators:
             raise self._unknown(f"a layer '{layer}' that is used twice")
-
-    def _path(self, weight: _Node) -> str:
-        """The name in the state dict of what a layer computes with."""
-        if weight.name not in self.paths:
-            raise self._unknown(f"a layer whose weight is computed ('{weight}')")
-        return self.paths[weight.name]
 
     def _name(self, node: Any) -> str:
         if not isinstance(node, fx.Node) or node not in self.names:
