@@ -12,12 +12,24 @@ from ksm_hw.learning.learn import measure_accuracy
 from ksm_hw.learning.methods.names import TITLES
 from ksm_hw.learning.starting_weights import PRETRAINED
 from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.mask_format import Granularity, ScaleBits
 from ksm_hw.masks.task_pack import bytes_at_rest
 from ksm_hw.models.task_module import task_module
 from ksm_hw.report.deployed_methods import Deployed
 from ksm_hw.report.page import INK, axes_of, figure_element, table_element, write_html
 from ksm_hw.report.terminal import TextTable, megabytes, milliseconds
-from ksm_hw.report.trials import Arguments, Learner, OnTrial, Outcome, Trial, bundle_of, keep, kept, run_trials
+from ksm_hw.report.trials import (
+    Arguments,
+    Learner,
+    OnTrial,
+    Outcome,
+    Trial,
+    bundle_of,
+    keep,
+    kept,
+    run_trials,
+    variant_of,
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,7 @@ class Summary:
         cpu_seconds: of the process.
         memory_bytes: the most that the process held; `gpu_bytes` the most on the GPU. All four are means of the seeds.
         deployed: compiled, of the first seed; None where it was not.
+        granularity, scale_bits: of a trial (`trials.Trial`).
     """
 
     method: str
@@ -60,6 +73,20 @@ class Summary:
     memory_bytes: float
     gpu_bytes: float
     deployed: Deployed | None = None
+    granularity: Granularity | None = None
+    scale_bits: ScaleBits | None = None
+
+    @property
+    def variant(self) -> str:
+        """As `trials.variant_of`."""
+        return variant_of(self.method, self.granularity, self.scale_bits)
+
+    @property
+    def title(self) -> str:
+        """The variant, for a person."""
+        granularity = [] if self.granularity is None else [f"by {self.granularity}"]
+        bits = [] if self.scale_bits is None else [f"{self.scale_bits} bits"]
+        return ", ".join([TITLES[self.method], *granularity, *bits])
 
 
 def compare(
@@ -87,19 +114,19 @@ def compare(
     """
     outcomes = run_trials(trials, folder, arguments, jobs, on_trial, learner)
     afterwards = {
-        (method, seed): _afterwards(
-            [trial for trial in trials if (trial.method, trial.seed) == (method, seed)], folder, outcomes, whole
+        (variant, seed): _afterwards(
+            [trial for trial in trials if (trial.variant, trial.seed) == (variant, seed)], folder, outcomes, whole
         )
-        for method, seed in dict.fromkeys((trial.method, trial.seed) for trial in trials)
+        for variant, seed in dict.fromkeys((trial.variant, trial.seed) for trial in trials)
     }
     summaries = []
-    for method, task in dict.fromkeys((trial.method, trial.task) for trial in trials):
-        mine = [trial for trial in trials if (trial.method, trial.task) == (method, task)]
+    for variant, task in dict.fromkeys((trial.variant, trial.task) for trial in trials):
+        mine = [trial for trial in trials if (trial.variant, trial.task) == (variant, task)]
         found = [outcomes[trial] for trial in mine]
-        then = [afterwards[method, trial.seed] for trial in mine]
+        then = [afterwards[variant, trial.seed] for trial in mine]
         summaries.append(
             Summary(
-                method,
+                mine[0].method,
                 task,
                 ", ".join(dict.fromkeys(outcome.machine for outcome in found)),
                 tuple(outcome.accuracy for outcome in found),
@@ -109,6 +136,8 @@ def compare(
                 statistics.mean(outcome.cpu_seconds for outcome in found),
                 statistics.mean(outcome.memory_bytes for outcome in found),
                 statistics.mean(outcome.gpu_bytes for outcome in found),
+                granularity=mine[0].granularity,
+                scale_bits=mine[0].scale_bits,
             )
         )
     return summaries
@@ -116,7 +145,7 @@ def compare(
 
 def _afterwards(trials: Sequence[Trial], folder: Path, outcomes: Mapping[Trial, Outcome], whole: bool) -> Afterwards:
     """What became of the tasks of a method and seed, which is kept: their bundles may go."""
-    path = folder / "afterwards" / f"{trials[0].method}-{trials[0].seed}.json"
+    path = folder / "afterwards" / f"{trials[0].variant}-{trials[0].seed}.json"
     tasks = {trial.task for trial in trials}
     if path.exists() and (known := kept(path, Afterwards)).accuracies.keys() == tasks:
         return known
@@ -150,7 +179,7 @@ def comparison_tables(summaries: Sequence[Summary]) -> list[TextTable]:
     rows = tuple(
         (
             summary.task,
-            TITLES[summary.method],
+            summary.title,
             _spread(summary.accuracies),
             f"{statistics.mean(summary.forgotten):.1%}",
             f"{summary.seconds:.0f}",
@@ -179,7 +208,7 @@ def _deployed_table(summaries: Sequence[Summary]) -> TextTable:
     rows = tuple(
         (
             summary.task,
-            TITLES[summary.method],
+            summary.title,
             *map(shown, (compiled.latency, compiled.switch, compiled.int8_latency, compiled.int8_switch)),
         )
         for summary in summaries
@@ -228,7 +257,7 @@ def _figure(summaries: Sequence[Summary], across: Callable[[Summary], float], la
             reach = [[mean - 100 * min(summary.accuracies)], [100 * max(summary.accuracies) - mean]]
             axes.errorbar([across(summary)], [mean], yerr=reach, fmt="o", capsize=3)
             place = (across(summary), mean)
-            axes.annotate(TITLES[summary.method], place, (4, 4), textcoords="offset points", color=INK)
+            axes.annotate(summary.title, place, (4, 4), textcoords="offset points", color=INK)
         axes.set_title(task, color=INK)
         axes.set_xlabel(label, color=INK)
         axes.set_ylabel("accuracy, %", color=INK)

@@ -48,7 +48,7 @@ def deploy(
         on_step: called with the name of each step as it begins.
 
     Returns:
-        By method and task.
+        By the trial's variant and task.
 
     Raises:
         UserError: a bundle is missing or cannot be compiled.
@@ -62,7 +62,7 @@ def deploy(
             _log.warning("%s is not measured in int8: %s", bundle, error)
             int8 = _Measured({}, {})
         for trial in (each for each in trials if bundle_of(folder, each) == bundle):
-            found[trial.method, trial.task] = Deployed(
+            found[trial.variant, trial.task] = Deployed(
                 plain.latency[trial.task],
                 plain.switch[trial.task],
                 int8.latency.get(trial.task),

@@ -6,6 +6,7 @@ costs its trial alone.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import resource
@@ -26,8 +27,10 @@ import msgspec
 from ksm_hw.errors import UserError
 from ksm_hw.files.written import explained, written_file
 from ksm_hw.learning.methods.table import method_named
+from ksm_hw.masks.mask_format import Granularity, ScaleBits
 
 _WHILE = 5.0  # Seconds.
+_OWN: tuple[None] = (None,)  # What a method has without being asked.
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,81 @@ class Trial:
         task: its name.
         data: set or folder of its images.
         seed: of everything random.
+        granularity: what shares a mask value; None is the method's own, or that it has none.
+        scale_bits: bits of a soft value at rest, likewise.
     """
 
     method: str
     task: str
     data: str
     seed: int
+    granularity: Granularity | None = None
+    scale_bits: ScaleBits | None = None
+
+    @property
+    def variant(self) -> str:
+        """As `variant_of`."""
+        return variant_of(self.method, self.granularity, self.scale_bits)
 
     @property
     def name(self) -> str:
         """What its files are called."""
-        return f"{self.method}-{self.task}-{self.seed}"
+        return f"{self.variant}-{self.task}-{self.seed}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Those of `ksm-hw train` that only this trial has, but the bundle."""
+        given = {
+            "--method": self.method,
+            "--task": self.task,
+            "--data": self.data,
+            "--seed": self.seed,
+            "--granularity": self.granularity,
+            "--scale-bits": self.scale_bits,
+        }
+        return [text for name, value in given.items() if value is not None for text in (name, str(value))]
+
+
+def variant_of(method: str, granularity: Granularity | None, scale_bits: ScaleBits | None) -> str:
+    """The method, and in what it differs from others of the comparison, in a way that no name of a task can be."""
+    return "+".join(str(each) for each in (method, granularity, scale_bits) if each is not None)
+
+
+def all_trials(
+    methods: Sequence[str],
+    tasks: Sequence[tuple[str, str]],
+    seeds: int,
+    granularities: Sequence[Granularity] = (),
+    scale_bits: Sequence[ScaleBits] = (),
+) -> list[Trial]:
+    """Each method on each task, and in each granularity and number of bits that are asked for and that it can have.
+
+    Args:
+        methods: names.
+        tasks: name and data of each.
+        seeds: how many, from 0 on.
+        granularities, scale_bits: of which each method that has the choice takes those it can, or its own.
+
+    Raises:
+        UserError: none of the methods has one of them.
+    """
+    variants: list[tuple[str, Granularity | None, ScaleBits | None]] = []
+    for name in methods:
+        method = method_named(name)
+        own = [each for each in granularities if "granularity" in method.reads and each in method.granularities]
+        bits = scale_bits if "scale_bits" in method.reads else ()
+        variants += itertools.product([name], own or _OWN, bits or _OWN)
+    for number, asked in ((1, granularities), (2, scale_bits)):
+        if unused := [str(each) for each in asked if each not in {variant[number] for variant in variants}]:
+            what = "masks by" if number == 1 else "soft values in bits:"
+            raise UserError(f"None of the methods {', '.join(methods)} has {what} {', '.join(unused)}. Leave it out.")
+    # Whole methods one after another: with one seed there is something to see.
+    return [
+        Trial(method, task, data, seed, granularity, bits)
+        for seed in range(seeds)
+        for method, granularity, bits in variants
+        for task, data in tasks
+    ]
 
 
 @dataclass(frozen=True)
@@ -87,9 +154,9 @@ Arguments = Callable[[str], Sequence[str]]  # Of `ksm-hw train` for a method, bu
 
 
 def bundle_of(folder: Path, trial: Trial) -> Path:
-    """The bundle that a trial learns into: one a method and seed, and a task where the method changes all weights."""
+    """The bundle that a trial learns into: one a variant and seed, and a task where the method changes all weights."""
     own = f"-{trial.task}" if method_named(trial.method).alone else ""
-    return folder / "bundles" / f"{trial.method}-{trial.seed}{own}"
+    return folder / "bundles" / f"{trial.variant}-{trial.seed}{own}"
 
 
 def in_order(trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -101,7 +168,7 @@ def in_order(trials: Sequence[Trial]) -> list[list[Trial]]:
     for trial in trials:
         method = method_named(trial.method)
         follows = method.changes_weights and not method.alone
-        parts.setdefault((trial.method, trial.seed) if follows else trial, []).append(trial)
+        parts.setdefault((trial.variant, trial.seed) if follows else trial, []).append(trial)
     return sorted(parts.values(), key=len, reverse=True)
 
 
@@ -194,9 +261,8 @@ class _Runs:
             return _kept_outcome(path, arguments)
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        own = ("--method", trial.method, "--task", trial.task, "--data", trial.data, "--seed", str(trial.seed))
         where = ("--bundle", str(bundle_of(self.folder, trial)), "--json")
-        learned = self.learner.learn([*own, *where, *arguments], path.with_suffix(".log"), trial)
+        learned = self.learner.learn([*trial.arguments, *where, *arguments], path.with_suffix(".log"), trial)
         found = learned.said
         outcome = Outcome(
             trial.method, trial.task, trial.seed, tuple(arguments), found["machine"], found["accuracy"],
@@ -248,7 +314,7 @@ class Processes:
 def not_learned(trial: Trial, why: str) -> UserError:
     """That a trial failed, and the others did not."""
     return UserError(
-        f"Task '{trial.task}' was not learned by {trial.method} with seed {trial.seed}; {why}. The others stay: the "
+        f"Task '{trial.task}' was not learned by {trial.variant} with seed {trial.seed}; {why}. The others stay: the "
         "same command goes on."
     )
 

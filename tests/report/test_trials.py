@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ksm_hw.errors import UserError
-from ksm_hw.report.trials import Outcome, Trial, in_order, run_trials
+from ksm_hw.report.trials import Outcome, Trial, all_trials, bundle_of, in_order, run_trials
 
 # What stands for Python with `ksm-hw train`: notes the task, and says what it is told to by the task's name.
 LEARNER = """#!/bin/sh
@@ -43,6 +43,23 @@ def test_what_changes_the_backbone_follows_and_comes_first() -> None:
     heads, packed, tuned = (trials_of(name, "a", "b") for name in ("head", "packnet", "fine-tuning"))
     other = Trial("packnet", "a", "nowhere", 1)
     assert in_order([*heads, *packed, other, *tuned]) == [packed, *([each] for each in (*heads, other, *tuned))]
+
+
+def test_each_method_is_learned_in_what_it_can_have_of_what_is_asked_for() -> None:
+    found = all_trials(("ksm", "piggyback", "head"), (("a", "pets"),), 2, ("channel", "element"), (8, 4))
+    assert [trial.variant for trial in found if trial.seed == 0] == [
+        "ksm+channel+8", "ksm+channel+4", "ksm+element+8", "ksm+element+4", "piggyback+element", "head",
+    ]  # fmt: skip
+    assert len(found) == 12 and len({trial.name for trial in found}) == 12
+    folders = [bundle_of(Path("f"), trial) for trial in found]
+    assert len(set(folders)) == 12 and folders[0] == Path("f/bundles/ksm+channel+8-0")
+    more = ["--granularity", "channel", "--scale-bits", "8"]
+    assert found[0].arguments == ["--method", "ksm", "--task", "a", "--data", "pets", "--seed", "0", *more]
+    assert [trial.variant for trial in all_trials(("ksm", "binary"), (("a", "pets"),), 1)] == ["ksm", "binary"]
+    with pytest.raises(UserError, match="None of the methods piggyback, head has masks by channel"):
+        all_trials(("piggyback", "head"), (("a", "pets"),), 1, ("element", "channel"))
+    with pytest.raises(UserError, match="None of the methods binary has soft values in bits: 8, 4"):
+        all_trials(("binary",), (("a", "pets"),), 1, (), (8, 4))
 
 
 def test_a_trial_that_fails_costs_itself_and_what_follows_it(tmp_path: Path) -> None:
