@@ -83,8 +83,8 @@ def compare(
     from ksm_hw.report.comparison import compare as run_comparison
     from ksm_hw.report.comparison import comparison_tables, write_comparison
     from ksm_hw.report.deployed_methods import deploy
+    from ksm_hw.report.learning_trials import LearningTrial, all_trials
     from ksm_hw.report.terminal import print_table
-    from ksm_hw.report.trials import Trial, all_trials
 
     if cluster is not None:
         if jobs != 1:
@@ -114,14 +114,14 @@ def compare(
 
     done = itertools.count(1)
 
-    def on_trial(trial: Trial, outcome: object) -> None:
+    def on_trial(trial: LearningTrial, outcome: object) -> None:
         messages.print(f"{next(done)}/{len(trials)}: {trial.variant}, {trial.task}, seed {trial.seed}", soft_wrap=True)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopped_by_ctrl_c(_LEFT))
-        learner = None if cluster is None else stack.enter_context(connected_cluster(cluster))
-        jobs = jobs if learner is None else learner.cores
-        summaries = run_comparison(trials, output, arguments, jobs, all_images, on_trial, learner)
+        runner = None if cluster is None else stack.enter_context(connected_cluster(cluster))
+        jobs = jobs if runner is None else runner.cores
+        summaries = run_comparison(trials, output, arguments, jobs, all_images, on_trial, runner)
         if deploy_them:
             first = [trial for trial in trials if trial.seed == 0]
             with messages.status("compile") as status:

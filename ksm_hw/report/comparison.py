@@ -16,20 +16,18 @@ from ksm_hw.masks.mask_format import Granularity, ScaleBits
 from ksm_hw.masks.task_pack import bytes_at_rest
 from ksm_hw.models.task_module import task_module
 from ksm_hw.report.deployed_methods import Deployed
-from ksm_hw.report.page import INK, axes_of, figure_element, table_element, write_html
-from ksm_hw.report.terminal import TextTable, megabytes, milliseconds
-from ksm_hw.report.trials import (
+from ksm_hw.report.learning_trials import (
     Arguments,
-    Learner,
+    Learned,
+    LearningTrial,
     OnTrial,
-    Outcome,
-    Trial,
     bundle_of,
-    keep,
-    kept,
-    run_trials,
+    learn_trials,
     variant_of,
 )
+from ksm_hw.report.page import INK, axes_of, figure_element, table_element, write_html
+from ksm_hw.report.terminal import TextTable, megabytes, milliseconds
+from ksm_hw.report.trials import Runner, keep, kept
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Summary:
         cpu_seconds: of the process.
         memory_bytes: the most that the process held; `gpu_bytes` the most on the GPU. All four are means of the seeds.
         deployed: compiled, of the first seed; None where it was not.
-        granularity, scale_bits: of a trial (`trials.Trial`).
+        granularity, scale_bits: of a trial (`LearningTrial`).
     """
 
     method: str
@@ -78,7 +76,7 @@ class Summary:
 
     @property
     def variant(self) -> str:
-        """As `trials.variant_of`."""
+        """As `learning_trials.variant_of`."""
         return variant_of(self.method, self.granularity, self.scale_bits)
 
     @property
@@ -90,13 +88,13 @@ class Summary:
 
 
 def compare(
-    trials: Sequence[Trial],
+    trials: Sequence[LearningTrial],
     folder: Path,
     arguments: Arguments,
     jobs: int = 1,
     whole: bool = False,
     on_trial: OnTrial = lambda trial, outcome: None,
-    learner: Learner | None = None,
+    runner: Runner | None = None,
 ) -> list[Summary]:
     """Runs what is missing of a comparison, and looks at the older tasks when the last is learned.
 
@@ -107,12 +105,12 @@ def compare(
         jobs: trials beside each other.
         whole: whether named sets give all of their images, as the arguments say too.
         on_trial: called after each.
-        learner: where trials run; without one in processes here.
+        runner: where trials run; without one in processes here.
 
     Raises:
         UserError: a trial failed, or the folder was begun with other arguments.
     """
-    outcomes = run_trials(trials, folder, arguments, jobs, on_trial, learner)
+    outcomes = learn_trials(trials, folder, arguments, jobs, on_trial, runner)
     afterwards = {
         (variant, seed): _afterwards(
             [trial for trial in trials if (trial.variant, trial.seed) == (variant, seed)], folder, outcomes, whole
@@ -143,7 +141,9 @@ def compare(
     return summaries
 
 
-def _afterwards(trials: Sequence[Trial], folder: Path, outcomes: Mapping[Trial, Outcome], whole: bool) -> Afterwards:
+def _afterwards(
+    trials: Sequence[LearningTrial], folder: Path, outcomes: Mapping[LearningTrial, Learned], whole: bool
+) -> Afterwards:
     """What became of the tasks of a method and seed, which is kept: their bundles may go."""
     path = folder / "afterwards" / f"{trials[0].variant}-{trials[0].seed}.json"
     tasks = {trial.task for trial in trials}
@@ -163,7 +163,7 @@ def _afterwards(trials: Sequence[Trial], folder: Path, outcomes: Mapping[Trial, 
     return found
 
 
-def _accuracy_now(trial: Trial, bundle: Bundle, outcome: Outcome, whole: bool) -> float:
+def _accuracy_now(trial: LearningTrial, bundle: Bundle, outcome: Learned, whole: bool) -> float:
     """The accuracy of a trial's task in its bundle, measured where the weights are not those of its start."""
     pack = bundle.packs[trial.task]
     if len(bundle.packs) == 1 or bundle.backbone_sha256 == pack.facts.get(PRETRAINED):

@@ -8,8 +8,9 @@ from pathlib import Path
 from ksm_hw.artifact.modes import Precision
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import load_bundle
+from ksm_hw.report.learning_trials import LearningTrial, bundle_of
 from ksm_hw.report.measure import measure_artifact
-from ksm_hw.report.trials import Trial, bundle_of, keep, kept
+from ksm_hw.report.trials import keep, kept
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class _Measured:
 
 
 def deploy(
-    trials: Sequence[Trial], folder: Path, on_step: Callable[[str], None] = lambda step: None
+    trials: Sequence[LearningTrial], folder: Path, on_step: Callable[[str], None] = lambda step: None
 ) -> dict[tuple[str, str], Deployed]:
     """Compiles the bundles of trials for this machine, with switches, and measures them, or gives what was measured.
 
