@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ksm_hw.learning.curves import read_curve
 from ksm_hw.learning.datasets import load_task_data
 from ksm_hw.learning.learn import measure_accuracy
 from ksm_hw.learning.methods.names import TITLES
@@ -22,6 +24,7 @@ from ksm_hw.report.learning_trials import (
     LearningTrial,
     OnTrial,
     bundle_of,
+    curve_of,
     learn_trials,
     variant_of,
 )
@@ -57,6 +60,7 @@ class Summary:
         cpu_seconds: of the process.
         memory_bytes: the most that the process held; `gpu_bytes` the most on the GPU. All four are means of the seeds.
         deployed: compiled, of the first seed; None where it was not.
+        curve: of the first seed, seconds since the start and accuracy after each epoch; empty where nobody wrote it.
         granularity, scale_bits: of a trial (`LearningTrial`).
     """
 
@@ -71,6 +75,7 @@ class Summary:
     memory_bytes: float
     gpu_bytes: float
     deployed: Deployed | None = None
+    curve: tuple[tuple[float, float], ...] = ()
     granularity: Granularity | None = None
     scale_bits: ScaleBits | None = None
 
@@ -134,6 +139,7 @@ def compare(
                 statistics.mean(outcome.cpu_seconds for outcome in found),
                 statistics.mean(outcome.memory_bytes for outcome in found),
                 statistics.mean(outcome.gpu_bytes for outcome in found),
+                curve=tuple(read_curve(curve_of(folder, mine[0]))),
                 granularity=mine[0].granularity,
                 scale_bits=mine[0].scale_bits,
             )
@@ -241,10 +247,26 @@ def write_comparison(summaries: Sequence[Summary], said: str, path: Path) -> Non
 
 def comparison_figures(summaries: Sequence[Summary]) -> dict[str, Figure]:
     """The plots, by their captions."""
-    return {
+    figures = {
         "Accuracy against training time": _figure(summaries, lambda each: each.seconds, "seconds of epochs a task"),
         "Accuracy against bytes": _figure(summaries, lambda each: each.added_bytes / 1e6, "megabytes a task"),
     }
+    if drawn := [each for each in summaries if each.curve]:
+        figures["Accuracy after each epoch, of the first seed"] = _curves(drawn)
+    return figures
+
+
+def _curves(summaries: Sequence[Summary]) -> Figure:
+    """A plot a task: the curve of each method."""
+    tasks = list(dict.fromkeys(summary.task for summary in summaries))
+    figure = Figure(figsize=(1 + 4.2 * len(tasks), 3.6), layout="constrained")
+    for axes, task in zip(axes_of(figure, len(tasks)), tasks, strict=True):
+        for summary in (each for each in summaries if each.task == task):
+            seconds, accuracies = zip(*summary.curve, strict=True)
+            axes.plot(seconds, [100 * each for each in accuracies], marker=".", label=summary.title)
+        axes.legend(fontsize="small")
+        _name_axes(axes, task, "seconds of epochs")
+    return figure
 
 
 def _figure(summaries: Sequence[Summary], across: Callable[[Summary], float], label: str) -> Figure:
@@ -258,8 +280,12 @@ def _figure(summaries: Sequence[Summary], across: Callable[[Summary], float], la
             axes.errorbar([across(summary)], [mean], yerr=reach, fmt="o", capsize=3)
             place = (across(summary), mean)
             axes.annotate(summary.title, place, (4, 4), textcoords="offset points", color=INK)
-        axes.set_title(task, color=INK)
-        axes.set_xlabel(label, color=INK)
-        axes.set_ylabel("accuracy, %", color=INK)
-        axes.set_xlim(left=0)
+        _name_axes(axes, task, label)
     return figure
+
+
+def _name_axes(axes: Axes, task: str, across: str) -> None:
+    axes.set_title(task, color=INK)
+    axes.set_xlabel(across, color=INK)
+    axes.set_ylabel("accuracy, %", color=INK)
+    axes.set_xlim(left=0)

@@ -145,6 +145,11 @@ def bundle_of(folder: Path, trial: LearningTrial) -> Path:
     return folder / "bundles" / f"{trial.variant}-{trial.seed}{own}"
 
 
+def curve_of(folder: Path, trial: LearningTrial) -> Path:
+    """The file with the epochs of a trial (`learning.curves`)."""
+    return folder / "curves" / f"{trial.variant}-{trial.seed}" / f"{trial.task}.csv"
+
+
 def in_order(trials: Sequence[LearningTrial]) -> list[list[LearningTrial]]:
     """The trials in parts that may run beside each other; those of a part follow each other.
 
@@ -179,7 +184,8 @@ def learn_trials(
     """
 
     def command(trial: LearningTrial) -> list[str]:
-        where = ("--bundle", str(bundle_of(folder, trial)), "--json")
+        curves = ("--log", "csv", "--log-folder", str(curve_of(folder, trial).parent))
+        where = ("--bundle", str(bundle_of(folder, trial)), *curves, "--json")
         return ["train", *trial.arguments, *where, *arguments(trial.method)]
 
     kind = Kind(command, lambda trial: arguments(trial.method), _learned, Learned)

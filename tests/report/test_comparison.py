@@ -77,6 +77,7 @@ def test_granularities_and_bits_are_compared_as_methods_are(place: Path) -> None
         assert pack.granularity == "channel" and bytes_at_rest(pack) == added
         assert {mask.scale_bits for mask in pack.masks.values()} == {bits}
     assert [bits for _, bits, _ in found] == [8, 4]
+    assert all(len(each["curve"]) == 1 for each in json.loads(result.stdout))
 
 
 def test_variants_of_a_method_are_told_apart() -> None:
@@ -98,6 +99,10 @@ def test_the_table_and_the_page_have_every_method(tmp_path: Path) -> None:
     write_comparison(SUMMARIES, "2 seeds < 3", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 2 and page.count("KSM soft masks") == 4
+    drawn = [dataclasses.replace(each, curve=((1.0, 0.25), (2.0, 0.5))) for each in SUMMARIES]
+    write_comparison(drawn, "2 seeds < 3", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 3 and "after each epoch" in page
 
 
 @pytest.mark.parametrize(
