@@ -2,13 +2,17 @@
 
     python benchmarks/training_cost.py steps      # milliseconds of CPU an image
     python benchmarks/training_cost.py images
-    python benchmarks/training_cost.py recipes --tasks fashion-mnist
+    python benchmarks/training_cost.py recipes --seeds 3 --device cuda --jobs 16 --halve -o recipes.json
+    python benchmarks/training_cost.py recipes --page -o recipes.json      # what they cost on this CPU
 
 Times are those of the process (`time.process_time`) with one thread, for machines that do other work: compare numbers
 of one run. Accuracies are on a fifth of the training images, which is not learned; test images are never looked at.
+They are the same on a GPU, which finds them sooner; what a recipe costs is measured on a CPU by its steps.
 """
 
 import argparse
+import json
+import os
 import statistics
 import tempfile
 import time
@@ -19,37 +23,41 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import nn
+from training_recipes import IMAGE_SIZE, Found, Recipe, final_accuracy, read, try_recipes
 
-from ksm_hw.learning.datasets import FolderSplit, TaskData, held_out, load_task_data
+from ksm_hw.learning.datasets import FolderSplit, load_task_data
+from ksm_hw.learning.head_start import keep_statistics
 from ksm_hw.learning.images import kept_for_training, training_batches
-from ksm_hw.learning.learn import Epoch, learn
 from ksm_hw.learning.methods.table import method_named, prepared_network
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.models.backbones import EFFICIENTNET_LITE0, default_preprocessing, pretrained_backbone
 
-IMAGE_SIZE = 96
-TODAY = LearningOptions(epochs=5, mask_rate=1e-3, head_rate=2e-3)
-RECIPES = {
-    "--head-start, 1 epoch": replace(TODAY, epochs=1, head_start=True, mask_rate=2e-4, norm_rate=1e-3, head_rate=1e-3),
-    "--head-start, head alone, 1 epoch": replace(TODAY, epochs=1, head_start=True, head_rate=1e-3, method="head"),
-    "as the shipped tasks: 5 epochs": TODAY,
+TRAIN = LearningOptions()
+TODAY = {"epochs": 5, "mask_rate": 1e-3, "head_rate": 2e-3}
+HEAD_START = {"epochs": 1, "head_start": True, "norm_rate": 1e-3, "head_rate": 1e-3}
+BASE = "as the shipped tasks: 5 epochs"
+RECIPES: dict[str, Recipe] = {
+    BASE: TODAY,
+    "--head-start, 1 epoch": {**HEAD_START, "mask_rate": 2e-4},
+    "--head-start, head alone, 1 epoch": {"epochs": 1, "head_start": True, "head_rate": 1e-3, "method": "head"},
 }
 
 
 def step_time(
-    method: str = "ksm",
+    options: LearningOptions = TRAIN,
     size: int = IMAGE_SIZE,
-    batch: int = 32,
     channels_last: bool = True,
     bfloat16: bool = False,
     compiled: bool = False,
 ) -> tuple[float, float]:
     """CPU milliseconds an image of a training step, the median of six, and CPU seconds of the two steps before."""
     torch.manual_seed(0)
-    options = LearningOptions(method)
+    batch = options.batch_size
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = prepared_network(pretrained_backbone(EFFICIENTNET_LITE0), 10, options).to(memory_format=layout)  # type: ignore[call-overload]
-    method_named(method).start_epoch(network, options, 1)
+    method_named(options.method).start_epoch(network, options, 1)
+    if options.head_start:
+        keep_statistics(network)
     forward = torch.compile(network) if compiled else network
     optimizer = torch.optim.Adam([each for each in network.parameters() if each.requires_grad], 1e-4)
     images = torch.randn(batch, 3, size, size).to(memory_format=layout)
@@ -66,6 +74,15 @@ def step_time(
     return 1e3 * statistics.median(_cpu_seconds(step) for _ in range(6)) / batch, first
 
 
+@torch.no_grad()
+def forward_time(size: int = IMAGE_SIZE, batch: int = 32) -> float:
+    """CPU milliseconds an image of the features that a head starts from, the median of six."""
+    network = pretrained_backbone(EFFICIENTNET_LITE0).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+    network(images)
+    return 1e3 * statistics.median(_cpu_seconds(lambda: network(images)) for _ in range(6)) / batch
+
+
 def _cpu_seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
@@ -80,11 +97,13 @@ def print_steps() -> None:
         "bf16 autocast": {"bfloat16": True},
         "bf16 autocast, contiguous": {"bfloat16": True, "channels_last": False},
         "images of 64 pixels": {"size": 64},
-        "64 images a step": {"batch": 64},
+        "16 images a step": {"options": replace(TRAIN, batch_size=16)},
+        "64 images a step": {"options": replace(TRAIN, batch_size=64)},
+        "--head-start": {"options": replace(TRAIN, head_start=True)},
         "torch.compile": {"compiled": True},
-        "fine-tuning": {"method": "fine-tuning"},
-        "head alone": {"method": "head"},
-        "head alone, bf16 autocast": {"method": "head", "bfloat16": True},
+        "fine-tuning": {"options": LearningOptions("fine-tuning")},
+        "head alone": {"options": LearningOptions("head")},
+        "head alone, bf16 autocast": {"options": LearningOptions("head"), "bfloat16": True},
     }
     print("| a step | CPU ms an image | CPU s of the first two steps |\n| --- | --- | --- |")
     for name, way in ways.items():
@@ -113,39 +132,57 @@ def print_images() -> None:
                 print(f"| {name}, for {size} pixels | {first:.2f} | {later:.2f} |", flush=True)
 
 
-def print_recipes(task: str) -> None:
-    """Accuracy by CPU seconds of each recipe."""
-    whole = load_task_data(task)
-    learned, validation = held_out(whole, 0.2)
-    assert validation is not None
-    data = TaskData(task, whole.classes, learned.train, validation, whole.flip, whole.source, whole.licence)
-    preprocessing = default_preprocessing(EFFICIENTNET_LITE0, IMAGE_SIZE)
-    print(f"| {task}, {len(data.train)} images | CPU s, accuracy after each epoch |\n| --- | --- |")
-    for name, options in RECIPES.items():
-        said: list[str] = []
-        start = time.process_time()
+def recipe_cost(recipe: Recipe) -> float:
+    """CPU milliseconds of a training image through all epochs of a recipe, and of its head's start, by steps here."""
+    options = LearningOptions(**recipe)
+    start = forward_time() if options.head_start else 0.0
+    return start + options.epochs * step_time(options)[0]
 
-        def on_epoch(epoch: Epoch, said: list[str] = said, start: float = start) -> None:
-            said.append(f"{time.process_time() - start:.0f}: {epoch.accuracy:.1%}")
 
-        learn(pretrained_backbone(EFFICIENTNET_LITE0), data, preprocessing, options, on_epoch=on_epoch)
-        print(f"| {name} | {'; '.join(said)} |", flush=True)
+def print_recipes(found: list[Found], tasks: list[str]) -> None:
+    """What recipes reached, the mean over seeds, and what they cost on this CPU."""
+    recipes = {each.recipe: each.options for each in found}
+    costs = {name: recipe_cost(options) for name, options in recipes.items()}
+    print(f"| recipe | seeds | {' | '.join(tasks)} | mean | CPU ms an image | share |")
+    print("|" + " --- |" * (len(tasks) + 5))
+    for name, cost in sorted(costs.items(), key=lambda each: -final_accuracy(found, each[0])):
+        mine = [each for each in found if each.recipe == name]
+        shown = [f"{final_accuracy([each for each in mine if each.task == task], name):.1%}" for task in tasks]
+        share = f"{cost / costs[BASE]:.0%}" if BASE in costs else "—"
+        seeds = len({each.seed for each in mine})
+        print(f"| {name} | {seeds} | {' | '.join(shown)} | {final_accuracy(mine, name):.1%} | {cost:.0f} | {share} |")
 
 
 def main() -> None:
     """Measures what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("steps", "images", "recipes"))
-    parser.add_argument("--tasks", nargs="+", default=["fashion-mnist"])
+    parser.add_argument("--tasks", nargs="+", default=["fashion-mnist", "clipart", "emoji", "glyphs"])
+    parser.add_argument("--recipes", type=Path, help="JSON of recipes by name: fields of LearningOptions; or built in")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--halve", action="store_true", help="go on with the better half of the recipes at each seed")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where recipes are learned")
+    parser.add_argument("--jobs", type=int, default=1, help="recipes learned beside each other")
+    parser.add_argument("--page", action="store_true", help="learn nothing: what the file has, and what it costs here")
+    parser.add_argument("-o", "--output", type=Path, default=Path("recipes.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.what == "steps":
         print_steps()
     elif arguments.what == "images":
         print_images()
+    elif arguments.page:
+        print_recipes(read(arguments.output), arguments.tasks)
     else:
-        for task in arguments.tasks:
-            print_recipes(task)
+        if arguments.device == "cuda" and not torch.cuda.is_available():
+            parser.error("PyTorch finds no GPU here. Leave out --device cuda.")
+        if arguments.device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        recipes = json.loads(arguments.recipes.read_text()) if arguments.recipes else RECIPES
+        try_recipes(
+            recipes, arguments.tasks, arguments.seeds, arguments.jobs, arguments.output, arguments.halve,
+            [name for name in recipes if name == BASE],
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def import_checkpoint(
     from ksm_hw.importing.formats import read_tasks
     from ksm_hw.importing.to_packs import chosen_tasks, describe, imported_bundle
     from ksm_hw.masks.bundle import add_tasks_over, check_bundle_folder, is_bundle, tasks_in
+    from ksm_hw.masks.task_pack import bytes_at_rest
     from ksm_hw.models.backbones import build_backbone, check_can_grow, default_preprocessing, pretrained_backbone
 
     if output is None and not dry_run:
@@ -81,7 +82,7 @@ def import_checkpoint(
         )
         found = describe(checkpoint, form_found.title, content, tasks, bundle.packs)
         found["preprocessing"] = dataclasses.asdict(preprocessing)
-        found["pack_bytes"] = {name: pack.nbytes for name, pack in bundle.packs.items()}
+        found["pack_bytes"] = {name: bytes_at_rest(pack) for name, pack in bundle.packs.items()}
         older = tasks_in(output) if output is not None and is_bundle(output) else []
         found["replaced"] = [name for name in older if name in bundle.packs]
         found["carried_over"] = []

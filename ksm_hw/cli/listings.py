@@ -11,7 +11,7 @@ from ksm_hw.cli.app import BundlePath, Json, app, console, examples, print_json
 @app.command(epilog=examples("ksm-hw tasks", "ksm-hw tasks --bundle my-tasks --json"))
 def tasks(bundle: BundlePath = None, as_json: Json = False) -> None:
     """List the tasks of a bundle, or of an artifact."""
-    from ksm_hw.masks.bundle import load_bundle
+    from ksm_hw.masks.bundle import load_bundle, stored_bytes
     from ksm_hw.resources import shipped_bundle
 
     loaded = load_bundle(bundle or shipped_bundle())
@@ -19,7 +19,8 @@ def tasks(bundle: BundlePath = None, as_json: Json = False) -> None:
     if as_json:
         rows = [
             {"task": pack.task, "classes": pack.classes, "method": pack.method, "granularity": pack.granularity,
-             "image_size": pack.preprocessing.image_size, "bytes": pack.nbytes, "facts": dict(pack.facts)}
+             "image_size": pack.preprocessing.image_size, "bytes": stored_bytes(loaded, pack.task),
+             "facts": dict(pack.facts)}
             for pack in packs
         ]  # fmt: skip
         of_backbone = ("backbone", "backbone_sha256", "backbone_precision")
@@ -33,7 +34,7 @@ def tasks(bundle: BundlePath = None, as_json: Json = False) -> None:
     for pack in packs:
         accuracy = f"{pack.facts['accuracy']:.1%}" if "accuracy" in pack.facts else ""
         texts = (pack.task, len(pack.classes), pack.method, pack.granularity, pack.preprocessing.image_size)
-        table.add_row(*map(str, texts), f"{pack.nbytes / 1e6:.2f}", accuracy)
+        table.add_row(*map(str, texts), f"{stored_bytes(loaded, pack.task) / 1e6:.2f}", accuracy)
     console.print(table)
 
 

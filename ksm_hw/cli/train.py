@@ -326,12 +326,14 @@ def _learn(request: _Request, waiting: _Waiting, learned: "list[Trained]") -> No
 
 def _as_json(trained: "Trained") -> dict[str, Any]:
     """What became of the task, for scripts."""
+    from ksm_hw.masks.task_pack import bytes_at_rest
+
     return {
         **trained.pack.facts,
         "task": trained.pack.task,
         "method": trained.pack.method,
         "scale_error": trained.scale_error,
-        "pack_bytes": trained.pack.nbytes,
+        "pack_bytes": bytes_at_rest(trained.pack),
         "replaced_accuracy": trained.replaced_accuracy,
         "carried_over": trained.carried_over,
         "free_share": trained.free_share,
@@ -341,9 +343,11 @@ def _as_json(trained: "Trained") -> dict[str, Any]:
 
 def _print_trained(trained: "Trained", bundle: Path) -> None:
     """What became of the task, for a person."""
+    from ksm_hw.masks.task_pack import bytes_at_rest
+
     pack = trained.pack
     console.print(
-        f"Task '{pack.task}' is in {bundle}: {pack.nbytes / 1e6:.2f} MB, accuracy {pack.facts['accuracy']:.1%}"
+        f"Task '{pack.task}' is in {bundle}: {bytes_at_rest(pack) / 1e6:.2f} MB, accuracy {pack.facts['accuracy']:.1%}"
     )
     if trained.replaced_accuracy is not None:
         console.print(f"It replaces one of accuracy {trained.replaced_accuracy:.1%}.")

@@ -309,6 +309,16 @@ def pack_in(folder: Path, task: str) -> TaskPack | None:
     return load_task_pack(folder / "tasks" / f"{task}.safetensors")
 
 
+def stored_bytes(bundle: Bundle, task: str) -> int:
+    """Bytes of a task's tensors in the file of its pack: of a bundle coded, of an artifact as devices read them.
+
+    Raises:
+        UserError: the file is gone or damaged since the bundle was read.
+    """
+    assert bundle.folder is not None
+    return sum(array.nbytes for array in read_arrays(bundle.folder / "tasks" / f"{task}.safetensors")[0].values())
+
+
 def _check_owner(folder: Path) -> None:
     """Checks that a folder is a bundle, or may become one; what else lies in a bundle is never touched."""
     real = Path(os.path.realpath(folder))

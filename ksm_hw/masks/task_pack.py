@@ -193,6 +193,11 @@ def coded_bytes(mask: PackedMask) -> int:
     return sum(_coded("mask/", part)[1].nbytes for part in (mask.bits, mask.scale))
 
 
+def bytes_at_rest(pack: TaskPack) -> int:
+    """Bytes of a pack's tensors in a bundle, which has masks coded, without the header; devices read `nbytes`."""
+    return pack.nbytes - sum(mask.nbytes - coded_bytes(mask) for mask in pack.masks.values())
+
+
 def is_same_task(pack: TaskPack, other: TaskPack) -> bool:
     """Whether two packs compute the same, bit for bit, whatever their ranges and facts are."""
     left, right = (dataclasses.replace(one, calibration=None, facts={}) for one in (pack, other))

@@ -12,6 +12,7 @@ from ksm_hw.learning.learn import measure_accuracy
 from ksm_hw.learning.methods.names import TITLES
 from ksm_hw.learning.starting_weights import PRETRAINED
 from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.task_pack import bytes_at_rest
 from ksm_hw.models.task_module import task_module
 from ksm_hw.report.deployed_methods import Deployed
 from ksm_hw.report.page import INK, axes_of, figure_element, table_element, write_html
@@ -126,7 +127,8 @@ def _afterwards(trials: Sequence[Trial], folder: Path, outcomes: Mapping[Trial, 
     backbones = [sum(array.nbytes for array in bundle.tensors.values()) for bundle in bundles.values()]
     # Of backbones, those beyond the one that any method needs.
     total = sum(backbones) - min(backbones)
-    total += sum(bundle.packs[task].nbytes for bundle in bundles.values() for task in bundle.packs if task in tasks)
+    packs = [pack for bundle in bundles.values() for task, pack in bundle.packs.items() if task in tasks]
+    total += sum(map(bytes_at_rest, packs))
     found = Afterwards(accuracies, total / len(trials))
     keep(found, path)
     return found

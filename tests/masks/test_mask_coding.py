@@ -14,7 +14,7 @@ from ksm_hw.masks.mask_coding import CODINGS, Coding, decoded, shortest
 from ksm_hw.masks.mask_format import ScaleBits
 from ksm_hw.masks.safetensors_file import read_arrays, write_arrays
 from ksm_hw.masks.soft_mask import PackedMask, ones_among, pack_mask
-from ksm_hw.masks.task_pack import TaskPack, coded_bytes, load_task_pack, save_task_pack
+from ksm_hw.masks.task_pack import TaskPack, bytes_at_rest, coded_bytes, load_task_pack, save_task_pack
 from ksm_hw.report.inspection import inspect_packs
 
 DENSITIES = (0.0, 0.001, 0.01, 0.1, 0.5, 0.75, 0.9, 0.99, 0.999, 1.0)
@@ -41,6 +41,15 @@ def test_large_layers_take_at_most_a_tenth_more_than_their_entropy(
     (layer,) = inspect_packs("here", {"task": pack}).tasks[0].layers
     assert layer.stored_bytes == coded_bytes(pack.masks["layer"]) <= 1.1 * layer.entropy_bytes + 2 * TABLES
     assert layer.stored_bytes <= pack.masks["layer"].nbytes
+
+
+def test_bytes_at_rest_are_those_of_the_files(bundle: Bundle, tmp_path: Path) -> None:
+    pack = random_pack(bundle.packs["element-task"], 2**12, 0.9, 8)
+    for coded in (True, False):
+        save_task_pack(pack, tmp_path / "pack", coded)
+        in_file = sum(array.nbytes for array in read_arrays(tmp_path / "pack")[0].values())
+        assert in_file == (bytes_at_rest(pack) if coded else pack.nbytes)
+    assert bytes_at_rest(pack) < pack.nbytes
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 64, 1000])

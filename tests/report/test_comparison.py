@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from ksm_hw.cli import app
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.task_pack import bytes_at_rest
 from ksm_hw.report.comparison import Summary, comparison_tables, write_comparison
 from ksm_hw.report.deployed_methods import Deployed
 
@@ -53,7 +54,7 @@ def test_a_comparison_goes_on_and_counts_backbones(place: Path) -> None:
     folders = place / "compared" / "bundles"
     assert sorted(path.name for path in folders.iterdir()) == ["fine-tuning-0-others", "fine-tuning-0-pets", "head-0"]
     one = load_bundle(folders / "head-0")
-    packs = sum(pack.nbytes for pack in one.packs.values())
+    packs = sum(map(bytes_at_rest, one.packs.values()))
     backbone = sum(array.nbytes for array in one.tensors.values())
     assert first["head pets"]["added_bytes"] == packs / 2
     assert first["fine-tuning pets"]["added_bytes"] == (packs + backbone) / 2
