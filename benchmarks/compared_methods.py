@@ -91,7 +91,7 @@ def main() -> None:
         page = f"{before}<!-- {name} -->\n{table}\n{after}"
     (DOCS / "comparison.md").write_text(page)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "comparison"}):
-        for name, figure in zip(PLOTS, comparison_figures(summaries).values(), strict=False):
+        for name, figure in zip(PLOTS, comparison_figures(summaries).values(), strict=True):
             figure.savefig(DOCS / name, metadata={"Date": None})
 
 
