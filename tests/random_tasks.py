@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from settled_networks import settle
 
+from ksm_hw.learning.growing import wider
 from ksm_hw.masks.bundle import Bundle, save_bundle, sha256_of_tensors
+from ksm_hw.masks.growth import carried_over
 from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits, mask_shape
 from ksm_hw.masks.mask_names import weight_of
 from ksm_hw.masks.soft_mask import broadcast_mask, pack_mask, unpack_mask
@@ -65,6 +67,16 @@ def random_bundle(
         layer_norms = {name: _random_statistic(name, tensors[name], generator) for name in layer_norm_names(model)}
         packs[pack.task] = dataclasses.replace(pack, batch_norms=norms, parameters=layer_norms)
     return Bundle(backbone, sha256, tensors, packs)
+
+
+def grown(bundle: Bundle, width: float = 1.5) -> Bundle:
+    """The tasks in a network of so many times the published width, whose new weights are random and which none uses."""
+    image_size = max(pack.preprocessing.image_size for pack in bundle.packs.values())
+    network = wider(bundle.backbone, bundle.tensors, width, image_size, seed=0)
+    tensors, head = backbone_tensors(network), network.get_submodule(head_path(network)).weight.shape[1:]
+    sha256 = sha256_of_tensors(tensors)
+    packs = {task: carried_over(pack, bundle.tensors, tensors, sha256, head) for task, pack in bundle.packs.items()}
+    return Bundle(bundle.backbone, sha256, tensors, packs, bundle.samples)
 
 
 def save_three_tasks(backbone: str, samples: Path, folder: Path) -> None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +23,7 @@ from ksm_hw.cli.learning_options import (
 from ksm_hw.cli.learning_progress import epoch_progress, readable_images
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.names import TITLES
-from ksm_hw.masks.mask_format import Granularity, ScaleBits
+from ksm_hw.masks.mask_format import LEARNED_BITS, Granularity
 
 # typer takes the choices of an option from a Literal; a type checker wants one that is written out.
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     BitsOfSoftValue = str
 else:
     MethodName = Literal[tuple(TITLES)]
-    BitsOfSoftValue = Literal[tuple(str(bits) for bits in get_args(ScaleBits) if bits > 1)]
+    BitsOfSoftValue = Literal[tuple(map(str, LEARNED_BITS))]
 
 
 # Parts of the help of their own: in one table the names of options would be cut.
