@@ -45,6 +45,7 @@ def assert_tasks_equal_pytorch_s(bundle: Bundle, fold: FoldMode, photographs: Pa
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_task_without_layer_norms_gets_the_backbone_s_back(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
