@@ -132,7 +132,7 @@ def train(
     ] = None,
     precision: Annotated[Precision, typer.Option(help="int8: the last epochs learn in int8's arithmetic.")] = "float32",
     int8_epochs: Annotated[
-        int | None, typer.Option(min=1, help=r"How many of the epochs these are. \[default: a third]")
+        int | None, typer.Option(min=1, max=100_000, help=r"How many of the epochs these are. \[default: a third]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
