@@ -68,8 +68,11 @@ def train(
     image_size: ImageSize = 224,
     mask_rate: MaskRate = 2e-4,
     norm_rate: Annotated[
-        float | None, typer.Option(min=1e-9, max=1, help=r"Adam's rate for BatchNorms. \[default: --mask-rate]")
+        float | None, typer.Option(min=1e-9, max=1, help=r"Adam's rate for norms. \[default: --mask-rate]")
     ] = None,
+    layer_norms: Annotated[
+        bool, typer.Option("--layer-norms/--no-layer-norms", help="Learn LayerNorms with the task, as BatchNorms are.")
+    ] = True,
     head_start: Annotated[
         bool, typer.Option("--head-start", help="Fit the head to the features first; for one or two epochs.")
     ] = False,
@@ -152,6 +155,7 @@ def train(
         mask_rate=mask_rate,
         head_rate=head_rate,
         norm_rate=norm_rate,
+        layer_norms=layer_norms,
         head_start=head_start,
         seed=seed,
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),

@@ -134,7 +134,7 @@ def learned_and_held_out(data: TaskData, options: LearningOptions) -> tuple[Task
 def _optimiser(
     network: nn.Module, rates: tuple[float, float, float], steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam with a rate each for what is below the head, the head, and BatchNorms, on a cosine over all steps."""
+    """Adam with a rate each for what is below the head, the head, and norms, on a cosine over all steps."""
     groups = (body_parameters(network), head_parameters(network), norm_parameters(network))
     optimizer = torch.optim.Adam(
         [{"params": parameters, "lr": rate} for parameters, rate in zip(groups, rates, strict=True)]

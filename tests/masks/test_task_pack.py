@@ -109,6 +109,16 @@ def test_biases_and_ternary_masks_are_read_as_they_were_written_and_make_a_pack_
         assert json.loads(metadata["ksm-hw"])["format_version"] == version
 
 
+def test_masks_of_weights_with_other_names_make_a_pack_of_version_6(every_granularity: Bundle, tmp_path: Path) -> None:
+    plain, path = every_granularity.packs["kernel-task"], tmp_path / "pack.safetensors"
+    masks = {**plain.masks, "attention.in_proj_weight": pack_mask(np.array([[1, 0.5]], np.float32))}
+    pack = dataclasses.replace(plain, masks=masks)
+    for coded in (False, True):
+        save_task_pack(pack, path, coded)
+        assert json.loads(read_arrays(path)[1]["ksm-hw"])["format_version"] == 6
+        assert_same_pack(load_task_pack(path), pack)
+
+
 def with_biases(pack: TaskPack, **biases: np.ndarray) -> TaskPack:
     found = Calibration("minmax", 3, 32, pack.backbone_sha256, {"input": (-1.0, 1.0)}, biases)
     return dataclasses.replace(pack, calibration=found)
