@@ -375,6 +375,10 @@ def test_missing_weights(fails: Fails, pets: Path) -> None:
     assert "No weights at nowhere.pt" in train_fails(fails, "--data", pets, "--weights", "nowhere.pt")
 
 
+def test_a_folder_for_weights(fails: Fails, pets: Path) -> None:
+    assert f"{pets} is a folder" in train_fails(fails, "--data", pets, "--weights", pets)
+
+
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
 def test_truncated_weights(fails: Fails, pets: Path, tmp_path: Path, name: str) -> None:
     network = build_backbone("shufflenet_v2_x0_5")
