@@ -21,8 +21,8 @@ from ksm_hw.learning.methods.masked_weights import body_parameters, head_paramet
 from ksm_hw.learning.methods.method import Verdict
 from ksm_hw.learning.methods.table import check_options, method_named, prepared_network
 from ksm_hw.learning.options import LearningOptions
-from ksm_hw.masks.bundle import sha256_of_tensors
 from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import backbone_tensors, maskable_layers
 
