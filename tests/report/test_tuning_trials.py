@@ -46,14 +46,15 @@ def test_what_a_target_gave_is_kept_and_one_that_fails_costs_itself(tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--targets", "host,nowhere"], "nowhere"),
-        (["--targets", "host", "--tasks", "glyphs,glyfs"], "No task named 'glyfs'. Did you mean 'glyphs'?"),
+        (["sweep", "--targets", "host,nowhere"], "nowhere"),
+        (["sweep", "--targets", "host", "--tasks", "glyphs,glyfs"], "No task named 'glyfs'. Did you mean 'glyphs'?"),
+        (["tune", "--target", "host", "--task", "glyfs"], "No task named 'glyfs'. Did you mean 'glyphs'?"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_tuned(
     options: list[str], message: str, tmp_path: Path, began: Path
 ) -> None:
-    result = CliRunner().invoke(app, ["sweep", "-o", str(tmp_path / "swept"), *options])
+    result = CliRunner().invoke(app, [*options, "-o", str(tmp_path / "swept")])
     assert isinstance(result.exception, UserError) and message in str(result.exception)
     assert not began.exists() and not (tmp_path / "swept").exists()
 
