@@ -40,6 +40,7 @@ from tvm_passes.relax.loops.lower_loops import LowerLoops
 from tvm_passes.relax.loops.neon_moves import NeonMoves
 from tvm_passes.relax.loops.prefetch import InsertPrefetch
 from tvm_passes.relax.loops.share_loops import ShareLoops
+from tvm_passes.relax.loops.skip_padding import SkipPadding
 from tvm_passes.relax.loops.unequal_vectors import UnequalVectors
 from tvm_passes.relax.loops.vector_functions import VectorFunctions, VectorizeErf
 from tvm_passes.relax.loops.vector_reductions import VectorReductions
@@ -177,7 +178,7 @@ def _lower_loops() -> tuple[Pass, object, object]:
 
     # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check it
     # again before each loop nest, strides and devices too, was more code than many of the loops.
-    before = [InsertPrefetch(), UnequalVectors(), VectorReductions(), VectorizeErf()]
+    before = [InsertPrefetch(), SkipPadding(), UnequalVectors(), VectorReductions(), VectorizeErf()]
     passes = [*before, LowerLoops(lower), SplitWholeTiles(), VectorFunctions(), NeonMoves(), ConvertSSA(), SkipAssert()]
     return _phase("loops", passes), finish_host, finalize_device
 
