@@ -32,6 +32,7 @@ from tvm_passes.relax.attach_workspace import AttachWorkspace
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout
+from tvm_passes.relax.fuse_expansions import FuseExpansions
 from tvm_passes.relax.fuse_weight_rewrite import FuseWeightRewrite
 from tvm_passes.relax.join_tasks import TaskFunctions, join_tasks
 from tvm_passes.relax.kernels.integer_vectors import integer_vectors
@@ -109,6 +110,7 @@ def fuse_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModul
         transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),
         transform.FuseOps(),
+        *([FuseExpansions(vector_unit(target))] if "cpu" in target.keys else []),
         transform.FuseTIR(),
         transform.DeadCodeElimination(),
     ]

@@ -142,14 +142,21 @@ def _in_place(output: list[int], window: int, lanes: int, unit: VectorUnit) -> I
     Where rows are too few for `TASKS` of each core, tasks take some of the channels.
     """
     _, height, width, channels = output
-    # A large map comes from memory, and fewer sums leave more loads in flight.
-    wanted = (4, 8, 7) if window <= 3 else (7, 8, 4)
-    pixels = [number for number in (*wanted, largest_divisor(width, 8)) if width % number == 0]
+    pixels = pixels_in_place(width, window)
     for tasks in (TASKS * unit.cores, unit.cores):
         rows = largest_divisor(height, max(1, height // tasks))
         parts = smallest_divisor(channels // lanes, -(-tasks // (height // rows)))
         for number in pixels:
             yield Sharing(rows, channels // parts, number, lanes, copied=False)
+
+
+def pixels_in_place(width: int, window: int) -> list[int]:
+    """How many pixels of a row to hold in registers where the map is read as it lies, the best first.
+
+    A large map comes from memory, and fewer sums leave more loads in flight.
+    """
+    wanted = (4, 8, 7) if window <= 3 else (7, 8, 4)
+    return [number for number in dict.fromkeys([*wanted, largest_divisor(width, 8)]) if width % number == 0]
 
 
 def rows_at_once(pixels: int, rows: int, window: int, stride: int, unit: VectorUnit) -> int:

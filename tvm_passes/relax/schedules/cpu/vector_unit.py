@@ -47,6 +47,8 @@ class VectorUnit:
     """Bytes of weights that arrive in a cycle when they are used first; infinite where that is no limit."""
     input_rate: float = math.inf
     """Bytes of the input for which a core waits a cycle; infinite where it waits for none."""
+    cache_bytes: int = 0
+    """Of a core's second-level cache, where it is known to be large; else 0."""
 
     @property
     def has_spare_slots(self) -> bool:
@@ -92,7 +94,9 @@ def vector_unit(target: Target) -> VectorUnit:
         if products == 1:
             return unit
         # Second-level caches of 1 MB and more, which bring twice as much in a cycle: fitted to a Cascade Lake's times.
-        return dataclasses.replace(unit, shorter_last=True, near_rate=64, far_rate=28, first_rate=8, input_rate=20)
+        return dataclasses.replace(
+            unit, shorter_last=True, near_rate=64, far_rate=28, first_rate=8, input_rate=20, cache_bytes=1 << 20
+        )
     if target_has_features("avx", target):
         return VectorUnit(register_bytes=32, registers=16, cores=cores)
     if "aarch64" in str(target.attrs.get("mtriple", "")):
