@@ -65,6 +65,25 @@ def test_every_core_has_tasks_enough(mcpu, side, channels):
     assert side // first.rows * (channels // first.channels) >= TASKS * unit.cores
 
 
+@pytest.mark.parametrize(
+    ("side", "channels", "window", "expected"),
+    [
+        (56, 144, 3, 144),
+        (112, 96, 3, 96),
+        (14, 384, 3, 192),
+        (14, 576, 3, 192),
+        (28, 240, 5, 80),
+        (28, 192, 3, 96),
+        (7, 960, 3, 320),
+    ],
+)
+def test_tasks_take_so_many_channels_that_rows_stay_near_but_no_few(side, channels, window, expected):
+    unit = vector_unit(Target({"kind": "llvm", "mcpu": "skylake-avx512", "num-cores": 1}))
+    padded = side + window - 1
+    first = sharings([1, side, side, channels], (padded, padded), window, unit, "float32")[0]
+    assert first.channels == expected
+
+
 def test_cores_that_multiply_by_a_lane_copy():
     unit = vector_unit(OTHERS["neon"])
     assert all(way.copied for way in sharings([1, 28, 28, 192], (30, 30), 3, unit, "float32"))

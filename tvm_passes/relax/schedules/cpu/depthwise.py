@@ -41,6 +41,8 @@ from tvm_passes.relax.schedules.cpu.vector_unit import LINE_BYTES, VectorUnit, v
 _NEAR, _NEARBY = 32 << 10, 128 << 10
 # Of several rows at once: pixels of a row, all of them, and multiply-adds that are written out together.
 _MOST_PIXELS, _MOST_SUMS, _MOST_PRODUCTS = 8, 16, 512
+# Channels of a pixel that are no fewer than it takes to read memory nearly as it lies.
+_FEW_CHANNELS = 64
 # Tiles of a row that LLVM unrolls.
 _FEW_TILES = 2
 
@@ -132,22 +134,27 @@ def sharings(output: list[int], padded: tuple[int, int], window: int, unit: Vect
         for pixel in at_once(most_rows(widths[0], limit, parts))
         for task_channels in widths
     ]
-    in_place = () if unit.by_lane else _in_place(output, window, lanes, unit)
+    in_place = () if unit.by_lane else _in_place(output, window, lanes, line, unit, dtype)
     return list(dict.fromkeys([*in_place, *copying]))
 
 
-def _in_place(output: list[int], window: int, lanes: int, unit: VectorUnit) -> Iterator[Sharing]:
-    """The ways that read the map as it lies, all channels of a pixel one after the other.
+def _in_place(output: list[int], window: int, lanes: int, line: int, unit: VectorUnit, dtype: str) -> Iterator[Sharing]:
+    """The ways that read the map as it lies.
 
-    Where rows are too few for `TASKS` of each core, tasks take some of the channels.
+    A pixel's channels follow each other, all of them, or of maps with many so few that the rows of a kernel stay in the
+    first-level cache, where each is read again; but fewer are slower than that. Where rows are too few for `TASKS` of
+    each core, tasks take some of the channels as well.
     """
     _, height, width, channels = output
-    pixels = pixels_in_place(width, window)
+    lines = channels // line
+    rows_bytes = value_bytes(dtype) * window * width * channels
+    near = largest_divisor(lines, min(smallest_divisor(lines, -(-rows_bytes // _NEAR)), channels // _FEW_CHANNELS))
     for tasks in (TASKS * unit.cores, unit.cores):
         rows = largest_divisor(height, max(1, height // tasks))
-        parts = smallest_divisor(channels // lanes, -(-tasks // (height // rows)))
-        for number in pixels:
-            yield Sharing(rows, channels // parts, number, lanes, copied=False)
+        parts = smallest_divisor(lines, -(-tasks // (height // rows)))
+        for count in dict.fromkeys((max(near, parts), parts)):
+            for pixels in pixels_in_place(width, window):
+                yield Sharing(rows, channels // count, pixels, lanes, copied=False)
 
 
 def pixels_in_place(width: int, window: int) -> list[int]:
