@@ -141,8 +141,12 @@ def _convolution(module: IRModule, value: relax.Expr) -> _Convolution | None:
     if not isinstance(value, relax.Call) or not isinstance(value.op, tvm.ir.GlobalVar):
         return None
     function = module[value.op]
+    if _PRIMITIVE not in (function.attrs or {}):
+        return None
     call = function.body.blocks[0].bindings[0].value
-    if call.op != tvm.ir.Op.get("relax.call_tir") or "conv2d" not in call.args[0].name_hint or len(call.args[1]) != 2:
+    if not isinstance(call, relax.Call) or call.op != tvm.ir.Op.get("relax.call_tir"):
+        return None
+    if "conv2d" not in call.args[0].name_hint or len(call.args[1]) != 2:
         return None
     data, weight = call.args[1]
     shapes = (tuple(map(int, one.ty.shape)) for one in (data, weight, call))
