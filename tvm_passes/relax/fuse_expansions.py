@@ -137,7 +137,7 @@ class _Convolution:
 
 
 def _convolution(module: IRModule, value: relax.Expr) -> _Convolution | None:
-    """The convolution that a call of a fused function begins with; None if it is none, or called alone."""
+    """The convolution that a call of a fused function begins with, whose shape the result has; None if it is none."""
     if not isinstance(value, relax.Call) or not isinstance(value.op, tvm.ir.GlobalVar):
         return None
     function = module[value.op]
@@ -151,4 +151,5 @@ def _convolution(module: IRModule, value: relax.Expr) -> _Convolution | None:
     data, weight = call.args[1]
     shapes = (tuple(map(int, one.ty.shape)) for one in (data, weight, call))
     place = next((index for index, one in enumerate(function.params) if one.same_as(data)), None)
-    return None if place is None else _Convolution(str(data.ty.dtype), place, *shapes)
+    same_shape = isinstance(value.ty, relax.TensorType) and list(value.ty.shape) == list(call.ty.shape)
+    return _Convolution(str(data.ty.dtype), place, *shapes) if same_shape and place is not None else None

@@ -72,12 +72,12 @@ def joined(module: tvm.IRModule, unit: VectorUnit, target: Target) -> PrimFunc |
     return next((one for one in found if ExpandedDepthwise().match(one, target) is not None), None)
 
 
-@pytest.mark.parametrize(("window", "stride", "rows"), [(3, 1, 4), (3, 2, 2), (5, 1, 8), (5, 2, 1)])
+@pytest.mark.parametrize(("window", "stride", "rows"), [(3, 1, 4), (3, 2, 2), (5, 1, 5), (5, 2, 1)])
 def test_one_function_computes_what_torch_does(window, stride, rows):
     unit = vector_unit(HOST)
     lanes = unit.lanes("float32")
-    module, shapes = network(8, 5, 4 * lanes, window, stride)
-    func = joined(module, dataclasses.replace(unit, cache_bytes=1), HOST)
+    module, shapes = network(20, 5, 4 * lanes, window, stride)
+    func = joined(module, dataclasses.replace(unit, cache_bytes=18 * 20 * 4 * lanes * 4), HOST)
     assert func is not None
     arrays = values(*shapes)
     arrays[0] *= 2
@@ -111,6 +111,17 @@ def test_a_map_that_leaves_the_cache_becomes_a_part_of_one_function():
     assert flops == 56 * 56 * 144 * (2 * 24 + 3 + 2 * 9 + 3)
 
 
+@pytest.mark.parametrize("cores", [1, 2, 8, 96])
+@pytest.mark.parametrize("case", [(56, 24, 144, 3, 1), (112, 16, 96, 3, 2), (224, 16, 96, 7, 2)])
+def test_it_has_a_way_for_any_number_of_cores(case, cores):
+    target = Target({"kind": "llvm", "mcpu": "skylake-avx512", "num-cores": cores})
+    module, _ = network(*case)
+    func = joined(module, vector_unit(target), target)
+    assert func is not None
+    schedule, pair = ExpandedDepthwise().match(func, target)
+    assert next(iter(ExpandedDepthwise().ways(schedule, pair, target)), None) is not None
+
+
 @pytest.mark.parametrize(
     ("case", "mcpu", "read_twice"),
     [
@@ -118,8 +129,15 @@ def test_a_map_that_leaves_the_cache_becomes_a_part_of_one_function():
         ((56, 24, 144, 3, 1), "haswell", False),
         ((56, 24, 144, 3, 1), "skylake-avx512", True),
         ((112, 16, 88, 3, 1), "skylake-avx512", False),
+        ((1024, 3, 48, 3, 2), "skylake-avx512", False),
     ],
-    ids=["a small map", "an unknown cache", "a map that is read twice", "vectors that do not divide the channels"],
+    ids=[
+        "a small map",
+        "an unknown cache",
+        "a map that is read twice",
+        "vectors that do not divide the channels",
+        "rows too long for the cache",
+    ],
 )
 def test_two_functions_stay_two(case, mcpu, read_twice):
     target = Target({"kind": "llvm", "mcpu": mcpu, "num-cores": 1})

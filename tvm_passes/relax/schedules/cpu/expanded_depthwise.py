@@ -26,6 +26,8 @@ _DTYPE = "float32"
 _PARTS = (1 / 3, 1 / 6, 2 / 3)
 _FEWEST_TASKS = 4
 """Of each core."""
+_ROWS = 16
+"""Of a tile's channels of the map, which must fit: more than the rows of any window and its stride."""
 
 
 def expansion_pays(expanded: tuple[int, ...], lanes: int, unit: VectorUnit) -> bool:
@@ -37,8 +39,10 @@ def expansion_pays(expanded: tuple[int, ...], lanes: int, unit: VectorUnit) -> b
         unit: of the CPU.
     """
     batch, height, width, channels = expanded
-    fits = batch == 1 and lanes % unit.lanes(_DTYPE) == 0 and channels % lanes == 0
-    return fits and value_bytes(_DTYPE) * height * width * channels > unit.cache_bytes > 0
+    row_bytes = value_bytes(_DTYPE) * width
+    divides = lanes % unit.lanes(_DTYPE) == 0 and channels % lanes == 0
+    fits = _ROWS * row_bytes * lanes <= unit.cache_bytes < height * row_bytes * channels
+    return batch == 1 and divides and fits
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,13 @@ class ExpandedDepthwise(DesignSpaceRule[Pair, Expansion]):
                 near = [
                     rows
                     for rows in range(1, height + 1)
-                    if height % rows == 0
-                    and (rows * stride + window - stride) * row_bytes <= part * unit.cache_bytes
-                    and height // rows >= tasks
+                    if height % rows == 0 and (rows * stride + window - stride) * row_bytes <= part * unit.cache_bytes
                 ]
-                for pixels in pixels_in_place(width, window) if near else ():
+                enough = [rows for rows in near if height // rows >= tasks]
+                rows = (enough or near[:1])[-1:]
+                for pixels in pixels_in_place(width, window) if rows else ():
                     for tile in reversed(fitting[-2:]):
-                        yield Expansion(near[-1], block, tile, tile_channels, pixels, unit.lanes(_DTYPE))
+                        yield Expansion(rows[0], block, tile, tile_channels, pixels, unit.lanes(_DTYPE))
 
     def apply_way(self, schedule: Schedule, operator: Pair, way: Expansion, target: Target) -> None:
         """Computes part by part."""
@@ -120,12 +124,14 @@ def _pair(schedule: Schedule) -> Pair | None:
     if len(places) != 2 or sum(set(kind) != {"S"} for kind in kinds) != 2:
         return None
     first, second = places
-    depth = extents(schedule, blocks[second])[-1]
-    padded = second - 1
-    if ANNOTATION not in schedule.get(blocks[first]).annotations or (depth, first) != (1, 0) or padded < first + 2:
+    shape, depth = extents(schedule, blocks[first])[:4], extents(schedule, blocks[second])[-1]
+    maps = [block for block in blocks[first + 1 : second] if extents(schedule, block) == shape]
+    if ANNOTATION not in schedule.get(blocks[first]).annotations or (depth, first) != (1, 0) or not maps:
         return None
-    expanded, output = blocks[padded - 1], blocks[-1]
-    for block in (*blocks[1 : padded - 1], blocks[padded], *blocks[second + 1 : -1]):
+    # What else there is before the second one is padding.
+    *inlined, expanded = maps
+    output = blocks[-1]
+    for block in (*inlined, *blocks[1 + len(maps) : second], *blocks[second + 1 : -1]):
         schedule.compute_inline(block)
     for reduction in (blocks[first], blocks[second]):
         schedule.set_scope(reduction, 0, "local")
