@@ -17,8 +17,8 @@ have the names of `ksm_hw.masks.mask_names`.
 A bundle has its masks coded, and an artifact has them as they are read. Packs with masks of weights that have other
 names than `<layer>.weight` are of format version 6, others with coded masks of version 5, others with biases for int8
 of version 4, others with ranges of version 3, others with parameters, or with soft values of 1 bit, of version 2, and
-the rest of version 1. The header is sealed (`ksm_hw.json_document.sealed`) and has a hash of the tensors, so that damage
-is seen; older packs have neither.
+the rest of version 1. The header is sealed (`ksm_hw.json_document.sealed`) and has a hash of the tensors, so that
+damage is seen; older packs have neither.
 """
 
 import dataclasses
