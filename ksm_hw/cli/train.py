@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,7 +24,7 @@ from ksm_hw.cli.learning_options import (
 from ksm_hw.cli.learning_progress import epoch_progress, readable_images
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.names import TITLES
-from ksm_hw.masks.mask_format import Granularity, ScaleBits
+from ksm_hw.masks.mask_format import LEARNED_BITS, Granularity
 
 # typer takes the choices of an option from a Literal; a type checker wants one that is written out.
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     BitsOfSoftValue = str
 else:
     MethodName = Literal[tuple(TITLES)]
-    BitsOfSoftValue = Literal[tuple(str(bits) for bits in get_args(ScaleBits) if bits > 1)]
+    BitsOfSoftValue = Literal[tuple(map(str, LEARNED_BITS))]
 
 
 # Parts of the help of their own: in one table the names of options would be cut.
@@ -69,8 +69,11 @@ def train(
     image_size: ImageSize = 224,
     mask_rate: MaskRate = 2e-4,
     norm_rate: Annotated[
-        float | None, typer.Option(min=1e-9, max=1, help=r"Adam's rate for BatchNorms. \[default: --mask-rate]")
+        float | None, typer.Option(min=1e-9, max=1, help=r"Adam's rate for norms. \[default: --mask-rate]")
     ] = None,
+    layer_norms: Annotated[
+        bool, typer.Option("--layer-norms/--no-layer-norms", help="Learn LayerNorms with the task, as BatchNorms are.")
+    ] = True,
     head_start: Annotated[
         bool, typer.Option("--head-start", help="Fit the head to the features first; for one or two epochs.")
     ] = False,
@@ -157,6 +160,7 @@ def train(
         mask_rate=mask_rate,
         head_rate=head_rate,
         norm_rate=norm_rate,
+        layer_norms=layer_norms,
         head_start=head_start,
         seed=seed,
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),

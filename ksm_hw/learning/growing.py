@@ -18,9 +18,9 @@ from torch import nn
 from ksm_hw.learning.datasets import TaskData
 from ksm_hw.learning.learn import Epoch, learn
 from ksm_hw.learning.options import LearningOptions
-from ksm_hw.masks.bundle import sha256_of_tensors
 from ksm_hw.masks.growth import Tensors, carried_over
 from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
     backbone_tensors,

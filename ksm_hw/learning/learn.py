@@ -22,8 +22,8 @@ from ksm_hw.learning.methods.masked_weights import body_parameters, head_paramet
 from ksm_hw.learning.methods.method import Verdict
 from ksm_hw.learning.methods.table import check_options, method_named, prepared_network
 from ksm_hw.learning.options import LearningOptions
-from ksm_hw.masks.bundle import sha256_of_tensors
 from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import backbone_tensors, maskable_layers
 from ksm_hw.quantising.calibrate import observed_ranges
@@ -162,7 +162,7 @@ def learned_and_held_out(data: TaskData, options: LearningOptions) -> tuple[Task
 def _optimiser(
     network: nn.Module, rates: tuple[float, float, float], steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam with a rate each for what is below the head, the head, and BatchNorms, on a cosine over all steps."""
+    """Adam with a rate each for what is below the head, the head, and norms, on a cosine over all steps."""
     groups = (body_parameters(network), head_parameters(network), norm_parameters(network))
     optimizer = torch.optim.Adam(
         [{"params": parameters, "lr": rate} for parameters, rate in zip(groups, rates, strict=True)]

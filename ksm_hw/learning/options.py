@@ -18,7 +18,8 @@ class LearningOptions:
         batch_size: images a step.
         mask_rate: Adam's rate for masks and weights at the start of the cosine schedule.
         head_rate: Adam's rate for the head, likewise.
-        norm_rate: Adam's rate for BatchNorms, likewise; None is `mask_rate`.
+        norm_rate: Adam's rate for BatchNorms and LayerNorms, likewise; None is `mask_rate`.
+        layer_norms: whether a task has LayerNorms of its own beside the BatchNorms.
         head_start: whether the head is fitted before the first epoch (`head_start`). BatchNorms then keep the
             statistics of the backbone, which the head was fitted to, and learn the rest.
         seed: of the head's first values, the order of the images, augmentation and dropout.
@@ -39,6 +40,7 @@ class LearningOptions:
     mask_rate: float = 2e-4
     head_rate: float = 2e-4
     norm_rate: float | None = None
+    layer_norms: bool = True
     head_start: bool = False
     seed: int = 0
     constants: MaskConstants = PAPER

@@ -36,10 +36,10 @@ from ksm_hw.masks.bundle import (
     check_task_name,
     load_bundle,
     pack_in,
-    sha256_of_tensors,
 )
 from ksm_hw.masks.growth import Tensors
 from ksm_hw.masks.mask_format import ScaleBits
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import soft_values, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import default_preprocessing, maskable_layers

@@ -24,6 +24,7 @@ from ksm_hw.models.backbones import replace_head
 SPECIAL_OPTIONS = {
     "mask_rate": "--mask-rate",
     "norm_rate": "--norm-rate",
+    "layer_norms": "--no-layer-norms",
     "granularity": "--granularity",
     "initial": "--mask-initial",
     "threshold": "--mask-threshold",

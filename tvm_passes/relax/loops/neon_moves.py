@@ -191,19 +191,25 @@ class _Tile:
             return body
         values = [one for one in body.seq if isinstance(one, tirx.Bind)]
         stores = [one for one in body.seq if isinstance(one, tirx.BufferStore)]
-        places = [self._first_offset(one, source, start) for one in stores]
+        places = [self._product_offset(one, source, start) for one in stores]
         products = [number for number, place in enumerate(places) if place is not None]
         if not products or len(values) + len(stores) < len(body.seq):
             return body
-        sums = stores[products[0]].buffer
-        if None in places[products[0] : products[-1] + 1] or not _at_numbers(sums, stores):
+        first, behind = products[0], products[-1] + 1
+        sums = stores[first].buffer
+        are_sums = [one.buffer.same_as(sums) for one in stores]
+        alone = None not in places[first:behind] and all(are_sums[first:behind]) and not any(are_sums[behind:])
+        if not alone or not _at_numbers(sums, stores):
             return body
         when = _when(stores, places, sums)
         return tirx.SeqStmt([*values, *(stores[number] for number in sorted(range(len(stores)), key=when.__getitem__))])
 
-    def _first_offset(self, store: tirx.BufferStore, source: tirx.Var, start: tirx.Expr) -> int | None:
-        """Of what a statement loads from a buffer."""
-        offsets = [self._offset(one, start) for one in _loads_of(store.value) if one.source.same_as(source)]
+    def _product_offset(self, store: tirx.BufferStore, source: tirx.Var, start: tirx.Expr) -> int | None:
+        """Of what is loaded from a buffer and added to a sum; None of what a sum begins with, and of a result."""
+        loads = _loads_of(store.value)
+        if not any(one.source.same_as(store.buffer) for one in loads):
+            return None
+        offsets = [self._offset(one, start) for one in loads if one.source.same_as(source)]
         return offsets[0] if offsets else None
 
     def _place(self, source: tirx.Var, start: tirx.Expr, offset: int) -> tirx.Var:
