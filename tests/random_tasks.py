@@ -11,10 +11,11 @@ import torch
 from settled_networks import settle
 
 from ksm_hw.learning.growing import wider
-from ksm_hw.masks.bundle import Bundle, save_bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, save_bundle
 from ksm_hw.masks.growth import carried_over
 from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits, mask_shape
 from ksm_hw.masks.mask_names import weight_of
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import broadcast_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (

@@ -21,9 +21,10 @@ import torch
 from torch import nn
 
 from ksm_hw.files.staging import changed_folder, files_in, staged_files
-from ksm_hw.masks.bundle import Bundle, save_bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, save_bundle
 from ksm_hw.masks.mask_format import mask_shape
 from ksm_hw.masks.mask_names import weight_of
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import broadcast_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (

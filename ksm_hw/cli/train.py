@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ksm_hw.artifact.modes import Precision
 from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json, printable, stopped_by_ctrl_c
 from ksm_hw.cli.image_files import MaxPixels, limit_pixels
 from ksm_hw.cli.learning_options import (
@@ -132,6 +133,10 @@ def train(
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help=r"Mirror training images. \[default: as the data says]")
     ] = None,
+    precision: Annotated[Precision, typer.Option(help="int8: the last epochs learn in int8's arithmetic.")] = "float32",
+    int8_epochs: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help=r"How many of the epochs these are. \[default: a third]")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
     max_pixels: MaxPixels = None,
@@ -163,6 +168,8 @@ def train(
         accuracy_goal=accuracy_goal,
         max_width=max_width,
         validation=validation,
+        precision=precision,
+        int8_epochs=int8_epochs,
     )
     request = _Request(
         bundle,
@@ -360,6 +367,8 @@ def _print_trained(trained: "Trained", bundle: Path) -> None:
             f"The bundle's backbone was replaced; proven to compute what they did: {', '.join(trained.carried_over)}.",
             soft_wrap=True,
         )
+    if pack.facts["learned_precision"] == "int8":
+        console.print(f"In int8, in which it learned last, its accuracy was {pack.facts['learned_accuracy']:.1%}.")
     console.print(f"{trained.free_share:.2%} of the backbone's weights are free: no task uses them.")
     if coded := {mask.scale_bits for mask in pack.masks.values() if mask.coded}:
         console.print(

@@ -24,9 +24,10 @@ import torch
 
 from ksm_hw.compiler.channel_axes import ChannelAxes
 from ksm_hw.compiler.compiled import check_heads
-from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.growth import Tensors, by_kind
 from ksm_hw.masks.mask_names import bias_of, layer_of, weight_of
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import broadcast_mask, selected, selected_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module

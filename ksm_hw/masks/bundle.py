@@ -8,7 +8,6 @@ samples/<task>/<number>-<class>.png    a few real test images of each task, for 
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -32,7 +31,7 @@ from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.growth import carried_over, shapes_of
 from ksm_hw.masks.mask_format import mask_shape
 from ksm_hw.masks.mask_names import layer_of, weight_of
-from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
+from ksm_hw.masks.safetensors_file import check_float32, read_arrays, sha256_of_tensors, write_arrays
 from ksm_hw.masks.task_pack import TaskPack, is_same_task, load_task_pack, save_task_pack
 from ksm_hw.state_dicts import packaged_tensors
 
@@ -64,19 +63,6 @@ class Bundle:
     samples: Path | None = None
     folder: Path | None = None
     backbone_precision: BackbonePrecision = "float32"
-
-
-def sha256_of_tensors(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-    """SHA-256 over names, shapes and bytes of the tensors in the order of their names, as 64 hexadecimal digits.
-
-    It names the weights, not the file that holds them, so the same weights in another container have the same hash.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
 
 
 def select_tasks(bundle: Bundle, task: str) -> Bundle:

@@ -17,7 +17,8 @@ have the names of `ksm_hw.masks.mask_names`.
 A bundle has its masks coded, and an artifact has them as they are read. Packs with masks of weights that have other
 names than `<layer>.weight` are of format version 6, others with coded masks of version 5, others with biases for int8
 of version 4, others with ranges of version 3, others with parameters, or with soft values of 1 bit, of version 2, and
-the rest of version 1.
+the rest of version 1. The header is sealed (`ksm_hw.json_document.sealed`) and has a hash of the tensors, so that
+damage is seen; older packs have neither.
 """
 
 import dataclasses
@@ -33,13 +34,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.errors import UserError
-from ksm_hw.json_document import OtherVersion, Positive, read_versioned_json
+from ksm_hw.json_document import OtherVersion, Positive, check_seal, read_versioned_json, sealed
 from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.mask_coding import CODINGS, Coding, decoded, shortest
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
 from ksm_hw.masks.mask_names import has_other_name
 from ksm_hw.masks.preprocessing import Preprocessing, Side
-from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
+from ksm_hw.masks.safetensors_file import check_float32, read_arrays, sha256_of_tensors, write_arrays
 from ksm_hw.masks.soft_mask import PackedMask, check_packed, ones_among, stored_soft_values
 
 FORMAT_VERSIONS = (1, 2, 3, 4, 5, 6)
@@ -137,7 +138,7 @@ class _CalibrationEntry:
 
 @dataclass(frozen=True)
 class _Header:
-    """The JSON header of a pack's file."""
+    """The JSON header of a pack's file. `tensors_sha256` is known of a file alone, and not in those of older ksm-hw."""
 
     task: str
     classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
@@ -150,6 +151,7 @@ class _Header:
     facts: dict[str, Any]
     format_version: int
     calibration: _CalibrationEntry | None = None
+    tensors_sha256: str | None = None
 
 
 def save_task_pack(pack: TaskPack, path: Path, coded: bool = False) -> None:
@@ -169,7 +171,8 @@ def save_task_pack(pack: TaskPack, path: Path, coded: bool = False) -> None:
         tensors = dict(_coded(name, array) for name, array in tensors.items())
     is_coded = any(_coding_of(name) != "plain" for name in tensors)
     version = max(5, _version_of(pack)) if is_coded else _version_of(pack)
-    header = json.dumps(dataclasses.asdict(dataclasses.replace(_header(pack), format_version=version)))
+    stored = dataclasses.replace(_header(pack), format_version=version, tensors_sha256=sha256_of_tensors(tensors))
+    header = json.dumps(sealed(dataclasses.asdict(stored)))
     try:
         read_versioned_json(header, _Header, *FORMAT_VERSIONS)
     except ValueError as error:
@@ -295,6 +298,11 @@ def load_task_pack(path: Path) -> TaskPack:
             f"{path} lacks the tensor {error}. The file is damaged; learn or copy the task again."
         ) from error
     _check_parts(pack, path)
+    if header.tensors_sha256 is not None and (found := sha256_of_tensors(tensors)) != header.tensors_sha256:
+        raise UserError(
+            f"{path} has tensors with SHA-256 {found}, and its header expects {header.tensors_sha256}. The file is "
+            "damaged; copy the task again, or learn it again."
+        )
     return pack
 
 
@@ -305,7 +313,9 @@ def _header_of(metadata: Mapping[str, str], path: Path) -> _Header:
             "Give a file that `ksm-hw train` wrote."
         )
     try:
-        return read_versioned_json(metadata[_METADATA_KEY], _Header, *FORMAT_VERSIONS)
+        header = read_versioned_json(metadata[_METADATA_KEY], _Header, *FORMAT_VERSIONS)
+        check_seal(metadata[_METADATA_KEY])
+        return header
     except OtherVersion as error:
         known = ", ".join(map(str, FORMAT_VERSIONS))
         raise UserError(

@@ -22,7 +22,7 @@ from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.growth import shapes_of
 from ksm_hw.masks.mask_names import layer_of
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.backbones import build_backbone, head_path, widen
+from ksm_hw.models.backbones import backbone_tensors, build_backbone, head_path, widen
 from ksm_hw.quantising.activations import ActivationName
 from ksm_hw.quantising.scheme import MOST_PIXELS, MOST_PRODUCTS
 
@@ -206,6 +206,11 @@ def network_of(bundle: Bundle, pack: TaskPack) -> Network:
     """Reads the network of a task, as wide as its bundle's weights; raises as `read_network`."""
     shapes = tuple(shapes_of(bundle.tensors).items())
     return read_network(bundle.backbone, len(pack.classes), pack.preprocessing.image_size, shapes)
+
+
+def operators_of(backbone: torch.nn.Module, name: str, image_size: int) -> Network:
+    """Reads a backbone of this name, as wide as it is, whatever its head is; raises as `read_network`."""
+    return read_network(name, 2, image_size, tuple(shapes_of(backbone_tensors(backbone)).items()))
 
 
 @functools.cache  # torch.export takes seconds.

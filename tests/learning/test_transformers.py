@@ -18,7 +18,8 @@ from ksm_hw.learning.methods.masked_weights import masked_layers, original_weigh
 from ksm_hw.learning.methods.table import prepared_network
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.learning.train import checked_start, train_task
-from ksm_hw.masks.bundle import Bundle, load_bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import unpack_mask
 from ksm_hw.models.backbones import backbone_tensors, layer_norm_names, maskable_layers
 from ksm_hw.models.task_module import task_module

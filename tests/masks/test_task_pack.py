@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from damage import unsealed
 from random_tasks import random_bundle
 
 from ksm_hw.errors import UserError
@@ -360,7 +361,7 @@ def test_a_head_that_does_not_fit_the_classes_is_refused(every_granularity: Bund
 
 def rewrite_header(path: Path, change: dict[str, Any]) -> None:
     with safetensors.safe_open(path, "numpy") as file:
-        header = json.loads(file.metadata()["ksm-hw"])
+        header = unsealed(file.metadata()["ksm-hw"])
     tensors = safetensors.numpy.load(path.read_bytes())
     path.write_bytes(safetensors.numpy.save(tensors, {"ksm-hw": json.dumps(header | change)}))
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 import tvm
+from damage import unsealed
 from tiny_tasks import tiny_bundle, tiny_manifest
 
 from ksm_hw.artifact.manifest import TaskEntry, read_manifest
@@ -397,7 +398,7 @@ def test_threads_are_pinned_to_the_target_s_cores_while_they_work(
     copied_artifact: Path, images: list[np.ndarray]
 ) -> None:
     last = max(os.sched_getaffinity(0))
-    content = json.loads((copied_artifact / "manifest.json").read_text())
+    content = unsealed((copied_artifact / "manifest.json").read_text())
     # Core 9999 is one of the board's that this machine lacks.
     (copied_artifact / "manifest.json").write_text(json.dumps({**content, "cores": [last, 9999]}))
 
