@@ -9,6 +9,7 @@
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import msgspec
@@ -18,7 +19,7 @@ from ksm_hw.learning.methods.names import TITLES
 from ksm_hw.report.comparison import Summary, comparison_figures
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-PLOTS = ("comparison-seconds.svg", "comparison-bytes.svg")
+PLOTS = ("comparison-seconds.svg", "comparison-bytes.svg", "comparison-curves.svg")
 
 
 def accuracies(summaries: list[Summary]) -> str:
@@ -34,10 +35,21 @@ def accuracies(summaries: list[Summary]) -> str:
     return "\n".join(lines)
 
 
+def larger_images(trials: list[dict[str, Any]]) -> str:
+    """A row a method: what each task reached with one seed at 224 pixels, in percent."""
+    tasks = list(dict.fromkeys(trial["task"] for trial in trials))
+    lines = [f"| method | {' | '.join(tasks)} |", "|" + " --- |" * (1 + len(tasks))]
+    for method in dict.fromkeys(trial["method"] for trial in trials):
+        shown = [f"{100 * trial['accuracy']:.1f}" for trial in trials if trial["method"] == method]
+        lines.append(f"| {TITLES[method]} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 def costs(summaries: list[Summary]) -> str:
     """A row a method: means over the tasks; of times on this machine the least, for it did other work meanwhile."""
-    columns = "seconds of epochs | CPU s | MB on the GPU | MB a task | forgotten, points | latency ms | switch ms"
-    lines = [f"| method | {columns} |", "|" + " --- |" * 8]
+    columns = "seconds of epochs | CPU s | MB on the GPU | MB a task | forgotten, points"
+    columns += " | latency ms | switch ms | int8 latency ms | int8 switch ms"
+    lines = [f"| method | {columns} |", "|" + " --- |" * 10]
     for method in dict.fromkeys(summary.method for summary in summaries):
         mine = [summary for summary in summaries if summary.method == method]
         seconds, cpu, gpu, added = (
@@ -46,14 +58,21 @@ def costs(summaries: list[Summary]) -> str:
         )
         forgotten = 100 * max(max(each.forgotten) for each in mine)
         compiled = [each.deployed for each in mine if each.deployed is not None]
-        latency = f"{1e3 * min(each.latency for each in compiled):.1f}" if compiled else "—"
-        switches = [each.switch for each in compiled if each.switch is not None]
-        switch = f"{1e3 * min(switches):.2f}" if switches else "—"
+        measured = " | ".join(
+            _milliseconds([getattr(each, name) for each in compiled])
+            for name in ("latency", "switch", "int8_latency", "int8_switch")
+        )
         lines.append(
             f"| {TITLES[method]} | {seconds:.0f} | {cpu:.0f} | {gpu / 1e6:.0f} | {added / 1e6:.2f} | {forgotten:.1f} | "
-            f"{latency} | {switch} |"
+            f"{measured} |"
         )
     return "\n".join(lines)
+
+
+def _milliseconds(seconds: list[float | None]) -> str:
+    """Their median, of the tasks that were measured."""
+    found = [each for each in seconds if each is not None]
+    return f"{1e3 * statistics.median(found):.2f}" if found else "—"
 
 
 def main() -> None:
@@ -62,6 +81,7 @@ def main() -> None:
     tables = {
         "accuracies": accuracies(summaries),
         "costs": costs(summaries),
+        "larger images": larger_images(json.loads((DOCS / "comparison-224.json").read_text())),
         "rates": rates_table(json.loads((DOCS / "learning_rates.json").read_text())),
     }
     page = (DOCS / "comparison.md").read_text()

@@ -1,4 +1,6 @@
-"""Accuracy of learned tasks in int8 beside that in float32: the integer model, by how biases are corrected.
+"""Accuracy of learned tasks in int8 beside that in float32, by how biases are corrected.
+
+What int8 computes is the integer model's, in its quicker form (`RoundedNetwork`).
 
 Prints the table of docs/quantisation.md: full test sets, or with --validation training images that calibration did not
 see, by which the default is chosen. Points that int8 gains or loses, and behind them the root mean square of what its
@@ -21,10 +23,9 @@ from ksm_hw.masks.bundle import Bundle, load_bundle, select_tasks
 from ksm_hw.masks.preprocessing import Preprocessing, preprocess_batch
 from ksm_hw.models.task_module import task_module
 from ksm_hw.quantising.calibrate import calibrate
-from ksm_hw.quantising.folded_weights import folded_weights
-from ksm_hw.quantising.integer_model import quantised_model
 from ksm_hw.quantising.network import network_of
 from ksm_hw.quantising.observers import DEFAULT_OBSERVER, IMAGES, BiasCorrection, ObserverName
+from ksm_hw.quantising.rounded_network import RoundedNetwork
 from ksm_hw.resources import shipped_bundle
 
 CORRECTIONS: tuple[BiasCorrection, ...] = get_args(BiasCorrection)
@@ -54,13 +55,13 @@ def row(bundle: Bundle, task: str, observer: ObserverName, validation: bool) -> 
         batches = split_batches(data.train, pack.preprocessing, IMAGES, task)
         found = calibrate(bundle, pack, batches, observer, correction=correction)
         own = dataclasses.replace(pack, calibration=found).for_int8
-        models[correction] = quantised_model(network, folded_weights(network, bundle, own), found.ranges)
+        models[correction] = RoundedNetwork(task_module(bundle, own), network, found.ranges)
     reference = task_module(bundle, pack)
     right, squares, images_seen = dict.fromkeys(["float32", *models], 0), dict.fromkeys(models, 0.0), 0
     with torch.inference_mode():
         for images, labels in measured_batches(data, pack.preprocessing, validation):
             known = reference(images).numpy()
-            logits = {"float32": known} | {name: model.logits(images.numpy()) for name, model in models.items()}
+            logits = {"float32": known} | {name: model(images).numpy() for name, model in models.items()}
             for name, found_logits in logits.items():
                 right[name] += int(np.sum(found_logits.argmax(1) == labels.numpy()))
             for name in models:

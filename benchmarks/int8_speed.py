@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/int8_speed.py
     .venv/bin/python benchmarks/int8_speed.py --models mobilenet_v2 --threads 1 --rounds 20 --mcpu haswell
+    .venv/bin/python benchmarks/int8_speed.py --artifacts FOLDER --prepare; the same without it measures them
 
 The machine may be shared: a ratio is the median of the ratios of rounds, in each of which both run next to each other.
 """
@@ -57,11 +58,13 @@ def target_of(mcpu: str | None) -> CompileTarget:
 
 
 def compile_both(network: str, target: CompileTarget, folder: Path) -> dict[str, Path]:
-    """The artifacts, by precision."""
-    bundle = calibrated_bundle(network)
-    artifacts = {}
-    for precision in PRECISIONS:
-        (artifacts[precision],) = compile_bundle(bundle, target, folder / f"{network}-{precision}", precision=precision)
+    """The artifacts in the folder, by precision; compiled unless they are there."""
+    artifacts = {precision: folder / f"{network}-{precision}" for precision in PRECISIONS}
+    missing = [precision for precision, artifact in artifacts.items() if not artifact.exists()]
+    bundle = calibrated_bundle(network) if missing else None
+    for precision in missing:
+        assert bundle is not None
+        compile_bundle(bundle, target, artifacts[precision], precision=precision)
     return artifacts
 
 
@@ -96,19 +99,25 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="1 or more")
     parser.add_argument("--rounds", type=int, default=20, help="1 or more")
     parser.add_argument("--mcpu", help="compile for this CPU instead of the host's, by LLVM's name")
+    parser.add_argument("--artifacts", type=Path, help="folder in which compiled networks stay; those there are taken")
+    parser.add_argument("--prepare", action="store_true", help="compile into --artifacts, and measure nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
+    if arguments.prepare and arguments.artifacts is None:
+        parser.error("--prepare needs --artifacts FOLDER.")
     speeds = []
-    if not arguments.json:
+    if not arguments.json and not arguments.prepare:
         print("| network | threads | float32 ms (least) | int8 ms (least) | float32 : int8 |")
         print("| --- | ---: | ---: | ---: | ---: |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for network in arguments.models:
-            artifacts = compile_both(network, target_of(arguments.mcpu), Path(folder))
-            for threads in arguments.threads:
+            artifacts = compile_both(network, target_of(arguments.mcpu), arguments.artifacts or Path(folder))
+            for threads in () if arguments.prepare else arguments.threads:
                 speeds.append(measure(network, artifacts, threads, arguments.rounds))
                 if not arguments.json:
                     print(row(speeds[-1]), flush=True)
+    if arguments.prepare:
+        return
     if arguments.json:
         print(json.dumps([asdict(speed) for speed in speeds], indent=1))
         return

@@ -22,7 +22,7 @@ from ksm_hw.learning.methods.names import TITLES
 from ksm_hw.masks.bundle import load_bundle
 from ksm_hw.models.backbones import EFFICIENTNET_LITE0
 from ksm_hw.models.task_module import task_module
-from ksm_hw.report.trials import Trial, bundle_of, run_trials
+from ksm_hw.report.learning_trials import LearningTrial, bundle_of, learn_trials
 from ksm_hw.resources import shipped_bundle
 
 SEEDS = (0, 1, 2)
@@ -66,8 +66,8 @@ def learn_all(jobs: int) -> dict[str, Any]:
     """What each method reached on each task, by seed: accuracy in 0…1, seconds of the epochs, and the machine."""
     results: dict[str, Any] = {}
     for task, recipes in RECIPES.items():
-        trials = [Trial(method, task, task, seed) for method in recipes for seed in SEEDS]
-        found = run_trials(trials, FOLDER, recipes.__getitem__, jobs)
+        trials = [LearningTrial(method, task, task, seed) for method in recipes for seed in SEEDS]
+        found = learn_trials(trials, FOLDER, recipes.__getitem__, jobs)
         for method in recipes:
             mine = [outcome for trial, outcome in found.items() if trial.method == method]
             results.setdefault(task, {})[method] = {
@@ -81,7 +81,7 @@ def learn_all(jobs: int) -> dict[str, Any]:
 def ship(results: dict[str, Any]) -> None:
     """Puts the first seed's tasks into the shipped bundle, and measures them on the few images that tests read."""
     for task in RECIPES:
-        learned = bundle_of(FOLDER, Trial("ksm", task, task, SEEDS[0])) / "tasks" / f"{task}.safetensors"
+        learned = bundle_of(FOLDER, LearningTrial("ksm", task, task, SEEDS[0])) / "tasks" / f"{task}.safetensors"
         shutil.copy(learned, shipped_bundle() / "tasks")
         bundle = load_bundle(shipped_bundle())
         pack = bundle.packs[task]

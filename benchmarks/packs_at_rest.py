@@ -19,6 +19,7 @@ from ksm_hw.learning.datasets import load_task_data
 from ksm_hw.learning.images import test_batches
 from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.masks.mask_format import GRANULARITIES, GROUP_SIZE, Granularity, ScaleBits
+from ksm_hw.masks.mask_names import weight_of
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, pack_mask, soft_codes, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module
@@ -48,7 +49,7 @@ def stored_as(bundle: Bundle, pack: TaskPack, granularity: Granularity, bits: Sc
     """The task with its masks stored in another way; with 0 bits every soft value is 0."""
     masks = {}
     for layer, packed in pack.masks.items():
-        mask = in_granularity(unpack_mask(packed), bundle.tensors[f"{layer}.weight"].shape, granularity)
+        mask = in_granularity(unpack_mask(packed), bundle.tensors[weight_of(layer)].shape, granularity)
         masks[layer] = pack_mask((mask == 1).astype(np.float32) if bits == 0 else mask, bits)
     return dataclasses.replace(pack, granularity=granularity, masks=masks)
 

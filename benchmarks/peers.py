@@ -8,12 +8,13 @@ counts. An engine that fails is in the table with the reason. Ctrl-C keeps what 
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,13 @@ class Record:
         self.current = list(current)
         self.write()
 
+    def keep_others(self, measured: Collection[tuple[str, int]]) -> None:
+        """Takes over what the folder has of this machine's class, but of the networks and threads to be measured."""
+        if (file := self.folder / f"{self.name}.json").exists():
+            earlier, facts = read_results(file)
+            self.results = [one for one in earlier if (one.network, one.threads) not in measured]
+            self.facts["command"] = f"{facts['command']}; {self.facts['command']}"
+
     def network_done(self) -> None:
         """The current network's results are final."""
         self.results, self.current = self.all_results(), []
@@ -136,6 +144,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--multitask", action="store_true", help="measure memory and switches of many tasks instead")
     parser.add_argument(
         "--tasks", nargs="+", type=positive, default=[1, 2, 5, 10, 20], help="numbers of tasks for that"
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="beside them keep what the output folder has of other networks",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder; default: build/peers/results")
@@ -241,6 +254,9 @@ def main() -> int:
     if too_many := [count for count in arguments.threads or [] if count > available_cores()]:
         sys.exit(f"error: {too_many[0]} threads on {available_cores()} cores would only get in each other's way.")
     record = Record(arguments.output, facts_of_run(arguments))
+    if arguments.keep:
+        measured = itertools.product(arguments.models or [*NETWORKS], arguments.threads or [1, 2])
+        record.keep_others({*measured})
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     status = 0
     # Redrawn seldom: what draws is a process beside those that are measured.

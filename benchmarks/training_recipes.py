@@ -96,6 +96,15 @@ def final_accuracy(found: Iterable[Found], recipe: str) -> float:
     return statistics.fmean([0.0, *each.accuracies][-1] for each in found if each.recipe == recipe)
 
 
+def whole_seeds(found: Iterable[Found], recipe: str, tasks: Sequence[str]) -> set[int]:
+    """The seeds with which a recipe learned all of the tasks."""
+    by_seed: dict[int, set[str]] = {}
+    for each in found:
+        if each.recipe == recipe:
+            by_seed.setdefault(each.seed, set()).add(each.task)
+    return {seed for seed, learned_tasks in by_seed.items() if learned_tasks >= set(tasks)}
+
+
 def try_recipes(
     recipes: Mapping[str, Recipe],
     tasks: Sequence[str],

@@ -1,7 +1,10 @@
 """JSON documents that other programs or a faulty disk may have written, read as dataclasses."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -60,3 +63,37 @@ def read_versioned_json(text: str | bytes, form: type[Form], *versions: int) -> 
     """As `read_json`, of a document of one of the versions; raises as `read_version` too."""
     read_version(text, *versions)
     return read_json(text, form)
+
+
+SEAL = "sha256"  # The last value of a sealed document.
+
+
+@dataclass(frozen=True)
+class _Seal:
+    """What a document has that says its own hash; one of an older ksm-hw has none."""
+
+    sha256: str | None = None
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with the SHA-256 of its other values, by which `check_seal` finds each that was changed."""
+    return {**document, SEAL: _sha256_of(document)}
+
+
+def check_seal(text: str | bytes) -> None:
+    """Checks that the values of a document are those that it was sealed with; one without a seal passes.
+
+    Raises:
+        ValueError: a value was changed, or it is no JSON object.
+    """
+    stated = read_json(text, _Seal).sha256
+    if stated is None:
+        return
+    found = _sha256_of({name: value for name, value in json.loads(text).items() if name != SEAL})
+    if found != stated:
+        raise ValueError(f"its values have SHA-256 {found}, and it says {stated}")
+
+
+def _sha256_of(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a document's values, however they are spaced and in whichever order."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -55,10 +55,12 @@ def read_checkpoint(path: Path, what: str) -> Any:
         what: is expected of it, for messages.
 
     Raises:
-        UserError: the file is missing, truncated or damaged; the message says in what.
+        UserError: the file is missing, a folder, truncated or damaged; the message says in what.
     """
     from safetensors.torch import load_file
 
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Give the file with {what} that is in it.")
     try:
         if _is_safetensors(path):
             return load_file(path)

@@ -14,6 +14,7 @@ from ksm_hw.masks.mask_format import Granularity, ScaleBits, group_size, mask_sh
 from ksm_hw.masks.preprocessing import Preprocessing
 from ksm_hw.masks.soft_mask import PackedMask, pack_mask
 from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.models.backbones import maskable_layers
 from tvm_passes.relax.fold_task_mask import MaskLayout
 
 SIDE, CLASSES = 10, 3
@@ -60,6 +61,8 @@ def network_with_statistics(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.reset_parameters()
+        if isinstance(module, nn.MultiheadAttention):
+            nn.init.uniform_(module.in_proj_weight, -1, 1)
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, -1.5, 1.5)
             nn.init.uniform_(module.bias, -1, 1)
@@ -77,11 +80,10 @@ def lower(network: nn.Module) -> tvm.IRModule:
 def random_masks(network: nn.Module, granularity: Granularity, scale_bits: ScaleBits = 32) -> dict[str, PackedMask]:
     generator = np.random.default_rng(5)
     masks = {}
-    for path, module in network.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and path != "head":
-            shape = mask_shape(tuple(module.weight.shape), granularity)
-            values = generator.uniform(0, 0.5, shape).astype(np.float32)
-            masks[path] = pack_mask(np.where(generator.random(shape) < 0.6, np.float32(1), values), scale_bits)
+    for layer, weight in maskable_layers(network).items():
+        shape = mask_shape(weight, granularity)
+        values = generator.uniform(0, 0.5, shape).astype(np.float32)
+        masks[layer] = pack_mask(np.where(generator.random(shape) < 0.6, np.float32(1), values), scale_bits)
     return masks
 
 

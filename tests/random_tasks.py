@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from settled_networks import settle
 
-from ksm_hw.masks.bundle import Bundle, save_bundle, sha256_of_tensors
+from ksm_hw.learning.growing import wider
+from ksm_hw.masks.bundle import Bundle, save_bundle
+from ksm_hw.masks.growth import carried_over
 from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits, mask_shape
+from ksm_hw.masks.mask_names import weight_of
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import broadcast_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
@@ -20,6 +24,7 @@ from ksm_hw.models.backbones import (
     build_backbone,
     default_preprocessing,
     head_path,
+    layer_norm_names,
     maskable_layers,
 )
 
@@ -60,8 +65,19 @@ def random_bundle(
         )
         norms = {name: _random_statistic(name, tensors[name], generator) for name in batch_norm_names(model)}
         norms |= _settled_statistics(model, tensors, pack, norms)
-        packs[pack.task] = dataclasses.replace(pack, batch_norms=norms)
+        layer_norms = {name: _random_statistic(name, tensors[name], generator) for name in layer_norm_names(model)}
+        packs[pack.task] = dataclasses.replace(pack, batch_norms=norms, parameters=layer_norms)
     return Bundle(backbone, sha256, tensors, packs)
+
+
+def grown(bundle: Bundle, width: float = 1.5) -> Bundle:
+    """The tasks in a network of so many times the published width, whose new weights are random and which none uses."""
+    image_size = max(pack.preprocessing.image_size for pack in bundle.packs.values())
+    network = wider(bundle.backbone, bundle.tensors, width, image_size, seed=0)
+    tensors, head = backbone_tensors(network), network.get_submodule(head_path(network)).weight.shape[1:]
+    sha256 = sha256_of_tensors(tensors)
+    packs = {task: carried_over(pack, bundle.tensors, tensors, sha256, head) for task, pack in bundle.packs.items()}
+    return Bundle(bundle.backbone, sha256, tensors, packs, bundle.samples)
 
 
 def save_three_tasks(backbone: str, samples: Path, folder: Path) -> None:
@@ -97,8 +113,8 @@ def _settled_statistics(
     for name, array in norms.items():
         state[name].copy_(torch.from_numpy(array))
     for layer, mask in pack.masks.items():
-        weight = tensors[f"{layer}.weight"]
+        weight = tensors[weight_of(layer)]
         masked = weight * broadcast_mask(unpack_mask(mask), weight.shape, pack.granularity)
-        state[f"{layer}.weight"].copy_(torch.from_numpy(masked))
+        state[weight_of(layer)].copy_(torch.from_numpy(masked))
     settle(model, pack.preprocessing.image_size)
     return {name: state[name].numpy().copy() for name in norms if name.endswith(("running_mean", "running_var"))}

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from ksm_hw.artifact.manifest import Manifest, TaskEntry
-from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.task_pack import TaskPack
 
 TENSORS = {"conv.weight": np.ones((1, 1, 1, 1), np.float32)}

@@ -110,6 +110,7 @@ NETWORKS: Mapping[str, str] = {
     "vit_b_16": "ViT-B/16",
     "swin_t": "Swin-T",
     "convnext_tiny": "ConvNeXt-T",
+    "maxvit_t": "MaxViT-T",
 }
 IMAGE_SIZE = 224
 CLASSES = 1000  # ImageNet's, where one network is measured.

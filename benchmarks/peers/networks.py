@@ -21,8 +21,10 @@ import torch
 from torch import nn
 
 from ksm_hw.files.staging import changed_folder, files_in, staged_files
-from ksm_hw.masks.bundle import Bundle, save_bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, save_bundle
 from ksm_hw.masks.mask_format import mask_shape
+from ksm_hw.masks.mask_names import weight_of
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import broadcast_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
@@ -62,9 +64,9 @@ def _task(bundle: Bundle, model: nn.Module, number: int, classes: int, scaled_sh
         values = generator.uniform(0.1, 0.5, mask_shape(shape, "kernel")).astype(np.float32)
         values[generator.random(values.shape) >= scaled_share] = 1
         masks[layer] = pack_mask(values, scale_bits=8)
-        weight = bundle.tensors[f"{layer}.weight"]
+        weight = bundle.tensors[weight_of(layer)]
         mask = broadcast_mask(unpack_mask(masks[layer]), weight.shape, "kernel")
-        state[f"{layer}.weight"].copy_(torch.from_numpy(weight * mask))
+        state[weight_of(layer)].copy_(torch.from_numpy(weight * mask))
     _settle(model)
     features = model.get_submodule(head_path(model)).in_features
     return TaskPack(

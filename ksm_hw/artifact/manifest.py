@@ -1,6 +1,6 @@
 """An artifact: what `ksm-hw compile` writes, and all that a device needs.
 
-    manifest.json          what was compiled, and size and SHA-256 of every other file
+    manifest.json          what was compiled, size and SHA-256 of every other file, and the SHA-256 of all that
     model.so               the library; of Relay one for each function that a task uses
     bundle.json, backbone.safetensors, tasks/, samples/     the bundle that was compiled
     runner/                with `--runner`: the program that runs it where there is no Python
@@ -21,7 +21,7 @@ from ksm_hw.errors import UserError
 from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.files.places import leads_out
 from ksm_hw.files.staging import read_whole
-from ksm_hw.json_document import Count, OtherVersion, Positive, read_json, read_version
+from ksm_hw.json_document import Count, OtherVersion, Positive, check_seal, read_json, read_version
 from ksm_hw.masks.backbone_precision import BackbonePrecision
 from ksm_hw.masks.bundle import backbone_precision_in
 
@@ -138,11 +138,11 @@ class _Files:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads an artifact's manifest and checks every file against it.
+    """Reads an artifact's manifest and checks it, and every file against it.
 
     Raises:
-        UserError: there is no artifact, it is of another version, a file is missing, truncated or changed, or its
-            bundle has the backbone in another type.
+        UserError: there is no artifact, it is of another version, a file, this one too, is missing, truncated or
+            changed, or its bundle has the backbone in another type.
     """
     return read_whole(folder, MANIFEST, lambda: _read_manifest(folder))
 
@@ -162,6 +162,7 @@ def _read_manifest(folder: Path) -> Manifest:
         packs = (f"tasks/{task}.safetensors" for task in manifest.tasks)
         if unlisted := {*manifest.libraries, "bundle.json", *packs} - files.keys():
             raise ValueError(f"it does not list {', '.join(sorted(unlisted))}")
+        check_seal(text)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"No artifact at {folder}: manifest.json is missing. {_where_else(folder)}") from error
     except OtherVersion as error:

@@ -14,7 +14,7 @@ from ksm_hw.files.hashes import sha256_of_file
 from ksm_hw.files.places import lies_in, overlap
 from ksm_hw.files.staging import OWN_NAMES, changed_folder, staged_files
 from ksm_hw.files.written import check_file, check_folder, explained
-from ksm_hw.json_document import read_json
+from ksm_hw.json_document import read_json, sealed
 from ksm_hw.masks.bundle import Bundle, is_bundle, save_bundle
 
 
@@ -109,7 +109,7 @@ def write_artifact(folder: Path, manifest: Manifest, export: Callable[[Path], No
             if path.is_file()
         }
         content = {"format_version": manifest.format_version, **dataclasses.asdict(manifest), "files": files}
-        (staging / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+        (staging / MANIFEST).write_text(json.dumps(sealed(content), indent=2) + "\n")
 
 
 def _without_ranges(bundle: Bundle) -> Bundle:

@@ -2,7 +2,7 @@
 
 A function takes, by these names and in the order of the manifest's entry:
 
-    a name of the network's state dict    the backbone's tensor, or the task's own (BatchNorms, biases)
+    a name of the network's state dict    the backbone's tensor, or the task's own (norms, biases)
     head/weight, head/bias                the classifier, whatever the network calls it
     mask/<layer>/<part>                   of each masked layer, its parts in the order of `MaskPart`:
 

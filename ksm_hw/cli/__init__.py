@@ -10,7 +10,7 @@ try:
 
     # Importing a module adds its commands to the application, in the order of the help.
     from ksm_hw.cli import train, compare, import_checkpoint, export, inspect, calibrate  # noqa: F401
-    from ksm_hw.cli import compile, tune, run, check, profile, listings, targets, boards, opencl, relay  # noqa: F401
+    from ksm_hw.cli import compile, tune, sweep, run, check, profile, listings, targets, boards, opencl, relay  # noqa: F401
 except KeyboardInterrupt:
     raise SystemExit(130) from None
 

@@ -2,9 +2,10 @@
 
 import contextlib
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -21,6 +22,9 @@ from ksm_hw.cli.learning_options import (
 )
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.names import TITLES
+from ksm_hw.masks.mask_format import GRANULARITIES, LEARNED_BITS
+
+Value = TypeVar("Value")
 
 _LEFT = "Whole epochs and finished trials are kept: give the same command to go on."
 
@@ -30,6 +34,7 @@ _LEFT = "Whole epochs and finished trials are kept: give the same command to go 
         "ksm-hw compare --methods ksm,piggyback,head --tasks mnist,cars=photos/cars --seeds 3 -o compared",
         "ksm-hw compare --methods all --tasks all --seeds 3 --image-size 96 --epochs 5 --jobs 8 --deploy",
         "ksm-hw compare --methods all --tasks all --cluster auto -o /shared/compared",
+        "ksm-hw compare --methods ksm,binary --tasks mnist --granularities kernel,channel --scale-bits 8,4",
     )
 )
 def compare(
@@ -50,6 +55,12 @@ def compare(
     head_rate: HeadRate = 2e-4,
     rate: Annotated[
         list[str] | None, typer.Option(help="METHOD=RATE: another --mask-rate for a method; repeat.")
+    ] = None,
+    granularities: Annotated[
+        str | None, typer.Option(help="Several granularities of masks, with commas: each method in those it can have.")
+    ] = None,
+    scale_bits: Annotated[
+        str | None, typer.Option(help="Several numbers of bits of a stored soft value, with commas, for KSM.")
     ] = None,
     all_images: AllImages = False,
     jobs: Annotated[
@@ -72,8 +83,8 @@ def compare(
     from ksm_hw.report.comparison import compare as run_comparison
     from ksm_hw.report.comparison import comparison_tables, write_comparison
     from ksm_hw.report.deployed_methods import deploy
+    from ksm_hw.report.learning_trials import LearningTrial, all_trials
     from ksm_hw.report.terminal import print_table
-    from ksm_hw.report.trials import Trial
 
     if cluster is not None:
         if jobs != 1:
@@ -90,9 +101,8 @@ def compare(
         pairs = [(task, str(Path(data).absolute()) if Path(data).is_dir() else data) for task, data in pairs]
     page = output / "comparison.html"
     check_output_file(page, "-o", [])
-    trials = [
-        Trial(method, task, data, seed) for seed in range(seeds) for method in chosen for task, data in pairs
-    ]  # Whole methods one after another: with one seed there is something to see.
+    shared = _chosen("--granularities", granularities, GRANULARITIES)
+    trials = all_trials(chosen, pairs, seeds, shared, _chosen("--scale-bits", scale_bits, LEARNED_BITS))
     common = ["--backbone", backbone, "--epochs", str(epochs), "--batch-size", str(batch_size)]
     common += ["--image-size", str(image_size), "--head-rate", str(head_rate)]
     common += [] if weights is None else ["--weights", str(weights)]
@@ -104,19 +114,19 @@ def compare(
 
     done = itertools.count(1)
 
-    def on_trial(trial: Trial, outcome: object) -> None:
-        messages.print(f"{next(done)}/{len(trials)}: {trial.method}, {trial.task}, seed {trial.seed}", soft_wrap=True)
+    def on_trial(trial: LearningTrial, outcome: object) -> None:
+        messages.print(f"{next(done)}/{len(trials)}: {trial.variant}, {trial.task}, seed {trial.seed}", soft_wrap=True)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(stopped_by_ctrl_c(_LEFT))
-        learner = None if cluster is None else stack.enter_context(connected_cluster(cluster))
-        jobs = jobs if learner is None else learner.cores
-        summaries = run_comparison(trials, output, arguments, jobs, all_images, on_trial, learner)
+        runner = None if cluster is None else stack.enter_context(connected_cluster(cluster))
+        jobs = jobs if runner is None else runner.cores
+        summaries = run_comparison(trials, output, arguments, jobs, all_images, on_trial, runner)
         if deploy_them:
             first = [trial for trial in trials if trial.seed == 0]
             with messages.status("compile") as status:
                 deployed = deploy(first, output, lambda step: status.update(step))
-            summaries = [replace(each, deployed=deployed[each.method, each.task]) for each in summaries]
+            summaries = [replace(each, deployed=deployed[each.variant, each.task]) for each in summaries]
     write_comparison(summaries, f"{seeds} seeds, {backbone}, {epochs} epochs, {image_size} pixels.", page)
     if as_json:
         print_json([asdict(summary) for summary in summaries])
@@ -134,6 +144,16 @@ def _reader_of_rate(name: str) -> str:
     if "mask_rate" not in method.reads:
         raise UserError(f"{TITLES[method.name]} learns no masks and no weights, so --rate {name}=… means nothing.")
     return method.name
+
+
+def _chosen(option: str, text: str | None, known: Sequence[Value]) -> list[Value]:
+    """The values that an option names with commas, each once."""
+    by_name = {str(value): value for value in known}
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in by_name:
+            raise UserError(f"{option} {text}: there is no '{name}'. Give some of {', '.join(by_name)}, with commas.")
+    return [by_name[name] for name in dict.fromkeys(names)]
 
 
 def _rate(method: str, text: str) -> float:

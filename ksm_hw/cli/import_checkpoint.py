@@ -148,4 +148,6 @@ def _print_imported(found: Mapping[str, Any], output: Path | None) -> None:
             soft_wrap=True,
         )
     if output is not None:
-        console.print(f"Compile it: {command('compile', '--target', 'host', '--bundle', output)}", soft_wrap=True)
+        task = next(iter(found["tasks"])) if len(found["tasks"]) == 1 else "all"
+        compile_it = command("compile", "--target", "host", "--task", task, "--bundle", output)
+        console.print(f"Compile it: {compile_it}", soft_wrap=True)

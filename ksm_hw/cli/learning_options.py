@@ -14,7 +14,7 @@ BackboneWeights = Annotated[
 Epochs = Annotated[int, typer.Option(min=1, max=100_000, help="Passes over the training images.")]
 BatchSize = Annotated[int, typer.Option(min=2, max=4096, help="Images a step.")]
 ImageSize = Annotated[int, typer.Option(min=32, max=2048, help="Height and width of the input, in pixels.")]
-MaskRate = Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for masks, BatchNorms and weights.")]
+MaskRate = Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for masks, norms and weights.")]
 HeadRate = Annotated[float, typer.Option(min=1e-9, max=1, help="Adam's rate for the head.")]
 AllImages = Annotated[
     bool, typer.Option("--all-images", help="All images of a named set, not the few thousand that two cores learn.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from ksm_hw.cli.app import (
     ArtifactPath,
@@ -74,7 +75,9 @@ def run(
 
 
 def _print_classification(result: "Classification") -> None:
-    table = Table(title=f"{result.image} ({result.task})", title_justify="left")
+    # As a table's title it would be broken where the table ends.
+    console.print(Text(f"{result.image} ({result.task})", "italic"), soft_wrap=True)
+    table = Table()
     table.add_column("class")
     table.add_column("probability", justify="right")
     for name, probability in result.classes:

@@ -4,10 +4,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ksm_hw.artifact.modes import Precision
 from ksm_hw.cli.app import Json, app, command, console, examples, messages, print_json, printable, stopped_by_ctrl_c
 from ksm_hw.cli.image_files import MaxPixels, limit_pixels
 from ksm_hw.cli.learning_options import (
@@ -23,7 +24,7 @@ from ksm_hw.cli.learning_options import (
 from ksm_hw.cli.learning_progress import epoch_progress, readable_images
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.names import TITLES
-from ksm_hw.masks.mask_format import Granularity, ScaleBits
+from ksm_hw.masks.mask_format import LEARNED_BITS, Granularity
 
 # typer takes the choices of an option from a Literal; a type checker wants one that is written out.
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     BitsOfSoftValue = str
 else:
     MethodName = Literal[tuple(TITLES)]
-    BitsOfSoftValue = Literal[tuple(str(bits) for bits in get_args(ScaleBits) if bits > 1)]
+    BitsOfSoftValue = Literal[tuple(map(str, LEARNED_BITS))]
 
 
 # Parts of the help of their own: in one table the names of options would be cut.
@@ -68,8 +69,11 @@ def train(
     image_size: ImageSize = 224,
     mask_rate: MaskRate = 2e-4,
     norm_rate: Annotated[
-        float | None, typer.Option(min=1e-9, max=1, help=r"Adam's rate for BatchNorms. \[default: --mask-rate]")
+        float | None, typer.Option(min=1e-9, max=1, help=r"Adam's rate for norms. \[default: --mask-rate]")
     ] = None,
+    layer_norms: Annotated[
+        bool, typer.Option("--layer-norms/--no-layer-norms", help="Learn LayerNorms with the task, as BatchNorms are.")
+    ] = True,
     head_start: Annotated[
         bool, typer.Option("--head-start", help="Fit the head to the features first; for one or two epochs.")
     ] = False,
@@ -129,6 +133,10 @@ def train(
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help=r"Mirror training images. \[default: as the data says]")
     ] = None,
+    precision: Annotated[Precision, typer.Option(help="int8: the last epochs learn in int8's arithmetic.")] = "float32",
+    int8_epochs: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help=r"How many of the epochs these are. \[default: a third]")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
     max_pixels: MaxPixels = None,
@@ -152,6 +160,7 @@ def train(
         mask_rate=mask_rate,
         head_rate=head_rate,
         norm_rate=norm_rate,
+        layer_norms=layer_norms,
         head_start=head_start,
         seed=seed,
         constants=MaskConstants(mask_initial, mask_threshold, mask_slope, mask_temperature, mask_scale_weight),
@@ -159,6 +168,8 @@ def train(
         accuracy_goal=accuracy_goal,
         max_width=max_width,
         validation=validation,
+        precision=precision,
+        int8_epochs=int8_epochs,
     )
     request = _Request(
         bundle,
@@ -356,6 +367,8 @@ def _print_trained(trained: "Trained", bundle: Path) -> None:
             f"The bundle's backbone was replaced; proven to compute what they did: {', '.join(trained.carried_over)}.",
             soft_wrap=True,
         )
+    if pack.facts["learned_precision"] == "int8":
+        console.print(f"In int8, in which it learned last, its accuracy was {pack.facts['learned_accuracy']:.1%}.")
     console.print(f"{trained.free_share:.2%} of the backbone's weights are free: no task uses them.")
     if coded := {mask.scale_bits for mask in pack.masks.values() if mask.coded}:
         console.print(

@@ -46,6 +46,7 @@ def tune(
     target: TargetName,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the records; goes on if it has some.")],
     bundle: BundlePath = None,
+    task: Annotated[str, typer.Option(help="Name of a task whose operators are tuned, or all.")] = "all",
     trials: Annotated[int, typer.Option(min=1, max=10_000_000, help="Measurements in all.")] = 1000,
     precision: Annotated[Precision, typer.Option(help="What inferences compute in.")] = "float32",
     batch: Batch = 1,
@@ -65,7 +66,7 @@ def tune(
     """Measure schedules of the backbone's operators where they will run. Serves every task; Ctrl-C keeps all so far."""
     from ksm_hw.boards.address import board_address
     from ksm_hw.compiler.tuning.records_folder import check_records_folder
-    from ksm_hw.masks.bundle import load_bundle
+    from ksm_hw.masks.bundle import load_bundle, select_tasks
     from ksm_hw.resources import shipped_bundle
     from ksm_hw.toolchains.targets import load_target
 
@@ -76,7 +77,7 @@ def tune(
     check_records_folder(output)
     compile_target = load_target(target, file=target_file, arch=arch, host=host_cpu)
     address = board_address(tracker, key, host)
-    loaded = load_bundle(bundle or shipped_bundle())
+    loaded = select_tasks(load_bundle(bundle or shipped_bundle()), task)
     with messages.status("import the compiler"):
         if ir == "relay":
             from ksm_hw.compiler.relay.tune import tune_through_relay
@@ -111,7 +112,7 @@ def tune(
             "--tuned": output,
         }
         words = [word for option, value in given.items() if value is not None for word in (option, value)]
-        _print_tuned(result, output, command("compile", "--target", target, "--task", "all", *words))
+        _print_tuned(result, output, command("compile", "--target", target, "--task", task, *words))
 
 
 def _print_tuned(result: TuneResult, output: Path, next_command: str) -> None:

@@ -24,8 +24,10 @@ import torch
 
 from ksm_hw.compiler.channel_axes import ChannelAxes
 from ksm_hw.compiler.compiled import check_heads
-from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.growth import Tensors, by_kind
+from ksm_hw.masks.mask_names import bias_of, layer_of, weight_of
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import broadcast_mask, selected, selected_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module
@@ -74,7 +76,7 @@ def without_zero_channels(bundle: Bundle) -> Narrowed:
     """
     whole = Narrowed(bundle, 0)
     layers = [
-        name[: -len(".weight")] for name, array in bundle.tensors.items() if array.ndim > 1 and name.endswith(".weight")
+        layer_of(name) for name, array in bundle.tensors.items() if array.ndim > 1 and weight_of(layer_of(name)) == name
     ]
     coarse = bundle.backbone_precision != "float32" or any(
         pack.granularity == "group" for pack in bundle.packs.values()
@@ -88,7 +90,7 @@ def without_zero_channels(bundle: Bundle) -> Narrowed:
         _log.info("channels that are 0 in all tasks stay: %s", error)
         return whole
     kept = _kept_places(network, bundle)
-    channels = sum(int((~kept[f"{layer.layer}.weight"][0]).sum()) for layer in network.convolutions)
+    channels = sum(int((~kept[weight_of(layer.layer)][0]).sum()) for layer in network.convolutions)
     if not channels:
         return whole
     narrow = _narrow_bundle(bundle, kept, network.logits)
@@ -103,7 +105,7 @@ def _has_zeros(bundle: Bundle, layer: str) -> bool:
 
     A glance at each layer by itself, for the network takes seconds to read.
     """
-    weight = bundle.tensors[f"{layer}.weight"]
+    weight = bundle.tensors[weight_of(layer)]
     outputs, inputs = np.zeros(len(weight), bool), np.zeros(weight.shape[1], bool)
     for pack in bundle.packs.values():
         some = weight != 0
@@ -203,10 +205,10 @@ def _places(network: Network, axes: ChannelAxes, alive: Mapping[int, _Places]) -
     for layer in network.convolutions:
         rows, columns = kept[axes.of[layer.result]], kept[axes.of[layer.data]]
         if layer.groups == 1:
-            found[f"{layer.layer}.weight"] = (rows, np.repeat(columns, axes.features[layer.data]))
+            found[weight_of(layer.layer)] = (rows, np.repeat(columns, axes.features[layer.data]))
         elif layer.layer != layer.batch_norm:
-            found[f"{layer.layer}.weight"] = (rows,)
-        names = [f"{layer.layer}.bias"] if layer.has_bias else []
+            found[weight_of(layer.layer)] = (rows,)
+        names = [bias_of(layer.layer)] if layer.has_bias else []
         if layer.batch_norm is not None:
             names += [f"{layer.batch_norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
         found.update(dict.fromkeys(names, (rows,)))
@@ -242,11 +244,11 @@ def _narrow_pack(
         # Ranges that belong to other weights still do.
         known = sha256 if calibration.backbone_sha256 == pack.backbone_sha256 else calibration.backbone_sha256
         calibration = dataclasses.replace(calibration, backbone_sha256=known, biases=biases)
-    _, features = kept[f"{head}.weight"]
+    _, features = kept[weight_of(head)]
     return dataclasses.replace(
         pack,
         backbone_sha256=sha256,
-        masks={layer: selected_mask(mask, kept.get(f"{layer}.weight", ())) for layer, mask in pack.masks.items()},
+        masks={layer: selected_mask(mask, kept.get(weight_of(layer), ())) for layer, mask in pack.masks.items()},
         batch_norms=norms,
         parameters=parameters,
         head_weight=np.ascontiguousarray(pack.head_weight.compress(features, 1)),

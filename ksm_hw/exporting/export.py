@@ -115,8 +115,9 @@ def _read_onnx(file: Path, _: Path, bundle: Bundle, pack: TaskPack) -> Logits:
 def _write_program(network: nn.Module, images: torch.Tensor, file: Path, _: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns of deprecated parts of its own.
-        with file.open("wb") as stream:
-            torch.export.save(torch.export.export(network, (images,)), stream)
+        content = io.BytesIO()  # To a file torch hides the error of a full disk.
+        torch.export.save(torch.export.export(network, (images,)), content)
+    file.write_bytes(content.getbuffer())
 
 
 def _read_program(file: Path, _: Path, bundle: Bundle, pack: TaskPack) -> Logits:
@@ -128,11 +129,13 @@ def _read_program(file: Path, _: Path, bundle: Bundle, pack: TaskPack) -> Logits
 def _write_state(network: nn.Module, images: torch.Tensor, file: Path, path: Path) -> None:
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file(state, file)
+        file.write_bytes(save(state))
     else:
-        torch.save(state, file)
+        content = io.BytesIO()  # As above.
+        torch.save(state, content)
+        file.write_bytes(content.getbuffer())
 
 
 def _read_state(file: Path, path: Path, bundle: Bundle, pack: TaskPack) -> Logits:

@@ -67,7 +67,10 @@ def read_tasks(path: Path, name: str, network: nn.Module) -> tuple[CheckpointFor
         found = found or next((each for each in FORMATS.values() if each.matches(mapping)), None)
         if found is None:
             entries = ", ".join(str(key)[:40] for key in list(mapping)[:8])
-            raise FormError(f"with entries {entries or '(none)'} it is of none of the formats of {known}")
+            raise FormError(
+                f"it has the entries {entries or '(none)'}, as none of theirs. Weights of a plain network go to "
+                "--backbone-weights here, or to --weights of `ksm-hw train`"
+            )
         return found, found.read(mapping, network)
     except (FormError, DamagedFile) as error:
         title = known if found is None else found.title

@@ -11,10 +11,12 @@ from torch import nn
 
 from ksm_hw.errors import UserError
 from ksm_hw.importing.checkpoint import Checkpoint, ImportedTask
-from ksm_hw.masks.bundle import Bundle, check_task_name, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, check_task_name
 from ksm_hw.masks.growth import Tensors, by_kind, padded_tensor, shapes_of
 from ksm_hw.masks.mask_format import Granularity, mask_shape
+from ksm_hw.masks.mask_names import weight_of
 from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import PackedMask, binary_mask, fewest_bits, pack_mask, padded, soft_values
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import backbone_tensors, check_can_grow, head_path, load_backbone_tensors, widen
@@ -139,7 +141,7 @@ def _pack_of(
         backbone_sha256=over.backbone_sha256,
         preprocessing=preprocessing,
         masks={
-            layer: _packed(make(), mask_shape(over.tensors[f"{layer}.weight"].shape, granularity))
+            layer: _packed(make(), mask_shape(over.tensors[weight_of(layer)].shape, granularity))
             for layer, make in task.masks.items()
         },
         batch_norms=norms,

@@ -34,6 +34,21 @@ def curve(kind: str | None, folder: Path, task: str) -> Callable[[Epoch], None]:
     return lambda epoch: _write_events(writer, epoch)
 
 
+def read_curve(path: Path) -> list[tuple[float, float]]:
+    """Of each epoch of a CSV the seconds since the start and the accuracy in 0…1; none where there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [(float(line["seconds"]), float(line["accuracy"])) for line in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({error}). Remove it; the curve is then left out.") from error
+
+
 def _write_line(path: Path, epoch: Epoch) -> None:
     is_first = epoch.number == 1 or not path.exists()
     with explained(path):

@@ -18,9 +18,9 @@ from torch import nn
 from ksm_hw.learning.datasets import TaskData
 from ksm_hw.learning.learn import Epoch, learn
 from ksm_hw.learning.options import LearningOptions
-from ksm_hw.masks.bundle import sha256_of_tensors
 from ksm_hw.masks.growth import Tensors, carried_over
 from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
     backbone_tensors,
@@ -30,6 +30,7 @@ from ksm_hw.models.backbones import (
     head_path,
     widen,
 )
+from ksm_hw.quantising.network import operators_of
 
 STEP = 0.5  # Of the published width.
 
@@ -98,7 +99,9 @@ def learn_growing(
         place = _checkpoint_in(checkpoint, f"{width:g}")
         counted = functools.partial(_counted, past, width)
         told = functools.partial(_tell, on_epoch, counted)
-        network, history = learn(network, data, preprocessing, options, place, on_batch, told, older)
+        size = preprocessing.image_size
+        operators = None if options.precision == "float32" else operators_of(network, backbone, size)
+        network, history = learn(network, data, preprocessing, options, place, on_batch, told, older, operators)
         history = [counted(epoch) for epoch in history]
         if history[-1].verdict != "grow":
             return Grown(network, before, [*past, *history])

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ksm_hw.errors import UserError
+from ksm_hw.learning.calibration_images import split_batches
 from ksm_hw.learning.checkpoint import Checkpoint, mark_diverged, resume, save_checkpoint
 from ksm_hw.learning.datasets import ImageSplit, TaskData, held_out
 from ksm_hw.learning.head_start import keep_statistics, start_head
@@ -21,10 +22,14 @@ from ksm_hw.learning.methods.masked_weights import body_parameters, head_paramet
 from ksm_hw.learning.methods.method import Verdict
 from ksm_hw.learning.methods.table import check_options, method_named, prepared_network
 from ksm_hw.learning.options import LearningOptions
-from ksm_hw.masks.bundle import sha256_of_tensors
 from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import backbone_tensors, maskable_layers
+from ksm_hw.quantising.calibrate import observed_ranges
+from ksm_hw.quantising.network import Network
+from ksm_hw.quantising.observers import DEFAULT_OBSERVER, IMAGES
+from ksm_hw.quantising.rounded_network import RoundedNetwork, learned_weights
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def learn(
     on_batch: Callable[[int, int], None] = lambda done, total: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     older: Sequence[TaskPack] = (),
+    operators: Network | None = None,
 ) -> tuple[nn.Module, list[Epoch]]:
     """Learns a task over a pretrained backbone and returns the network and the history of its epochs.
 
@@ -77,6 +83,7 @@ def learn(
         on_batch: called after each step with (steps done, steps of the epoch).
         on_epoch: called after each epoch.
         older: the other tasks over the backbone.
+        operators: of the backbone; needed where the last epochs learn in int8.
 
     Raises:
         UserError: there is no such method, or it cannot learn over the older tasks; there are too few classes or
@@ -86,6 +93,7 @@ def learn(
     method = method_named(options.method)
     check_options(options)
     data, validation = learned_and_held_out(data, options)
+    seen = data.train
     data, validation = _kept(data, validation, preprocessing)
     fingerprint = _fingerprint(backbone, data, preprocessing, options, older)
     torch.manual_seed(options.seed)
@@ -102,9 +110,13 @@ def learn(
         # Only a method that looks at a validation part may take an epoch back.
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()} if method.validation else {}
         _start_epoch(network, data, preprocessing, options, number)
+        in_int8 = None if number <= options.epochs_in_float else operators
         try:
-            loss = _learn_epoch(network, data, preprocessing, options, number, optimizer, schedule, on_batch)
-            epoch = _measured(network, data, validation, preprocessing, Epoch(number, loss, 0.0, 0.0))
+            computed = network if in_int8 is None else rounded_network(network, in_int8, seen, preprocessing, data.name)
+            loss = _learn_epoch(computed, data, preprocessing, options, number, optimizer, schedule, on_batch)
+            if in_int8 is not None and math.isfinite(loss):  # With ranges of what was learned.
+                computed = rounded_network(network, in_int8, seen, preprocessing, data.name)
+            epoch = _measured(computed, data, validation, preprocessing, Epoch(number, loss, 0.0, 0.0))
         except NotFinite as error:
             raise _diverged(number, mark_diverged(kept)) from error
         looked_at = [each.validation for each in (*history, epoch) if each.validation is not None]
@@ -117,6 +129,22 @@ def learn(
         save_checkpoint(kept, [vars(each) for each in history])
         on_epoch(history[-1])
     return network.cpu().eval(), history
+
+
+def rounded_network(
+    network: nn.Module, operators: Network, images: ImageSplit, preprocessing: Preprocessing, task: str
+) -> RoundedNetwork:
+    """The network as int8 computes it, with the ranges that calibration would give it as it is now.
+
+    Raises:
+        NotFinite: it computes values that are too large or not finite.
+    """
+    batches = split_batches(images, preprocessing, min(IMAGES, len(images)), task)
+    try:
+        ranges = observed_ranges(operators, learned_weights(operators, network), batches, DEFAULT_OBSERVER, task)
+    except UserError as error:
+        raise NotFinite(str(error)) from error
+    return RoundedNetwork(network, operators, ranges)
 
 
 def learned_and_held_out(data: TaskData, options: LearningOptions) -> tuple[TaskData, ImageSplit | None]:
@@ -134,7 +162,7 @@ def learned_and_held_out(data: TaskData, options: LearningOptions) -> tuple[Task
 def _optimiser(
     network: nn.Module, rates: tuple[float, float, float], steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam with a rate each for what is below the head, the head, and BatchNorms, on a cosine over all steps."""
+    """Adam with a rate each for what is below the head, the head, and norms, on a cosine over all steps."""
     groups = (body_parameters(network), head_parameters(network), norm_parameters(network))
     optimizer = torch.optim.Adam(
         [{"params": parameters, "lr": rate} for parameters, rate in zip(groups, rates, strict=True)]

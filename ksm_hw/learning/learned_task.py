@@ -24,7 +24,7 @@ def backbone_after(network: nn.Module, before: Tensors, options: LearningOptions
     method = method_named(options.method)
     if not method.changes_weights:
         return before
-    weights, own = shared_weights(network), set(method.own(network))
+    weights, own = shared_weights(network), set(method.own(network, options))
     return {name: array if name in own else weights[name].copy() for name, array in before.items()}
 
 
@@ -50,7 +50,9 @@ def task_pack_of(
     """
     state = shared_weights(network)
     head = head_path(network)
-    norms, parameters = by_kind({name: state[name] for name in method_named(options.method).own(network)}, state)
+    norms, parameters = by_kind(
+        {name: state[name] for name in method_named(options.method).own(network, options)}, state
+    )
     return TaskPack(
         task=task,
         classes=data.classes,

@@ -1,6 +1,7 @@
 """How a task is learned, as a user says it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ksm_hw.learning.mask_equations import PAPER, MaskConstants
 from ksm_hw.masks.mask_format import Granularity
@@ -17,7 +18,8 @@ class LearningOptions:
         batch_size: images a step.
         mask_rate: Adam's rate for masks and weights at the start of the cosine schedule.
         head_rate: Adam's rate for the head, likewise.
-        norm_rate: Adam's rate for BatchNorms, likewise; None is `mask_rate`.
+        norm_rate: Adam's rate for BatchNorms and LayerNorms, likewise; None is `mask_rate`.
+        layer_norms: whether a task has LayerNorms of its own beside the BatchNorms.
         head_start: whether the head is fitted before the first epoch (`head_start`). BatchNorms then keep the
             statistics of the backbone, which the head was fitted to, and learn the rest.
         seed: of the head's first values, the order of the images, augmentation and dropout.
@@ -27,6 +29,8 @@ class LearningOptions:
             point less than the task reached before it was pruned, for which nothing grows.
         max_width: how wide CPG may make the network, in its published widths.
         validation: share in 0…1 of the training images that are not learned but looked at; None is the method's.
+        precision: what the learned network is to compute in; with int8 the last epochs learn in its arithmetic.
+        int8_epochs: how many these are; None is a third of all, and at least one.
     """
 
     method: str = "ksm"
@@ -36,6 +40,7 @@ class LearningOptions:
     mask_rate: float = 2e-4
     head_rate: float = 2e-4
     norm_rate: float | None = None
+    layer_norms: bool = True
     head_start: bool = False
     seed: int = 0
     constants: MaskConstants = PAPER
@@ -43,3 +48,12 @@ class LearningOptions:
     accuracy_goal: float | None = None
     max_width: float = 2.0
     validation: float | None = None
+    precision: Literal["float32", "int8"] = "float32"
+    int8_epochs: int | None = None
+
+    @property
+    def epochs_in_float(self) -> int:
+        """How many epochs learn in float32, before those that learn in int8."""
+        if self.precision == "float32":
+            return self.epochs
+        return self.epochs - (max(1, self.epochs // 3) if self.int8_epochs is None else self.int8_epochs)

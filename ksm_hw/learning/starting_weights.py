@@ -15,7 +15,8 @@ from torch import nn
 from ksm_hw.errors import UserError
 from ksm_hw.learning.methods.free_weights import free_share
 from ksm_hw.learning.methods.table import METHODS
-from ksm_hw.masks.bundle import DESCRIPTION, Bundle, load_bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import DESCRIPTION, Bundle, load_bundle
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import backbone_tensors, bundled_backbone, maskable_layers, pretrained_backbone
 

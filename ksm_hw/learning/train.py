@@ -36,17 +36,17 @@ from ksm_hw.masks.bundle import (
     check_task_name,
     load_bundle,
     pack_in,
-    sha256_of_tensors,
 )
 from ksm_hw.masks.growth import Tensors
 from ksm_hw.masks.mask_format import ScaleBits
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import soft_values, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import default_preprocessing, maskable_layers
 from ksm_hw.models.task_module import task_module
 from ksm_hw.quantising.calibrate import calibrate
-from ksm_hw.quantising.network import NotQuantisable
-from ksm_hw.quantising.observers import DEFAULT_CORRECTION, DEFAULT_OBSERVER, IMAGES
+from ksm_hw.quantising.network import NotQuantisable, operators_of
+from ksm_hw.quantising.observers import DEFAULT_CORRECTION, DEFAULT_OBSERVER, IMAGES, BiasCorrection
 
 SAMPLES = 10  # Test images of a task that a bundle carries, so that `verify` and `make demo` have real input.
 _SAMPLE_SIDE = 256  # Samples are shrunk to this longer side, in pixels, for they travel with every artifact.
@@ -131,7 +131,7 @@ def checked_start(
         UserError: a name that no task can have, a folder that no task can be written into or whose bundle is over
             other weights, masks that begin at 0, options that the method does not read, too few epochs or another
             granularity than the method has, too few free weights, weights that do not fit, no such network, or one
-            that does not take images of this size.
+            that does not take images of this size, or that int8 does not know where it is to learn in it.
     """
     check_task_name(task)
     check_bundle_folder(bundle, task)
@@ -147,6 +147,8 @@ def checked_start(
         _check_goal(options, backbone)
     start = starting_weights(task, bundle, backbone, weights, image_size)
     check_older(options, start.free_share, start.older)
+    if options.precision == "int8":
+        operators_of(start.network, backbone, image_size)
     return start
 
 
@@ -227,14 +229,19 @@ def train_task(
         gpu_bytes = torch.cuda.max_memory_allocated() if on_gpu else 0
         trained = Trained(pack, _scale_error(exact, pack), replaced, carried_over, free, gpu_bytes)
         on_added(trained)
-        return dataclasses.replace(trained, pack=_calibrated(bundle, whole, pack, data))
+        return dataclasses.replace(trained, pack=_calibrated(bundle, whole, pack, data, options))
 
 
-def _calibrated(folder: Path, bundle: Bundle, pack: TaskPack, data: TaskData) -> TaskPack:
-    """The task with ranges of its tensors, where int8 knows its network; it is in the folder, and stays in any case."""
+def _calibrated(folder: Path, bundle: Bundle, pack: TaskPack, data: TaskData, options: LearningOptions) -> TaskPack:
+    """The task with ranges of its tensors, where int8 knows its network; it is in the folder, and stays in any case.
+
+    What learned in int8 learned with the biases that it has.
+    """
+    correction: BiasCorrection = DEFAULT_CORRECTION if options.precision == "float32" else "none"
     try:
-        batches = split_batches(data.train, pack.preprocessing, min(IMAGES, len(data.train)), data.name)
-        found = calibrate(bundle, pack, batches, DEFAULT_OBSERVER, correction=DEFAULT_CORRECTION)
+        images = learned_and_held_out(data, options)[0].train
+        batches = split_batches(images, pack.preprocessing, min(IMAGES, len(images)), data.name)
+        found = calibrate(bundle, pack, batches, DEFAULT_OBSERVER, correction=correction)
         return add_calibration(folder, pack, found)
     except NotQuantisable as error:
         _log.info("task %s is not calibrated: %s", pack.task, error)
@@ -245,7 +252,10 @@ def _calibrated(folder: Path, bundle: Bundle, pack: TaskPack, data: TaskData) ->
             pack.task,
             folder,
             str(error) or type(error).__name__,
-            shlex.join(["ksm-hw", "calibrate", "--task", pack.task, "--bundle", str(folder), "--data", "IMAGES"]),
+            shlex.join(
+                ["ksm-hw", "calibrate", "--task", pack.task, "--bundle", str(folder), "--data", "IMAGES"]
+                + ([] if correction == DEFAULT_CORRECTION else ["--bias-correction", correction])
+            ),
         )
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -277,9 +287,13 @@ def _add(bundle: Path, pack: TaskPack, tensors: Tensors, data: TaskData, checkpo
 
 
 def _facts(data: TaskData, options: LearningOptions, history: list[Epoch]) -> dict[str, Any]:
-    """What a pack keeps of how it was learned; the accuracy is the network's, whose soft values are not rounded."""
+    """What a pack keeps of how it was learned; the accuracy is the network's, whose soft values are not rounded.
+
+    Where it learned in int8 it is that of int8.
+    """
     return {
         "learned_accuracy": history[-1].accuracy,
+        "learned_precision": options.precision,
         **({} if history[-1].validation is None else {"validation_accuracy": history[-1].validation}),
         "seconds": round(history[-1].seconds, 1),
         "epochs": len(history),

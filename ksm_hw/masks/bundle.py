@@ -8,7 +8,6 @@ samples/<task>/<number>-<class>.png    a few real test images of each task, for 
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -31,7 +30,8 @@ from ksm_hw.masks.backbone_rounding import exact_tensors, rounded_arrays
 from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.growth import carried_over, shapes_of
 from ksm_hw.masks.mask_format import mask_shape
-from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
+from ksm_hw.masks.mask_names import layer_of, weight_of
+from ksm_hw.masks.safetensors_file import check_float32, read_arrays, sha256_of_tensors, write_arrays
 from ksm_hw.masks.task_pack import TaskPack, is_same_task, load_task_pack, save_task_pack
 from ksm_hw.state_dicts import packaged_tensors
 
@@ -63,19 +63,6 @@ class Bundle:
     samples: Path | None = None
     folder: Path | None = None
     backbone_precision: BackbonePrecision = "float32"
-
-
-def sha256_of_tensors(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-    """SHA-256 over names, shapes and bytes of the tensors in the order of their names, as 64 hexadecimal digits.
-
-    It names the weights, not the file that holds them, so the same weights in another container have the same hash.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
 
 
 def select_tasks(bundle: Bundle, task: str) -> Bundle:
@@ -257,7 +244,8 @@ def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping
     """Checks that a task was learned over this backbone, and that its tensors have the shapes of the backbone's.
 
     Raises:
-        UserError: the hash differs, a layer does not exist, or a mask or a tensor of its own has another shape.
+        UserError: the hash differs, a layer does not exist, a mask or a tensor of its own has another shape, or it has
+            a part of a norm alone.
     """
     if pack.backbone_sha256 != sha256:
         raise UserError(
@@ -265,8 +253,8 @@ def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping
             f"is {backbone} with SHA-256 {sha256}. A mask fits only the weights that it was learned over."
         )
     for layer, mask in pack.masks.items():
-        weight = tensors.get(f"{layer}.weight")
-        expected = None if weight is None else mask_shape(weight.shape, pack.granularity)
+        weight = tensors.get(weight_of(layer))
+        expected = None if weight is None or weight.ndim < 2 else mask_shape(weight.shape, pack.granularity)
         if mask.shape != expected:
             raise UserError(
                 f"Task '{pack.task}' has a mask of shape {list(mask.shape)} for layer '{layer}'; expected "
@@ -275,7 +263,7 @@ def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping
             )
     for name, array in pack.for_int8.own_tensors.items():
         expected = None if name not in tensors else tensors[name].shape
-        if name.removesuffix(".weight") in pack.masks:
+        if layer_of(name) in pack.masks:
             expected = None  # A weight is the backbone's with a mask, or the task's own, and not both.
         if array.shape != expected:
             raise UserError(
@@ -283,6 +271,21 @@ def check_pack_fits(pack: TaskPack, backbone: str, sha256: str, tensors: Mapping
                 f"{'no such tensor' if expected is None else list(expected)}. "
                 "The file is damaged or belongs to another network."
             )
+    own = pack.own_tensors
+    for name in own:
+        if missing := [part for part in _norm_of(name, tensors) if part not in own]:
+            raise UserError(
+                f"Task '{pack.task}' has '{name}' and lacks '{missing[0]}'; expected all parts of a norm, or none. "
+                "The file is damaged; learn or copy the task again."
+            )
+
+
+def _norm_of(name: str, tensors: Mapping[str, npt.NDArray[np.float32]]) -> list[str]:
+    """All tensors of the norm that one belongs to, a BatchNorm or a LayerNorm; nothing where it belongs to none."""
+    path = name.rpartition(".")[0]
+    parts = [f"{path}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+    present = [part for part in parts if part in tensors]
+    return present if all(tensors[part].ndim == 1 for part in present) else []
 
 
 def check_bundle_folder(folder: Path, task: str) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ksm_hw.errors import UserError
 from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.mask_format import mask_shape
+from ksm_hw.masks.mask_names import layer_of
 from ksm_hw.masks.soft_mask import PackedMask, broadcast_mask, pack_mask, padded, padded_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 
@@ -28,7 +29,7 @@ def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
 
 
 def by_kind(own: Tensors, backbone: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a task has instead of a backbone's tensors, apart: those of BatchNorms, and biases and slopes."""
+    """What a task has instead of a backbone's tensors, apart: those of BatchNorms, and all others."""
     norms = {name for name in own if f"{name.rpartition('.')[0]}.running_mean" in backbone}
     return (
         {name: array for name, array in own.items() if name in norms},
@@ -60,7 +61,7 @@ def carried_over(pack: TaskPack, old: Tensors, new: Tensors, sha256: str, head: 
     masks: dict[str, PackedMask] = {}
     before, own = pack.own_tensors, dict[str, npt.NDArray[np.float32]]()
     for name, wide in new.items():
-        layer, narrow = name.removesuffix(".weight"), old.get(name)
+        layer, narrow = layer_of(name), old.get(name)
         if narrow is None or narrow.ndim != wide.ndim or any(map(int.__gt__, narrow.shape, wide.shape)):
             raise _changes(pack, f"'{name}' has shape {list(wide.shape)}")
         if wide.ndim == 1:

@@ -20,6 +20,7 @@ GROUP_SIZE = 8  # Input channels that share a value in a `group` mask; 8 floats 
 # Of a soft value: 32 is float32 as it was learned, 8 and 4 are codes, 1 is a code of two values, such as 0 and -1 of a
 # ternary mask, and 0 is a binary mask, which has none.
 ScaleBits = Literal[0, 1, 4, 8, 32]
+LEARNED_BITS: tuple[ScaleBits, ...] = (32, 8, 4)  # What soft values that were learned may be stored in.
 
 
 def group_size(granularity: Granularity) -> int:

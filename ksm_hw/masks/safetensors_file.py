@@ -1,5 +1,6 @@
 """Safetensors files of NumPy arrays: written whole, read without trust in what they hold."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,6 +57,19 @@ def read_arrays(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]
             f"{path} has a tensor of dtype {error.args[0]}, which ksm-hw does not know. Expected float32, and uint8 "
             "for the bits of masks; convert the tensor."
         ) from error
+
+
+def sha256_of_tensors(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """SHA-256 over names, shapes and bytes of the tensors in the order of their names, as 64 hexadecimal digits.
+
+    It names the weights, not the file that holds them, so the same weights in another container have the same hash.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def check_float32(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:

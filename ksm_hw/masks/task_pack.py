@@ -6,15 +6,19 @@ The file is safetensors. Its metadata holds one entry, `ksm-hw`, a JSON header; 
     mask/<layer>/scale     float32 or uint8    the soft values
     mask/<layer>/bits-CODING, mask/<layer>/scale-CODING    uint8, instead of those: coded (`ksm_hw.masks.mask_coding`)
     batch_norm/<name>      float32  weight, bias, running mean and variance of each BatchNorm
-    parameter/<name>       float32  a bias of a layer, or the slopes of a PReLU
+    parameter/<name>       float32  weight and bias of a LayerNorm, a bias of a layer, or the slopes of a PReLU
     head/weight, head/bias float32  [classes, features] or, of a convolution, [classes, features, 1, 1]; [classes]
     ranges                 float32  [tensors, 2], the least and largest value of each tensor that the header names
     int8_bias/<name>       float32  what int8 takes in the place of a bias: of a BatchNorm, a layer, or `head/bias`
 
-A layer without a mask keeps the backbone's weight; a BatchNorm, a bias or slopes that are absent are the backbone's.
-A bundle has its masks coded, and an artifact has them as they are read. Packs with coded masks are of format version 5,
-others with biases for int8 of version 4, others with ranges of version 3, others with parameters, or with
-soft values of 1 bit, of version 2, and the rest of version 1.
+A layer without a mask keeps the backbone's weight; a norm, a bias or slopes that are absent are the backbone's. Layers
+have the names of `ksm_hw.masks.mask_names`.
+
+A bundle has its masks coded, and an artifact has them as they are read. Packs with masks of weights that have other
+names than `<layer>.weight` are of format version 6, others with coded masks of version 5, others with biases for int8
+of version 4, others with ranges of version 3, others with parameters, or with soft values of 1 bit, of version 2, and
+the rest of version 1. The header is sealed (`ksm_hw.json_document.sealed`) and has a hash of the tensors, so that
+damage is seen; older packs have neither.
 """
 
 import dataclasses
@@ -30,15 +34,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.errors import UserError
-from ksm_hw.json_document import OtherVersion, Positive, read_versioned_json
+from ksm_hw.json_document import OtherVersion, Positive, check_seal, read_versioned_json, sealed
 from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.mask_coding import CODINGS, Coding, decoded, shortest
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
+from ksm_hw.masks.mask_names import has_other_name
 from ksm_hw.masks.preprocessing import Preprocessing, Side
-from ksm_hw.masks.safetensors_file import check_float32, read_arrays, write_arrays
+from ksm_hw.masks.safetensors_file import check_float32, read_arrays, sha256_of_tensors, write_arrays
 from ksm_hw.masks.soft_mask import PackedMask, check_packed, ones_among, stored_soft_values
 
-FORMAT_VERSIONS = (1, 2, 3, 4, 5)
+FORMAT_VERSIONS = (1, 2, 3, 4, 5, 6)
 HEAD_BIAS = "head/bias"
 _METADATA_KEY = "ksm-hw"
 _INT8_BIAS = "int8_bias/"
@@ -56,12 +61,13 @@ class TaskPack:
         backbone: name of the network.
         backbone_sha256: hash of the weights it was learned over (`sha256_of_tensors`).
         preprocessing: from an image to the input.
-        masks: packed soft mask of each masked layer, by module path.
+        masks: packed soft mask of each masked layer, by its name (`mask_names`).
         batch_norms: float32 [channels] each, by the name in the network's state dict.
         head_weight: float32 [classes, features]; [classes, features, 1, 1] where the network ends in a convolution.
         head_bias: float32 [classes].
         facts: how it was learned and what it reached (accuracy in 0…1, seconds, command); may be empty.
-        parameters: biases of layers and slopes of PReLUs, by the name in the network's state dict; may be empty.
+        parameters: weights and biases of LayerNorms, biases of layers and slopes of PReLUs, by the name in the
+            network's state dict; may be empty.
         calibration: the ranges of the network's tensors, for int8; None where nobody calibrated the task.
     """
 
@@ -132,7 +138,7 @@ class _CalibrationEntry:
 
 @dataclass(frozen=True)
 class _Header:
-    """The JSON header of a pack's file."""
+    """The JSON header of a pack's file. `tensors_sha256` is known of a file alone, and not in those of older ksm-hw."""
 
     task: str
     classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
@@ -145,6 +151,7 @@ class _Header:
     facts: dict[str, Any]
     format_version: int
     calibration: _CalibrationEntry | None = None
+    tensors_sha256: str | None = None
 
 
 def save_task_pack(pack: TaskPack, path: Path, coded: bool = False) -> None:
@@ -162,8 +169,10 @@ def save_task_pack(pack: TaskPack, path: Path, coded: bool = False) -> None:
     tensors = _stored_tensors(pack)
     if coded:
         tensors = dict(_coded(name, array) for name, array in tensors.items())
-    version = 5 if any(_coding_of(name) != "plain" for name in tensors) else _version_of(pack)
-    header = json.dumps(dataclasses.asdict(dataclasses.replace(_header(pack), format_version=version)))
+    is_coded = any(_coding_of(name) != "plain" for name in tensors)
+    version = max(5, _version_of(pack)) if is_coded else _version_of(pack)
+    stored = dataclasses.replace(_header(pack), format_version=version, tensors_sha256=sha256_of_tensors(tensors))
+    header = json.dumps(sealed(dataclasses.asdict(stored)))
     try:
         read_versioned_json(header, _Header, *FORMAT_VERSIONS)
     except ValueError as error:
@@ -245,7 +254,9 @@ def _header(pack: TaskPack) -> _Header:
 
 
 def _version_of(pack: TaskPack) -> int:
-    """The least version that has all that a pack has."""
+    """The least version that has all that a pack has, whose masks are not coded."""
+    if any(map(has_other_name, pack.masks)):
+        return 6
     if pack.calibration is not None:
         return 4 if pack.calibration.biases else 3
     return 2 if pack.parameters or any(mask.scale_bits == 1 for mask in pack.masks.values()) else 1
@@ -287,6 +298,11 @@ def load_task_pack(path: Path) -> TaskPack:
             f"{path} lacks the tensor {error}. The file is damaged; learn or copy the task again."
         ) from error
     _check_parts(pack, path)
+    if header.tensors_sha256 is not None and (found := sha256_of_tensors(tensors)) != header.tensors_sha256:
+        raise UserError(
+            f"{path} has tensors with SHA-256 {found}, and its header expects {header.tensors_sha256}. The file is "
+            "damaged; copy the task again, or learn it again."
+        )
     return pack
 
 
@@ -297,7 +313,9 @@ def _header_of(metadata: Mapping[str, str], path: Path) -> _Header:
             "Give a file that `ksm-hw train` wrote."
         )
     try:
-        return read_versioned_json(metadata[_METADATA_KEY], _Header, *FORMAT_VERSIONS)
+        header = read_versioned_json(metadata[_METADATA_KEY], _Header, *FORMAT_VERSIONS)
+        check_seal(metadata[_METADATA_KEY])
+        return header
     except OtherVersion as error:
         known = ", ".join(map(str, FORMAT_VERSIONS))
         raise UserError(

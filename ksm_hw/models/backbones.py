@@ -23,6 +23,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ksm_hw.errors import UserError
+from ksm_hw.masks.mask_names import layer_of
 from ksm_hw.masks.preprocessing import Interpolation, Preprocessing
 from ksm_hw.models.timm_networks import PREFIX, timm_input_size, timm_network, timm_preprocessing, timm_weights
 from ksm_hw.models.torchvision_import import import_torchvision
@@ -227,14 +228,34 @@ def batch_norm_names(model: nn.Module) -> list[str]:
     ]
 
 
+def layer_norm_names(model: nn.Module) -> list[str]:
+    """Names of the weights and biases of LayerNorms, of those that have them."""
+    return [
+        f"{path}.{tensor}"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for tensor, _ in module.named_parameters(recurse=False)
+    ]
+
+
 def maskable_layers(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Module path and weight shape of each layer that a mask may cover: convolutions, linear layers but the head."""
+    """Name and weight shape of each layer that a mask may cover (`mask_names`): convolutions, linear layers but the
+    head, and what attention computes queries, keys and values by."""
     head = head_path(model)
     return {
-        path: tuple(module.weight.shape)
+        layer_of(f"{path}.{name}"): tuple(getattr(module, name).shape)
         for path, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and path != head
+        for name in _maskable_weights(module)
+        if path != head
     }
+
+
+def _maskable_weights(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        return ("weight",)
+    # Where keys or values are of another width than queries PyTorch has no such tensor.
+    of_attention = isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None
+    return ("in_proj_weight",) if of_attention else ()
 
 
 @torch.no_grad()

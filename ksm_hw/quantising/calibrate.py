@@ -14,9 +14,9 @@ from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.calibration import Calibration, Range
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.quantising.bias_correction import corrected_biases
-from ksm_hw.quantising.float_model import float_results
+from ksm_hw.quantising.float_model import Folded, float_results
 from ksm_hw.quantising.folded_weights import folded_weights
-from ksm_hw.quantising.network import network_of
+from ksm_hw.quantising.network import Network, network_of
 from ksm_hw.quantising.observers import CORRECTED_BY, BiasCorrection, ObserverName
 from ksm_hw.quantising.scheme import LARGEST, NARROWEST, WIDEST
 
@@ -51,30 +51,59 @@ def calibrate(
         UserError: there are no images, or a tensor has values that are too large or not finite.
     """
     network = network_of(bundle, pack)
-    folded = folded_weights(network, bundle, pack)
+    images, first = 0, list[npt.NDArray[np.float32]]()
+
+    def on_batch(batch: npt.NDArray[np.float32]) -> None:
+        nonlocal images
+        if images < CORRECTED_BY and correction != "none":
+            first.append(batch[: CORRECTED_BY - images])
+        images += len(batch)
+        on_images(images)
+
+    ranges = observed_ranges(network, folded_weights(network, bundle, pack), batches, observer, pack.task, on_batch)
+    biases = (
+        corrected_biases(network, bundle, pack, ranges, np.concatenate(first), correction, on_layer) if first else {}
+    )
+    return Calibration(observer, images, pack.preprocessing.image_size, pack.backbone_sha256, ranges, biases)
+
+
+def observed_ranges(
+    network: Network,
+    folded: Folded,
+    batches: Iterable[npt.NDArray[np.float32]],
+    observer: ObserverName,
+    task: str,
+    on_batch: Callable[[npt.NDArray[np.float32]], None] = lambda batch: None,
+) -> dict[str, Range]:
+    """The ranges of a network's tensors in float32, by their names.
+
+    Args:
+        network: its operators.
+        folded: its weights and biases.
+        batches: images, float32 [N, 3, H, W], preprocessed.
+        observer: how a range is chosen.
+        task: what the network is learned for, said in errors.
+        on_batch: called with each batch that was looked at.
+
+    Raises:
+        UserError: there are no images, or a tensor has values that are too large or not finite.
+    """
     module = _import_observers()
     kind = module.MinMaxObserver if observer == "minmax" else module.HistogramObserver
     observers = {name: kind(dtype=torch.uint8, qscheme=torch.per_tensor_affine) for name in network.ranged_tensors()}
-    images, first = 0, list[npt.NDArray[np.float32]]()
+    batch = None
     for batch in batches:
         results = float_results(network, folded, batch)
         for name, watching in observers.items():
             if not results[name].abs().max() <= WIDEST / 4:  # Nor is what is no number.
                 raise UserError(
-                    f"Task '{pack.task}' computes values in '{name}' that are too large or not finite. Learn it again."
+                    f"Task '{task}' computes values in '{name}' that are too large or not finite. Learn it again."
                 )
             watching(results[name])
-        if images < CORRECTED_BY and correction != "none":
-            first.append(batch[: CORRECTED_BY - images])
-        images += len(batch)
-        on_images(images)
-    if images == 0:
+        on_batch(batch)
+    if batch is None:
         raise UserError("There are no images to calibrate on.")
-    ranges = {name: _range_seen(name, watching, observer) for name, watching in observers.items()}
-    biases = (
-        corrected_biases(network, bundle, pack, ranges, np.concatenate(first), correction, on_layer) if first else {}
-    )
-    return Calibration(observer, images, pack.preprocessing.image_size, pack.backbone_sha256, ranges, biases)
+    return {name: _range_seen(name, watching, observer) for name, watching in observers.items()}
 
 
 def _import_observers() -> ModuleType:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.mask_names import bias_of, weight_of
 from ksm_hw.masks.soft_mask import broadcast_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.quantising.network import Convolution, Network
@@ -32,8 +33,8 @@ def _folded(
         bias = np.zeros(layer.groups, np.float32)
         weight = np.ones((layer.groups, 1, 1, 1), np.float32)
     else:
-        weight = tensors[f"{layer.layer}.weight"]
-        bias = tensors[f"{layer.layer}.bias"] if layer.has_bias else np.zeros(len(weight), np.float32)
+        weight = tensors[weight_of(layer.layer)]
+        bias = tensors[bias_of(layer.layer)] if layer.has_bias else np.zeros(len(weight), np.float32)
         if layer.layer in pack.masks:
             mask = unpack_mask(pack.masks[layer.layer])
             weight = weight * broadcast_mask(mask, weight.shape, pack.granularity)

@@ -20,8 +20,9 @@ from torch import fx
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.growth import shapes_of
+from ksm_hw.masks.mask_names import layer_of
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.backbones import build_backbone, head_path, widen
+from ksm_hw.models.backbones import backbone_tensors, build_backbone, head_path, widen
 from ksm_hw.quantising.activations import ActivationName
 from ksm_hw.quantising.scheme import MOST_PIXELS, MOST_PRODUCTS
 
@@ -207,6 +208,11 @@ def network_of(bundle: Bundle, pack: TaskPack) -> Network:
     return read_network(bundle.backbone, len(pack.classes), pack.preprocessing.image_size, shapes)
 
 
+def operators_of(backbone: torch.nn.Module, name: str, image_size: int) -> Network:
+    """Reads a backbone of this name, as wide as it is, whatever its head is; raises as `read_network`."""
+    return read_network(name, 2, image_size, tuple(shapes_of(backbone_tensors(backbone)).items()))
+
+
 @functools.cache  # torch.export takes seconds.
 def read_network(
     backbone: str, classes: int, image_size: int, shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
@@ -289,7 +295,7 @@ class _Reader:
         """A convolution or dense layer, with the BatchNorm and the clamp that alone read it."""
         data, weight, *rest = node.args
         data, around = self.padded.get(data, (data, (0, 0, 0, 0)))
-        layer = self.paths[weight.name].removesuffix(".weight")
+        layer = layer_of(self.paths[weight.name])
         self._check_new(layer)
         if (products := math.prod(weight.meta["val"].shape[1:])) > MOST_PRODUCTS:
             raise self._unknown(f"sums of {products} products ('{layer}'), more than {MOST_PRODUCTS}")
@@ -298,7 +304,7 @@ class _Reader:
             options = _window(rest[1:], around)
         end, reader = node, _only_reader(node)
         if reader is not None and reader.target == _aten.batch_norm.default and reader.args[0] is node:
-            options["batch_norm"] = self.paths[reader.args[1].name].removesuffix(".weight")
+            options["batch_norm"] = layer_of(self.paths[reader.args[1].name])
             options["epsilon"] = float(reader.args[7])
             end = reader
         self.names[node] = self.names[end] = layer
@@ -347,7 +353,7 @@ class _Reader:
 
     def _batch_norm(self, node: _Node) -> None:
         """A BatchNorm that is no layer's own."""
-        data, layer = self._name(node.args[0]), self.paths[node.args[1].name].removesuffix(".weight")
+        data, layer = self._name(node.args[0]), layer_of(self.paths[node.args[1].name])
         self._check_new(layer)
         clamp, end = _clamp_behind(node)
         self.names[node] = self.names[end] = layer

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ksm_hw.errors import UserError
-from ksm_hw.report.trials import Learned, Processes, Trial, not_learned
+from ksm_hw.report.trials import Processes, Ran, Trial
 
 _SECONDS = 5.0  # That a cluster may take to answer.
 
 
 class Cluster:
-    """As `trials.Learner`, of a cluster that this process is connected to.
+    """As `trials.Runner`, of a cluster that this process is connected to.
 
     Attributes:
         cores: how many there are.
@@ -29,26 +29,26 @@ class Cluster:
         self.cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
         gpus = ray.cluster_resources().get("GPU", 0)
         # A trial that Ray began again would find the bundle that it had begun to change.
-        self._learn = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(_learn_there)
+        self._run = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(_run_there)
         self._running: set[Any] = set()
 
-    def learn(self, arguments: Sequence[str], log: Path, trial: Trial) -> Learned:
-        """As `trials.Learner`."""
+    def run(self, command: Sequence[str], log: Path, trial: Trial) -> Ran:
+        """As `trials.Runner`."""
         errors = self._ray.exceptions
-        reference = self._learn.options(name=trial.name).remote(list(arguments), log, trial)
+        reference = self._run.options(name=trial.name).remote(list(command), log, trial)
         self._running.add(reference)
         try:
-            learned: Learned = self._ray.get(reference)
+            ran: Ran = self._ray.get(reference)
         except errors.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
-            raise not_learned(trial, f"on the cluster: {error.cause}") from error
+            raise trial.failure(f"on the cluster: {error.cause}") from error
         except errors.RayError as error:
             reason = str(error).strip().partition("\n")[0]
-            raise not_learned(trial, f"what learned it on the cluster ended ({reason})") from error
+            raise trial.failure(f"what ran it on the cluster ended ({reason})") from error
         finally:
             self._running.discard(reference)
-        return learned
+        return ran
 
     def stop(self) -> None:
         """Ends what runs there: whole epochs are kept."""
@@ -57,14 +57,14 @@ class Cluster:
                 self._ray.cancel(reference, force=True)
 
 
-def _learn_there(arguments: Sequence[str], log: Path, trial: Trial) -> Learned:
+def _run_there(command: Sequence[str], log: Path, trial: Trial) -> Ran:
     """Runs on a machine of the cluster."""
     if not log.parent.is_dir():
         raise UserError(
             f"{socket.gethostname()}, a machine of the cluster, has no folder {log.parent}. All of its machines must "
             "see the comparison's: give an -o FOLDER on a file system that they share."
         )
-    return Processes(1).learn(arguments, log, trial)
+    return Processes(1).run(command, log, trial)
 
 
 @contextlib.contextmanager

@@ -5,19 +5,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ksm_hw.learning.curves import read_curve
 from ksm_hw.learning.datasets import load_task_data
 from ksm_hw.learning.learn import measure_accuracy
 from ksm_hw.learning.methods.names import TITLES
 from ksm_hw.learning.starting_weights import PRETRAINED
 from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.mask_format import Granularity, ScaleBits
 from ksm_hw.masks.task_pack import bytes_at_rest
 from ksm_hw.models.task_module import task_module
 from ksm_hw.report.deployed_methods import Deployed
+from ksm_hw.report.learning_trials import (
+    Arguments,
+    Learned,
+    LearningTrial,
+    OnTrial,
+    bundle_of,
+    curve_of,
+    learn_trials,
+    variant_of,
+)
 from ksm_hw.report.page import INK, axes_of, figure_element, table_element, write_html
 from ksm_hw.report.terminal import TextTable, megabytes, milliseconds
-from ksm_hw.report.trials import Arguments, Learner, OnTrial, Outcome, Trial, bundle_of, keep, kept, run_trials
+from ksm_hw.report.trials import Runner, keep, kept
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,8 @@ class Summary:
         cpu_seconds: of the process.
         memory_bytes: the most that the process held; `gpu_bytes` the most on the GPU. All four are means of the seeds.
         deployed: compiled, of the first seed; None where it was not.
+        curve: of the first seed, seconds since the start and accuracy after each epoch; empty where nobody wrote it.
+        granularity, scale_bits: of a trial (`LearningTrial`).
     """
 
     method: str
@@ -60,16 +75,31 @@ class Summary:
     memory_bytes: float
     gpu_bytes: float
     deployed: Deployed | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+    granularity: Granularity | None = None
+    scale_bits: ScaleBits | None = None
+
+    @property
+    def variant(self) -> str:
+        """As `learning_trials.variant_of`."""
+        return variant_of(self.method, self.granularity, self.scale_bits)
+
+    @property
+    def title(self) -> str:
+        """The variant, for a person."""
+        granularity = [] if self.granularity is None else [f"by {self.granularity}"]
+        bits = [] if self.scale_bits is None else [f"{self.scale_bits} bits"]
+        return ", ".join([TITLES[self.method], *granularity, *bits])
 
 
 def compare(
-    trials: Sequence[Trial],
+    trials: Sequence[LearningTrial],
     folder: Path,
     arguments: Arguments,
     jobs: int = 1,
     whole: bool = False,
     on_trial: OnTrial = lambda trial, outcome: None,
-    learner: Learner | None = None,
+    runner: Runner | None = None,
 ) -> list[Summary]:
     """Runs what is missing of a comparison, and looks at the older tasks when the last is learned.
 
@@ -80,26 +110,26 @@ def compare(
         jobs: trials beside each other.
         whole: whether named sets give all of their images, as the arguments say too.
         on_trial: called after each.
-        learner: where trials run; without one in processes here.
+        runner: where trials run; without one in processes here.
 
     Raises:
         UserError: a trial failed, or the folder was begun with other arguments.
     """
-    outcomes = run_trials(trials, folder, arguments, jobs, on_trial, learner)
+    outcomes = learn_trials(trials, folder, arguments, jobs, on_trial, runner)
     afterwards = {
-        (method, seed): _afterwards(
-            [trial for trial in trials if (trial.method, trial.seed) == (method, seed)], folder, outcomes, whole
+        (variant, seed): _afterwards(
+            [trial for trial in trials if (trial.variant, trial.seed) == (variant, seed)], folder, outcomes, whole
         )
-        for method, seed in dict.fromkeys((trial.method, trial.seed) for trial in trials)
+        for variant, seed in dict.fromkeys((trial.variant, trial.seed) for trial in trials)
     }
     summaries = []
-    for method, task in dict.fromkeys((trial.method, trial.task) for trial in trials):
-        mine = [trial for trial in trials if (trial.method, trial.task) == (method, task)]
+    for variant, task in dict.fromkeys((trial.variant, trial.task) for trial in trials):
+        mine = [trial for trial in trials if (trial.variant, trial.task) == (variant, task)]
         found = [outcomes[trial] for trial in mine]
-        then = [afterwards[method, trial.seed] for trial in mine]
+        then = [afterwards[variant, trial.seed] for trial in mine]
         summaries.append(
             Summary(
-                method,
+                mine[0].method,
                 task,
                 ", ".join(dict.fromkeys(outcome.machine for outcome in found)),
                 tuple(outcome.accuracy for outcome in found),
@@ -109,14 +139,19 @@ def compare(
                 statistics.mean(outcome.cpu_seconds for outcome in found),
                 statistics.mean(outcome.memory_bytes for outcome in found),
                 statistics.mean(outcome.gpu_bytes for outcome in found),
+                curve=tuple(read_curve(curve_of(folder, mine[0]))),
+                granularity=mine[0].granularity,
+                scale_bits=mine[0].scale_bits,
             )
         )
     return summaries
 
 
-def _afterwards(trials: Sequence[Trial], folder: Path, outcomes: Mapping[Trial, Outcome], whole: bool) -> Afterwards:
+def _afterwards(
+    trials: Sequence[LearningTrial], folder: Path, outcomes: Mapping[LearningTrial, Learned], whole: bool
+) -> Afterwards:
     """What became of the tasks of a method and seed, which is kept: their bundles may go."""
-    path = folder / "afterwards" / f"{trials[0].method}-{trials[0].seed}.json"
+    path = folder / "afterwards" / f"{trials[0].variant}-{trials[0].seed}.json"
     tasks = {trial.task for trial in trials}
     if path.exists() and (known := kept(path, Afterwards)).accuracies.keys() == tasks:
         return known
@@ -134,7 +169,7 @@ def _afterwards(trials: Sequence[Trial], folder: Path, outcomes: Mapping[Trial, 
     return found
 
 
-def _accuracy_now(trial: Trial, bundle: Bundle, outcome: Outcome, whole: bool) -> float:
+def _accuracy_now(trial: LearningTrial, bundle: Bundle, outcome: Learned, whole: bool) -> float:
     """The accuracy of a trial's task in its bundle, measured where the weights are not those of its start."""
     pack = bundle.packs[trial.task]
     if len(bundle.packs) == 1 or bundle.backbone_sha256 == pack.facts.get(PRETRAINED):
@@ -150,7 +185,7 @@ def comparison_tables(summaries: Sequence[Summary]) -> list[TextTable]:
     rows = tuple(
         (
             summary.task,
-            TITLES[summary.method],
+            summary.title,
             _spread(summary.accuracies),
             f"{statistics.mean(summary.forgotten):.1%}",
             f"{summary.seconds:.0f}",
@@ -179,7 +214,7 @@ def _deployed_table(summaries: Sequence[Summary]) -> TextTable:
     rows = tuple(
         (
             summary.task,
-            TITLES[summary.method],
+            summary.title,
             *map(shown, (compiled.latency, compiled.switch, compiled.int8_latency, compiled.int8_switch)),
         )
         for summary in summaries
@@ -212,10 +247,26 @@ def write_comparison(summaries: Sequence[Summary], said: str, path: Path) -> Non
 
 def comparison_figures(summaries: Sequence[Summary]) -> dict[str, Figure]:
     """The plots, by their captions."""
-    return {
+    figures = {
         "Accuracy against training time": _figure(summaries, lambda each: each.seconds, "seconds of epochs a task"),
         "Accuracy against bytes": _figure(summaries, lambda each: each.added_bytes / 1e6, "megabytes a task"),
     }
+    if drawn := [each for each in summaries if each.curve]:
+        figures["Accuracy after each epoch, of the first seed"] = _curves(drawn)
+    return figures
+
+
+def _curves(summaries: Sequence[Summary]) -> Figure:
+    """A plot a task: the curve of each method."""
+    tasks = list(dict.fromkeys(summary.task for summary in summaries))
+    figure = Figure(figsize=(1 + 4.2 * len(tasks), 3.6), layout="constrained")
+    for axes, task in zip(axes_of(figure, len(tasks)), tasks, strict=True):
+        for summary in (each for each in summaries if each.task == task):
+            seconds, accuracies = zip(*summary.curve, strict=True)
+            axes.plot(seconds, [100 * each for each in accuracies], marker=".", label=summary.title)
+        axes.legend(fontsize="small")
+        _name_axes(axes, task, "seconds of epochs")
+    return figure
 
 
 def _figure(summaries: Sequence[Summary], across: Callable[[Summary], float], label: str) -> Figure:
@@ -228,9 +279,13 @@ def _figure(summaries: Sequence[Summary], across: Callable[[Summary], float], la
             reach = [[mean - 100 * min(summary.accuracies)], [100 * max(summary.accuracies) - mean]]
             axes.errorbar([across(summary)], [mean], yerr=reach, fmt="o", capsize=3)
             place = (across(summary), mean)
-            axes.annotate(TITLES[summary.method], place, (4, 4), textcoords="offset points", color=INK)
-        axes.set_title(task, color=INK)
-        axes.set_xlabel(label, color=INK)
-        axes.set_ylabel("accuracy, %", color=INK)
-        axes.set_xlim(left=0)
+            axes.annotate(summary.title, place, (4, 4), textcoords="offset points", color=INK)
+        _name_axes(axes, task, label)
     return figure
+
+
+def _name_axes(axes: Axes, task: str, across: str) -> None:
+    axes.set_title(task, color=INK)
+    axes.set_xlabel(across, color=INK)
+    axes.set_ylabel("accuracy, %", color=INK)
+    axes.set_xlim(left=0)

@@ -8,8 +8,9 @@ from pathlib import Path
 from ksm_hw.artifact.modes import Precision
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import load_bundle
+from ksm_hw.report.learning_trials import LearningTrial, bundle_of
 from ksm_hw.report.measure import measure_artifact
-from ksm_hw.report.trials import Trial, bundle_of, keep, kept
+from ksm_hw.report.trials import keep, kept
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class _Measured:
 
 
 def deploy(
-    trials: Sequence[Trial], folder: Path, on_step: Callable[[str], None] = lambda step: None
+    trials: Sequence[LearningTrial], folder: Path, on_step: Callable[[str], None] = lambda step: None
 ) -> dict[tuple[str, str], Deployed]:
     """Compiles the bundles of trials for this machine, with switches, and measures them, or gives what was measured.
 
@@ -48,7 +49,7 @@ def deploy(
         on_step: called with the name of each step as it begins.
 
     Returns:
-        By method and task.
+        By the trial's variant and task.
 
     Raises:
         UserError: a bundle is missing or cannot be compiled.
@@ -62,7 +63,7 @@ def deploy(
             _log.warning("%s is not measured in int8: %s", bundle, error)
             int8 = _Measured({}, {})
         for trial in (each for each in trials if bundle_of(folder, each) == bundle):
-            found[trial.method, trial.task] = Deployed(
+            found[trial.variant, trial.task] = Deployed(
                 plain.latency[trial.task],
                 plain.switch[trial.task],
                 int8.latency.get(trial.task),

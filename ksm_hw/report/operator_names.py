@@ -47,7 +47,13 @@ def operator_name(symbol: str, shapes: tuple[Shape, ...]) -> str:
         return symbol
     ranks = [len(shape) for shape in (*shapes[:2], *shapes[-1:])]
     if names[0] == "conv2d" and ranks in ([4, 4, 4], [4, 5, 4]):
-        names[0] += _convolution(shapes[0], shapes[1], shapes[-1])
+        # A second one is the depthwise convolution behind a 1×1 convolution (`FuseExpansions`).
+        depthwise = names.index("conv2d", 1) if "conv2d" in names[1:] else None
+        names[0] += _convolution(shapes[0], shapes[1], shapes[0] if depthwise else shapes[-1])
+        if depthwise:
+            expanded = (*shapes[0][:3], shapes[-1][-1])
+            weight = next(one for one in shapes[2:] if one[2:] == (1, expanded[3]) and max(one[:2]) > 1)
+            names[depthwise] += _convolution(expanded, weight, shapes[-1])
     return " + ".join(names)
 
 

@@ -12,7 +12,15 @@ from matplotlib.figure import Figure
 
 from ksm_hw.files.written import written_file
 from ksm_hw.report.measure import ArtifactReport
-from ksm_hw.report.terminal import NOISY_ADVICE, TextTable, machine_facts, precision_tables, report_tables
+from ksm_hw.report.terminal import (
+    NOISY_ADVICE,
+    TextTable,
+    by_network,
+    machine_facts,
+    precision_of,
+    precision_tables,
+    report_tables,
+)
 from ksm_hw.report.timing import Timing
 
 # Seen well on white and on near-black, and told apart by readers who do not see colours.
@@ -50,7 +58,8 @@ def write_page(reports: Sequence[ArtifactReport], path: str | Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    sections = "\n".join([*map(_section, reports), *map(table_element, precision_tables(reports))])
+    side_by_side = [figure_element(figure, caption) for caption, figure in precision_figures(reports)]
+    sections = "\n".join([*map(_section, reports), *map(table_element, precision_tables(reports)), *side_by_side])
     write_html("What each task costs", "Measured by <code>ksm-hw report</code>.", sections, Path(path))
 
 
@@ -94,6 +103,15 @@ def report_figures(report: ArtifactReport) -> dict[str, Figure]:
     if report.fold != "bake":  # Its libraries are full copies, and grow as those do.
         figures[GROWTH] = _growth_figure(report)
     return figures
+
+
+def precision_figures(reports: Sequence[ArtifactReport]) -> list[tuple[str, Figure]]:
+    """What it shows and a plot, of each network in several precisions whose accuracy was measured."""
+    return [
+        (f"{alike[0].backbone} by precision: accuracy against latency", _accuracy_figure(alike))
+        for alike in by_network(reports)
+        if any(task.accuracy is not None for report in alike for task in report.tasks)
+    ]
 
 
 def _section(report: ArtifactReport) -> str:
@@ -190,6 +208,24 @@ def _switch_figure(report: ArtifactReport) -> Figure:
         axes.axvline(report.copy.median_seconds * 1e3, color=OTHER, linewidth=2.5, label=label)
     _name_rows(axes, list(switches))
     _legend(axes)
+    return figure
+
+
+def _accuracy_figure(reports: Sequence[ArtifactReport]) -> Figure:
+    """A plot a task: each precision at its accuracy and latency."""
+    tasks = dict.fromkeys(task.task for report in reports for task in report.tasks if task.accuracy is not None)
+    figure = Figure(figsize=(1 + 4.2 * len(tasks), 3.6), layout="constrained")
+    for axes, name in zip(axes_of(figure, len(tasks)), tasks, strict=True):
+        for report in reports:
+            for task in (task for task in report.tasks if task.task == name and task.accuracy is not None):
+                place = (task.latency.median_seconds * 1e3, 100 * (task.accuracy or 0))
+                axes.plot(*place, "o", color=OURS if report.precision == "float32" else OTHER)
+                axes.annotate(precision_of(report), place, (4, 4), textcoords="offset points", color=INK)
+        axes.set_title(name, color=INK, parse_math=False)
+        axes.set_xlabel("milliseconds an inference, median", color=INK)
+        axes.set_ylabel("accuracy, %", color=INK)
+        axes.set_xlim(left=0)
+        axes.margins(0.25)
     return figure
 
 

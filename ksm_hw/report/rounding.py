@@ -15,8 +15,9 @@ from ksm_hw.compiler.zero_channels import without_zero_channels
 from ksm_hw.errors import UserError
 from ksm_hw.images.stream import OnFailure, raise_failure
 from ksm_hw.masks.backbone_precision import BackbonePrecision
-from ksm_hw.masks.bundle import Bundle, load_bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.masks.input_batches import read_batches
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module
 from ksm_hw.state_dicts import packaged_tensors

@@ -51,13 +51,18 @@ def print_reports(console: Console, reports: Sequence[ArtifactReport]) -> None:
 
 def precision_tables(reports: Sequence[ArtifactReport]) -> list[TextTable]:
     """A table of each network that was reported in several precisions: what its tasks cost in each."""
+    return [_precisions(alike) for alike in by_network(reports)]
+
+
+def by_network(reports: Sequence[ArtifactReport]) -> list[list[ArtifactReport]]:
+    """The reports of each network of which there are some in several precisions."""
     networks: dict[tuple[object, ...], list[ArtifactReport]] = {}
     for report in reports:
         networks.setdefault((report.backbone, report.target, report.input_shape), []).append(report)
-    return [_precisions(alike) for alike in networks.values() if len(set(map(_precision, alike))) > 1]
+    return [alike for alike in networks.values() if len(set(map(precision_of, alike))) > 1]
 
 
-def _precision(report: ArtifactReport) -> str:
+def precision_of(report: ArtifactReport) -> str:
     """What inferences compute in, and what the backbone lies in at rest where that is rounded."""
     at_rest = report.backbone_precision
     return report.precision if at_rest == "float32" else f"{report.precision} of {at_rest}"
@@ -73,7 +78,7 @@ def _precisions(reports: Sequence[ArtifactReport]) -> TextTable:
                 rows.append(
                     (
                         name,
-                        f"{_precision(report)}, {report.fold}",
+                        f"{precision_of(report)}, {report.fold}",
                         milliseconds(task.latency.median_seconds),
                         "" if task.switch is None else milliseconds(task.switch.median_seconds),
                         megabytes(report.storage.library_bytes),
@@ -97,7 +102,7 @@ def machine_facts(report: ArtifactReport) -> list[tuple[str, str]]:
     batch, _, height, width = report.input_shape
     target = ", ".join(f"{key} {value}" for key, value in report.tvm_target.items())
     facts = [
-        ("network", f"{report.backbone}, {batch} × {height} × {width} pixels, {_precision(report)}, {report.fold}"),
+        ("network", f"{report.backbone}, {batch} × {height} × {width} pixels, {precision_of(report)}, {report.fold}"),
         ("target", f"{report.target} ({target}), TVM {report.tvm_version} ({report.ir})"),
         (
             "machine",

@@ -1,7 +1,7 @@
-"""Trials of a comparison: each a task that a method learns, in a process of its own, several beside each other.
+"""Trials of a comparison or a sweep: each a `ksm-hw` command in a process of its own, several beside each other.
 
-What a trial gave is kept in a file of its own, so that a comparison that was stopped goes on, and a process that dies
-costs its trial alone.
+What a trial gave is kept in a file of its own, so that what was stopped goes on, and a process that dies costs its
+trial alone.
 """
 
 import contextlib
@@ -19,139 +19,103 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from ksm_hw.errors import UserError
 from ksm_hw.files.written import explained, written_file
-from ksm_hw.learning.methods.table import method_named
 
 _WHILE = 5.0  # Seconds.
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A task that a method learns with a seed.
-
-    Attributes:
-        method: its name.
-        task: its name.
-        data: set or folder of its images.
-        seed: of everything random.
-    """
-
-    method: str
-    task: str
-    data: str
-    seed: int
+class Trial(Protocol):
+    """What is run."""
 
     @property
     def name(self) -> str:
         """What its files are called."""
-        return f"{self.method}-{self.task}-{self.seed}"
+
+    def failure(self, why: str) -> UserError:
+        """That it failed."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a trial gave.
+class Outcome(Protocol):
+    """What a trial gave: a dataclass that `keep` can write."""
 
-    Attributes:
-        method, task, seed: of the trial.
-        arguments: of `ksm-hw train`, but those of the trial.
-        machine: the GPU that it was learned on, or the CPU's architecture.
-        accuracy: on the test images when it was learned, in 0…1.
-        cpu_seconds: of the process, from its start to its end.
-        seconds: of its epochs.
-        memory_bytes: the most that the process held.
-        gpu_bytes: the most that PyTorch held on the GPU; 0 without one.
-        pack_bytes: of the task's tensors at rest.
-    """
-
-    method: str
-    task: str
-    seed: int
-    arguments: tuple[str, ...]
-    machine: str
-    accuracy: float
-    cpu_seconds: float
-    seconds: float
-    memory_bytes: int
-    gpu_bytes: int
-    pack_bytes: int
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Of the command, which must be the same where a trial is not run again."""
 
 
+AnyTrial = TypeVar("AnyTrial", bound=Trial)
+AnyOutcome = TypeVar("AnyOutcome", bound=Outcome)
 Kept = TypeVar("Kept")
-OnTrial = Callable[[Trial, Outcome], None]
-Arguments = Callable[[str], Sequence[str]]  # Of `ksm-hw train` for a method, but those of the trial.
-
-
-def bundle_of(folder: Path, trial: Trial) -> Path:
-    """The bundle that a trial learns into: one a method and seed, and a task where the method changes all weights."""
-    own = f"-{trial.task}" if method_named(trial.method).alone else ""
-    return folder / "bundles" / f"{trial.method}-{trial.seed}{own}"
-
-
-def in_order(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """The trials in parts that may run beside each other; those of a part follow each other.
-
-    A task that changes the backbone is learned over what the one before it left. The longest parts come first.
-    """
-    parts: dict[object, list[Trial]] = {}
-    for trial in trials:
-        method = method_named(trial.method)
-        follows = method.changes_weights and not method.alone
-        parts.setdefault((trial.method, trial.seed) if follows else trial, []).append(trial)
-    return sorted(parts.values(), key=len, reverse=True)
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What `ksm-hw train` said, and what its process took: CPU seconds, and the most bytes of memory that it held."""
+class Ran:
+    """What a command said, and what its process took: CPU seconds, and the most bytes of memory that it held."""
 
     said: dict[str, Any]
     cpu_seconds: float
     memory_bytes: int
 
 
-class Learner(Protocol):
+class Runner(Protocol):
     """Where trials run: in processes here (`Processes`), or on a cluster (`cluster.Cluster`)."""
 
-    def learn(self, arguments: Sequence[str], log: Path, trial: Trial) -> Learned:
-        """Runs `ksm-hw train`, whose errors go into `log`; raises UserError where it fails."""
+    def run(self, command: Sequence[str], log: Path, trial: Trial) -> Ran:
+        """Runs a command of `ksm-hw`, whose errors go into `log`; raises UserError where it fails."""
 
     def stop(self) -> None:
         """Ends what runs, as Ctrl-C does."""
 
 
+@dataclass(frozen=True)
+class Kind(Generic[AnyTrial, AnyOutcome]):
+    """What trials of a kind are.
+
+    Attributes:
+        command: of `ksm-hw` for a trial, as a whole, with --json.
+        arguments: of them those that are noted, and must be the same where a trial was run before.
+        outcome: what becomes of what the command said; takes the trial and these arguments too.
+        kept: its type.
+    """
+
+    command: Callable[[AnyTrial], Sequence[str]]
+    arguments: Callable[[AnyTrial], Sequence[str]]
+    outcome: Callable[[AnyTrial, tuple[str, ...], Ran], AnyOutcome]
+    kept: type[AnyOutcome]
+
+
 def run_trials(
-    trials: Sequence[Trial],
+    parts: Sequence[Sequence[AnyTrial]],
+    kind: Kind[AnyTrial, AnyOutcome],
     folder: Path,
-    arguments: Arguments,
     jobs: int = 1,
-    on_trial: OnTrial = lambda *_: None,
-    learner: Learner | None = None,
-) -> dict[Trial, Outcome]:
-    """Runs what is missing of a comparison. A trial that fails costs itself, and those that were to follow it.
+    on_trial: Callable[[AnyTrial, AnyOutcome], None] = lambda *_: None,
+    runner: Runner | None = None,
+) -> dict[AnyTrial, AnyOutcome]:
+    """Runs what is missing. A trial that fails costs itself, and those that were to follow it.
 
     Args:
-        trials: all of them; those of a method and seed in the order in which they are learned.
-        folder: of the comparison.
-        arguments: of `ksm-hw train` for a method, but those of the trial.
+        parts: of trials, which may run beside each other; those of a part follow each other.
+        kind: what they are.
+        folder: of the comparison or sweep.
         jobs: trials beside each other. With more than one what they say is written into files.
         on_trial: called after each.
-        learner: where they run; without one in processes here.
+        runner: where they run; without one in processes here.
 
     Raises:
         UserError: trials failed, which are named when the others are done; the folder was begun with other arguments.
     """
-    if learner is None:
-        learner = Processes(None if jobs == 1 else max((os.cpu_count() or 1) // jobs, 1))
-    runs = _Runs(folder, arguments, learner)
-    outcomes: dict[Trial, Outcome] = {}
+    if runner is None:
+        runner = Processes(None if jobs == 1 else max((os.cpu_count() or 1) // jobs, 1))
+    runs = _Runs(kind, folder, runner, on_trial)
     failures: list[UserError] = []
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(runs.run, part, outcomes, on_trial) for part in in_order(trials)]
+        futures = [pool.submit(runs.run, part) for part in parts]
         try:
             for future in as_completed(futures):
                 failures += [] if (failure := future.result()) is None else [failure]
@@ -160,48 +124,49 @@ def run_trials(
             raise
     if failures:
         raise UserError("\n".join(map(str, failures)))
-    return {trial: outcomes[trial] for trial in trials}
+    return runs.outcomes
 
 
-class _Runs:
+class _Runs(Generic[AnyTrial, AnyOutcome]):
     """Trials that run, and what stops them."""
 
-    def __init__(self, folder: Path, arguments: Arguments, learner: Learner) -> None:
-        self.folder, self.arguments, self.learner = folder, arguments, learner
+    def __init__(
+        self,
+        kind: Kind[AnyTrial, AnyOutcome],
+        folder: Path,
+        runner: Runner,
+        on_trial: Callable[[AnyTrial, AnyOutcome], None],
+    ) -> None:
+        self.kind, self.folder, self.runner, self.on_trial = kind, folder, runner, on_trial
+        self.outcomes: dict[AnyTrial, AnyOutcome] = {}
         self._stopped = threading.Event()
 
-    def run(self, part: Sequence[Trial], outcomes: dict[Trial, Outcome], on_trial: OnTrial) -> UserError | None:
+    def run(self, part: Sequence[AnyTrial]) -> UserError | None:
         """Runs trials one after another, up to the first that fails, whose reason this returns."""
         for trial in part:
             if self._stopped.is_set():
                 break
             try:
-                outcomes[trial] = self._outcome(trial)
+                self.outcomes[trial] = self._outcome(trial)
             except UserError as error:
                 return error
-            on_trial(trial, outcomes[trial])
+            self.on_trial(trial, self.outcomes[trial])
         return None
 
     def stop(self) -> None:
         """Ends those that run, and begins no other."""
         self._stopped.set()
-        self.learner.stop()
+        self.runner.stop()
 
-    def _outcome(self, trial: Trial) -> Outcome:
-        arguments = self.arguments(trial.method)
+    def _outcome(self, trial: AnyTrial) -> AnyOutcome:
+        arguments = tuple(self.kind.arguments(trial))
         path = self.folder / "trials" / f"{trial.name}.json"
         if path.exists():
-            return _kept_outcome(path, arguments)
+            return _kept_outcome(path, self.kind.kept, arguments)
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        own = ("--method", trial.method, "--task", trial.task, "--data", trial.data, "--seed", str(trial.seed))
-        where = ("--bundle", str(bundle_of(self.folder, trial)), "--json")
-        learned = self.learner.learn([*own, *where, *arguments], path.with_suffix(".log"), trial)
-        found = learned.said
-        outcome = Outcome(
-            trial.method, trial.task, trial.seed, tuple(arguments), found["machine"], found["accuracy"],
-            learned.cpu_seconds, found["seconds"], learned.memory_bytes, found["gpu_bytes"], found["pack_bytes"],
-        )  # fmt: skip
+        ran = self.runner.run(self.kind.command(trial), path.with_suffix(".log"), trial)
+        outcome = self.kind.outcome(trial, arguments, ran)
         keep(outcome, path)
         return outcome
 
@@ -217,23 +182,23 @@ class Processes:
         self.threads = threads
         self._processes: set[subprocess.Popen[bytes]] = set()
 
-    def learn(self, arguments: Sequence[str], log: Path, trial: Trial) -> Learned:
-        """As `Learner`."""
-        command = [sys.executable, "-m", "ksm_hw.cli", "train", *arguments]
+    def run(self, command: Sequence[str], log: Path, trial: Trial) -> Ran:
+        """As `Runner`."""
+        whole = [sys.executable, "-m", "ksm_hw.cli", *command]
         with contextlib.ExitStack() as stack:
             stderr, environment, where = None, None, "above"
             if self.threads is not None:
                 stderr, where = stack.enter_context(log.open("wb")), f"in {log}"
                 environment = {"OMP_NUM_THREADS": str(self.threads), **os.environ}
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment)
+            process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=stderr, env=environment)
             self._processes.add(process)
             assert process.stdout is not None
             said = process.stdout.read()
             usage = _waited(process)
             self._processes.discard(process)
         if process.returncode:
-            raise not_learned(trial, f"the reason is {where}")
-        return Learned(json.loads(said), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+            raise trial.failure(f"the reason is {where}")
+        return Ran(json.loads(said), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
     def stop(self) -> None:
         """Ends the processes as Ctrl-C does. That of a terminal has reached them already: they are given a while."""
@@ -245,14 +210,6 @@ class Processes:
                 os.kill(process.pid, signal.SIGINT)
 
 
-def not_learned(trial: Trial, why: str) -> UserError:
-    """That a trial failed, and the others did not."""
-    return UserError(
-        f"Task '{trial.task}' was not learned by {trial.method} with seed {trial.seed}; {why}. The others stay: the "
-        "same command goes on."
-    )
-
-
 def _waited(process: "subprocess.Popen[bytes]") -> resource.struct_rusage:
     """What a process took, which ends."""
     _, status, usage = os.wait4(process.pid, 0)
@@ -260,11 +217,11 @@ def _waited(process: "subprocess.Popen[bytes]") -> resource.struct_rusage:
     return usage
 
 
-def _kept_outcome(path: Path, arguments: Sequence[str]) -> Outcome:
-    outcome = kept(path, Outcome)
-    if outcome.arguments != tuple(arguments):
+def _kept_outcome(path: Path, kind: type[AnyOutcome], arguments: tuple[str, ...]) -> AnyOutcome:
+    outcome = kept(path, kind)
+    if outcome.arguments != arguments:
         raise UserError(
-            f"{path} was learned with {shlex.join(outcome.arguments)}, not {shlex.join(arguments)}. Give the same, or "
+            f"{path} was made with {shlex.join(outcome.arguments)}, not {shlex.join(arguments)}. Give the same, or "
             "another -o FOLDER."
         )
     return outcome

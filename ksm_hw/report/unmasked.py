@@ -52,7 +52,7 @@ def why_not_comparable(artifact: Path, manifest: "Manifest", tuned: Path | None)
 def compile_unmasked(
     manifest: "Manifest", bundle: "Bundle", tuned: Path | None, output: Path, on_step: Callable[[str], None]
 ) -> Path:
-    """Compiles the same tasks without masks: the same heads and BatchNorms over the backbone's own weights.
+    """Compiles the same tasks without masks: the same heads and norms over the backbone's own weights.
 
     Against `fused` it is compiled with `switch`: what `fused` pays on every inference is to be seen, and a plain
     network pays none of it.

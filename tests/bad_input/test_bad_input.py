@@ -17,6 +17,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from damage import unsealed
 from PIL import Image
 
 from ksm_hw.cli import main
@@ -180,7 +181,7 @@ def test_damaged_manifest(fails: Fails, copied_artifact: Path, photographs: Path
 
 def test_artifact_for_another_cpu(fails: Fails, copied_artifact: Path, photographs: Path) -> None:
     path = copied_artifact / "manifest.json"
-    content = json.loads(path.read_text())
+    content = unsealed(path.read_text())
     path.write_text(json.dumps(content | {"cpu_features": [*content["cpu_features"], "avx9000"]}))
     message = fails("run", copied_artifact, photographs / "cat.png", "--task", "kernel-task")
     assert "uses avx9000, which this CPU" in message
@@ -372,6 +373,10 @@ def test_unknown_backbone(fails: Fails, pets: Path) -> None:
 
 def test_missing_weights(fails: Fails, pets: Path) -> None:
     assert "No weights at nowhere.pt" in train_fails(fails, "--data", pets, "--weights", "nowhere.pt")
+
+
+def test_a_folder_for_weights(fails: Fails, pets: Path) -> None:
+    assert f"{pets} is a folder" in train_fails(fails, "--data", pets, "--weights", pets)
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])

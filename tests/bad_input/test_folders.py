@@ -149,7 +149,8 @@ def test_results_are_printed_where_their_page_fails(
     monkeypatch.setattr("ksm_hw.report.measure.measure_artifact", lambda *_, **__: "measured")
     monkeypatch.setattr("ksm_hw.report.measure.reports_as_json", lambda reports: reports)
     monkeypatch.setattr("ksm_hw.report.page._section", str)
-    monkeypatch.setattr("ksm_hw.report.page.precision_tables", lambda reports: [])
+    for part in ("precision_tables", "precision_figures"):
+        monkeypatch.setattr(f"ksm_hw.report.page.{part}", lambda reports: [])
     monkeypatch.setattr(sys, "argv", ["ksm-hw", "report", str(artifact), "--json", "--html", "/dev/full"])
     with pytest.raises(SystemExit) as exit_:
         cli.main()

@@ -94,7 +94,11 @@ def put(value: Any, *keys: Any) -> Callable[[dict[str, Any]], None]:
 
 OWNERS = torch.ones(4, 3, 3, 3, dtype=torch.uint8)
 CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
-    "no entry that is known": ("ksm", drop("model"), "with entries args, epoch, accuracy, errors it is of none of"),
+    "no entry that is known": (
+        "ksm",
+        drop("model"),
+        "it has the entries args, epoch, accuracy, errors, as none of theirs.*--backbone-weights",
+    ),
     "no classifier": ("piggyback", drop("dataset2classifiers", "cubs"), "no classifier of 'cubs'"),
     "a mask of other values": (
         "piggyback",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import unsealed
 from rounded_artifacts import rounded_artifact
 
 from ksm_hw.artifact.manifest import read_manifest
@@ -21,9 +22,12 @@ GONE = "gone"
 
 
 def changed(file: Path, **entries: Any) -> str:
-    """Changes entries of a JSON file, or takes those out that are `GONE`; returns the text that was there."""
+    """Changes entries of a JSON file, or takes those out that are `GONE`; returns the text that was there.
+
+    The file is left without a hash of itself.
+    """
     text = file.read_text()
-    content = {**json.loads(text), **entries}
+    content = {**unsealed(text), **entries}
     file.write_text(json.dumps({name: value for name, value in content.items() if value != GONE}))
     return text
 

@@ -11,7 +11,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 def test_the_better_half_goes_on_and_what_the_file_has_is_not_learned(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from training_recipes import Found, final_accuracy, try_recipes
+    from training_recipes import Found, final_accuracy, try_recipes, whole_seeds
 
     first = {"base": [0.1, 0.2], "best": [0.3, 0.9], "second": [0.8], "third": [0.95, 0.7], "diverged": []}
 
@@ -25,3 +25,4 @@ def test_the_better_half_goes_on_and_what_the_file_has_is_not_learned(monkeypatc
     recipes = {name: {} for name in first}
     assert try_recipes(recipes, ["no-such-set"], 2, 1, file, halve=True, always=["base"]) == there
     assert final_accuracy(there, "best") == pytest.approx(0.9) and final_accuracy(there, "diverged") == 0
+    assert whole_seeds(there, "best", ["no-such-set"]) == {0, 1} and whole_seeds(there, "third", ["another"]) == set()

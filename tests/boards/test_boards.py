@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from board_processes import needs_emulated_board
+from damage import unsealed
 from typer.testing import CliRunner
 
 import ksm_hw.boards.board
@@ -224,7 +225,7 @@ def test_an_instruction_that_the_cpu_lacks(bundle: Bundle, emulated: BoardAddres
     )
     target = load_target("sve", file=tmp_path / "sve.toml")
     (artifact,) = compile_bundle(bundle, target, tmp_path / "artifact")
-    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest = unsealed((artifact / "manifest.json").read_text())
     assert "sve" in manifest["cpu_features"]
     (artifact / "manifest.json").write_text(json.dumps({**manifest, "cpu_features": []}))
     with pytest.raises(UserError, match=r"'emulated'.*an instruction that its CPU lacks \(SIGILL\)"):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from damage import unsealed
 
 from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.compiler.compile import compile_bundle
@@ -55,7 +56,7 @@ def test_a_broken_kernel_is_reported_with_its_build_log(bundle: Bundle, tmp_path
     content = library.read_bytes()
     assert content.count(b"__kernel void ") > 10
     library.write_bytes(content.replace(b"__kernel void ", b"__kernel vole ", 1))
-    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest = unsealed((artifact / "manifest.json").read_text())
     manifest["files"]["model.so"]["sha256"] = sha256_of_file(library)
     (artifact / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"The device 'opencl' failed: .*do not compile for(.|\n)*log:(.|\n)*vole"):

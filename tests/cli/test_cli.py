@@ -128,9 +128,10 @@ def test_running_an_artifact_needs_no_torch(artifact: Path, photographs: Path) -
 def test_run_prints_the_five_most_probable_classes(artifact: Path, photographs: Path, bundle: Bundle) -> None:
     result = ksm_hw("run", artifact, photographs / "cat.png", photographs / "coffee.png", "--task", "other-task")
     assert result.returncode == 0 and result.stderr == ""
-    # Each table has its image for a title, which may be broken over lines.
     tables = result.stdout.split("(other-task)")[1:]
     assert len(tables) == 2
+    for name in ("cat.png", "coffee.png"):
+        assert f"{photographs / name} (other-task)\n" in result.stdout, "a path is not broken over lines"
     for table in tables:
         rows = re.findall(r"(class \d)\s*│\s*([\d.]+)%", table)
         assert sorted(name for name, _ in rows) == sorted(bundle.packs["other-task"].classes)

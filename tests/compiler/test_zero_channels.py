@@ -15,10 +15,11 @@ from torch import nn
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.zero_channels import Narrowed, without_zero_channels
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle, add_task, load_bundle, rounded_bundle, select_tasks, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, add_task, load_bundle, rounded_bundle, select_tasks
 from ksm_hw.masks.growth import carried_over
 from ksm_hw.masks.mask_format import Granularity, ScaleBits
 from ksm_hw.masks.preprocessing import Preprocessing
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import pack_mask, selected_mask, unpack_mask
 from ksm_hw.models.backbones import backbone_tensors, widen
 from ksm_hw.models.task_module import task_module

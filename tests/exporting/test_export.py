@@ -1,6 +1,7 @@
 """A task written for other engines computes what it does in PyTorch, and is not there where it does not."""
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,10 @@ def logits_of_torchvision(state: dict[str, torch.Tensor], classes: int, images: 
     return network(images).numpy()
 
 
-@pytest.mark.parametrize(
-    ("form", "name"),
-    [("onnx", "task.onnx"), ("pt2", "task.pt2"), ("state-dict", "task.pt"), ("state-dict", "task.safetensors")],
-)
+FILES = [("onnx", "task.onnx"), ("pt2", "task.pt2"), ("state-dict", "task.pt"), ("state-dict", "task.safetensors")]
+
+
+@pytest.mark.parametrize(("form", "name"), FILES)
 def test_what_is_written_computes_the_task(
     form: str, name: str, bundle_folder: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -66,6 +67,19 @@ def test_what_is_written_computes_the_task(
     else:
         found = logits_of_torchvision(read_state_dict(path), len(said["classes"]), images)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("form", "name"), FILES)
+def test_a_full_disk_is_told(form: export.ExportFormat, name: str, bundle: Bundle, tmp_path: Path) -> None:
+    """A limit on the size of files stands for it. To a file torch and safetensors raise errors of their own there."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(UserError, match=rf"Cannot write .*{name}.*Nothing was left behind"):
+            export.export_task(bundle, bundle.packs[TASK], form, tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_batch_norms_behind_convolutions_are_folded(bundle: Bundle) -> None:

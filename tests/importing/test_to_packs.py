@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import published_checkpoints as published
 import pytest
 import torch
+import typer
 from torch import nn
 from typer.testing import CliRunner
 
@@ -112,6 +114,15 @@ def test_the_network_s_own_head_beside_the_tasks_is_left_out(tmp_path: Path) -> 
 @functools.cache
 def packnet_checkpoint() -> dict[str, Any]:
     return published.packnet(thin_network("resnet18", 11), "resnet").content
+
+
+def test_what_is_said_to_come_next_has_all_that_compile_needs(tmp_path: Path) -> None:
+    file = saved(packnet_checkpoint(), tmp_path / "packnet.pt")
+    compile_command = typer.main.get_command(app).commands["compile"]  # type: ignore[attr-defined]
+    needed = {parameter.opts[0] for parameter in compile_command.params if parameter.required}
+    for options, task in ((["--task", "cubs"], "cubs"), ([], "all")):
+        words = shlex.split(run(file, *options).split("Compile it: ksm-hw ")[1])
+        assert needed <= set(words) and words[words.index("--task") + 1] == task
 
 
 def test_only_chosen_tasks_have_masks_made_and_others_are_left_out_by_their_names(

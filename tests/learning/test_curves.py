@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ksm_hw.errors import UserError
-from ksm_hw.learning.curves import curve
+from ksm_hw.learning.curves import curve, read_curve
 from ksm_hw.learning.learn import Epoch
 
 
@@ -19,6 +19,17 @@ def test_csv_has_a_line_an_epoch_and_begins_anew_with_the_first(tmp_path: Path) 
         "1,2.5,0.25,0.5,3.0,1.0",
         "2,2.5,0.25,0.5,3.0,1.0",
     ]
+
+
+def test_a_curve_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert read_curve(tmp_path / "pets.csv") == []
+    for number in (1, 2):
+        curve("csv", tmp_path, "pets")(Epoch(number, 1.5, 0.25 * number, 3.0 * number))
+    assert read_curve(tmp_path / "pets.csv") == [(3.0, 0.25), (6.0, 0.5)]
+    for damaged in ("number,loss\n1,2\n", "seconds,accuracy\n1,much\n", "seconds,accuracy\n1\n"):
+        (tmp_path / "pets.csv").write_text(damaged)
+        with pytest.raises(UserError, match=r"pets\.csv is damaged"):
+            read_curve(tmp_path / "pets.csv")
 
 
 def test_a_folder_that_cannot_be_written_and_a_missing_package_are_told_before(

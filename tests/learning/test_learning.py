@@ -29,9 +29,10 @@ from ksm_hw.learning.methods.masked_weights import masked_layers
 from ksm_hw.learning.methods.table import prepared_network
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.learning.train import Trained, train_task
-from ksm_hw.masks.bundle import Bundle, load_bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.masks.mask_format import GRANULARITIES, GROUP_SIZE, Granularity
 from ksm_hw.masks.preprocessing import preprocess_batch
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import unpack_mask
 from ksm_hw.masks.task_pack import TaskPack, save_task_pack
 from ksm_hw.models.backbones import (

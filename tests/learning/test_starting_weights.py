@@ -15,7 +15,8 @@ from ksm_hw.learning.learn import Epoch
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.learning.starting_weights import PRETRAINED
 from ksm_hw.learning.train import Trained, checked_start, train_task
-from ksm_hw.masks.bundle import Bundle, load_bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.models.backbones import backbone_tensors, pretrained_backbone
 from ksm_hw.models.task_module import task_module
 

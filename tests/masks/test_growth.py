@@ -8,9 +8,10 @@ import pytest
 from random_tasks import SMALL_NETWORK, random_bundle
 
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle, add_tasks_over, load_bundle, save_bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle, add_tasks_over, load_bundle, save_bundle
 from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.growth import carried_over, padded_tensor
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.soft_mask import broadcast_mask, check_packed, pack_mask, padded, padded_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 

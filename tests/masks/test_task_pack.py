@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from damage import unsealed
 from random_tasks import random_bundle
 
 from ksm_hw.errors import UserError
@@ -107,6 +108,16 @@ def test_biases_and_ternary_masks_are_read_as_they_were_written_and_make_a_pack_
         assert pack.nbytes == plain.nbytes + (10 if version == 2 else 0)
         _, metadata = read_arrays(tmp_path / "pack.safetensors")
         assert json.loads(metadata["ksm-hw"])["format_version"] == version
+
+
+def test_masks_of_weights_with_other_names_make_a_pack_of_version_6(every_granularity: Bundle, tmp_path: Path) -> None:
+    plain, path = every_granularity.packs["kernel-task"], tmp_path / "pack.safetensors"
+    masks = {**plain.masks, "attention.in_proj_weight": pack_mask(np.array([[1, 0.5]], np.float32))}
+    pack = dataclasses.replace(plain, masks=masks)
+    for coded in (False, True):
+        save_task_pack(pack, path, coded)
+        assert json.loads(read_arrays(path)[1]["ksm-hw"])["format_version"] == 6
+        assert_same_pack(load_task_pack(path), pack)
 
 
 def with_biases(pack: TaskPack, **biases: np.ndarray) -> TaskPack:
@@ -350,7 +361,7 @@ def test_a_head_that_does_not_fit_the_classes_is_refused(every_granularity: Bund
 
 def rewrite_header(path: Path, change: dict[str, Any]) -> None:
     with safetensors.safe_open(path, "numpy") as file:
-        header = json.loads(file.metadata()["ksm-hw"])
+        header = unsealed(file.metadata()["ksm-hw"])
     tensors = safetensors.numpy.load(path.read_bytes())
     path.write_bytes(safetensors.numpy.save(tensors, {"ksm-hw": json.dumps(header | change)}))
 

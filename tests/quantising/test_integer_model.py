@@ -11,9 +11,10 @@ from random_tasks import random_bundle
 from torch import nn
 
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle, sha256_of_tensors
+from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.calibration import Calibration
 from ksm_hw.masks.growth import carried_over, padded_tensor
+from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.task_module import task_module
 from ksm_hw.quantising import network

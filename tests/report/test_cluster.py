@@ -21,7 +21,7 @@ from ksm_hw.cli import app
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.report.cluster import connected_cluster
-from ksm_hw.report.trials import Trial, run_trials
+from ksm_hw.report.learning_trials import LearningTrial, learn_trials
 
 
 @pytest.fixture
@@ -59,11 +59,11 @@ def arguments(place: Path, epochs: int = 1) -> list[str]:
     ]  # fmt: skip
 
 
-def trials_of(place: Path, *tasks: str) -> list[Trial]:
-    return [Trial("head", task, str(place / "pets"), 0) for task in tasks]
+def trials_of(place: Path, *tasks: str) -> list[LearningTrial]:
+    return [LearningTrial("head", task, str(place / "pets"), 0) for task in tasks]
 
 
-def worker_of(trial: Trial) -> psutil.Process:
+def worker_of(trial: LearningTrial) -> psutil.Process:
     """The process of the cluster that runs a trial."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
@@ -102,12 +102,12 @@ def test_a_worker_that_dies_costs_its_trial_alone(address: str, place: Path) -> 
         killer = threading.Thread(target=kill)
         killer.start()
         with pytest.raises(UserError, match=r"Task 'dies' was not learned by head .* ended .*The others stay") as error:
-            run_trials(
+            learn_trials(
                 trials, place / "compared", lambda _: arguments(place), 2, lambda t, _: seen.append(t.task), cluster
             )
         killer.join()
         assert sorted(seen) == ["first", "last"] and "first" not in str(error.value)
-        found = run_trials(trials, place / "compared", lambda _: arguments(place), 2, learner=cluster)
+        found = learn_trials(trials, place / "compared", lambda _: arguments(place), 2, runner=cluster)
     assert len(found) == 3
 
 
@@ -127,15 +127,15 @@ def test_who_stops_it_ends_what_runs_there_and_keeps_what_is_done(address: str, 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with connected_cluster(address) as cluster:
-            first = run_trials(trials[:1], place / "compared", of, learner=cluster)
+            first = learn_trials(trials[:1], place / "compared", of, runner=cluster)
             stopper = threading.Thread(target=interrupt)
             stopper.start()
             with pytest.raises(KeyboardInterrupt):
-                run_trials(trials, place / "compared", of, learner=cluster)
+                learn_trials(trials, place / "compared", of, runner=cluster)
             stopper.join()
             _, alive = psutil.wait_procs(runs, 30)
             assert len(runs) == 2 and not alive
-            assert run_trials(trials[:1], place / "compared", of, learner=cluster) == first
+            assert learn_trials(trials[:1], place / "compared", of, runner=cluster) == first
     finally:
         signal.signal(signal.SIGINT, before)
 

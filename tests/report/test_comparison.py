@@ -1,5 +1,6 @@
 """Methods compared: what is made of their trials."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -63,6 +64,30 @@ def test_a_comparison_goes_on_and_counts_backbones(place: Path) -> None:
         compare(place, "--head-rate", "1e-3")
 
 
+@pytest.mark.slow  # Two processes that import torch.
+def test_granularities_and_bits_are_compared_as_methods_are(place: Path) -> None:
+    options = ["--methods", "ksm", "--granularities", "channel", "--scale-bits", "8,4", "--seeds", "1", "--epochs", "1"]
+    options += ["--backbone", SMALL_NETWORK, "--weights", str(place / "w.pt"), "--image-size", "32"]
+    output = ["--tasks", str(place / "pets"), "-o", str(place / "swept"), "--json"]
+    result = CliRunner().invoke(app, ["compare", *options, *output], catch_exceptions=False)
+    found = [(each["granularity"], each["scale_bits"], each["added_bytes"]) for each in json.loads(result.stdout)]
+    for granularity, bits, added in found:
+        bundle = load_bundle(place / "swept" / "bundles" / f"ksm+{granularity}+{bits}-0")
+        (pack,) = bundle.packs.values()
+        assert pack.granularity == "channel" and bytes_at_rest(pack) == added
+        assert {mask.scale_bits for mask in pack.masks.values()} == {bits}
+    assert [bits for _, bits, _ in found] == [8, 4]
+    assert all(len(each["curve"]) == 1 for each in json.loads(result.stdout))
+
+
+def test_variants_of_a_method_are_told_apart() -> None:
+    swept = [dataclasses.replace(SUMMARIES[0], granularity="channel", scale_bits=bits) for bits in (8, 4)]
+    learned, _ = comparison_tables(swept)
+    assert [row[1] for row in learned.rows] == [
+        "KSM soft masks, by channel, 8 bits", "KSM soft masks, by channel, 4 bits",
+    ]  # fmt: skip
+
+
 def test_the_table_and_the_page_have_every_method(tmp_path: Path) -> None:
     learned, deployed = comparison_tables(SUMMARIES)
     assert [row[:6] for row in learned.rows] == [
@@ -74,6 +99,10 @@ def test_the_table_and_the_page_have_every_method(tmp_path: Path) -> None:
     write_comparison(SUMMARIES, "2 seeds < 3", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 2 and page.count("KSM soft masks") == 4
+    drawn = [dataclasses.replace(each, curve=((1.0, 0.25), (2.0, 0.5))) for each in SUMMARIES]
+    write_comparison(drawn, "2 seeds < 3", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 3 and "after each epoch" in page
 
 
 @pytest.mark.parametrize(
@@ -82,6 +111,9 @@ def test_the_table_and_the_page_have_every_method(tmp_path: Path) -> None:
         (["--methods", "ksm,magic"], "No method named 'magic'"),
         (["--rate", "ksm=fast"], "--rate ksm=fast is no rate"),
         (["--rate", "head=1e-3"], "head only learns no masks and no weights"),
+        (["--granularities", "kernel,kernal"], "--granularities kernel,kernal: there is no 'kernal'"),
+        (["--scale-bits", "2"], "--scale-bits 2: there is no '2'. Give some of 32, 8, 4"),
+        (["--methods", "head", "--granularities", "kernel", "--tasks", "mnist"], "None of the methods head has masks"),
         (["--tasks", "nowhere"], "No folder and no data set named 'nowhere'"),
         (["--tasks", "mnist,mnist"], "--tasks has two tasks called 'mnist'"),
     ],

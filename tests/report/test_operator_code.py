@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from damage import unsealed
 from typer.testing import CliRunner
 
 from ksm_hw.artifact.manifest import read_manifest
@@ -114,7 +115,7 @@ def test_a_name_of_several_operators_asks_for_a_symbol(artifact: Path) -> None:
 
 def test_a_gpu_s_kernels_are_not_shown(copied_artifact: Path) -> None:
     path = copied_artifact / "manifest.json"
-    content = json.loads(path.read_text())
+    content = unsealed(path.read_text())
     gpu = {"kind": "cuda", "arch": "sm_80", "host": content["tvm_target"]}
     path.write_text(json.dumps(content | {"device": "cuda", "tvm_target": gpu}))
     found = operator_code(copied_artifact, CONVOLUTION)

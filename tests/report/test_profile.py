@@ -95,6 +95,8 @@ def test_the_manifest_knows_the_operators_of_an_inference_alone(artifact: Path) 
          "conv2d 3×3 s2 + add + relu"),
         ("fused_conv2d11_add9_tir_clip5", ((1, 8, 8, 16), (3, 3, 1, 16), (1, 1, 1, 16), (1, 8, 8, 16)),
          "conv2d 3×3 depthwise + add + clip"),
+        ("fused_conv2d3_add_tir_clip_conv2d4_add1_relu", ((1, 8, 8, 4), (1, 1, 1, 4, 16), (1, 1, 1, 16), (3, 3, 1, 16),
+         (1, 1, 1, 16), (1, 4, 4, 16)), "conv2d 1×1 + add + clip + conv2d 3×3 s2 depthwise + add + relu"),
         ("fused_conv2d13_add", ((1, 8, 8, 16), (3, 3, 4, 16), (1, 1, 1, 16), (1, 8, 8, 16)),
          "conv2d 3×3 4 groups + add"),
         ("fused_conv2d13_add", ((1, 8, 8, 16), (2, 3, 3, 16, 8), (1, 1, 1, 16), (1, 8, 8, 16)), "conv2d 3×3 + add"),

@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from random_tasks import random_bundle
 
@@ -14,7 +15,7 @@ from ksm_hw.cli.console import PlainConsole
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
 from ksm_hw.report.measure import ROUNDS, ArtifactReport, measure_artifact, reports_as_json
-from ksm_hw.report.page import write_page
+from ksm_hw.report.page import precision_figures, write_page
 from ksm_hw.report.terminal import milliseconds, precision_tables, print_reports
 from ksm_hw.report.timing import NOISE_LIMIT, TOO_NOISY, Timing, compare_timings, timing_of
 from ksm_hw.toolchains.targets import load_target
@@ -162,7 +163,20 @@ def test_precisions_stand_side_by_side(report: ArtifactReport, tmp_path: Path) -
     assert [row[:2] for row in table.rows[:2]] == [(name, "float32, switch"), (name, "int8, switch")]
     assert [row[-1] for row in table.rows[:2]] == ["", "87.50%"]
     write_page([report, int8], tmp_path / "report.html")
-    assert "by precision" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "by precision: milliseconds and MB" in page and "by precision: accuracy against latency" in page
+
+
+def test_accuracy_is_drawn_against_latency_for_each_precision(report: ArtifactReport) -> None:
+    tasks = tuple(dataclasses.replace(task, accuracy=0.875) for task in report.tasks)
+    float32 = dataclasses.replace(report, tasks=tasks)
+    assert precision_figures([report, dataclasses.replace(report, precision="int8")]) == []  # None was measured.
+    ((_, figure),) = precision_figures([float32, dataclasses.replace(float32, precision="int8")])
+    assert [axes.get_title() for axes in figure.axes] == [task.task for task in tasks]
+    for axes, task in zip(figure.axes, tasks, strict=True):
+        assert [text.get_text() for text in axes.texts] == ["float32", "int8"]
+        points = [tuple(np.ravel(line.get_xydata())) for line in axes.lines]
+        assert points == [(pytest.approx(task.latency.median_seconds * 1e3), 87.5)] * 2
 
 
 def test_noise_is_told_by_the_rounds() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import unsealed
 from random_tasks import SMALL_NETWORK, random_bundle
 from typer.testing import CliRunner
 from verifications import ARCHITECTURES, assert_all_passed
@@ -103,7 +104,7 @@ def test_past_the_tolerance_an_ill_conditioned_network_is_judged_by_pytorch_s_ow
 def resign(artifact: Path, name: str) -> None:
     """Writes the size and hash of a file that was changed into the manifest."""
     file = artifact / name
-    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest = unsealed((artifact / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
     (artifact / "manifest.json").write_text(json.dumps(manifest))
 

@@ -17,8 +17,10 @@ import psutil
 import pytest
 import torch
 import tvm
+from damage import unsealed
+from tiny_tasks import tiny_bundle, tiny_manifest
 
-from ksm_hw.artifact.manifest import read_manifest
+from ksm_hw.artifact.manifest import TaskEntry, read_manifest
 from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
@@ -26,7 +28,7 @@ from ksm_hw.images.decoding import read_image
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.preprocessing import preprocess_batch
 from ksm_hw.models.task_module import task_module
-from ksm_hw.runtime.device_session import start_threads
+from ksm_hw.runtime.device_session import start_threads, upload_parameters
 from ksm_hw.runtime.machine import available_cores
 from ksm_hw.runtime.session import Session
 from ksm_hw.runtime.threads import usable_cores, use_threads
@@ -72,6 +74,19 @@ def test_switching_gives_what_a_fresh_session_gives(
         assert session.task == task and seconds == (session.switch_seconds if seconds else 0.0)
         for image, logits in zip(images, expected[task], strict=True):
             assert session.run(image).tobytes() == logits.tobytes()
+
+
+def test_a_task_without_a_layer_norm_of_its_own_has_the_backbone_s() -> None:
+    """Whichever task comes first."""
+    for tasks in (("own", "plain"), ("plain", "own")):
+        bundle = tiny_bundle(*tasks)
+        norm = np.full(3, 2, np.float32)
+        packs = {**bundle.packs, "own": dataclasses.replace(bundle.packs["own"], parameters={"norm.weight": norm})}
+        bundle = dataclasses.replace(bundle, tensors={"norm.weight": np.ones(3, np.float32)}, packs=packs)
+        entries = {task: TaskEntry("main", None, ("norm.weight",)) for task in tasks}
+        manifest = dataclasses.replace(tiny_manifest(bundle), tasks=entries)
+        found = upload_parameters(manifest, bundle, lambda entry, name, array: array)
+        assert found["own"][0].tolist() == [2, 2, 2] and found["plain"][0].tolist() == [1, 1, 1]
 
 
 def test_logits_have_the_classes_of_the_task(session: Session, bundle: Bundle, images: list[np.ndarray]) -> None:
@@ -383,7 +398,7 @@ def test_threads_are_pinned_to_the_target_s_cores_while_they_work(
     copied_artifact: Path, images: list[np.ndarray]
 ) -> None:
     last = max(os.sched_getaffinity(0))
-    content = json.loads((copied_artifact / "manifest.json").read_text())
+    content = unsealed((copied_artifact / "manifest.json").read_text())
     # Core 9999 is one of the board's that this machine lacks.
     (copied_artifact / "manifest.json").write_text(json.dumps({**content, "cores": [last, 9999]}))
 

@@ -52,7 +52,8 @@ class FoldTaskMask:
     """Folds masks and BatchNorms into the weights of `main`.
 
     Args:
-        masks: the mask of each masked layer, by the layer's path; the layer's parameter is `<path>.weight`.
+        masks: the mask of each masked layer, by its path, where the parameter is `<path>.weight`, or by the parameter's
+            own name.
         name: goes into the names of the decoders, so that modules folded with other masks can be joined.
     """
 
@@ -92,7 +93,7 @@ class _Folder(PyExprMutator):
     def visit_dataflow_block_(self, block: relax.DataflowBlock) -> relax.DataflowBlock:
         self.builder_._begin_dataflow_block()
         for layer, layout in self.masks.items():
-            weight = self.parameters[f"{layer}.weight"]
+            weight = self.parameters[layer if layer in self.parameters else f"{layer}.weight"]
             self.set_var_remap(weight, self._masked(layer, layout, weight))
         for binding in block.bindings:
             self.visit_binding(binding)

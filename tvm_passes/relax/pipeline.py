@@ -32,6 +32,7 @@ from tvm_passes.relax.attach_workspace import AttachWorkspace
 from tvm_passes.relax.channels_last import ConvertToChannelsLast
 from tvm_passes.relax.fold_padding import FoldPadding
 from tvm_passes.relax.fold_task_mask import FoldTaskMask, MaskLayout
+from tvm_passes.relax.fuse_expansions import FuseExpansions
 from tvm_passes.relax.fuse_weight_rewrite import FuseWeightRewrite
 from tvm_passes.relax.join_tasks import TaskFunctions, join_tasks
 from tvm_passes.relax.kernels.integer_vectors import integer_vectors
@@ -40,6 +41,7 @@ from tvm_passes.relax.loops.lower_loops import LowerLoops
 from tvm_passes.relax.loops.neon_moves import NeonMoves
 from tvm_passes.relax.loops.prefetch import InsertPrefetch
 from tvm_passes.relax.loops.share_loops import ShareLoops
+from tvm_passes.relax.loops.skip_padding import SkipPadding
 from tvm_passes.relax.loops.unequal_vectors import UnequalVectors
 from tvm_passes.relax.loops.vector_functions import VectorFunctions, VectorizeErf
 from tvm_passes.relax.loops.vector_reductions import VectorReductions
@@ -108,6 +110,7 @@ def fuse_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModul
         transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),
         transform.FuseOps(),
+        *([FuseExpansions(vector_unit(target))] if "cpu" in target.keys else []),
         transform.FuseTIR(),
         transform.DeadCodeElimination(),
     ]
@@ -177,7 +180,7 @@ def _lower_loops() -> tuple[Pass, object, object]:
 
     # Relax's functions check the shapes and types of what they are given, and make all else themselves. To check it
     # again before each loop nest, strides and devices too, was more code than many of the loops.
-    before = [InsertPrefetch(), UnequalVectors(), VectorReductions(), VectorizeErf()]
+    before = [InsertPrefetch(), SkipPadding(), UnequalVectors(), VectorReductions(), VectorizeErf()]
     passes = [*before, LowerLoops(lower), SplitWholeTiles(), VectorFunctions(), NeonMoves(), ConvertSSA(), SkipAssert()]
     return _phase("loops", passes), finish_host, finalize_device
 

@@ -46,7 +46,8 @@ class FoldTaskMask:
     """Folds masks and BatchNorms into the weights of a function whose types are known.
 
     Args:
-        masks: the mask of each masked layer, by the layer's path; the layer's parameter is `<path>.weight`.
+        masks: the mask of each masked layer, by its path, where the parameter is `<path>.weight`, or by the parameter's
+            own name.
     """
 
     def __init__(self, masks: Mapping[str, MaskLayout]) -> None:
@@ -64,7 +65,7 @@ class _Folder(relay.ExprMutator):
         super().__init__()
         self.function = function
         self.parameters = {layer: _mask_parameters(layer, layout) for layer, layout in masks.items()}
-        self.masked = {f"{layer}.weight": (layer, layout) for layer, layout in masks.items()}
+        self.masked = {name: (layer, layout) for layer, layout in masks.items() for name in (layer, f"{layer}.weight")}
         self.uses = _count_uses(function.body)
 
     def fold(self) -> relay.Function:

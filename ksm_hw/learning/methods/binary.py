@@ -7,7 +7,7 @@ from torch import nn
 
 from ksm_hw.learning.mask_equations import binary_mask
 from ksm_hw.learning.methods.masked_weights import mask_layers
-from ksm_hw.learning.methods.method import Method, learn_batch_norms
+from ksm_hw.learning.methods.method import Method, learn_norms
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.masks.mask_format import GRANULARITIES
 from ksm_hw.masks.task_pack import TaskPack
@@ -16,7 +16,7 @@ from ksm_hw.masks.task_pack import TaskPack
 def _prepare(network: nn.Module, options: LearningOptions, _older: Sequence[TaskPack]) -> None:
     mask_of = functools.partial(binary_mask, constants=options.constants)
     mask_layers(network, options.granularity or "kernel", options.constants.initial, mask_of, soft=False)
-    learn_batch_norms(network)
+    learn_norms(network, options)
 
 
 BINARY = Method(
@@ -24,5 +24,7 @@ BINARY = Method(
     _prepare,
     binarise=binary_mask,
     granularities=GRANULARITIES,
-    reads=frozenset({"mask_rate", "norm_rate", "granularity", "initial", "threshold", "slope", "temperature"}),
+    reads=frozenset(
+        {"mask_rate", "norm_rate", "layer_norms", "granularity", "initial", "threshold", "slope", "temperature"}
+    ),
 )

@@ -2,7 +2,7 @@
 
 A task picks among the weights of older tasks by a learned binary mask, as Piggyback has it, and learns the free ones.
 Where it misses its goal of accuracy the network grows, and it starts again. Then it is pruned epoch by epoch as long as
-it keeps the goal; what is pruned is free for later tasks. BatchNorms and biases are its own.
+it keeps the goal; what is pruned is free for later tasks. Norms and biases are its own.
 """
 
 import functools
@@ -12,11 +12,18 @@ from torch import nn
 
 from ksm_hw.learning.mask_equations import threshold_mask
 from ksm_hw.learning.methods.free_weights import learn_free_weights, prune
-from ksm_hw.learning.methods.method import Method, Verdict, bias_names, learn_batch_norms, learn_biases, train_mode
+from ksm_hw.learning.methods.method import (
+    Method,
+    Verdict,
+    bias_names,
+    learn_biases,
+    learn_norms,
+    norm_names,
+    train_mode,
+)
 from ksm_hw.learning.methods.packnet import training_epochs
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.backbones import batch_norm_names
 
 SLACK = 0.01  # Of accuracy in 0…1 that pruning may cost where a user gives no goal: a few images of a validation part.
 
@@ -32,7 +39,7 @@ def pruned_share(options: LearningOptions, number: int) -> float:
 def _prepare(network: nn.Module, options: LearningOptions, older: Sequence[TaskPack]) -> None:
     mask_of = functools.partial(threshold_mask, constants=options.constants)
     learn_free_weights(network, older, mask_of, options.constants.initial)
-    learn_batch_norms(network)
+    learn_norms(network, options)
     learn_biases(network)
 
 
@@ -57,7 +64,7 @@ def _end_epoch(options: LearningOptions, accuracies: Sequence[float]) -> Verdict
 CPG = Method(
     "cpg",
     _prepare,
-    own=lambda network: [*batch_norm_names(network), *bias_names(network)],
+    own=lambda network, options: [*norm_names(network, options), *bias_names(network)],
     start_epoch=_start_epoch,
     end_epoch=_end_epoch,
     binarise=threshold_mask,
@@ -66,6 +73,16 @@ CPG = Method(
     fewest_epochs=2,
     validation=0.1,
     reads=frozenset(
-        {"mask_rate", "norm_rate", "granularity", "initial", "threshold", "prune", "accuracy_goal", "max_width"}
+        {
+            "mask_rate",
+            "norm_rate",
+            "layer_norms",
+            "granularity",
+            "initial",
+            "threshold",
+            "prune",
+            "accuracy_goal",
+            "max_width",
+        }
     ),
 )

@@ -5,16 +5,15 @@ the masks themselves say them, so that tasks of every method, learned or importe
 """
 
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from ksm_hw.learning.mask_equations import MaskOf
-from ksm_hw.learning.methods.masked_weights import masked_layers
+from ksm_hw.learning.methods.masked_weights import masked_layers, original_weight, parametrise
+from ksm_hw.masks.mask_names import weight_of
 from ksm_hw.masks.soft_mask import broadcast_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import maskable_layers
@@ -93,12 +92,10 @@ def learn_free_weights(
         mask_of: from real values to the binary mask that picks among the weights of older tasks; None picks all.
         initial: every real value's first.
     """
-    for path, fixed in used_weights(maskable_layers(network), older).items():
-        layer = network.get_submodule(path)
-        cast(nn.Parameter, layer.weight).requires_grad_(True)
+    for layer, fixed in used_weights(maskable_layers(network), older).items():
+        network.get_parameter(weight_of(layer)).requires_grad_(True)
         # Without an older task there is nothing to pick from.
-        parametrization = FreeWeight(torch.from_numpy(fixed), mask_of if older else None, initial)
-        parametrize.register_parametrization(layer, "weight", parametrization)
+        parametrise(network, layer, FreeWeight(torch.from_numpy(fixed), mask_of if older else None, initial))
 
 
 @torch.no_grad()
@@ -107,14 +104,14 @@ def prune(network: nn.Module, share: float) -> None:
 
     The share is of all that was free for the task: what was pruned before counts.
     """
-    for path, layer in masked_layers(network).items():
-        assert isinstance(layer, FreeWeight)
-        weight = network.get_parameter(f"{path}.parametrizations.weight.original")
-        free = ~layer.fixed
+    for layer, masked in masked_layers(network).items():
+        assert isinstance(masked, FreeWeight)
+        weight = original_weight(network, layer)
+        free = ~masked.fixed
         count = round(share * int(free.sum()))
         # What was pruned is 0, and sorts first.
-        magnitudes = torch.where(layer.kept, weight.abs(), 0.0)[free]
+        magnitudes = torch.where(masked.kept, weight.abs(), 0.0)[free]
         smallest = magnitudes.argsort(stable=True)[:count]
         kept = torch.ones_like(magnitudes, dtype=torch.bool)
         kept[smallest] = False
-        layer.kept[free] = kept
+        masked.kept[free] = kept

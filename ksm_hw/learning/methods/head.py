@@ -11,4 +11,4 @@ def _start_epoch(network: nn.Module, _options: LearningOptions, _number: int) ->
     network.eval()  # Over frozen features the BatchNorms' statistics are the backbone's, and nothing is dropped.
 
 
-HEAD = Method("head", own=lambda network: [], start_epoch=_start_epoch, granularities=GRANULARITIES)
+HEAD = Method("head", own=lambda network, options: [], start_epoch=_start_epoch, granularities=GRANULARITIES)

@@ -1,4 +1,4 @@
-"""KSM: soft masks over frozen weights, and BatchNorms of the task's own (`mask_equations`)."""
+"""KSM: soft masks over frozen weights, and norms of the task's own (`mask_equations`)."""
 
 import functools
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from torch import nn
 
 from ksm_hw.learning.mask_equations import binary_mask, soft_mask
 from ksm_hw.learning.methods.masked_weights import mask_layers
-from ksm_hw.learning.methods.method import Method, learn_batch_norms
+from ksm_hw.learning.methods.method import Method, learn_norms
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.masks.mask_format import GRANULARITIES
 from ksm_hw.masks.task_pack import TaskPack
@@ -17,7 +17,7 @@ def _prepare(network: nn.Module, options: LearningOptions, _older: Sequence[Task
     mask_of = functools.partial(soft_mask, constants=options.constants)
     soft = options.constants.scale_weight != 0
     mask_layers(network, options.granularity or "kernel", options.constants.initial, mask_of, soft)
-    learn_batch_norms(network)
+    learn_norms(network, options)
 
 
 KSM = Method(
@@ -29,6 +29,7 @@ KSM = Method(
         {
             "mask_rate",
             "norm_rate",
+            "layer_norms",
             "granularity",
             "initial",
             "threshold",

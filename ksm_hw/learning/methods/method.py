@@ -9,8 +9,9 @@ from torch import nn
 from ksm_hw.learning.mask_equations import Binarise
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.masks.mask_format import Granularity
+from ksm_hw.masks.mask_names import bias_of
 from ksm_hw.masks.task_pack import TaskPack
-from ksm_hw.models.backbones import batch_norm_names, maskable_layers
+from ksm_hw.models.backbones import batch_norm_names, layer_norm_names, maskable_layers
 
 # What becomes of learning after an epoch: it goes on; it ends with the state before the epoch; it ends, and the network
 # is too small.
@@ -23,6 +24,11 @@ def train_mode(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
             module.eval()
+
+
+def norm_names(network: nn.Module, options: LearningOptions) -> list[str]:
+    """The names of the tensors that a task learns with its BatchNorms and LayerNorms."""
+    return [*batch_norm_names(network), *(layer_norm_names(network) if options.layer_norms else [])]
 
 
 def nothing(_network: nn.Module, _options: LearningOptions, _older: Sequence[TaskPack]) -> None:
@@ -54,7 +60,7 @@ class Method:
 
     name: str
     prepare: Callable[[nn.Module, LearningOptions, Sequence[TaskPack]], None] = nothing
-    own: Callable[[nn.Module], list[str]] = batch_norm_names
+    own: Callable[[nn.Module, LearningOptions], list[str]] = norm_names
     start_epoch: Callable[[nn.Module, LearningOptions, int], None] = lambda network, options, number: train_mode(
         network
     )
@@ -70,20 +76,21 @@ class Method:
     reads: frozenset[str] = frozenset()
 
 
-def learn_batch_norms(network: nn.Module) -> None:
-    """Lets the BatchNorms be learned."""
+def learn_norms(network: nn.Module, options: LearningOptions) -> None:
+    """Lets the BatchNorms be learned, and the LayerNorms where they are wanted."""
+    for name in norm_names(network, options):
+        if not name.endswith(("running_mean", "running_var")):
+            network.get_parameter(name).requires_grad_(True)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             # The statistics of a task must settle within its few hundred steps, whatever momentum the backbone had.
             module.momentum = 0.1
-            for parameter in module.parameters():
-                parameter.requires_grad_(True)
 
 
 def bias_names(network: nn.Module) -> list[str]:
     """The names of the biases of the layers that a mask may cover."""
     state = network.state_dict()
-    return [name for layer in maskable_layers(network) if (name := f"{layer}.bias") in state]
+    return [name for layer in maskable_layers(network) if (name := bias_of(layer)) in state]
 
 
 def learn_biases(network: nn.Module) -> None:

@@ -2,8 +2,8 @@
 
 A task computes with its own weights and all of older tasks, and frees most of its own again: those of the least
 magnitude in each layer, which become 0. In the papers ImageNet is the first task. It is none of a bundle, so the first
-one learned takes its place: all weights are free for it, from their pretrained values on, and with them BatchNorms and
-biases, which stay as they are for all later tasks.
+one learned takes its place: all weights are free for it, from their pretrained values on, and with them BatchNorms,
+LayerNorms and biases, which stay as they are for all later tasks.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ksm_hw.learning.methods.free_weights import learn_free_weights, prune
-from ksm_hw.learning.methods.method import Method, learn_batch_norms, learn_biases, train_mode
+from ksm_hw.learning.methods.method import Method, learn_biases, learn_norms, train_mode
 from ksm_hw.learning.options import LearningOptions
 from ksm_hw.masks.task_pack import TaskPack
 
@@ -21,10 +21,10 @@ def training_epochs(epochs: int) -> int:
     return epochs - max(epochs // 3, 1)
 
 
-def _prepare(network: nn.Module, _options: LearningOptions, older: Sequence[TaskPack]) -> None:
+def _prepare(network: nn.Module, options: LearningOptions, older: Sequence[TaskPack]) -> None:
     learn_free_weights(network, older)
     if not older:
-        learn_batch_norms(network)
+        learn_norms(network, options)
         learn_biases(network)
 
 
@@ -37,10 +37,10 @@ def _start_epoch(network: nn.Module, options: LearningOptions, number: int) -> N
 PACKNET = Method(
     "packnet",
     _prepare,
-    own=lambda network: [],
+    own=lambda network, options: [],
     start_epoch=_start_epoch,
     changes_weights=True,
     fewest_epochs=2,
     least_free=0.01,
-    reads=frozenset({"mask_rate", "norm_rate", "granularity", "prune"}),
+    reads=frozenset({"mask_rate", "norm_rate", "layer_norms", "granularity", "prune"}),
 )

@@ -20,7 +20,7 @@ def _prepare(network: nn.Module, options: LearningOptions, _older: Sequence[Task
 PIGGYBACK = Method(
     "piggyback",
     _prepare,
-    own=lambda network: [],
+    own=lambda network, options: [],
     binarise=threshold_mask,
     reads=frozenset({"mask_rate", "granularity", "initial", "threshold"}),
 )

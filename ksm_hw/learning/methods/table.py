@@ -24,6 +24,7 @@ from ksm_hw.models.backbones import replace_head
 SPECIAL_OPTIONS = {
     "mask_rate": "--mask-rate",
     "norm_rate": "--norm-rate",
+    "layer_norms": "--no-layer-norms",
     "granularity": "--granularity",
     "initial": "--mask-initial",
     "threshold": "--mask-threshold",
@@ -121,7 +122,8 @@ def check_options(options: LearningOptions) -> None:
 
     Raises:
         UserError: there is no such method; its masks are of another granularity; there are too few epochs for all that
-            it does; it looks at a validation part, and there is none.
+            it does, or for those in int8; it looks at a validation part, and there is none; it prunes by accuracies,
+            and some would be of int8.
     """
     method, title = method_named(options.method), TITLES[options.method]
     if granularity_of(options) not in method.granularities:
@@ -136,6 +138,16 @@ def check_options(options: LearningOptions) -> None:
         )
     if method.validation and options.validation == 0:
         raise UserError(f"{title} looks at images that it does not learn. Leave out --validation, or give more than 0.")
+    if options.precision == "float32":
+        if options.int8_epochs is not None:
+            raise UserError("--int8-epochs says how many epochs learn in int8. Give --precision int8 too.")
+    elif method.grows:
+        raise UserError(
+            f"{title} grows and prunes by the accuracy of each epoch in float32. Learn with --precision float32, and "
+            "let calibration quantise what it gives; or give another --method."
+        )
+    elif options.epochs_in_float < 0:
+        raise UserError(f"--int8-epochs {options.int8_epochs} is more than --epochs {options.epochs}.")
 
 
 def prepared_network(

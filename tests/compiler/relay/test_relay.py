@@ -17,10 +17,11 @@ import pytest
 from board_processes import needs_emulated_board
 from compare_with_relax import assert_same_as_relax
 from pytest_of_relay import assert_passes_in_relay
-from random_tasks import random_bundle
+from random_tasks import grown, random_bundle
 from typer.testing import CliRunner
 from verifications import ARCHITECTURES, assert_all_passed
 
+from ksm_hw.artifact.manifest import read_manifest
 from ksm_hw.artifact.modes import FOLD_MODES, FoldMode, IntermediateRepresentation
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
@@ -29,7 +30,7 @@ from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.relay.process import compiler_process
 from ksm_hw.compiler.relay.tune import tune_through_relay
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.bundle import Bundle, save_bundle
 from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from ksm_hw.measuring.process import measuring_process
 from ksm_hw.report.measure import measure_artifact
@@ -71,6 +72,27 @@ def test_schedules_are_tuned_for_the_cores_that_relay_compiles_for(
     monkeypatch.setattr("ksm_hw.compiler.relay.tune.prepare_folder", prepare_nothing)
     with pytest.raises(UserError, match="4 threads"):
         tune_through_relay(resnet, load_target("rk3588"), tmp_path / "tuned", tuner="autotvm", trials=1)
+
+
+@pytest.mark.slow  # A network compiled twice.
+@pytest.mark.parametrize("ir", ["relax", "relay"])
+def test_tasks_of_a_network_that_grew_are_verified_without_its_zero_channels(
+    ir: IntermediateRepresentation, relay: None, resnet: Bundle, tmp_path: Path
+) -> None:
+    """As CPG leaves it: they have the first channels of each layer, and the artifact has no others."""
+    save_bundle(grown(resnet), tmp_path / "bundle")
+
+    def said(*arguments: object) -> str:
+        result = CliRunner().invoke(app, [*map(str, arguments)])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    artifact = tmp_path / "artifact"
+    said("compile", "--bundle", tmp_path / "bundle", "--target", "host", "--ir", ir, "--task", "all", "-o", artifact)
+    channels = sum(len(array) for array in resnet.tensors.values() if array.ndim > 1)
+    assert read_manifest(artifact).channels_left_out == channels // 2
+    verified = json.loads(said("verify", artifact, "--json"))
+    assert verified["passed"] and [row["task"] for row in verified["results"]] == list(resnet.packs)
 
 
 def test_an_installation_that_fails_leaves_nothing(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from compare_with_relax import assert_same_as_relax
+from damage import unsealed
 from random_tasks import random_bundle
 from verifications import assert_all_passed
 
@@ -107,7 +108,7 @@ def test_a_broken_kernel_is_reported_with_its_build_log(switched: Path, tmp_path
     content = library.read_bytes()
     assert content.count(b"__kernel void ") > 10
     library.write_bytes(content.replace(b"__kernel void ", b"__kernel vole "))
-    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest = unsealed((artifact / "manifest.json").read_text())
     manifest["files"][library.name]["sha256"] = sha256_of_file(library)
     (artifact / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"^The device 'opencl' failed: OpenCL build error(.|\n)*vole"):

@@ -26,6 +26,7 @@ from tvm import relax
 
 from ksm_hw.artifact.parameters import task_parameters
 from ksm_hw.masks.mask_format import GRANULARITIES, Granularity
+from ksm_hw.masks.mask_names import weight_of
 from ksm_hw.masks.soft_mask import PackedMask, broadcast_mask, pack_mask, unpack_mask
 from ksm_hw.masks.task_pack import TaskPack
 from tvm_passes.relax.fold_task_mask import FoldTaskMask
@@ -47,13 +48,26 @@ class ReadTwice(nn.Module):
         return self.head((self.norm(x).relu() + x).mean((2, 3)))
 
 
+class Attention(nn.Module):
+    """Four patches that attend to each other, behind a LayerNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 8, SIDE // 2, SIDE // 2), nn.LayerNorm(8)
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(self.patches(images).flatten(2).transpose(1, 2))
+        return self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+
 def expected_logits(
     network: nn.Module, masks: dict[str, PackedMask], granularity: Granularity, images: torch.Tensor
 ) -> np.ndarray:
     masked = copy.deepcopy(network)
     with torch.inference_mode():
         for layer, mask in masks.items():
-            weight = masked.get_submodule(layer).weight
+            weight = masked.get_parameter(weight_of(layer))
             weight *= torch.from_numpy(broadcast_mask(unpack_mask(mask), tuple(weight.shape), granularity).copy())
         return masked(images).numpy()
 
@@ -81,6 +95,7 @@ def ops(function: relax.Function) -> Counter[str]:
 NETWORKS = {
     "post-activation": PostActivation,
     "pre-activation": PreActivation,
+    "attention": Attention,
     "read twice": lambda: ReadTwice(bias=False),
     "read twice, with bias": lambda: ReadTwice(bias=True),
 }

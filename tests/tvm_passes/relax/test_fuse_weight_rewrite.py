@@ -91,18 +91,20 @@ def test_nothing_of_a_fused_chain_is_left() -> None:
 
 
 class Filled(nn.Module):
-    """A convolution whose output channels are filled up: narrow vectors alone divide 58 = 2 · 29."""
+    """A convolution whose output channels are filled up: narrow vectors alone divide them."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.convolution, self.norm, self.head = nn.Conv2d(3, 58, 1), nn.BatchNorm2d(58), nn.Linear(58, CLASSES)
+        self.convolution, self.norm = nn.Conv2d(3, outputs, 1), nn.BatchNorm2d(outputs)
+        self.head = nn.Linear(outputs, CLASSES)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.norm(self.convolution(images)).relu().mean((2, 3)))
 
 
-def test_channels_are_filled_up_by_the_kernel_that_masks() -> None:
-    network = network_with_statistics(Filled())
+@pytest.mark.parametrize("outputs", [58, 63])
+def test_channels_are_filled_up_by_the_kernel_that_masks(outputs: int) -> None:
+    network = network_with_statistics(Filled(outputs))
     masks = random_masks(network, "kernel")
     folded, _ = fold_tasks(lower(network), {"test": layouts_of(masks, "kernel")}, OTHERS["avx512"])
     fused = FuseWeightRewrite(OTHERS["avx512"])(folded)

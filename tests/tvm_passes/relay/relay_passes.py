@@ -137,6 +137,15 @@ def test_a_tasks_arrays_are_of_the_types_that_the_passes_made(granularity: Granu
             assert array.shape == tuple(map(int, type_.shape))
 
 
+def test_a_mask_may_have_the_parameter_s_own_name() -> None:
+    by_name, by_layer = (fold_tasks(network(), {layer: LAYOUT}, X86) for layer in ("conv.weight", "conv"))
+    assert [name for name in by_name.parameters if name.startswith("mask/")] == [
+        f"mask/conv.weight/{part}" for part in get_args(MaskPart)
+    ]
+    assert by_name.rewrite is not None and by_layer.rewrite is not None
+    assert ops(by_name.rewrite) == ops(by_layer.rewrite)
+
+
 def test_main_has_no_op_on_weights() -> None:
     folded = fold_tasks(network(), {"conv": LAYOUT}, X86)
     assert folded.rewrite is not None

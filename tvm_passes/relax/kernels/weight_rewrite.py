@@ -327,9 +327,13 @@ class _Kernel:
         rows = T.decl_buffer((blocks * values * lanes,), DTYPE, data=self.store.result.data)
         for block in range(outputs // lanes, blocks):
             first = max(0, outputs - block * lanes)
+            missing = lanes - first
             with T.serial(values) as value:
                 place = (block * values + value) * lanes + first
-                T.buffer_store(rows, T.broadcast(T.float32(0), lanes - first), [T.ramp(place, 1, lanes - first)])
+                if missing == 1:  # A vector has two values at least.
+                    T.buffer_store(rows, T.float32(0), [place])
+                else:
+                    T.buffer_store(rows, T.broadcast(T.float32(0), missing), [T.ramp(place, 1, missing)])
 
     def _task(self, block: tirx.Expr, lane: tirx.Expr, channels: int) -> None:
         channel, packing = T.bind(block * self.rewrite.lanes + lane), self.rewrite.packing

@@ -46,6 +46,8 @@ REWRITES = {
     "zeros in the only block": WeightRewrite((58, 24, 1, 1), 24, 1, 64, True, 1e-3, zeros=6),
     "zeros in half of the last block": WeightRewrite((208, 200, 1, 1), 200, 1, 32, True, 1e-3, coded=True, zeros=16),
     "zeros, a kernel a value": WeightRewrite((116, 11, 3, 3), 11, 9, 64, True, 1e-5, zeros=12),
+    "one zero": WeightRewrite((63, 20, 1, 1), 20, 1, 32, True, 1e-3, zeros=1),
+    "one zero, a kernel a value": WeightRewrite((31, 5, 3, 3), 5, 9, 32, True, 1e-3, zeros=1),
     "zeros behind few channels": WeightRewrite((10, 7, 1, 1), 7, 1, 16, True, zeros=6),
     "blocks of zeros": WeightRewrite((29, 18, 3, 3), 1, 162, 24, True, 1e-5, zeros=43),
     "odd inputs": WeightRewrite((48, 37, 1, 1), 37, 1, 24, True, 1e-5),

@@ -22,6 +22,7 @@ from tvm_passes.relax import pipeline
 from tvm_passes.relax.apply_schedules import ApplySchedules
 from tvm_passes.relax.attach_operator_costs import operator_cost
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
+from tvm_passes.relax.loops import neon_moves
 from tvm_passes.relax.loops.llvm_tables import by_tables
 from tvm_passes.relax.pipeline import loop_pipeline
 from tvm_passes.relax.schedules.base.blocks import blocks_of
@@ -175,8 +176,9 @@ def test_code_for_a_core_runs_on_it(core, tmp_path):
 
 @needs_emulated_board
 @pytest.mark.slow
-def test_whatever_follows_a_depthwise_convolution_runs_on_a_core(tmp_path):
-    cases = {name.replace(" ", "_"): case for name, case in followed_depthwise().items()}
+@pytest.mark.parametrize("size", [8, 9])
+def test_whatever_follows_a_depthwise_convolution_runs_on_a_core(size, tmp_path):
+    cases = {name.replace(" ", "_"): case for name, case in followed_depthwise(size).items()}
     check_on_a_board(cases, "cortex-a76", tmp_path)
 
 
@@ -313,9 +315,9 @@ def buffers_read(block):
     return found
 
 
-def followed_depthwise():
+def followed_depthwise(size):
     """Of `BEHIND_DEPTHWISE` each convolution, its inputs, and PyTorch's result."""
-    data, weight, bias, residual = values((1, 24, 8, 8), (24, 1, 3, 3), (24,), (1, 24, 8, 8))
+    data, weight, bias, residual = values((1, 24, size, size), (24, 1, 3, 3), (24,), (1, 24, size, size))
     sums = functional.conv2d(*map(torch.from_numpy, (data, weight)), None, 1, 1, 1, 24)
     inputs = {"b": (bias, torch.from_numpy(bias)[:, None, None]), "r": (nhwc(residual), torch.from_numpy(residual))}
     cases = {}
@@ -333,7 +335,7 @@ def followed_depthwise():
 
 def test_sums_of_a_depthwise_convolution_begin_with_what_is_added_wherever_they_are_read(by_lane):
     functions, cases = {}, {}
-    for name, (operator, arrays, expected) in followed_depthwise().items():
+    for name, (operator, arrays, expected) in followed_depthwise(8).items():
         *_, begun = BEHIND_DEPTHWISE[name]
         schedule = next(iter(DepthwiseConvolution().candidates(operator, HOST))).schedule
         functions[f"{name}_0"] = schedule.mod["main"]
@@ -343,6 +345,90 @@ def test_sums_of_a_depthwise_convolution_begin_with_what_is_added_wherever_they_
         assert {read.source for read in start.reads} == buffers_read(start) == wanted, name
         assert {read.source for read in output.reads} == buffers_read(output), name
     check(functions, cases)
+
+
+# What the pieces of assembly of `neon_moves` do, on any machine.
+MOVES = """
+define ptr @neon_written(ptr %place) {
+  ret ptr %place
+}
+define ptr @neon_place(ptr %place, i32 %step) {
+  ret ptr %place
+}
+define <4 x float> @neon_load(ptr %place, i32 %bytes) {
+  %from = getelementptr i8, ptr %place, i32 %bytes
+  %value = load <4 x float>, ptr %from, align 4
+  ret <4 x float> %value
+}
+define <4 x float> @neon_kept(<4 x float> %value) {
+  ret <4 x float> %value
+}
+define <4 x float> @neon_ordered_load(ptr %place, i32 %bytes) {
+  %value = call <4 x float> @neon_load(ptr %place, i32 %bytes)
+  ret <4 x float> %value
+}
+define <4 x float> @neon_ordered_load_far(ptr %place, i32 %bytes) {
+  %value = call <4 x float> @neon_load(ptr %place, i32 %bytes)
+  ret <4 x float> %value
+}
+define <4 x float> @neon_ordered_product(<4 x float> %sum, <4 x float> %a, <4 x float> %b) {
+  %product = fmul <4 x float> %a, %b
+  %next = fadd <4 x float> %sum, %product
+  ret <4 x float> %next
+}
+define <4 x float> @neon_ordered_minimum(<4 x float> %a, <4 x float> %b) {
+  %less = fcmp olt <4 x float> %a, %b
+  %value = select <4 x i1> %less, <4 x float> %a, <4 x float> %b
+  ret <4 x float> %value
+}
+define <4 x float> @neon_ordered_maximum(<4 x float> %a, <4 x float> %b) {
+  %less = fcmp olt <4 x float> %a, %b
+  %value = select <4 x i1> %less, <4 x float> %b, <4 x float> %a
+  ret <4 x float> %value
+}
+define ptr @neon_ordered_address(ptr %place, i64 %bytes) {
+  %next = getelementptr i8, ptr %place, i64 %bytes
+  ret ptr %next
+}
+define void @neon_ordered_store(ptr %place, <4 x float> %value) {
+  store <4 x float> %value, ptr %place, align 4
+  ret void
+}
+define void @neon_ordered_store_at(ptr %place, <4 x float> %value, i32 %bytes) {
+  %to = getelementptr i8, ptr %place, i32 %bytes
+  store <4 x float> %value, ptr %to, align 4
+  ret void
+}
+"""
+
+
+MOVES += "".join(
+    f"""
+define <4 x float> @neon_ordered_product_{lane}(<4 x float> %sum, <4 x float> %a, <4 x float> %b) {{
+  %factor = shufflevector <4 x float> %b, <4 x float> %b, <4 x i32> <i32 {lane}, i32 {lane}, i32 {lane}, i32 {lane}>
+  %next = call <4 x float> @neon_ordered_product(<4 x float> %sum, <4 x float> %a, <4 x float> %factor)
+  ret <4 x float> %next
+}}
+"""
+    for lane in range(4)
+)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_moves_of_registers_are_of_the_same_values(size, by_lane, monkeypatch):
+    monkeypatch.setattr(neon_moves, "FUNCTIONS", MOVES)
+    monkeypatch.setattr(neon_moves, "_has_neon", lambda _: True)
+    functions, cases = {}, {}
+    for name, (operator, *cases[name]) in followed_depthwise(size).items():
+        for number, candidate in enumerate(DepthwiseConvolution().design_space(operator, HOST)[:2]):
+            functions[f"{name}_{number}"] = candidate.mod["main"]
+    check(functions, cases)
+
+
+def test_dense_layers_in_order_are_those_of_numpy(by_lane, monkeypatch):
+    monkeypatch.setattr(neon_moves, "FUNCTIONS", MOVES)
+    monkeypatch.setattr(neon_moves, "_has_neon", lambda _: True)
+    test_every_way_of_a_dense_layer_equals_numpy(by_lane)
 
 
 def test_orders_of_instructions_are_those_of_tables_that_describe_the_core():

@@ -6,6 +6,7 @@ from tvm_passes.relax.schedules.cpu.concatenation import Concatenation
 from tvm_passes.relax.schedules.cpu.convolution import Convolution
 from tvm_passes.relax.schedules.cpu.dense import Dense
 from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
+from tvm_passes.relax.schedules.cpu.expanded_depthwise import ExpandedDepthwise
 from tvm_passes.relax.schedules.cpu.fallback import Fallback
 from tvm_passes.relax.schedules.cpu.few_channels import FewChannels
 from tvm_passes.relax.schedules.cpu.mask_decoder import MaskDecoder
@@ -20,6 +21,7 @@ def cpu_rules() -> list[ScheduleRule]:
     """The rules for llvm targets, most specific first."""
     return [
         WinogradConvolution(),
+        ExpandedDepthwise(),
         DepthwiseConvolution(),
         FewChannels(),
         Convolution(),

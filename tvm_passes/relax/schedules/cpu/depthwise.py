@@ -1,8 +1,9 @@
 """Depthwise convolutions in NHWC with HWIO weights of shape [kH, kW, 1, C].
 
-A task computes some rows of some channels. It copies what it reads of them, padding included, to a place of its own
-that stays in the cache; there the channels of a pixel are neighbours, and no step asks where the map ends. Vectors run
-over channels, and neighbouring pixels are computed at once, so that the weights are loaded once for all of them.
+A task computes some rows of some channels. Vectors run over channels, and neighbouring pixels are computed at once, so
+that the weights are loaded once for all of them. It reads the map as it lies, and asks where this ends for each row of
+the kernel, and for pixels at the sides; or it copies what it reads, padding included, to a place of its own that stays
+in the cache, where the channels of a pixel are neighbours, and no step asks.
 
 A core whose loads are the limit computes pixels of several rows at once, which share more inputs, and goes along a row,
 or all rows of a narrow map, for each vector of channels, whose weights stay in registers. In its copy the vectors of
@@ -10,6 +11,7 @@ neighbouring pixels are neighbours, so that one instruction loads two, and its s
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -18,12 +20,20 @@ from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
 from tvm_passes.relax.loops.neon_moves import move_registers
-from tvm_passes.relax.schedules.base.blocks import FusedOperator, extent, extents, largest_divisor, widest_vector
+from tvm_passes.relax.schedules.base.blocks import (
+    FusedOperator,
+    extent,
+    extents,
+    largest_divisor,
+    smallest_divisor,
+    widest_vector,
+)
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, is_depthwise, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
 from tvm_passes.relax.schedules.cpu.bias_first import begin_with_bias
 from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
+from tvm_passes.relax.schedules.cpu.tile_model import TASKS
 from tvm_passes.relax.schedules.cpu.vector_unit import LINE_BYTES, VectorUnit, vector_unit
 
 # Bytes of the input of a task: less than the first-level cache of most cores, and than their second-level cache. Tried
@@ -31,6 +41,8 @@ from tvm_passes.relax.schedules.cpu.vector_unit import LINE_BYTES, VectorUnit, v
 _NEAR, _NEARBY = 32 << 10, 128 << 10
 # Of several rows at once: pixels of a row, all of them, and multiply-adds that are written out together.
 _MOST_PIXELS, _MOST_SUMS, _MOST_PRODUCTS = 8, 16, 448
+# Channels of a pixel that are no fewer than it takes to read memory nearly as it lies.
+_FEW_CHANNELS = 64
 # Tiles of a row that LLVM unrolls.
 _FEW_TILES = 2
 
@@ -42,12 +54,14 @@ class Sharing:
     Attributes:
         rows, channels: of the output, that a task computes.
         pixels, lanes: of the output, that are held in registers: neighbours in a row × the channels of a vector.
+        copied: whether a task copies what it reads first.
     """
 
     rows: int
     channels: int
     pixels: int
     lanes: int
+    copied: bool
 
 
 class DepthwiseConvolution(DesignSpaceRule[FusedOperator, Sharing]):
@@ -95,10 +109,7 @@ def sharings(output: list[int], padded: tuple[int, int], window: int, unit: Vect
     line = lanes * largest_divisor(channels // lanes, max(1, LINE_BYTES // (value_bytes(dtype) * lanes)))
     wider = [lanes * largest_divisor(channels // lanes, count * line // lanes) for count in (3, 2, 6)]
     near = [width for width in wider if input_bytes(height, width) <= _NEAR]
-    # A large cache holds rows of many channels. Where these are half of a pixel or more, the copy reads memory nearly
-    # as it lies; of larger kernels and less than half it gained nothing.
-    wide = [wider[-1]] if unit.task_bytes > _NEARBY and window <= 3 and 2 * wider[-1] >= channels else []
-    widths = list(dict.fromkeys([*near, *wide, line, *wider]))
+    widths = list(dict.fromkeys([*near, line, *wider]))
     # Eight results in flight keep two multiply-adds a cycle busy that take four cycles each. Of 16 registers seven are
     # left for them, beside weights and inputs; with a stride pixels share few inputs, and a quarter is left.
     quarter = unit.registers // 4
@@ -113,18 +124,46 @@ def sharings(output: list[int], padded: tuple[int, int], window: int, unit: Vect
         numbers = [number for number in range(1, min(width, _MOST_PIXELS) + 1) if width % number == 0]
         return sorted(numbers, key=lambda number: (_inputs_an_output(number, rows, window, stride, unit), -number))
 
-    limits = (*([unit.task_bytes] if wide else []), _NEARBY, _NEARBY // 2, _NEAR, 2 * _NEARBY)
+    limits = (_NEARBY, _NEARBY // 2, _NEAR, 2 * _NEARBY)
     # Parts of the map for all cores are as many tasks for each, but more of the map is copied twice.
     even = unit.cores if height % unit.cores == 0 else 1
-    return list(
-        dict.fromkeys(
-            Sharing(most_rows(task_channels, limit, parts), task_channels, pixel, lanes)
-            for parts in (1, even)
-            for limit in limits
-            for pixel in at_once(most_rows(widths[0], limit, parts))
-            for task_channels in widths
-        )
-    )
+    copying = [
+        Sharing(most_rows(task_channels, limit, parts), task_channels, pixel, lanes, copied=True)
+        for parts in (1, even)
+        for limit in limits
+        for pixel in at_once(most_rows(widths[0], limit, parts))
+        for task_channels in widths
+    ]
+    in_place = () if unit.by_lane else _in_place(output, window, lanes, line, unit, dtype)
+    return list(dict.fromkeys([*in_place, *copying]))
+
+
+def _in_place(output: list[int], window: int, lanes: int, line: int, unit: VectorUnit, dtype: str) -> Iterator[Sharing]:
+    """The ways that read the map as it lies.
+
+    A pixel's channels follow each other, all of them, or of maps with many so few that the rows of a kernel stay in the
+    first-level cache, where each is read again; but fewer are slower than that. Where rows are too few for `TASKS` of
+    each core, tasks take some of the channels as well.
+    """
+    _, height, width, channels = output
+    lines = channels // line
+    rows_bytes = value_bytes(dtype) * window * width * channels
+    near = largest_divisor(lines, min(smallest_divisor(lines, -(-rows_bytes // _NEAR)), channels // _FEW_CHANNELS))
+    for tasks in (TASKS * unit.cores, unit.cores):
+        rows = largest_divisor(height, max(1, height // tasks))
+        parts = smallest_divisor(lines, -(-tasks // (height // rows)))
+        for count in dict.fromkeys((max(near, parts), parts)):
+            for pixels in pixels_in_place(width, window):
+                yield Sharing(rows, channels // count, pixels, lanes, copied=False)
+
+
+def pixels_in_place(width: int, window: int) -> list[int]:
+    """How many pixels of a row to hold in registers where the map is read as it lies, the best first.
+
+    A large map comes from memory, and fewer sums leave more loads in flight.
+    """
+    wanted = (4, 8, 7) if window <= 3 else (7, 8, 4)
+    return [number for number in dict.fromkeys([*wanted, largest_divisor(width, 8)]) if width % number == 0]
 
 
 def rows_at_once(pixels: int, rows: int, window: int, stride: int, unit: VectorUnit) -> int:
@@ -170,6 +209,9 @@ def _compute(schedule: Schedule, operator: FusedOperator, sharing: Sharing, unit
         move_registers(schedule, [vectors, tile] if few_tiles else order)
     schedule.reverse_compute_at(operator.output, tile, preserve_unit_loops=True)
     for block in operator.producers:
+        if not sharing.copied:
+            schedule.compute_inline(block)
+            continue
         if unit.by_lane:
             _together(schedule, block, sharing.lanes)
         schedule.compute_at(block, task, preserve_unit_loops=True)

@@ -47,8 +47,8 @@ class VectorUnit:
     """Bytes of weights that arrive in a cycle when they are used first; infinite where that is no limit."""
     input_rate: float = math.inf
     """Bytes of the input for which a core waits a cycle; infinite where it waits for none."""
-    task_bytes: int = 128 << 10
-    """What a task of a depthwise convolution may hold of its input: half of a core's second-level cache at most."""
+    cache_bytes: int = 0
+    """Of a core's second-level cache, where it is known to be large; else 0."""
 
     @property
     def has_spare_slots(self) -> bool:
@@ -95,7 +95,7 @@ def vector_unit(target: Target) -> VectorUnit:
             return unit
         # Second-level caches of 1 MB and more, which bring twice as much in a cycle: fitted to a Cascade Lake's times.
         return dataclasses.replace(
-            unit, shorter_last=True, near_rate=64, far_rate=28, first_rate=8, input_rate=20, task_bytes=512 << 10
+            unit, shorter_last=True, near_rate=64, far_rate=28, first_rate=8, input_rate=20, cache_bytes=1 << 20
         )
     if target_has_features("avx", target):
         return VectorUnit(register_bytes=32, registers=16, cores=cores)
