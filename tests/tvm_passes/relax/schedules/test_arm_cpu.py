@@ -138,6 +138,7 @@ DEPTHWISE = {
     "long_rows": (1, 28, 16, 3, 1),
     "a_stride_and_few_tiles": (1, 28, 8, 3, 2),
     "a_large_kernel_and_a_stride": (2, 14, 8, 5, 2),
+    "two_rows_of_a_large_kernel_and_a_stride": (1, 56, 4, 5, 2),
     "one_pixel": (1, 1, 8, 3, 1),
 }
 
