@@ -102,7 +102,8 @@ def _pairs(module: IRModule, function: relax.Function, unit: VectorUnit) -> _Pai
         pixelwise = None if expansion is None else _convolution(module, expansion.value)
         if depthwise is None or expansion is None or pixelwise is None or uses[expansion.var] > 1:
             continue
-        fit = depthwise.is_depthwise and pixelwise.is_pixelwise and pixelwise.dtype == "float32"
+        alone = depthwise.is_depthwise and not depthwise.read_again
+        fit = alone and pixelwise.is_pixelwise and pixelwise.dtype == "float32"
         if fit and expansion_pays(pixelwise.result, pixelwise.weight[-1], unit):
             found[binding.var] = expansion
     return found
@@ -115,11 +116,13 @@ class _Convolution:
     Attributes:
         dtype: of data.
         place: of the data among its arguments.
+        read_again: whether what follows the convolution reads the data too.
         data, weight, result: shapes.
     """
 
     dtype: str
     place: int
+    read_again: bool
     data: tuple[int, ...]
     weight: tuple[int, ...]
     result: tuple[int, ...]
@@ -143,7 +146,7 @@ def _convolution(module: IRModule, value: relax.Expr) -> _Convolution | None:
     function = module[value.op]
     if _PRIMITIVE not in (function.attrs or {}):
         return None
-    call = function.body.blocks[0].bindings[0].value
+    call, *behind = (binding.value for binding in function.body.blocks[0].bindings)
     if not isinstance(call, relax.Call) or call.op != tvm.ir.Op.get("relax.call_tir"):
         return None
     if "conv2d" not in call.args[0].name_hint or len(call.args[1]) != 2:
@@ -151,5 +154,6 @@ def _convolution(module: IRModule, value: relax.Expr) -> _Convolution | None:
     data, weight = call.args[1]
     shapes = (tuple(map(int, one.ty.shape)) for one in (data, weight, call))
     place = next((index for index, one in enumerate(function.params) if one.same_as(data)), None)
+    again = any(one.same_as(data) for later in behind for one in relax.analysis.free_vars(later))
     same_shape = isinstance(value.ty, relax.TensorType) and list(value.ty.shape) == list(call.ty.shape)
-    return _Convolution(str(data.ty.dtype), place, *shapes) if same_shape and place is not None else None
+    return _Convolution(str(data.ty.dtype), place, again, *shapes) if same_shape and place is not None else None

@@ -21,8 +21,11 @@ from tvm_passes.relax.weight_layouts import WeightLayouts
 AVX512 = OTHERS["avx512"]
 
 
-def network(side, inputs, expanded, window, stride, read_twice=False):
-    """A 1×1 convolution and a depthwise one, each with bias and clip; and the shapes of what it takes."""
+def network(side, inputs, expanded, window, stride, join=None):
+    """A 1×1 convolution and a depthwise one, each with bias and clip; and the shapes of what it takes.
+
+    `join` makes one of both results.
+    """
 
     def compute(emit, x, w, b, w2, b2):
         first = relax.op.nn.conv2d(x, w, data_layout="NHWC", kernel_layout="HWIO")
@@ -33,7 +36,7 @@ def network(side, inputs, expanded, window, stride, read_twice=False):
             )
         )
         result = emit(relax.op.clip(emit(relax.op.add(second, b2)), 0, 6))
-        return relax.op.concat([result, middle], 3) if read_twice else result
+        return result if join is None else join(result, middle)
 
     shapes = (
         (1, side, side, inputs),
@@ -123,25 +126,27 @@ def test_it_has_a_way_for_any_number_of_cores(case, cores):
 
 
 @pytest.mark.parametrize(
-    ("case", "mcpu", "read_twice"),
+    ("case", "mcpu", "join"),
     [
-        ((28, 32, 192, 3, 1), "skylake-avx512", False),
-        ((56, 24, 144, 3, 1), "haswell", False),
-        ((56, 24, 144, 3, 1), "skylake-avx512", True),
-        ((112, 16, 88, 3, 1), "skylake-avx512", False),
-        ((1024, 3, 48, 3, 2), "skylake-avx512", False),
+        ((28, 32, 192, 3, 1), "skylake-avx512", None),
+        ((56, 24, 144, 3, 1), "haswell", None),
+        ((56, 24, 144, 3, 1), "skylake-avx512", lambda *both: relax.op.concat(both, 3)),
+        ((56, 24, 144, 3, 1), "skylake-avx512", relax.op.add),
+        ((112, 16, 88, 3, 1), "skylake-avx512", None),
+        ((1024, 3, 48, 3, 2), "skylake-avx512", None),
     ],
     ids=[
         "a small map",
         "an unknown cache",
         "a map that is read twice",
+        "a map that is added to the result, in the depthwise convolution's function",
         "vectors that do not divide the channels",
         "rows too long for the cache",
     ],
 )
-def test_two_functions_stay_two(case, mcpu, read_twice):
+def test_two_functions_stay_two(case, mcpu, join):
     target = Target({"kind": "llvm", "mcpu": mcpu, "num-cores": 1})
-    module, _ = network(*case, read_twice=read_twice)
+    module, _ = network(*case, join=join)
     fused = fuse_kernels(WeightLayouts(vector_unit(target))(module), target)
     functions = [one for one in fused.functions.values() if isinstance(one, PrimFunc)]
     assert len(functions) >= 2 and all(ExpandedDepthwise().match(one, target) is None for one in functions)
