@@ -104,7 +104,7 @@ def _pairs(module: IRModule, function: relax.Function, unit: VectorUnit) -> _Pai
             continue
         alone = depthwise.is_depthwise and not depthwise.read_again
         fit = alone and pixelwise.is_pixelwise and pixelwise.dtype == "float32"
-        if fit and expansion_pays(pixelwise.result, pixelwise.weight[-1], unit):
+        if fit and expansion_pays(pixelwise.result, pixelwise.weight[-1], depthwise.weight[0], unit):
             found[binding.var] = expansion
     return found
 
@@ -140,7 +140,7 @@ class _Convolution:
 
 
 def _convolution(module: IRModule, value: relax.Expr) -> _Convolution | None:
-    """The convolution that a call of a fused function begins with, whose shape the result has; None if it is none."""
+    """The convolution that a call of a fused function begins with, whose shape all else has; None if it is none."""
     if not isinstance(value, relax.Call) or not isinstance(value.op, tvm.ir.GlobalVar):
         return None
     function = module[value.op]
@@ -155,5 +155,8 @@ def _convolution(module: IRModule, value: relax.Expr) -> _Convolution | None:
     shapes = (tuple(map(int, one.ty.shape)) for one in (data, weight, call))
     place = next((index for index, one in enumerate(function.params) if one.same_as(data)), None)
     again = any(one.same_as(data) for later in behind for one in relax.analysis.free_vars(later))
-    same_shape = isinstance(value.ty, relax.TensorType) and list(value.ty.shape) == list(call.ty.shape)
+    # What is computed for all pixels at once, such as a factor of each channel, belongs to no part of a map.
+    same_shape = all(
+        isinstance(one.ty, relax.TensorType) and list(one.ty.shape) == list(call.ty.shape) for one in (value, *behind)
+    )
     return _Convolution(str(data.ty.dtype), place, again, *shapes) if same_shape and place is not None else None

@@ -21,15 +21,18 @@ from tvm_passes.relax.weight_layouts import WeightLayouts
 AVX512 = OTHERS["avx512"]
 
 
-def network(side, inputs, expanded, window, stride, join=None):
+def network(side, inputs, expanded, window, stride, join=None, factor=None):
     """A 1×1 convolution and a depthwise one, each with bias and clip; and the shapes of what it takes.
 
-    `join` makes one of both results.
+    `join` makes one of both results; `factor` makes of the bias what the first one is multiplied by.
     """
 
     def compute(emit, x, w, b, w2, b2):
         first = relax.op.nn.conv2d(x, w, data_layout="NHWC", kernel_layout="HWIO")
-        middle = emit(relax.op.clip(emit(relax.op.add(emit(first), b)), 0, 6))
+        sums = emit(first)
+        if factor is not None:
+            sums = emit(relax.op.multiply(sums, emit(factor(b))))
+        middle = emit(relax.op.clip(emit(relax.op.add(sums, b)), 0, 6))
         second = emit(
             relax.op.nn.conv2d(
                 middle, w2, stride, window // 2, groups=expanded, data_layout="NHWC", kernel_layout="HWIO"
@@ -126,27 +129,31 @@ def test_it_has_a_way_for_any_number_of_cores(case, cores):
 
 
 @pytest.mark.parametrize(
-    ("case", "mcpu", "join"),
+    ("case", "mcpu", "operators"),
     [
-        ((28, 32, 192, 3, 1), "skylake-avx512", None),
-        ((56, 24, 144, 3, 1), "haswell", None),
-        ((56, 24, 144, 3, 1), "skylake-avx512", lambda *both: relax.op.concat(both, 3)),
-        ((56, 24, 144, 3, 1), "skylake-avx512", relax.op.add),
-        ((112, 16, 88, 3, 1), "skylake-avx512", None),
-        ((1024, 3, 48, 3, 2), "skylake-avx512", None),
+        ((28, 32, 192, 3, 1), "skylake-avx512", {}),
+        ((56, 24, 144, 3, 1), "haswell", {}),
+        ((56, 24, 144, 3, 1), "skylake-avx512", {"join": lambda *both: relax.op.concat(both, 3)}),
+        ((56, 24, 144, 3, 1), "skylake-avx512", {"join": relax.op.add}),
+        ((56, 24, 144, 3, 1), "skylake-avx512", {"factor": relax.op.sigmoid}),
+        ((112, 16, 88, 3, 1), "skylake-avx512", {}),
+        ((1024, 3, 48, 3, 2), "skylake-avx512", {}),
+        ((224, 8, 96, 31, 1), "skylake-avx512", {}),
     ],
     ids=[
         "a small map",
         "an unknown cache",
         "a map that is read twice",
         "a map that is added to the result, in the depthwise convolution's function",
+        "a factor of each channel, computed in the 1×1 convolution's function",
         "vectors that do not divide the channels",
         "rows too long for the cache",
+        "a window too high for the cache",
     ],
 )
-def test_two_functions_stay_two(case, mcpu, join):
+def test_two_functions_stay_two(case, mcpu, operators):
     target = Target({"kind": "llvm", "mcpu": mcpu, "num-cores": 1})
-    module, _ = network(*case, join=join)
+    module, _ = network(*case, **operators)
     fused = fuse_kernels(WeightLayouts(vector_unit(target))(module), target)
     functions = [one for one in fused.functions.values() if isinstance(one, PrimFunc)]
     assert len(functions) >= 2 and all(ExpandedDepthwise().match(one, target) is None for one in functions)

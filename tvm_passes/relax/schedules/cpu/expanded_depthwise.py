@@ -27,21 +27,24 @@ _PARTS = (1 / 3, 1 / 6, 2 / 3)
 _FEWEST_TASKS = 4
 """Of each core."""
 _ROWS = 16
-"""Of a tile's channels of the map, which must fit: more than the rows of any window and its stride."""
+"""Of a tile's channels of the map, which must fit."""
 
 
-def expansion_pays(expanded: tuple[int, ...], lanes: int, unit: VectorUnit) -> bool:
+def expansion_pays(expanded: tuple[int, ...], lanes: int, window: int, unit: VectorUnit) -> bool:
     """Whether to keep the map between the two convolutions in the cache: it does not stay there by itself.
 
     Args:
         expanded: its shape, [N, H, W, E].
         lanes: output channels that the 1×1 convolution's weights have together.
+        window: height of the depthwise convolution's kernel.
         unit: of the CPU.
     """
     batch, height, width, channels = expanded
     row_bytes = value_bytes(_DTYPE) * width
     divides = lanes % unit.lanes(_DTYPE) == 0 and channels % lanes == 0
-    fits = _ROWS * row_bytes * lanes <= unit.cache_bytes < height * row_bytes * channels
+    # A row of the result reads a window's rows, and some way must have a part for them.
+    rows = max(_ROWS, window / max(_PARTS))
+    fits = rows * row_bytes * lanes <= unit.cache_bytes < height * row_bytes * channels
     return batch == 1 and divides and fits
 
 
