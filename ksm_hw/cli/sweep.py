@@ -42,6 +42,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Tune tasks for several targets, each in a process of its own; resumable. A board's key is its target's name."""
+    from ksm_hw.boards.address import parse_address
     from ksm_hw.masks.bundle import load_bundle, select_tasks
     from ksm_hw.report.terminal import print_table
     from ksm_hw.report.tuning_trials import TuningTrial, tune_all, tuning_table
@@ -55,6 +56,8 @@ def sweep(
     chosen = list(dict.fromkeys(name.strip() for name in targets.split(",")))
     for target in chosen:
         load_target(target)
+    if tracker is not None:
+        parse_address(tracker)
     common = ["--trials", str(trials), "--batch", str(batch)]
     common += [] if bundle is None else ["--bundle", str(bundle)]
 

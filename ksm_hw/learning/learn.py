@@ -26,7 +26,7 @@ from ksm_hw.masks.preprocessing import Preprocessing
 from ksm_hw.masks.safetensors_file import sha256_of_tensors
 from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import backbone_tensors, maskable_layers
-from ksm_hw.quantising.calibrate import observed_ranges
+from ksm_hw.quantising.calibrate import NoRange, observed_ranges
 from ksm_hw.quantising.network import Network
 from ksm_hw.quantising.observers import DEFAULT_OBSERVER, IMAGES
 from ksm_hw.quantising.rounded_network import RoundedNetwork, learned_weights
@@ -137,12 +137,13 @@ def rounded_network(
     """The network as int8 computes it, with the ranges that calibration would give it as it is now.
 
     Raises:
+        UserError: an image cannot be read.
         NotFinite: it computes values that are too large or not finite.
     """
     batches = split_batches(images, preprocessing, min(IMAGES, len(images)), task)
     try:
         ranges = observed_ranges(operators, learned_weights(operators, network), batches, DEFAULT_OBSERVER, task)
-    except UserError as error:
+    except NoRange as error:
         raise NotFinite(str(error)) from error
     return RoundedNetwork(network, operators, ranges)
 

@@ -25,6 +25,10 @@ _SHARE = 0.9999  # Of the values of a tensor, that lie in the range that `percen
 _log = logging.getLogger(__name__)
 
 
+class NoRange(UserError):
+    """A network that computes values which are too large for int8, or no numbers."""
+
+
 def calibrate(
     bundle: Bundle,
     pack: TaskPack,
@@ -86,7 +90,8 @@ def observed_ranges(
         on_batch: called with each batch that was looked at.
 
     Raises:
-        UserError: there are no images, or a tensor has values that are too large or not finite.
+        UserError: there are no images.
+        NoRange: a tensor has values that are too large or not finite.
     """
     module = _import_observers()
     kind = module.MinMaxObserver if observer == "minmax" else module.HistogramObserver
@@ -96,7 +101,7 @@ def observed_ranges(
         results = float_results(network, folded, batch)
         for name, watching in observers.items():
             if not results[name].abs().max() <= WIDEST / 4:  # Nor is what is no number.
-                raise UserError(
+                raise NoRange(
                     f"Task '{task}' computes values in '{name}' that are too large or not finite. Learn it again."
                 )
             watching(results[name])

@@ -4,6 +4,7 @@ Records serve every task of a backbone. Tasks are tuned apart where they leave o
 from before a network grew, or where only one will be deployed. int8 has nothing to tune.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ def tune_all(
 
     kind = Kind(command, arguments, outcome, Tuned)
     found = run_trials([[trial] for trial in trials], kind, folder, jobs, on_trial)
-    return [found[trial] for trial in trials]
+    # The folder may have another path than when they were made.
+    return [dataclasses.replace(found[trial], records=records_of(trial)) for trial in trials]
 
 
 def tuning_table(found: Sequence[Tuned]) -> TextTable:

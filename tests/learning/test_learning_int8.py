@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from learned_noise import noise
+from PIL import Image
 from tiny_network import TINY, make_known, save_tiny, tiny
 
 from ksm_hw.errors import UserError
+from ksm_hw.learning.datasets import ImageSplit
 from ksm_hw.learning.images import test_batches as batches_for_testing
 from ksm_hw.learning.learn import learn
 from ksm_hw.learning.options import LearningOptions
@@ -88,6 +90,30 @@ def test_an_interrupted_run_in_int8_goes_on_to_the_same_result(tmp_path: Path) -
     resumed = result(-1)
     assert whole.keys() == resumed.keys()
     assert all(np.array_equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+class Unmounted:
+    """Images that can be read so often."""
+
+    def __init__(self, split: ImageSplit, reads: int) -> None:
+        self.split, self.labels, self.reads = split, split.labels, reads
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        self.reads -= 1
+        if self.reads < 0:
+            raise UserError(f"{index}.png cannot be read.")
+        return self.split[index]
+
+
+def test_an_image_that_is_gone_is_told_and_is_no_divergence() -> None:
+    """Images are kept for steps, and read again for the ranges."""
+    data, backbone = noise(0), tiny()
+    data = dataclasses.replace(data, train=Unmounted(data.train, len(data.train) + 5))
+    with pytest.raises(UserError, match=r"^[0-9]+\.png cannot be read\.$"):
+        learn(backbone, data, PREPROCESSING, IN_INT8, operators=operators_of(backbone, TINY, 32))
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def test_what_a_target_gave_is_kept_and_one_that_fails_costs_itself(tmp_path: Pa
     [
         (["sweep", "--targets", "host,nowhere"], "nowhere"),
         (["sweep", "--targets", "host", "--tasks", "glyphs,glyfs"], "No task named 'glyfs'. Did you mean 'glyphs'?"),
+        (["sweep", "--targets", "host,rpi4", "--tracker", "desk"], "'desk' is no address. Give HOST:PORT"),
         (["tune", "--target", "host", "--task", "glyfs"], "No task named 'glyfs'. Did you mean 'glyphs'?"),
     ],
 )
@@ -57,6 +58,14 @@ def test_what_is_wrong_is_told_before_anything_is_tuned(
     result = CliRunner().invoke(app, [*options, "-o", str(tmp_path / "swept")])
     assert isinstance(result.exception, UserError) and message in str(result.exception)
     assert not began.exists() and not (tmp_path / "swept").exists()
+
+
+def test_records_are_told_where_the_folder_is_now(tmp_path: Path, began: Path) -> None:
+    trials = [TuningTrial("all", "host")]
+    tune_all(trials, tmp_path / "swept", lambda trial: [])
+    (tmp_path / "swept").rename(tmp_path / "moved")
+    (found,) = tune_all(trials, tmp_path / "moved", lambda trial: [])
+    assert found.records == str(tmp_path / "moved" / "records" / "host+all")
 
 
 @pytest.mark.slow  # Processes that import TVM, and compile candidates.
