@@ -26,6 +26,7 @@ COMMANDS = [
     *(
         "train",
         "compare",
+        "sweep",
         "import",
         "export",
         "inspect",

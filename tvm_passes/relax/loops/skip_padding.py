@@ -2,8 +2,6 @@
 
 A schedule that inlines padding into a reduction gets the first. Asked once around a row of the kernel, and for the
 first and last pixels of a row only, the condition costs less than a copy of the map with its padding.
-
-Sums of a GPU stay: those that its threads add up together, TVM lowers in the first form alone.
 """
 
 import tvm
@@ -15,11 +13,11 @@ from tvm_ffi import structural_map
 
 @prim_func_pass(opt_level=0, name="SkipPadding")
 class SkipPadding:
-    """Rewrites such sums in scheduled functions for CPUs that are not lowered yet."""
+    """Rewrites such sums in scheduled functions that are not lowered yet."""
 
     def transform_function(self, func: tirx.PrimFunc, _module: tvm.IRModule, _context: PassContext) -> tirx.PrimFunc:
-        """The function, as it is if it has no such sum, or is for a GPU."""
-        target = func.attrs.get("target")
+        """The function, as it is if it has no such sum, or is for a GPU: what its threads reduce together is one sum."""
+        target = func.attrs.get("target") if func.attrs else None
         if target is not None and "gpu" in target.keys:
             return func
         return func.with_body(structural_map(func.body, (tirx.BufferStore, _inside)))
