@@ -16,7 +16,7 @@ class SkipPadding:
     """Rewrites such sums in scheduled functions that are not lowered yet."""
 
     def transform_function(self, func: tirx.PrimFunc, _module: tvm.IRModule, _context: PassContext) -> tirx.PrimFunc:
-        """The function, as it is if it has no such sum, or is for a GPU: what its threads reduce together is one sum."""
+        """The function, as it is if it has no such sum, or is for a GPU, whose threads reduce one sum together."""
         target = func.attrs.get("target") if func.attrs else None
         if target is not None and "gpu" in target.keys:
             return func
