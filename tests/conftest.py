@@ -16,7 +16,8 @@ from skimage import data as photographs_of_skimage
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
+from ksm_hw.resources import shipped_bundle
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -106,6 +107,24 @@ def arm64_artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> 
     return made_once(
         tmp_path_factory, "arm64-artifact", lambda folder: compile_bundle(bundle, load_target("rpi4"), folder)
     )
+
+
+@pytest.fixture(scope="session")
+def shipped_on_arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped tasks, with two samples each, compiled for any arm64 CPU, the runner beside them; read only."""
+    from ksm_hw.compiler.compile import compile_bundle
+    from ksm_hw.toolchains.targets import load_target
+
+    def save(folder: Path) -> None:
+        shipped, samples = load_bundle(shipped_bundle()), tmp_path_factory.mktemp("samples")
+        for task in shipped.packs:
+            (samples / task).mkdir()
+            for image in sample_images(shipped, task)[:2]:
+                shutil.copy(image, samples / task)
+        few = dataclasses.replace(shipped, samples=samples)
+        compile_bundle(few, load_target("arm64"), folder, runner=True)
+
+    return made_once(tmp_path_factory, "shipped-on-arm64", save)
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ def test_each_phase_and_each_kernel_s_assembler_are_written(bundle: Bundle, tmp_
     assert any(kernel.startswith("rewrite_weight") for kernel in texts)
 
 
+@pytest.mark.slow
 def test_baked_tasks_have_phases_of_their_own(bundle: Bundle, tmp_path: Path) -> None:
     found = dumped(select_tasks(bundle, "kernel-task"), "host", tmp_path, "bake")
     assert {numbered(phase, "kernel-task") for phase in ("kernels", "scheduled", "planned", "loops")} <= found

@@ -29,7 +29,10 @@ def graph_of(module: nn.Module, *shape: int) -> torch.fx.Graph:
     return torch.export.export(module.eval(), (torch.zeros(shape),)).graph
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "densenet121", "vgg11_bn"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("densenet121", "vgg11_bn")]
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", *SLOW])
 def test_the_kernels_are_the_same(backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tvm.target.Target(dict(load_target("host").tvm))
     kernels, decomposed = [], []

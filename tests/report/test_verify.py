@@ -150,7 +150,9 @@ def verify_granularities(
 
 
 # Each granularity more is up to 20 s more for the others.
-QUICK = {"resnet18", "mobilenet_v2"}
+QUICK = {"resnet18"}
+# Half a gigabyte of weights, and twice the kernels of any other: a minute each.
+LARGE = {"vgg16_bn", "densenet121"}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,14 @@ def test_every_architecture_with_masks_of_every_granularity(network: str, photog
     verify_granularities(network, photographs, tmp_path / "artifact")
 
 
-@pytest.mark.parametrize("network", [name for name in ARCHITECTURES if name not in QUICK])
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else [])
+        for name in ARCHITECTURES
+        if name not in QUICK
+    ],
+)
 def test_every_other_architecture(network: str, photographs: Path, tmp_path: Path) -> None:
     verify_granularities(network, photographs, tmp_path / "artifact", granularities=("kernel",))
 
@@ -185,7 +194,8 @@ def test_a_batch_of_two_with_the_last_one_not_full(bundle: Bundle, photographs: 
     assert_all_passed(verify(artifact, images=photographs), ["other-task"], 3)
 
 
-@pytest.mark.parametrize("fold", ["switch", "bake", "fused"])
+# With `bake` four libraries are compiled.
+@pytest.mark.parametrize("fold", ["switch", pytest.param("bake", marks=pytest.mark.slow), "fused"])
 def test_every_shipped_task_in_every_mode(fold: FoldMode, tmp_path: Path) -> None:
     from ksm_hw.masks.bundle import load_bundle
 

@@ -127,7 +127,7 @@ def test_the_runner_gives_the_logits_of_the_session(deployable: Path, session: S
     assert_logits_of_the_session(deployable, session, tmp_path)
 
 
-@pytest.mark.parametrize("fold", ["bake", "fused"])
+@pytest.mark.parametrize("fold", [pytest.param("bake", marks=pytest.mark.slow), "fused"])
 def test_other_fold_modes(fold: FoldMode, varied: Bundle, tmp_path: Path) -> None:
     (artifact,) = compile_bundle(
         select_tasks(varied, "element-task"), load_target("host"), tmp_path / "artifact", fold=fold, runner=True
@@ -683,14 +683,13 @@ def test_the_runtime_of_another_architecture_without_network(tmp_path: Path, mon
 
 
 @needs_emulator
-def test_every_shipped_task_on_arm64(tmp_path: Path) -> None:
+def test_every_shipped_task_on_arm64(shipped_on_arm64: Path, tmp_path: Path) -> None:
     """Their real images, decoded, scaled and classified there."""
     shipped = load_bundle(shipped_bundle())
-    (artifact,) = compile_bundle(shipped, load_target("arm64"), tmp_path / "arm64", runner=True)
     for task, pack in shipped.packs.items():
         first, second = sample_images(shipped, task)[:2]
         files = [first, second, saved_as_jpeg(second, tmp_path)]
-        logits = runner_logits(artifact, task, files, tmp_path, cpu="cortex-a53")
+        logits = runner_logits(shipped_on_arm64, task, files, tmp_path, cpu="cortex-a53")
         expected = pytorch_logits(shipped, pack, files)
         errors = np.abs(logits - expected).max(axis=1) / np.abs(expected).max(axis=1)
         # Decoders of JPEG differ by a level here and there.

@@ -214,6 +214,7 @@ def relay_artifact(relay: None, resnet: Bundle, tmp_path_factory: pytest.TempPat
     return compile_bundle(resnet, load_target("host"), tmp_path_factory.mktemp("relay") / "artifact", ir="relay")[0]
 
 
+@pytest.mark.slow
 def test_report(relay_artifact: Path) -> None:
     report = measure_artifact(relay_artifact, runs=5)
     assert (report.ir, report.tvm_version) == ("relay", "0.19.0")

@@ -93,6 +93,7 @@ def test_all_trials_are_measured_and_the_progress_tells_of_each(tuned: Tuned) ->
     assert (header["ir"], header["tuner"], header["tvm_version"]) == ("relay", "autotvm", "0.19.0")
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_and_measures_nothing_again(resnet: Bundle, tuned: Tuned, tmp_path: Path) -> None:
     folder = shutil.copytree(tuned.folder, tmp_path / "tuned")
     result = tune_through_relay(

@@ -16,7 +16,7 @@ SIDE = 64
     [
         ("resnet18", None),
         ("mobilenet_v2", None),
-        ("densenet121", None),
+        pytest.param("densenet121", None, marks=pytest.mark.slow),
         ("efficientnet-lite0", None),
         ("vgg16_bn", [1, 512, 7, 7]),  # Its first linear layer reads the values of a map in the order of PyTorch.
     ],
