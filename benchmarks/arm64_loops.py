@@ -5,6 +5,7 @@ asks llvm-mca how many cycles each operator's loops take. Deterministic: nothing
 """
 
 import argparse
+import functools
 import json
 import shlex
 import sys
@@ -13,9 +14,9 @@ from pathlib import Path
 from arm64_loops.cores import BOARDS
 from arm64_loops.goals import BOARD
 from arm64_loops.operators import compile_operators, cost_operator
-from arm64_loops.pages import show_page, write_text
+from arm64_loops.pages import show_page, write_page, write_text
 from arm64_loops.peer_wheels import PEERS, peer_loops
-from arm64_loops.results import Costs, Peers, results
+from arm64_loops.results import Costs, Peers, Results, joined, results
 from arm64_loops.tables import markdown
 from arm64_rewriting import rewriting
 from int8_speed import PRECISIONS, calibrated_bundle
@@ -30,7 +31,8 @@ EXAMPLES = """examples:
   .venv/bin/python benchmarks/arm64_loops.py --peers -o docs
   .venv/bin/python benchmarks/arm64_loops.py --models mobilenet_v2 --boards rpi5 --json
   .venv/bin/python benchmarks/arm64_loops.py --precision int8 --boards rpi5 -o docs
-  .venv/bin/python benchmarks/arm64_loops.py --page -o docs
+  .venv/bin/python benchmarks/arm64_loops.py --page docs -o docs
+  .venv/bin/python benchmarks/arm64_loops.py --page build/first build/second -o docs
 """
 
 WITHOUT_SDOT = ("rpi4",)
@@ -52,13 +54,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write arm64_loops.md and .json there too")
     parser.add_argument(
-        "--page", action="store_true", help="write the page anew from the folder's JSON; nothing is run"
+        "--page",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="run nothing: write the page from the JSON there; of several folders, of runs in parts, as one",
     )
     arguments = parser.parse_args()
-    if arguments.page and (
-        arguments.output is None or not (arguments.output / f"{page_name(arguments)}.json").is_file()
-    ):
-        parser.error(f"--page reads {page_name(arguments)}.json of the folder of -o; run the command without it first")
+    read = f"{page_name(arguments)}.json"
+    if without := [str(folder) for folder in arguments.page or [] if not (folder / read).is_file()]:
+        parser.error(f"--page reads {read}, which is not in {', '.join(without)}; run the command with -o first")
     if arguments.precision == "int8":
         if arguments.peers:
             parser.error("--peers reads loops of float32; leave it out with --precision int8")
@@ -92,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> str:
                 for core in BOARDS[board]:
                     costs[network][board, core] = [cost_operator(operator, core) for operator in operators]
                 progress.advance(steps)
-            content = json.dumps(results(costs, peers, weights, command, arguments.precision), indent=1) + "\n"
+            content = as_json(results(costs, peers, weights, command, arguments.precision))
             write_text(arguments.output, f"{page_name(arguments)}.json", content)
     return content
 
@@ -106,13 +111,24 @@ def look_at_peers(arguments: argparse.Namespace, progress: Progress, steps: Task
     return peers, rewriting(BOARD, *BOARDS[BOARD]) if BOARD in arguments.boards else {}
 
 
+def as_json(found: Results) -> str:
+    """As it is written."""
+    return json.dumps(found, indent=1) + "\n"
+
+
+def read_parts(arguments: argparse.Namespace) -> str:
+    """What runs wrote before, as JSON."""
+    parts = [json.loads((folder / f"{page_name(arguments)}.json").read_text()) for folder in arguments.page]
+    return as_json(functools.reduce(joined, parts))
+
+
 def main() -> None:
     """The command."""
     arguments = parse_arguments()
     name = page_name(arguments)
-    content = (arguments.output / f"{name}.json").read_text() if arguments.page else measure(arguments)
+    content = read_parts(arguments) if arguments.page else measure(arguments)
     page = markdown(json.loads(content))
-    write_text(arguments.output, f"{name}.md", page)
+    write_page(arguments.output, name, page, content)
     show_page(page, content, arguments.json)
 
 

@@ -2,7 +2,7 @@
 
     ksm-hw compare --methods all --tasks fashion-mnist,clipart,emoji,glyphs --seeds 3 --image-size 96 --epochs 10 \\
         --mask-rate 4e-4 --head-rate 2e-3 --rate piggyback=3e-4 --rate fine-tuning=6e-4 --rate packnet=6e-4 \\
-        --rate cpg=6e-4 --jobs 10 --deploy --json > docs/comparison.json
+        --rate cpg=6e-4 --jobs 18 --deploy --json > docs/comparison.json
     python benchmarks/compared_methods.py
 """
 
@@ -46,7 +46,7 @@ def larger_images(trials: list[dict[str, Any]]) -> str:
 
 
 def costs(summaries: list[Summary]) -> str:
-    """A row a method: means over the tasks; of times on this machine the least, for it did other work meanwhile."""
+    """A row a method: means over the tasks, medians of what was compiled; and on which machine that was measured."""
     columns = "seconds of epochs | CPU s | MB on the GPU | MB a task | forgotten, points"
     columns += " | latency ms | switch ms | int8 latency ms | int8 switch ms"
     lines = [f"| method | {columns} |", "|" + " --- |" * 10]
@@ -66,7 +66,8 @@ def costs(summaries: list[Summary]) -> str:
             f"| {TITLES[method]} | {seconds:.0f} | {cpu:.0f} | {gpu / 1e6:.0f} | {added / 1e6:.2f} | {forgotten:.1f} | "
             f"{measured} |"
         )
-    return "\n".join(lines)
+    machines = dict.fromkeys(each.deployed.machine for each in summaries if each.deployed is not None)
+    return "\n".join([*lines, *(f"\nCompiled for and measured on {machine}." for machine in machines)])
 
 
 def _milliseconds(seconds: list[float | None]) -> str:

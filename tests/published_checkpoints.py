@@ -268,6 +268,8 @@ def scaled(network: nn.Module, factor: float) -> nn.Module:
             )
         elif isinstance(module, nn.BatchNorm2d):
             made = nn.BatchNorm2d(int(module.num_features * factor))
+        elif isinstance(module, nn.PReLU):
+            made = nn.PReLU(int(module.num_parameters * factor))
         elif isinstance(module, nn.Linear):
             cells = module.in_features // last if module.in_features % last == 0 else 1
             outputs = module.out_features if module is linear else int(module.out_features * factor)
@@ -278,7 +280,7 @@ def scaled(network: nn.Module, factor: float) -> nn.Module:
     return network
 
 
-def cpg(network: nn.Module, family: str, widths: tuple[float, ...] = (1, 1, 1.5), biases: bool = False) -> Published:
+def cpg(network: nn.Module, family: str, widths: tuple[float, ...] = (1, 1, 1.5)) -> Published:
     """Three data sets; the network grows before those whose width is more, and the first has no piggymasks."""
     torch.manual_seed(2)
     datasets = ("imagenet", "cubs", "flowers")
@@ -320,6 +322,8 @@ def cpg(network: nn.Module, family: str, widths: tuple[float, ...] = (1, 1, 1.5)
                     module.weight.copy_(layers[path].weight[part] * kept)
                 if module.bias is not None:
                     info["bias"][name] = module.bias.detach().clone()
+            elif isinstance(module, nn.PReLU):
+                info["prelu_layer_weight"][name] = nn.init.uniform_(module.weight, 0.1, 0.5).detach().clone()
         settle(model, SIZE, number)
         for path, module in own.items():
             if isinstance(module, nn.BatchNorm2d):

@@ -51,6 +51,12 @@ WITHOUT_TORCH = [
     ),
     *("ksm_hw.runtime", "ksm_hw.measuring", "ksm_hw.boards"),
 ]
+# What makes of a task what a device runs: there all methods are one.
+WITHOUT_METHODS = [
+    *("ksm_hw.masks", "ksm_hw.models", "ksm_hw.quantising", "ksm_hw.artifact", "ksm_hw.runtime", "ksm_hw.toolchains"),
+    *("ksm_hw.measuring", "ksm_hw.runner", "ksm_hw.boards", "ksm_hw.compiler"),
+]
+PUBLISHED = {"ksm", "piggyback", "packnet", "cpg"}
 
 
 def name_of(path: Path) -> str:
@@ -102,3 +108,15 @@ def test_what_runs_on_boards_imports_torch_only_where_it_is_used(module: str) ->
     statements = ast.parse(PATHS[module].read_text()).body
     imported = chain.from_iterable(map(named, statements))
     assert not {"torch", "torchvision"} & {name.partition(".")[0] for name in imported}
+
+
+@pytest.mark.parametrize(
+    "module", [name for name in PATHS if room_of(name) in WITHOUT_METHODS or name.startswith("tvm_passes")]
+)
+def test_what_deploys_tasks_does_not_look_at_their_method(module: str) -> None:
+    """A pack says by what it was learned; that is written, read and shown, and decides nothing."""
+    for node in ast.walk(ast.parse(PATHS[module].read_text())):
+        text = node.value if isinstance(node, ast.Constant) else None
+        assert not (isinstance(text, str) and text.lower() in PUBLISHED), f"line {node.lineno} names a method"
+        if isinstance(node, ast.Attribute) and node.attr == "method":
+            assert module == "ksm_hw.masks.task_pack", f"line {node.lineno} reads a method"

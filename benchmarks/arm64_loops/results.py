@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from peers.catalogue import NETWORKS
+
 from arm64_loops import uneven_cores
-from arm64_loops.cores import Core
+from arm64_loops.cores import BOARDS, Core
 from arm64_loops.operators import OperatorCost, Work
 from arm64_loops.peer_wheels import PeerLoop
 
@@ -63,6 +65,30 @@ def results(costs: Costs, peers: Peers, rewriting: Mapping[str, float], command:
         "peers": _peers(peers),
         "networks": _networks(costs),
     }
+
+
+def joined(earlier: Results, later: Results) -> Results:
+    """Two runs as one: what the later one did not look at is the earlier one's, commands are those of both."""
+    return {
+        "command": f"{earlier['command']}\n{later['command']}",
+        "precision": later["precision"],
+        "rewriting": later["rewriting"] or earlier["rewriting"],
+        "uneven": _in_order(_replaced(earlier["uneven"], later["uneven"], "network", "board")),
+        "peers": _replaced(earlier["peers"], later["peers"], "core"),
+        "networks": _in_order(_replaced(earlier["networks"], later["networks"], "network", "board")),
+    }
+
+
+def _replaced(earlier: Sequence[Results], later: Sequence[Results], *names: str) -> list[Results]:
+    """What the later run found, behind what the earlier one found of other networks, boards or cores."""
+    there = [[one[name] for name in names] for one in later]
+    return [*(one for one in earlier if [one[name] for name in names] not in there), *later]
+
+
+def _in_order(found: Sequence[Results]) -> list[Results]:
+    """By network and board, as they are listed: runs may have looked at them in any order."""
+    networks, boards = [*NETWORKS], [*BOARDS]
+    return sorted(found, key=lambda one: (networks.index(one["network"]), boards.index(one["board"])))
 
 
 def _networks(costs: Costs) -> list[Results]:

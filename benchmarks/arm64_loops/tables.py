@@ -31,7 +31,7 @@ def markdown(found: Results) -> str:
     """A page: tables of goals, networks and engines, and one of operators for each network and core."""
     integers = found["precision"] == "int8"
     title = "# arm64: loops of int8\n" if integers else "# arm64: loops beside the core's peak\n"
-    parts = [title, f"`{found['command']}`\n"]
+    parts = [title, *(f"`{command}`\n" for command in found["command"].splitlines())]
     if reached := goals(found):
         parts.append(reached)
     parts += [f"{_ABOUT_INTEGERS if integers else _ABOUT}\n", _networks(found), _without_share(found)]

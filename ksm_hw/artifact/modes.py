@@ -8,5 +8,6 @@ FOLD_MODES: tuple[FoldMode, ...] = get_args(FoldMode)
 
 # What an inference computes in; images and logits are float32 in both.
 Precision = Literal["float32", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 IntermediateRepresentation = Literal["relax", "relay"]

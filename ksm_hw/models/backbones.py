@@ -117,6 +117,8 @@ def _widen_layer(module: nn.Module, shape: tuple[int, ...]) -> bool:
         module.out_features, module.in_features = shape
     elif isinstance(module, nn.BatchNorm2d) and len(shape) == 1:
         module.num_features = shape[0]
+    elif isinstance(module, nn.PReLU) and len(shape) == 1 and module.num_parameters > 1:
+        module.num_parameters = shape[0]
     else:
         return False
     for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from ksm_hw.masks.calibration import Range
-from ksm_hw.quantising.float_model import convolved
 from ksm_hw.quantising.network import (
     INPUT,
     Activation,
@@ -37,6 +36,7 @@ from ksm_hw.quantising.scheme import (
     rescaling_multiplier,
 )
 from ksm_hw.quantising.straight_through import (
+    exact_sums,
     looked_up,
     per_channel,
     quantised_images,
@@ -91,7 +91,8 @@ class RoundedNetwork(nn.Module):
                 return requantised(known[operator.left] * known[operator.right], multiplier, into)
             case Mean():
                 data = known[operator.data]
-                return self._mean(operator, data.sum((2, 3), keepdim=operator.keeps), data[0, 0].numel())
+                total = data.sum((2, 3), keepdim=operator.keeps, dtype=torch.float64).float()
+                return self._mean(operator, total, data[0, 0].numel())
             case WindowMean():
                 total = nn.functional.avg_pool2d(
                     known[operator.data], operator.window, operator.strides, divisor_override=1
@@ -103,10 +104,11 @@ class RoundedNetwork(nn.Module):
                 return operator.function(known[operator.data])
 
     def _convolution(self, operator: Convolution, data: torch.Tensor) -> torch.Tensor:
-        layer = quantised_layer(*_folded(operator, self.learned), self.quantisations[operator.data])
-        # The bias may be larger than what float32 adds up exactly: it comes last.
-        sums = convolved(operator, data, layer.weight)
-        sums = sums + per_channel(layer.bias, sums, 1)
+        of_data = self.quantisations[operator.data]
+        layer = quantised_layer(*_folded(operator, self.learned), of_data)
+        # The bias may be larger than what float32 adds up exactly: it comes last, and the whole is rounded once.
+        sums = exact_sums(operator, data, layer.weight, of_data.zero_point)
+        sums = (sums + per_channel(layer.bias, sums, 1)).float()
         if operator.result == self.operators.logits:
             return sums * per_channel(layer.scale, sums, 1)
         into = self.quantisations[operator.result]

@@ -30,6 +30,7 @@ from ksm_hw.report.learning_trials import (
 )
 from ksm_hw.report.page import INK, axes_of, figure_element, table_element, write_html
 from ksm_hw.report.terminal import TextTable, megabytes, milliseconds
+from ksm_hw.report.timing import NOISE_LIMIT
 from ksm_hw.report.trials import Runner, keep, kept
 
 
@@ -179,35 +180,49 @@ def _accuracy_now(trial: LearningTrial, bundle: Bundle, outcome: Learned, whole:
 
 
 def comparison_tables(summaries: Sequence[Summary]) -> list[TextTable]:
-    """What terminal and page show alike: what methods reach and cost, and what their tasks cost compiled."""
+    """What terminal and page show alike: what methods reach, what learning took, and what their tasks cost compiled.
+
+    Each fits 80 columns with names of tasks of up to 13 letters.
+    """
     by_task = sorted(summaries, key=lambda each: each.task)
-    columns = ("task", "method", "accuracy", "forgotten", "s", "CPU s", "MB memory", "MB GPU", "MB a task")
+    tables = [_reached_table(by_task), _learning_table(by_task)]
+    compiled = [(each, each.deployed) for each in by_task if each.deployed is not None]
+    return [*tables, _deployed_table(compiled)] if compiled else tables
+
+
+def _reached_table(summaries: Sequence[Summary]) -> TextTable:
     rows = tuple(
         (
             summary.task,
             summary.title,
             _spread(summary.accuracies),
             f"{statistics.mean(summary.forgotten):.1%}",
+            megabytes(summary.added_bytes),
+        )
+        for summary in summaries
+    )
+    note = "Accuracy: mean of the seeds, with their standard deviation. MB a task: packs, and backbones beyond one."
+    return TextTable("Methods compared", ("task", "method", "accuracy", "forgotten", "MB a task"), rows, note)
+
+
+def _learning_table(summaries: Sequence[Summary]) -> TextTable:
+    rows = tuple(
+        (
+            summary.task,
+            summary.title,
             f"{summary.seconds:.0f}",
             f"{summary.cpu_seconds:.0f}",
             f"{summary.memory_bytes / 1e6:.0f}",
             f"{summary.gpu_bytes / 1e6:.0f}",
-            megabytes(summary.added_bytes),
         )
-        for summary in by_task
+        for summary in summaries
     )
-    note = (
-        f"Learned on {', '.join(dict.fromkeys(summary.machine for summary in summaries))}. Accuracy: mean of the "
-        "seeds, with their standard deviation. s: of the epochs; CPU s: of the process. MB a task: packs, and "
-        "backbones beyond one."
-    )
-    tables = [TextTable("Methods compared", columns, rows, note)]
-    if any(summary.deployed is not None for summary in summaries):
-        tables.append(_deployed_table(by_task))
-    return tables
+    machines = ", ".join(dict.fromkeys(summary.machine for summary in summaries))
+    note = f"Learned on {machines}. s: of the epochs; CPU s: of the process. Means of the seeds."
+    return TextTable("What learning took", ("task", "method", "s", "CPU s", "MB memory", "MB GPU"), rows, note)
 
 
-def _deployed_table(summaries: Sequence[Summary]) -> TextTable:
+def _deployed_table(compiled: Sequence[tuple[Summary, Deployed]]) -> TextTable:
     def shown(seconds: float | None) -> str:
         return "—" if seconds is None else milliseconds(seconds)
 
@@ -215,13 +230,17 @@ def _deployed_table(summaries: Sequence[Summary]) -> TextTable:
         (
             summary.task,
             summary.title,
-            *map(shown, (compiled.latency, compiled.switch, compiled.int8_latency, compiled.int8_switch)),
+            *map(shown, (times.latency, times.switch, times.int8_latency, times.int8_switch)),
         )
-        for summary in summaries
-        if (compiled := summary.deployed) is not None
+        for summary, times in compiled
     )
-    columns = ("task", "method", "latency ms", "switch ms", "int8 latency ms", "int8 switch ms")
-    return TextTable("Compiled for this machine", columns, rows, "Medians, of the first seed's bundles.")
+    columns = ("task", "method", "latency", "switch", "int8\nlatency", "int8\nswitch")
+    machines = ", ".join(dict.fromkeys(times.machine for _, times in compiled))
+    note = f"Medians, of the first seed's bundles, on {machines}."
+    noisy = dict.fromkeys(summary.title for summary, times in compiled if times.noisy)
+    if noisy:
+        note += f" Rounds differ by more than {NOISE_LIMIT:.0%}: {', '.join(noisy)}."
+    return TextTable("Compiled for this machine, milliseconds", columns, rows, note)
 
 
 def _spread(accuracies: Sequence[float]) -> str:

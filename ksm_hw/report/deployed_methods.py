@@ -5,14 +5,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ksm_hw.artifact.modes import Precision
+from ksm_hw.artifact.manifest import read_manifest
+from ksm_hw.artifact.modes import PRECISIONS, Precision
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import load_bundle
+from ksm_hw.masks.bundle import Bundle, load_bundle
+from ksm_hw.masks.task_pack import is_same_task
 from ksm_hw.report.learning_trials import LearningTrial, bundle_of
 from ksm_hw.report.measure import measure_artifact
+from ksm_hw.report.terminal import counted_threads
 from ksm_hw.report.trials import keep, kept
 
 _log = logging.getLogger(__name__)
+
+OnStep = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -22,26 +27,55 @@ class Deployed:
     Attributes:
         latency, switch: medians in float32; no switch where an artifact has one task.
         int8_latency, int8_switch: likewise in int8; None where the task cannot be in int8.
+        machine: that it was measured on, the CPU that the code is for, and threads.
+        noisy: whether rounds of a time of its artifacts differ by more than `NOISE_LIMIT`.
     """
 
     latency: float
     switch: float | None
     int8_latency: float | None
     int8_switch: float | None
+    machine: str
+    noisy: bool
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """Of each task of a bundle the latency, and the switch where there are several; seconds."""
+    """As `Deployed`: of each task of an artifact."""
 
     latency: dict[str, float]
     switch: dict[str, float | None]
+    machine: str
+    noisy: bool
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A bundle in a precision, and its files in the folder of a comparison."""
+
+    bundle: Path
+    precision: Precision
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.bundle.name}-{self.precision}"
+
+    @property
+    def artifact(self) -> Path:
+        return self.folder / "artifacts" / self.name
+
+    @property
+    def measured(self) -> Path:
+        return self.folder / "deployed" / f"{self.name}.json"
 
 
 def deploy(
-    trials: Sequence[LearningTrial], folder: Path, on_step: Callable[[str], None] = lambda step: None
+    trials: Sequence[LearningTrial], folder: Path, on_step: OnStep = lambda step: None
 ) -> dict[tuple[str, str], Deployed]:
-    """Compiles the bundles of trials for this machine, with switches, and measures them, or gives what was measured.
+    """Compiles the bundles of trials for this machine, with switches, then measures them.
+
+    What an earlier call measured is taken as it is, and an artifact that it left is not compiled again.
 
     Args:
         trials: those of one seed.
@@ -54,41 +88,76 @@ def deploy(
     Raises:
         UserError: a bundle is missing or cannot be compiled.
     """
-    found = {}
-    for bundle in dict.fromkeys(bundle_of(folder, trial) for trial in trials):
-        plain = _measured(bundle, folder, "float32", on_step)
-        try:
-            int8 = _measured(bundle, folder, "int8", on_step)
-        except UserError as error:
-            _log.warning("%s is not measured in int8: %s", bundle, error)
-            int8 = _Measured({}, {})
-        for trial in (each for each in trials if bundle_of(folder, each) == bundle):
-            found[trial.variant, trial.task] = Deployed(
-                plain.latency[trial.task],
-                plain.switch[trial.task],
-                int8.latency.get(trial.task),
-                int8.switch.get(trial.task),
-            )
-    return found
+    bundles = dict.fromkeys(bundle_of(folder, trial) for trial in trials)
+    parts = [_Part(bundle, precision, folder) for bundle in bundles for precision in PRECISIONS]
+    # All are compiled before one is measured: then the machine can be left alone for all that is.
+    there = [part for part in parts if _is_compiled(part, on_step)]
+    found = {(part.bundle, part.precision): _measured(part, on_step) for part in there}
+    return {(trial.variant, trial.task): _deployed(trial.task, bundle_of(folder, trial), found) for trial in trials}
 
 
-def _measured(bundle: Path, folder: Path, precision: Precision, on_step: Callable[[str], None]) -> _Measured:
-    path = folder / "deployed" / f"{bundle.name}-{precision}.json"
-    if path.exists():
-        return kept(path, _Measured)
+def _deployed(task: str, bundle: Path, found: dict[tuple[Path, Precision], _Measured]) -> Deployed:
+    plain, int8 = found[bundle, "float32"], found.get((bundle, "int8"))
+    return Deployed(
+        plain.latency[task],
+        plain.switch[task],
+        None if int8 is None else int8.latency[task],
+        None if int8 is None else int8.switch[task],
+        plain.machine,
+        plain.noisy or (int8 is not None and int8.noisy),
+    )
+
+
+def _is_compiled(part: _Part, on_step: OnStep) -> bool:
+    """Whether a part can be measured, or is; compiles it where it must be."""
+    if part.measured.exists():
+        return True
+    bundle = load_bundle(part.bundle)
+    if _is_of(part.artifact, bundle):
+        return True
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.toolchains.targets import load_target
 
-    artifact = folder / "artifacts" / f"{bundle.name}-{precision}"
+    def step(name: str) -> None:
+        on_step(f"{part.name}: {name}")
+
+    try:
+        compile_bundle(bundle, load_target("host"), part.artifact, precision=part.precision, on_step=step)
+    except UserError as error:
+        if part.precision == "float32":
+            raise
+        _log.warning("%s is not measured in %s: %s", part.bundle, part.precision, error)
+        return False
+    return True
+
+
+def _is_of(artifact: Path, bundle: Bundle) -> bool:
+    """Whether an artifact is there whole, with the backbone and the tasks of a bundle as they are."""
+    try:
+        read_manifest(artifact)
+        found = load_bundle(artifact)
+    except UserError:
+        return False
+    return (
+        found.backbone_sha256 == bundle.backbone_sha256
+        and found.packs.keys() == bundle.packs.keys()
+        and all(is_same_task(pack, bundle.packs[task]) for task, pack in found.packs.items())
+    )
+
+
+def _measured(part: _Part, on_step: OnStep) -> _Measured:
+    if part.measured.exists():
+        return kept(part.measured, _Measured)
 
     def step(name: str) -> None:
-        on_step(f"{bundle.name}, {precision}: {name}")
+        on_step(f"{part.name}: {name}")
 
-    compile_bundle(load_bundle(bundle), load_target("host"), artifact, precision=precision, on_step=step)
-    tasks = measure_artifact(artifact, on_step=step, compare_unmasked=False).tasks
+    report = measure_artifact(part.artifact, on_step=step, compare_unmasked=False)
     measured = _Measured(
-        {task.task: task.latency.median_seconds for task in tasks},
-        {task.task: None if task.switch is None else task.switch.median_seconds for task in tasks},
+        {task.task: task.latency.median_seconds for task in report.tasks},
+        {task.task: None if task.switch is None else task.switch.median_seconds for task in report.tasks},
+        f"{report.machine.cpu} ({report.tvm_target['mcpu']}), {counted_threads(report.threads)}",
+        report.noisy,
     )
-    keep(measured, path)
+    keep(measured, part.measured)
     return measured

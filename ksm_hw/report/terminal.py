@@ -106,7 +106,7 @@ def machine_facts(report: ArtifactReport) -> list[tuple[str, str]]:
         ("target", f"{report.target} ({target}), TVM {report.tvm_version} ({report.ir})"),
         (
             "machine",
-            f"{machine.cpu} ({machine.architecture}), {machine.cores} cores, {_threads(report.threads)}, "
+            f"{machine.cpu} ({machine.architecture}), {machine.cores} cores, {counted_threads(report.threads)}, "
             f"{machine.memory_bytes / 1e9:.1f} GB, {machine.system}",
         ),
         ("measured", f"{report.date}, load {machine.load:.1f} before; loading the artifact took {_load(report)}"),
@@ -137,6 +137,11 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:.1f}" if count >= 1e8 else f"{count / 1e6:.3f}"
 
 
+def counted_threads(count: int) -> str:
+    """A number of threads."""
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
 def print_table(console: Console, table: TextTable) -> None:
     """Prints a table."""
     drawn = Table(title=table.title, title_justify="left", caption=table.note or None, caption_justify="left")
@@ -145,10 +150,6 @@ def print_table(console: Console, table: TextTable) -> None:
     for row in table.rows:
         drawn.add_row(*row)
     console.print(drawn)
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _load(report: ArtifactReport) -> str:

@@ -159,7 +159,7 @@ def _path_of(name: str) -> Path:
     if name not in target_names():
         raise UserError(
             f"No target named '{name}'.{did_you_mean(name, target_names())} There are: {', '.join(target_names())}. "
-            "--target-file takes one of your own."
+            "`compile`, `tune` and `targets show` take one of your own by --target-file."
         )
     return targets_folder() / f"{name}.toml"
 

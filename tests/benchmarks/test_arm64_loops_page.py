@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from arm64_loops.goals import goals
+from arm64_loops.results import joined
 from arm64_loops.tables import markdown
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -121,14 +122,31 @@ def test_transforms_are_shown_apart_and_operators_without_a_share_by_name() -> N
 
 
 def test_a_page_is_written_anew_from_its_json(tmp_path: Path) -> None:
-    command = [sys.executable, REPOSITORY / "benchmarks" / "arm64_loops.py", "--page", "-o", tmp_path]
-    content = json.dumps(FOUND)
+    command = [sys.executable, REPOSITORY / "benchmarks" / "arm64_loops.py", "--page", tmp_path, "-o", tmp_path]
+    content = json.dumps(FOUND, indent=1) + "\n"
     (tmp_path / "arm64_loops.json").write_text(content)
     subprocess.run(command, check=True, capture_output=True)
     assert (tmp_path / "arm64_loops.md").read_text() == markdown(FOUND)
     assert (tmp_path / "arm64_loops.json").read_text() == content
-    empty = subprocess.run([*command[:-1], tmp_path / "nowhere"], capture_output=True, text=True)
-    assert empty.returncode == 2 and "--page reads arm64_loops.json" in empty.stderr
+    elsewhere = tmp_path / "elsewhere"
+    empty = subprocess.run([*command[:4], elsewhere, *command[4:]], capture_output=True, text=True)
+    assert empty.returncode == 2 and f"--page reads arm64_loops.json, which is not in {elsewhere};" in empty.stderr
+
+
+def test_runs_in_parts_are_one() -> None:
+    def of(name: str, milliseconds: float) -> dict[str, object]:
+        return {**network("rpi5", "Cortex-A76"), "network": name, "milliseconds": milliseconds}
+
+    empty = {"precision": "float32", "rewriting": {}, "uneven": [], "peers": []}
+    first = {**empty, "command": "one", "rewriting": {"a copy": 25}, "peers": FOUND["peers"]}
+    first["networks"] = [of("mobilenet_v2", 3), of("vgg16_bn", 4)]
+    last = {**empty, "command": "two", "networks": [of("resnet50", 1), of("vgg16_bn", 2)]}
+    both = joined(first, last)
+    assert [(one["network"], one["milliseconds"]) for one in both["networks"]] == [
+        *(("resnet50", 1), ("vgg16_bn", 2), ("mobilenet_v2", 3))
+    ]
+    assert both["rewriting"] == {"a copy": 25} and both["peers"] == FOUND["peers"]
+    assert markdown(both).splitlines()[2:5] == ["`one`", "", "`two`"]
 
 
 def test_the_page_of_the_docs_is_that_of_its_json() -> None:

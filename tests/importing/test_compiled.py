@@ -1,6 +1,6 @@
 """What an importer makes compiles for this machine and computes what the method's own rule says.
 
-Over a network of two convolutions: ternary masks, biases of each task's own, and a network that grew.
+Over a network of two convolutions: ternary masks, biases and slopes of each task's own, and a network that grew.
 """
 
 import collections
@@ -20,25 +20,28 @@ from ksm_hw.models.task_module import task_module
 SIDE = 16
 
 
-def tiny_network() -> nn.Module:
-    """With the children of a ResNet, biases, and a mask whose size is no multiple of 8."""
+def tiny_network(slopes: bool = False) -> nn.Module:
+    """With the children of a ResNet, biases, and a mask whose size is no multiple of 8; with `slopes` of a PReLU."""
     torch.manual_seed(0)
-    layers = {"conv1": nn.Conv2d(3, 6, 3), "bn1": nn.BatchNorm2d(6), "relu": nn.ReLU(), "conv2": nn.Conv2d(6, 10, 3)}
+    layers = {"conv1": nn.Conv2d(3, 6, 3), "bn1": nn.BatchNorm2d(6)}
+    layers |= {"relu": nn.PReLU(6) if slopes else nn.ReLU(), "conv2": nn.Conv2d(6, 10, 3)}
     head = {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(10, 11)}
     return nn.Sequential(collections.OrderedDict({**layers, **head}))
 
 
-@pytest.mark.parametrize("made", [published.piggyback, published.cpg])
+@pytest.mark.parametrize(
+    ("made", "slopes"), [(published.piggyback, False), (published.cpg, False), (published.cpg, True)]
+)
 def test_imported_tasks_compile_and_compute_what_the_method_says(
-    made: published.Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: published.Made, slopes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.runtime.session import Session
     from ksm_hw.toolchains.targets import load_target
 
-    found = made(tiny_network(), "resnet")
+    found = made(tiny_network(slopes), "resnet")
     torch.save(found.content, tmp_path / "checkpoint.pt")
-    network = tiny_network()
+    network = tiny_network(slopes)
     if found.backbone:
         network.load_state_dict(found.backbone)
     form, content = read_tasks(tmp_path / "checkpoint.pt", "auto", network)
@@ -48,7 +51,7 @@ def test_imported_tasks_compile_and_compute_what_the_method_says(
         ternary = bundle.packs["flowers"].masks["conv1"]
         assert ternary.scale_bits == 1 and ternary.nbytes <= -(-ternary.bits.size * 8 * 2 // 8) + 1
     for module in ("ksm_hw.compiler.lower", "ksm_hw.models.task_module"):
-        monkeypatch.setattr(f"{module}.build_backbone", lambda name, classes: with_classes(tiny_network(), classes))
+        monkeypatch.setattr(f"{module}.build_backbone", lambda _, classes: with_classes(tiny_network(slopes), classes))
     artifact = compile_bundle(bundle, load_target("host"), tmp_path / "artifact")[0]
     session = Session.load(artifact)
     images = torch.randn(1, 3, SIDE, SIDE)

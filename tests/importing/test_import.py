@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def imported(made: published.Published, backbone: str, folder: Path, *options: s
     if made.backbone:
         torch.save(made.backbone, folder / "weights.pt", _use_new_zipfile_serialization=new)
         weights = ["--backbone-weights", str(folder / "weights.pt")]
-    arguments = ["import", str(folder / "checkpoint.pt"), "--backbone", backbone, *weights, "--json", *options]
+    options = ("--backbone", backbone, "--image-size", str(SIZE), "--json", *options)
+    arguments = ["import", str(folder / "checkpoint.pt"), *weights, *options]
     done = CliRunner().invoke(app, [*arguments, "-o", str(folder / "bundle")], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     (folder / "checkpoint.pt").unlink()
@@ -50,16 +52,39 @@ def imported(made: published.Published, backbone: str, folder: Path, *options: s
     return found
 
 
-@torch.no_grad()
 def assert_computes_the_same(folder: Path, made: published.Published) -> None:
     bundle = load_bundle(folder / "bundle")
+
+    @torch.no_grad()
+    def found(task: str, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = task_module(bundle, bundle.packs[task])(images)
+        return logits
+
+    assert_same_logits(found, made)
+
+
+def assert_compiled_computes_the_same(folder: Path, made: published.Published) -> None:
+    from ksm_hw.runtime.session import Session
+
+    options = ["--target", "host", "--task", "all", "--bundle", str(folder / "bundle"), "-o", str(folder / "artifact")]
+    done = CliRunner().invoke(app, ["compile", *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    session = Session.load(folder / "artifact")
+
+    def found(task: str, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.from_numpy(session.run(image[None].numpy(), task)) for image in images])
+
+    assert_same_logits(found, made)
+
+
+def assert_same_logits(found: Callable[[str, torch.Tensor], torch.Tensor], made: published.Published) -> None:
     images = blurred_images(2, SIZE, seed=3)
     for task, logits in made.logits.items():
         expected = logits(images)
-        found = task_module(bundle, bundle.packs[task])(images)
         spread = (expected - expected.mean(0)).abs().max()
         assert spread > 1e-2 * expected.abs().max(), "the images make no difference"
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3 * float(spread))
+        atol = 1e-3 * float(spread)
+        torch.testing.assert_close(found(task, images), expected, rtol=1e-4, atol=atol)
 
 
 def thin_network(name: str, classes: int = 1000) -> nn.Module:
@@ -110,3 +135,6 @@ def test_every_variant_over_the_published_networks(
     made = published_over(backbone, family, variant)
     imported(made, backbone, tmp_path, new=new)
     assert_computes_the_same(tmp_path, made)
+    if new:  # What both forms of file give is the same bundle.
+        assert_compiled_computes_the_same(tmp_path, made)
+    shutil.rmtree(tmp_path)  # Gigabytes for a VGG.

@@ -14,12 +14,13 @@ from torch import nn
 
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.models.task_module import task_module
+from ksm_hw.quantising.float_model import convolved
 from ksm_hw.quantising.folded_weights import folded_weights
-from ksm_hw.quantising.integer_model import integer_model
-from ksm_hw.quantising.network import network_of
+from ksm_hw.quantising.integer_model import integer_model, quantised_model
+from ksm_hw.quantising.network import INPUT, Convolution, Network, network_of
 from ksm_hw.quantising.rounded_network import RoundedNetwork, learned_weights
 from ksm_hw.quantising.scheme import Quantisation, quantise_layer, requantise
-from ksm_hw.quantising.straight_through import looked_up, quantised_layer, requantised, rounded
+from ksm_hw.quantising.straight_through import exact_sums, looked_up, quantised_layer, requantised, rounded
 
 DATA, INTO = Quantisation(0.02, 128), Quantisation(0.5, 100)
 
@@ -97,6 +98,59 @@ def test_requantisation_rounds_ties_to_even_and_learns_between_its_bounds() -> N
     assert (found.detach().numpy() + INTO.zero_point).tolist() == expected.tolist() == [100, 100, 100, 102, 102, 103]
     found.sum().backward()
     assert sums.grad is not None and sums.grad.tolist() == [0, 0, 0.5, 0.5, 0.5, 0]
+
+
+def test_a_clamp_s_edges_learn_and_nothing_beyond_them() -> None:
+    """What rounds to a bound is let through, from either side of it."""
+    low, high = 90, 103
+    products = torch.tensor([-10.6, -10.4, -10.0, -9.6, 2.6, 3.0, 3.4, 3.6], requires_grad=True)
+    found = requantised(products, 1.0, INTO, (low, high))
+    assert found.tolist() == [-10, -10, -10, -10, 3, 3, 3, 3]
+    found.sum().backward()
+    assert products.grad is not None and products.grad.tolist() == [0, 1, 1, 1, 1, 1, 1, 0]
+
+
+LARGE_SUMS = {
+    "dense": (Convolution("layer", INPUT, "layer", has_bias=False, dense=True), (3, 1200), (4, 1200)),
+    "window": (
+        Convolution("layer", INPUT, "layer", has_bias=False, padding=(1, 1, 1, 1)),
+        (2, 130, 5, 5),
+        (4, 130, 3, 3),
+    ),
+    "groups": (Convolution("layer", INPUT, "layer", has_bias=False, groups=2), (2, 260, 5, 5), (4, 130, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE_SUMS)
+def test_sums_that_float32_does_not_hold_are_exact(kind: str) -> None:
+    operator, of_data, of_weight = LARGE_SUMS[kind]
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randint(200, 256, of_data, generator=generator).float().requires_grad_()
+    weight = torch.randint(100, 128, of_weight, generator=generator).float().requires_grad_()
+    expected = convolved(operator, data.detach().double(), weight.detach().double())
+    assert expected.max() > 2**24 and not torch.equal(expected.float().double(), expected)
+    found = exact_sums(operator, data, weight, 0)
+    assert torch.equal(found.double(), expected)
+    found.sum().backward()
+    gradients = data.grad, weight.grad
+    data.grad = weight.grad = None
+    convolved(operator, data, weight).sum().backward()
+    for exact, plain in zip(gradients, (data.grad, weight.grad), strict=True):
+        assert exact is not None and plain is not None and torch.allclose(exact, plain, rtol=1e-5)
+
+
+def test_logits_of_large_sums_are_the_integer_model_s() -> None:
+    """4096 products of positive numbers: float32 alone would add up other logits."""
+    generator = torch.Generator().manual_seed(0)
+    learned = nn.ModuleDict({"head": nn.Linear(4096, 3)})
+    with torch.no_grad():
+        for parameter in learned.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) / 2 + 0.5)
+    network = Network((Convolution("head", INPUT, "head", has_bias=True, dense=True),), "head", 4096)
+    images = torch.rand(5, 4096, generator=generator) / 2 + 0.5
+    rounded_network = RoundedNetwork(learned, network, {INPUT: (0.0, 1.0)})
+    model = quantised_model(network, learned_weights(network, learned), {INPUT: (0.0, 1.0)})
+    assert np.array_equal(rounded_network(images).detach().numpy(), model.logits(images.numpy()))
 
 
 def test_a_table_has_the_gradient_of_its_function() -> None:

@@ -1,6 +1,7 @@
 """Methods compared: what is made of their trials."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -10,18 +11,21 @@ from random_tasks import SMALL_NETWORK
 from typer.testing import CliRunner
 
 from ksm_hw.cli import app
+from ksm_hw.cli.console import PlainConsole
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle, load_bundle
 from ksm_hw.masks.task_pack import bytes_at_rest
 from ksm_hw.report.comparison import Summary, comparison_tables, write_comparison
 from ksm_hw.report.deployed_methods import Deployed
+from ksm_hw.report.terminal import print_table
 
 SUMMARIES = [
     Summary(
-        "ksm", "pets", "a card", (0.5, 0.75), (0.0, 0.25), 1e6, 7, 10, 5e8, 2e9, Deployed(0.003, 0.001, None, None)
+        "ksm", "pets", "a card", (0.5, 0.75), (0.0, 0.25), 1e6, 7, 10, 5e8, 2e9,
+        Deployed(0.003, 0.001, None, None, "a CPU, 2 threads", False),
     ),
     Summary("fine-tuning", "pets", "a card", (1.0, 1.0), (0.0, 0.0), 4e6, 5, 8, 6e8, 0),
-]
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -82,27 +86,47 @@ def test_granularities_and_bits_are_compared_as_methods_are(place: Path) -> None
 
 def test_variants_of_a_method_are_told_apart() -> None:
     swept = [dataclasses.replace(SUMMARIES[0], granularity="channel", scale_bits=bits) for bits in (8, 4)]
-    learned, _ = comparison_tables(swept)
-    assert [row[1] for row in learned.rows] == [
-        "KSM soft masks, by channel, 8 bits", "KSM soft masks, by channel, 4 bits",
-    ]  # fmt: skip
+    for table in comparison_tables(swept):
+        assert [row[1] for row in table.rows] == [
+            "KSM soft masks, by channel, 8 bits", "KSM soft masks, by channel, 4 bits",
+        ]  # fmt: skip
 
 
 def test_the_table_and_the_page_have_every_method(tmp_path: Path) -> None:
-    learned, deployed = comparison_tables(SUMMARIES)
-    assert [row[:6] for row in learned.rows] == [
-        ("pets", "KSM soft masks", "62.5% ± 17.7%", "12.5%", "7", "10"),
-        ("pets", "fine-tuning", "100.0% ± 0.0%", "0.0%", "5", "8"),
-    ]
+    reached, learned, deployed = comparison_tables(SUMMARIES)
+    assert reached.rows == (
+        ("pets", "KSM soft masks", "62.5% ± 17.7%", "12.5%", "1.000"),
+        ("pets", "fine-tuning", "100.0% ± 0.0%", "0.0%", "4.000"),
+    )
+    assert learned.rows == (
+        ("pets", "KSM soft masks", "7", "10", "500", "2000"), ("pets", "fine-tuning", "5", "8", "600", "0"),
+    )  # fmt: skip
     assert "Learned on a card." in learned.note
     assert deployed.rows == (("pets", "KSM soft masks", "3.00", "1.00", "—", "—"),)
+    assert deployed.note == "Medians, of the first seed's bundles, on a CPU, 2 threads."
     write_comparison(SUMMARIES, "2 seeds < 3", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<svg") == 2 and page.count("KSM soft masks") == 4
+    assert page.count("<svg") == 2 and page.count("KSM soft masks") == 5
     drawn = [dataclasses.replace(each, curve=((1.0, 0.25), (2.0, 0.5))) for each in SUMMARIES]
     write_comparison(drawn, "2 seeds < 3", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 3 and "after each epoch" in page
+
+
+def test_a_terminal_of_80_columns_shows_whole_words_and_numbers() -> None:
+    times = Deployed(0.123, 0.0123, 0.00456, 0.0789, "an Intel(R) Xeon(R) Processor (cascadelake), 2 threads", True)
+    swept = dataclasses.replace(
+        SUMMARIES[0], task="fashion-mnist", seconds=10_380, cpu_seconds=11_587, memory_bytes=2.4e10, deployed=times
+    )
+    stream = io.StringIO()
+    tables = comparison_tables([swept])
+    for table in tables:
+        print_table(PlainConsole(file=stream, width=80), table)
+    lines = stream.getvalue().splitlines()
+    for table in tables:
+        assert any(all(cell in line for cell in table.rows[0]) for line in lines), stream.getvalue()
+        assert all(word in stream.getvalue() for column in table.columns for word in column.split())
+    assert "Rounds differ by more than 10%: KSM soft masks." in " ".join(stream.getvalue().split())
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_what_a_target_gave_is_kept_and_one_that_fails_costs_itself(tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["sweep", "--targets", "host,nowhere"], "nowhere"),
+        (["sweep", "--targets", "host,nowhere"], "`tune` and `targets show` take one of your own by --target-file"),
         (["sweep", "--targets", "host", "--tasks", "glyphs,glyfs"], "No task named 'glyfs'. Did you mean 'glyphs'?"),
         (["sweep", "--targets", "host,rpi4", "--tracker", "desk"], "'desk' is no address. Give HOST:PORT"),
         (["tune", "--target", "host", "--task", "glyfs"], "No task named 'glyfs'. Did you mean 'glyphs'?"),

@@ -200,33 +200,45 @@ def test_the_list_needs_no_gpu() -> None:
 # Linkers.
 
 
-def linked_machine(command: list[str], folder: Path) -> int:
-    """The ELF number of the architecture of a library that a linker made."""
-    (folder / "one.c").write_text("int one(void) { return 1; }\n")
-    subprocess.run([*command, "-fPIC", "-c", "one.c", "-o", "one.o"], cwd=folder, check=True)
+def linked_library(command: list[str], folder: Path) -> bytes:
+    """A library that a linker made of code with notes for debuggers."""
+    source = (
+        "__attribute__((noinline)) static int inner(int x) { return x + 1; }\nint one(int x) { return inner(x); }\n"
+    )
+    (folder / "one.c").write_text(source)
+    subprocess.run([*command, "-g", "-fPIC", "-c", "one.c", "-o", "one.o"], cwd=folder, check=True)
+    assert b".debug_info" in (folder / "one.o").read_bytes()
     link_shared_library(command, str(folder / "one.so"), [str(folder / "one.o")])
-    (machine,) = struct.unpack_from("<H", (folder / "one.so").read_bytes(), 18)
-    return int(machine)
+    return (folder / "one.so").read_bytes()
 
 
-ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
+def assert_linked(library: bytes, architecture: str) -> None:
+    """It is for the architecture, and has the names of functions that it exports not."""
+    (machine,) = struct.unpack_from("<H", library, 18)
+    assert machine == {"x86_64": 62, "aarch64": 183}[architecture]
+    assert b"\0inner\0" in library
 
 
-@pytest.mark.parametrize("architecture", ELF_MACHINES)
+ARCHITECTURES = ("x86_64", "aarch64")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_linker_makes_libraries_for_the_architecture(architecture: str, tmp_path: Path) -> None:
     try:
         command = linker_command(architecture)
     except UserError as error:
         pytest.skip(str(error))
-    assert linked_machine(command, tmp_path) == ELF_MACHINES[architecture]
+    library = linked_library(command, tmp_path)
+    assert_linked(library, architecture)
+    assert b".debug_info" not in library
 
 
-@pytest.mark.parametrize("architecture", ELF_MACHINES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_zig_links_where_no_compiler_is(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     command = linker_command(architecture)
     assert command[1:3] == ["-m", "ziglang"]
-    assert linked_machine(command, tmp_path) == ELF_MACHINES[architecture]
+    assert_linked(linked_library(command, tmp_path), architecture)
 
 
 def test_without_any_linker_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

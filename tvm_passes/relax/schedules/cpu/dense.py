@@ -32,9 +32,9 @@ from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 # more: sums are less than 32 KiB by default, a first-level cache. Tried on a Zen 4; no benchmark measures dense layers
 # alone, `ksm-hw profile` does.
 _BAND_BYTES, _DEPTHS = (2048, 1024, 512, 256, 4096), (8, 4, 16, 2)
-# Of a core that multiplies by lanes: vectors of sums that are held in registers together, and what is read at a time:
-# sums are loaded and stored once for all of these.
-_MOST_VECTORS, _DEPTHS_BY_LANE = 8, (32, 16, 8, 4, 2)
+# Of a core that multiplies by lanes: vectors of sums that are held in registers together, the best first (1000 outputs
+# have no 8, and 5 wait for one another), and what is read at a time: sums are loaded and stored once for all of these.
+_TOGETHER, _DEPTHS_BY_LANE = (8, 10, 7, 6, 5, 4, 3, 2, 1), (32, 16, 8, 4, 2)
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,28 @@ class Dense(DesignSpaceRule[FusedOperator, Band]):
 
 def bands(width: int, inputs: int, dtype: str, unit: VectorUnit) -> list[Band]:
     """The ways to compute a dense layer that are worth a measurement, the likely fastest first."""
-    outputs = [largest_divisor(width, limit // value_bytes(dtype)) for limit in _BAND_BYTES]
+    outputs = [_outputs(width, limit // value_bytes(dtype), unit, dtype) for limit in _BAND_BYTES]
     limits = _DEPTHS_BY_LANE if unit.by_lane else _DEPTHS
     depths = [largest_divisor(inputs, limit) for limit in limits]
     return list(dict.fromkeys(Band(*band) for band in itertools.product(outputs, depths)))
+
+
+def _outputs(width: int, most: int, unit: VectorUnit, dtype: str) -> int:
+    """Of a band: the most that divide the width; by lanes of those whose vectors are widest, and best held together."""
+    if not unit.by_lane:
+        return largest_divisor(width, most)
+    lanes = unit.lanes(dtype)
+
+    def worth(outputs: int) -> tuple[int, int, int]:
+        vector = widest_vector(outputs, lanes)
+        return vector, -_TOGETHER.index(_together(outputs // vector)), outputs
+
+    return max((one for one in range(1, min(width, most) + 1) if width % one == 0), key=worth)
+
+
+def _together(vectors: int) -> int:
+    """How many of a band's vectors of sums are held in registers together."""
+    return next(number for number in _TOGETHER if vectors % number == 0)
 
 
 def _compute_bands(schedule: Schedule, operator: FusedOperator, size: Band, unit: VectorUnit) -> None:
@@ -80,7 +98,7 @@ def _compute_bands(schedule: Schedule, operator: FusedOperator, size: Band, unit
     outer, inner = schedule.split(reduction, [None, size.inputs])
     several: list[LoopRV] = []
     if unit.by_lane:
-        vectors, *several = schedule.split(vectors, [None, largest_divisor(extent(schedule, vectors), _MOST_VECTORS)])
+        vectors, *several = schedule.split(vectors, [None, _together(extent(schedule, vectors))])
     schedule.reorder(bands, outer, row, vectors, inner, *several, vector)
     schedule.reverse_compute_at(operator.output, bands, preserve_unit_loops=True)
     schedule.parallel(bands)
