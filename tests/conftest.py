@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,6 +126,14 @@ def shipped_on_arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
         compile_bundle(few, load_target("arm64"), folder, runner=True)
 
     return made_once(tmp_path_factory, "shipped-on-arm64", save)
+
+
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """This process, and what it starts, heed Ctrl-C: a shell has what it starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -71,15 +71,11 @@ def test_a_name_that_is_no_text_is_told_all_the_same(
     assert done == ["waited"] and "(ksm-hw train \\udcff.jpg)" in caplog.text
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_ends_the_wait(holder: "subprocess.Popen[str]", tmp_path: Path) -> None:
-    # A shell has what it starts in the background ignore Ctrl-C, these tests too: the wait would have no end.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    try:
-        with pytest.raises(KeyboardInterrupt), locked_folder(tmp_path):
-            pytest.fail("the lock was not held")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt), locked_folder(tmp_path):
+        pytest.fail("the lock was not held")
     assert (tmp_path / FOLDER_LOCK).exists(), "it is the other's still"
 
 

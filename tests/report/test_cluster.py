@@ -112,6 +112,7 @@ def test_a_worker_that_dies_costs_its_trial_alone(address: str, place: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_who_stops_it_ends_what_runs_there_and_keeps_what_is_done(address: str, place: Path) -> None:
     trials = trials_of(place, "done", "stopped")
 
@@ -124,20 +125,16 @@ def test_who_stops_it_ends_what_runs_there_and_keeps_what_is_done(address: str, 
         runs.extend([worker := worker_of(trials[1]), *worker.children()])
         os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with connected_cluster(address) as cluster:
-            first = learn_trials(trials[:1], place / "compared", of, runner=cluster)
-            stopper = threading.Thread(target=interrupt)
-            stopper.start()
-            with pytest.raises(KeyboardInterrupt):
-                learn_trials(trials, place / "compared", of, runner=cluster)
-            stopper.join()
-            _, alive = psutil.wait_procs(runs, 30)
-            assert len(runs) == 2 and not alive
-            assert learn_trials(trials[:1], place / "compared", of, runner=cluster) == first
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with connected_cluster(address) as cluster:
+        first = learn_trials(trials[:1], place / "compared", of, runner=cluster)
+        stopper = threading.Thread(target=interrupt)
+        stopper.start()
+        with pytest.raises(KeyboardInterrupt):
+            learn_trials(trials, place / "compared", of, runner=cluster)
+        stopper.join()
+        _, alive = psutil.wait_procs(runs, 30)
+        assert len(runs) == 2 and not alive
+        assert learn_trials(trials[:1], place / "compared", of, runner=cluster) == first
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:no", "127.0.0.1:99999", ":1"])

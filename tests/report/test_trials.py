@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import signal
 import time
 from pathlib import Path
 
@@ -86,10 +85,9 @@ def test_what_a_trial_gave_is_kept(tmp_path: Path) -> None:
     assert began(tmp_path) == ["a"]
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_who_is_stopped_ends_all_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ksm_hw.report.trials._WHILE", 0.2)
-    # A shell's background jobs ignore Ctrl-C, and so would what they start.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     start = time.monotonic()
 
     def stop(trial: LearningTrial, outcome: Learned) -> None:
@@ -97,11 +95,8 @@ def test_who_is_stopped_ends_all_that_runs(tmp_path: Path, monkeypatch: pytest.M
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            learn_trials(trials_of("head", "slow", "a", "b", "c"), tmp_path, lambda method: [], 2, stop)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        learn_trials(trials_of("head", "slow", "a", "b", "c"), tmp_path, lambda method: [], 2, stop)
     assert time.monotonic() - start < 30 and len(began(tmp_path)) < 4
 
 

@@ -177,6 +177,7 @@ def test_a_library_that_crashes_costs_its_process_only(tmp_path: Path) -> None:
         assert "cannot find file" in missing["error"]
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_keeps_what_was_measured(resnet_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tuned"
     options = ["--ir", "relay", "--target", "host", "--bundle", resnet_folder, "--trials", "1000", "-o", folder]

@@ -253,6 +253,7 @@ def test_a_board_that_goes_costs_nothing_measured(bundle: Bundle, tmp_path: Path
         assert (result.trials, result.measured, result.failed) == (6, 6 - measured, 0)
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_keeps_what_was_measured(bundle_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tuned"
     tune_of_all = ["tune", "--bundle", bundle_folder, "--target", "host", "--trials", "1000", "-o", folder]
