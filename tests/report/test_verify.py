@@ -151,8 +151,8 @@ def verify_granularities(
 
 # Each granularity more is up to 20 s more for the others.
 QUICK = {"resnet18"}
-# Half a gigabyte of weights, and twice the kernels of any other: a minute each.
-LARGE = {"vgg16_bn", "densenet121"}
+# Half a gigabyte of weights; twice the kernels of any other; and what the shipped tasks below are of.
+SLOW = {"vgg16_bn", "densenet121", "efficientnet-lite0"}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_every_architecture_with_masks_of_every_granularity(network: str, photog
 @pytest.mark.parametrize(
     "network",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else [])
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
         for name in ARCHITECTURES
         if name not in QUICK
     ],

@@ -231,7 +231,12 @@ def rewritten(module: tvm.IRModule, arrays: list[np.ndarray]) -> list[np.ndarray
 @pytest.mark.parametrize(
     ("network", "granularity", "scale_bits"),
     [
-        *((PostActivation, granularity, 32) for granularity in GRANULARITIES),
+        (PostActivation, "element", 32),
+        *(
+            pytest.param(PostActivation, granularity, 32, marks=pytest.mark.slow)
+            for granularity in GRANULARITIES
+            if granularity != "element"
+        ),
         (PostActivation, "kernel", 8),
         (PostActivation, "group", 4),
         (PreActivation, "kernel", 32),
