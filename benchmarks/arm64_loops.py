@@ -19,12 +19,13 @@ from arm64_loops.peer_wheels import PEERS, peer_loops
 from arm64_loops.results import Costs, Peers, Results, joined, results
 from arm64_loops.tables import markdown
 from arm64_rewriting import rewriting
-from int8_speed import PRECISIONS, calibrated_bundle
+from int8_speed import calibrated_bundle
 from peers.catalogue import NETWORKS
 from peers.networks import make_bundle
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from ksm_hw.artifact.modes import PRECISIONS
 from ksm_hw.toolchains.targets import load_target
 
 EXAMPLES = """examples:

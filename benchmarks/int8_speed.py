@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from peers.networks import make_bundle
 
-from ksm_hw.artifact.modes import Precision
+from ksm_hw.artifact.modes import PRECISIONS
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.quantising.calibrate import calibrate
@@ -26,7 +26,6 @@ from ksm_hw.runtime.session import Session
 from ksm_hw.toolchains.targets import CompileTarget, load_target
 
 NETWORKS = ("resnet50", "resnet18", "vgg16_bn", "mobilenet_v2", "efficientnet-lite0", "shufflenet_v2_x1_0")
-PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 
 
 @dataclass(frozen=True)

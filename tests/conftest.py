@@ -111,21 +111,27 @@ def arm64_artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> 
 
 
 @pytest.fixture(scope="session")
-def shipped_on_arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped tasks, with two samples each, compiled for any arm64 CPU, the runner beside them; read only."""
+def shipped_with_two_samples(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The shipped tasks, with two of each one's samples: for an emulator, which takes seconds for an inference."""
+    shipped, samples = load_bundle(shipped_bundle()), tmp_path_factory.mktemp("samples")
+    for task in shipped.packs:
+        (samples / task).mkdir()
+        for image in sample_images(shipped, task)[:2]:
+            shutil.copy(image, samples / task)
+    return dataclasses.replace(shipped, samples=samples)
+
+
+@pytest.fixture(scope="session")
+def shipped_on_arm64(tmp_path_factory: pytest.TempPathFactory, shipped_with_two_samples: Bundle) -> Path:
+    """The tasks of `shipped_with_two_samples` compiled for any arm64 CPU, the runner beside them; read only."""
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.toolchains.targets import load_target
 
-    def save(folder: Path) -> None:
-        shipped, samples = load_bundle(shipped_bundle()), tmp_path_factory.mktemp("samples")
-        for task in shipped.packs:
-            (samples / task).mkdir()
-            for image in sample_images(shipped, task)[:2]:
-                shutil.copy(image, samples / task)
-        few = dataclasses.replace(shipped, samples=samples)
-        compile_bundle(few, load_target("arm64"), folder, runner=True)
-
-    return made_once(tmp_path_factory, "shipped-on-arm64", save)
+    return made_once(
+        tmp_path_factory,
+        "shipped-on-arm64",
+        lambda folder: compile_bundle(shipped_with_two_samples, load_target("arm64"), folder, runner=True),
+    )
 
 
 @pytest.fixture

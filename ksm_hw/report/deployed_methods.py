@@ -118,17 +118,20 @@ def _is_compiled(part: _Part, on_step: OnStep) -> bool:
     from ksm_hw.compiler.compile import compile_bundle
     from ksm_hw.toolchains.targets import load_target
 
-    def step(name: str) -> None:
-        on_step(f"{part.name}: {name}")
-
+    target, steps = load_target("host"), _steps_of(part, on_step)
     try:
-        compile_bundle(bundle, load_target("host"), part.artifact, precision=part.precision, on_step=step)
+        compile_bundle(bundle, target, part.artifact, precision=part.precision, on_step=steps)
     except UserError as error:
         if part.precision == "float32":
             raise
         _log.warning("%s is not measured in %s: %s", part.bundle, part.precision, error)
         return False
     return True
+
+
+def _steps_of(part: _Part, on_step: OnStep) -> OnStep:
+    """Tells of a part's steps under its name."""
+    return lambda step: on_step(f"{part.name}: {step}")
 
 
 def _is_of(artifact: Path, bundle: Bundle) -> bool:
@@ -148,11 +151,7 @@ def _is_of(artifact: Path, bundle: Bundle) -> bool:
 def _measured(part: _Part, on_step: OnStep) -> _Measured:
     if part.measured.exists():
         return kept(part.measured, _Measured)
-
-    def step(name: str) -> None:
-        on_step(f"{part.name}: {name}")
-
-    report = measure_artifact(part.artifact, on_step=step, compare_unmasked=False)
+    report = measure_artifact(part.artifact, on_step=_steps_of(part, on_step), compare_unmasked=False)
     measured = _Measured(
         {task.task: task.latency.median_seconds for task in report.tasks},
         {task.task: None if task.switch is None else task.switch.median_seconds for task in report.tasks},

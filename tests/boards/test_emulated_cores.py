@@ -1,6 +1,5 @@
 """Verify on the emulated board as two cores: every shipped task in every fold mode, and every architecture."""
 
-import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +13,8 @@ from verifications import ARCHITECTURES, assert_all_passed
 from ksm_hw.artifact.modes import FoldMode
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.compiler.compile import compile_bundle
-from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
+from ksm_hw.masks.bundle import Bundle
 from ksm_hw.report.verify import verify
-from ksm_hw.resources import shipped_bundle
 from ksm_hw.toolchains.targets import CompileTarget, load_target
 
 # Slow: what test_boards.py shows of one core and a small network, an emulator takes ten minutes to show of all.
@@ -24,7 +22,6 @@ pytestmark = [needs_emulated_board, pytest.mark.slow]
 
 # QEMU's name of each core, and the target whose code it runs.
 CORES = {"cortex-a72": "rpi4", "cortex-a76": "rpi5"}
-IMAGES = 2  # Of each shipped task.
 
 
 @pytest.fixture(scope="module", params=CORES)
@@ -37,25 +34,14 @@ def core(
         yield load_target(CORES[request.param]), BoardAddress(tracker=tracker, key=request.param)
 
 
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The shipped tasks, with a few of their samples."""
-    bundle, samples = load_bundle(shipped_bundle()), tmp_path_factory.mktemp("samples")
-    for task in bundle.packs:
-        (samples / task).mkdir()
-        for image in sample_images(bundle, task)[:IMAGES]:
-            shutil.copy(image, samples / task)
-    return dataclasses.replace(bundle, samples=samples)
-
-
 @pytest.mark.parametrize("fold", ["switch", "bake", "fused"])
 def test_every_shipped_task_in_every_mode(
-    core: tuple[CompileTarget, BoardAddress], shipped: Bundle, fold: FoldMode, tmp_path: Path
+    core: tuple[CompileTarget, BoardAddress], shipped_with_two_samples: Bundle, fold: FoldMode, tmp_path: Path
 ) -> None:
     target, board = core
-    artifacts = compile_bundle(shipped, target, tmp_path / "artifact", fold=fold)
+    artifacts = compile_bundle(shipped_with_two_samples, target, tmp_path / "artifact", fold=fold)
     results = [result for artifact in artifacts for result in verify(artifact, board=board)]
-    assert_all_passed(results, list(shipped.packs), IMAGES)
+    assert_all_passed(results, list(shipped_with_two_samples.packs), 2)
     assert all(result.agreement == 1 for result in results), results
 
 
