@@ -19,12 +19,12 @@ def main(artifact: Path) -> None:
     bundle = load_bundle(artifact)
     for task in session.tasks:
         seconds = session.switch(task)
-        pack = session.packs[task]
+        description = session.descriptions[task]
         print(f"\n{task}: switched in {seconds * 1e3:.1f} ms")
         files = sample_images(bundle, task)
-        logits = session.run_all(preprocess_batch([read_image(file) for file in files], pack.preprocessing))
+        logits = session.run_all(preprocess_batch([read_image(file) for file in files], description.preprocessing))
         for file, row in zip(files, logits, strict=True):
-            print(f"  {file.stem:<28} is a {pack.classes[row.argmax()]}")
+            print(f"  {file.stem:<28} is a {description.classes[row.argmax()]}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.protocol import VERSION, function_name, kept_name, result_of
 from ksm_hw.boards.reaching import WAIT, reach, within
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import load_bundle
+from ksm_hw.masks.bundle import describe_tasks
 from ksm_hw.measuring.process import Measured
 from ksm_hw.runtime.remote_session import RemoteSession
 
@@ -112,7 +112,7 @@ class Board:
         folder = Path(artifact)
         manifest = read_manifest(folder)
         task = self.call("load", self._send(folder), threads or 0)
-        return RemoteSession(self, manifest, load_bundle(folder).packs, task)
+        return RemoteSession(self, manifest, describe_tasks(folder), task)
 
     @contextlib.contextmanager
     def measuring_process(self, artifact: Path, threads: int | None = None) -> Iterator[Measured]:

@@ -12,10 +12,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +32,14 @@ from ksm_hw.masks.growth import carried_over, shapes_of
 from ksm_hw.masks.mask_format import mask_shape
 from ksm_hw.masks.mask_names import layer_of, weight_of
 from ksm_hw.masks.safetensors_file import check_float32, read_arrays, sha256_of_tensors, write_arrays
-from ksm_hw.masks.task_pack import TaskPack, is_same_task, load_task_pack, save_task_pack
+from ksm_hw.masks.task_pack import TaskDescription, TaskPack, is_same_task, load_task_pack, save_task_pack
 from ksm_hw.state_dicts import packaged_tensors
 
 FORMAT_VERSIONS = (1, 2)
 DESCRIPTION = "bundle.json"
 _BACKBONE = "backbone.safetensors"
 LEARNING = ".learning"  # Folder of what unfinished training keeps (`ksm_hw.learning.train`).
+Task = TypeVar("Task")
 _SAMPLE = re.compile(r"\d\d-[A-Za-z0-9_]*\.png")  # Name of a sample image, as training writes it.
 
 
@@ -76,8 +77,8 @@ def select_tasks(bundle: Bundle, task: str) -> Bundle:
     return dataclasses.replace(bundle, packs={task: task_of(bundle.packs, task)})
 
 
-def task_of(packs: Mapping[str, TaskPack], task: str) -> TaskPack:
-    """The pack of a task.
+def task_of(packs: Mapping[str, Task], task: str) -> Task:
+    """The pack of a task, or what else is kept of each.
 
     Raises:
         UserError: there is no such task; the message names the near ones.
@@ -139,6 +140,19 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def _load_bundle(folder: Path) -> Bundle:
+    bundle, packs = open_bundle(folder)
+    return dataclasses.replace(bundle, packs=dict(packs))
+
+
+def open_bundle(folder: Path) -> tuple[Bundle, Iterator[tuple[str, TaskPack]]]:
+    """A bundle without its tasks, and these by their names, each read when it is its turn.
+
+    For who keeps no pack: all of them take as much memory as what a session makes of them. Files that another process
+    replaces meanwhile are for the caller to heed (`read_whole`), as `load_bundle` does.
+
+    Raises:
+        UserError: as `load_bundle`; of a task when it is its turn.
+    """
     description = _read_description(folder)
     name, rounding = description.backbone, description.rounding
     expected = description.backbone_sha256 if rounding is None else rounding.sha256
@@ -152,12 +166,22 @@ def _load_bundle(folder: Path) -> Bundle:
             f"The backbone of {folder} has SHA-256 {found}; its bundle.json expects {expected}. "
             "Copy the bundle again, or learn its tasks over this backbone."
         )
-    packs = {task: load_task_pack(folder / "tasks" / f"{task}.safetensors") for task in description.tasks}
-    for pack in packs.values():
-        check_pack_fits(pack, name, description.backbone_sha256, tensors)
     samples = folder / "samples"
     sha256, present = description.backbone_sha256, samples if samples.is_dir() else None
-    return Bundle(name, sha256, tensors, packs, present, folder, precision)
+    bundle = Bundle(name, sha256, tensors, {}, present, folder, precision)
+    return bundle, _fitting_packs(bundle, folder, description.tasks)
+
+
+def _fitting_packs(bundle: Bundle, folder: Path, tasks: Iterable[str]) -> Iterator[tuple[str, TaskPack]]:
+    for task in tasks:
+        pack = load_task_pack(folder / "tasks" / f"{task}.safetensors")
+        check_pack_fits(pack, bundle.backbone, bundle.backbone_sha256, bundle.tensors)
+        yield task, pack
+
+
+def describe_tasks(folder: Path) -> dict[str, TaskDescription]:
+    """What the tasks of a bundle are, by their names; raises as `load_bundle`."""
+    return {task: pack.description for task, pack in load_bundle(folder).packs.items()}
 
 
 def tasks_in(folder: Path) -> list[str]:

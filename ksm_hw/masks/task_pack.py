@@ -50,6 +50,15 @@ _INT8_BIAS = "int8_bias/"
 
 
 @dataclass(frozen=True)
+class TaskDescription:
+    """What one has to know of a task to give it images and to name its logits; see `TaskPack`."""
+
+    task: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
 class TaskPack:
     """A task.
 
@@ -85,6 +94,11 @@ class TaskPack:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     parameters: Mapping[str, npt.NDArray[np.float32]] = dataclasses.field(default_factory=dict)
     calibration: Calibration | None = None
+
+    @property
+    def description(self) -> TaskDescription:
+        """The task without its tensors."""
+        return TaskDescription(self.task, self.classes, self.preprocessing)
 
     @property
     def own_tensors(self) -> dict[str, npt.NDArray[np.float32]]:

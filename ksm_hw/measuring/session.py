@@ -9,7 +9,6 @@ from typing import Any
 import tvm
 
 from ksm_hw.artifact.manifest import read_manifest
-from ksm_hw.artifact.parameters import is_shared, task_parameters
 from ksm_hw.runtime.device_session import DeviceSession
 from ksm_hw.runtime.machine import process_peak_bytes, this_machine
 
@@ -146,15 +145,9 @@ def _measure_switches(session: DeviceSession, tasks: list[str], rounds: int) -> 
 
 
 def _memory_facts(session: DeviceSession) -> dict[str, Any]:
-    facts: dict[str, Any] = {
+    return {
         "process_peak_bytes": process_peak_bytes(),
         "weights_bytes": session.weights_bytes,
         "parameters_bytes": session.parameters_bytes,
-        "resident_bytes": {},
+        "resident_bytes": session.own_bytes,
     }
-    for task, entry in session.manifest.tasks.items():
-        pack = session.packs[task]
-        own = [name for name in entry.parameters if not is_shared(name, pack)]
-        arrays = task_parameters(own, pack, {}, session.manifest.output_shape[1])
-        facts["resident_bytes"][task] = sum(array.nbytes for array in arrays)
-    return facts

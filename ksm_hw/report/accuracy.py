@@ -116,7 +116,7 @@ def accuracy_on(
     Raises:
         UserError: an image cannot be read, or the device fails.
     """
-    pack = session.packs[session.task]
+    pack = bundle.packs[session.task]
     references, done = [task_module(one, pack) for one in (bundle, exact) if one is not None], 0
     right = np.zeros(1 + len(references), np.int64)
     for batch, labels in test_batches(data.test, pack.preprocessing, _BATCH):

@@ -154,7 +154,7 @@ def _verify_task(
     session: AnySession, bundle: Bundle, files: list[Path], tolerance: float, on_failure: OnFailure
 ) -> Verification:
     """The session's current task, batch by batch: of all images only the logits are kept."""
-    pack = session.packs[session.task]
+    pack = bundle.packs[session.task]
     network = task_module(bundle, pack)
     all_compiled, all_exact, float32_errors = [], [], []
     for _, batch in read_batches(files, pack.preprocessing, _BATCH, on_failure):
@@ -176,7 +176,7 @@ def _none_read(files: list[Path]) -> UserError:
 
 def _verify_integers(session: AnySession, bundle: Bundle, files: list[Path], on_failure: OnFailure) -> Verification:
     """The session's current task, of int8, batch by batch."""
-    pack, check = session.packs[session.task], IntegerCheck(session, bundle)
+    pack, check = bundle.packs[session.task], IntegerCheck(session, bundle)
     batches = [check.add(batch) for _, batch in read_batches(files, pack.preprocessing, _BATCH, on_failure)]
     if not batches:
         raise _none_read(files)

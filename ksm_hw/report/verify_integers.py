@@ -59,7 +59,7 @@ class IntegerCheck:
     """
 
     def __init__(self, session: AnySession, bundle: Bundle) -> None:
-        pack = session.packs[session.task]
+        pack = bundle.packs[session.task]
         self._session = session
         self._network = network_of(bundle, pack)
         self._folded = folded_weights(self._network, bundle, pack)

@@ -99,9 +99,7 @@ def _description(manifest: artifact.Manifest, bundle: Bundle, parameters: Parame
         "output_shape": manifest.output_shape,
         "tasks": [
             {
-                "task": task,
-                "classes": bundle.packs[task].classes,
-                "preprocessing": dataclasses.asdict(bundle.packs[task].preprocessing),
+                **dataclasses.asdict(bundle.packs[task].description),
                 "main": entry.main,
                 "rewrite": entry.rewrite,
                 "parameters": [dataclasses.asdict(array) for array in parameters.tasks[task]],

@@ -11,7 +11,7 @@ from ksm_hw.errors import UserError
 
 if TYPE_CHECKING:
     from ksm_hw.artifact.manifest import Manifest
-    from ksm_hw.masks.task_pack import TaskPack
+    from ksm_hw.masks.task_pack import TaskDescription
 
 
 class AnySession(abc.ABC):
@@ -19,12 +19,12 @@ class AnySession(abc.ABC):
 
     Attributes:
         manifest: what the artifact is.
-        packs: its tasks, by name.
+        descriptions: what its tasks are, by name.
     """
 
-    def __init__(self, manifest: "Manifest", packs: "Mapping[str, TaskPack]", task: str = "") -> None:
+    def __init__(self, manifest: "Manifest", descriptions: "Mapping[str, TaskDescription]", task: str = "") -> None:
         self.manifest = manifest
-        self.packs = packs
+        self.descriptions = descriptions
         self._task = task
 
     @property
@@ -35,7 +35,7 @@ class AnySession(abc.ABC):
     @property
     def tasks(self) -> list[str]:
         """Names of all tasks."""
-        return list(self.packs)
+        return list(self.descriptions)
 
     @abc.abstractmethod
     def switch(self, task: str) -> float:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ksm_hw.errors import UserError
 from ksm_hw.images.stream import OnFailure, raise_failure
 from ksm_hw.masks.input_batches import read_batches
-from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.masks.task_pack import TaskDescription
 from ksm_hw.runtime.any_session import AnySession
 
 
@@ -47,13 +47,13 @@ def classify(
     if task is None and len(session.tasks) > 1:
         raise UserError(f"The artifact holds several tasks; give one with --task: {', '.join(session.tasks)}.")
     session.switch(task or session.task)
-    pack = session.packs[session.task]
-    for files, batch in read_batches(images, pack.preprocessing, session.manifest.input_shape[0], on_failure):
+    description = session.descriptions[session.task]
+    for files, batch in read_batches(images, description.preprocessing, session.manifest.input_shape[0], on_failure):
         for file, logits in zip(files, session.run_all(batch), strict=True):
             if np.isfinite(logits).all():
-                yield _classification(file, logits, pack, top)
+                yield _classification(file, logits, description, top)
             else:
-                on_failure(file, _overflow(file, pack.task))
+                on_failure(file, _overflow(file, description.task))
 
 
 def _overflow(file: Path, task: str) -> UserError:
@@ -63,9 +63,11 @@ def _overflow(file: Path, task: str) -> UserError:
     )
 
 
-def _classification(file: Path, logits: npt.NDArray[np.float32], pack: TaskPack, top: int) -> Classification:
+def _classification(
+    file: Path, logits: npt.NDArray[np.float32], description: TaskDescription, top: int
+) -> Classification:
     exponentials = np.exp(logits - logits.max())
     probabilities = exponentials / exponentials.sum()
     best = np.argsort(-probabilities, kind="stable")[:top]
-    classes = tuple((pack.classes[index], float(probabilities[index])) for index in best)
-    return Classification(str(file), pack.task, classes)
+    classes = tuple((description.classes[index], float(probabilities[index])) for index in best)
+    return Classification(str(file), description.task, classes)

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from ksm_hw.artifact.manifest import Manifest, TaskEntry
 from ksm_hw.artifact.parameters import is_shared, task_parameters
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle
-from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.masks.task_pack import TaskDescription, TaskPack
 from ksm_hw.runtime.any_session import AnySession
 from ksm_hw.runtime.forks import check_process
 from ksm_hw.runtime.threads import pinned, usable_cores, use_threads
@@ -28,19 +27,33 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class UploadedTask:
+    """A task on a device of this process, which is all that is kept of its pack.
+
+    Attributes:
+        description: what it is.
+        parameters: of its functions, in the manifest's order.
+        own_bytes: of those that it shares with no other task.
+    """
+
+    description: TaskDescription
+    parameters: Tensors
+    own_bytes: int
+
+
+@dataclass(frozen=True)
 class Uploaded:
     """An artifact's tasks on a device of this process.
 
     Attributes:
-        manifest, packs: see `AnySession`.
-        parameters: each task's, in the manifest's order (`upload_parameters`).
+        manifest: see `AnySession`.
+        tasks: by name (`upload_tasks`).
         device: TVM's.
         threads: of the CPU, on which a session works.
     """
 
     manifest: Manifest
-    packs: Mapping[str, TaskPack]
-    parameters: Mapping[str, Tensors]
+    tasks: Mapping[str, UploadedTask]
     device: Any
     threads: int
 
@@ -49,8 +62,8 @@ class DeviceSession(AnySession):
     """A session in this process, which can be measured."""
 
     def __init__(self, uploaded: Uploaded) -> None:
-        super().__init__(uploaded.manifest, uploaded.packs)
-        self._parameters = uploaded.parameters
+        super().__init__(uploaded.manifest, {name: task.description for name, task in uploaded.tasks.items()})
+        self._uploaded_tasks = uploaded.tasks
         self._device = uploaded.device
         self._threads = uploaded.threads
         self._process = os.getpid()
@@ -63,7 +76,13 @@ class DeviceSession(AnySession):
     @property
     def parameters_bytes(self) -> int:
         """Bytes of backbone and task packs on the device, each tensor counted once."""
-        return bytes_of({id(tensor): tensor for tensors in self._parameters.values() for tensor in tensors}.values())
+        tensors = [tensor for task in self._uploaded_tasks.values() for tensor in task.parameters]
+        return bytes_of({id(tensor): tensor for tensor in tensors}.values())
+
+    @property
+    def own_bytes(self) -> dict[str, int]:
+        """Bytes on the device that each task alone adds to those of the others."""
+        return {name: task.own_bytes for name, task in self._uploaded_tasks.items()}
 
     @abc.abstractmethod
     def measure_run(self, repeats: int) -> list[float]:
@@ -138,29 +157,35 @@ def start_threads(manifest: Manifest, threads: int | None) -> int:
     return threads
 
 
-def upload_parameters(
-    manifest: Manifest, bundle: Bundle, upload: Callable[[TaskEntry, str, npt.NDArray[np.generic]], Any]
-) -> dict[str, list[Any]]:
-    """Each task's parameters on the device; what tasks share is there once.
+def upload_tasks(
+    manifest: Manifest,
+    backbone: Mapping[str, npt.NDArray[np.float32]],
+    packs: Iterable[tuple[str, TaskPack]],
+    upload: Callable[[TaskEntry, str, npt.NDArray[np.generic]], Any],
+) -> dict[str, UploadedTask]:
+    """The tasks on the device; what they share is there once.
 
     Args:
         manifest: which parameters each task takes.
-        bundle: the tasks.
+        backbone: the tensors that tasks share.
+        packs: the tasks and their names, of which none is kept.
         upload: makes a tensor of a task's array, given its name.
     """
     shared: dict[str, Any] = {}
-    uploaded: dict[str, list[Any]] = {}
-    for task, entry in manifest.tasks.items():
-        pack = bundle.packs[task]
-        arrays = task_parameters(entry.parameters, pack, bundle.tensors, manifest.output_shape[1])
-        uploaded[task] = []
+    uploaded: dict[str, UploadedTask] = {}
+    for task, pack in packs:
+        entry = manifest.tasks[task]
+        arrays = task_parameters(entry.parameters, pack, backbone, manifest.output_shape[1])
+        parameters, own = [], []
         for name, array in zip(entry.parameters, arrays, strict=True):
-            tensor = shared.get(name) if is_shared(name, pack) else None
-            if tensor is None:
-                tensor = upload(entry, name, array)
-                if is_shared(name, pack):
-                    shared[name] = tensor
-            uploaded[task].append(tensor)
+            if not is_shared(name, pack):
+                own.append(upload(entry, name, array))
+                parameters.append(own[-1])
+                continue
+            if name not in shared:
+                shared[name] = upload(entry, name, array)
+            parameters.append(shared[name])
+        uploaded[task] = UploadedTask(pack.description, parameters, bytes_of(own))
     return uploaded
 
 

@@ -40,10 +40,10 @@ def _opened(artifact: Path, threads: int | None) -> tuple[Manifest, AnySession |
 
 @contextlib.contextmanager
 def _relay_session(artifact: Path, manifest: Manifest, threads: int | None) -> Iterator[AnySession]:
-    from ksm_hw.masks.bundle import load_bundle
+    from ksm_hw.masks.bundle import describe_tasks
     from ksm_hw.runtime.relay.process import relay_process
     from ksm_hw.runtime.remote_session import RemoteSession
 
     with relay_process() as process:
         task = process.call("load", str(artifact.absolute()), threads)
-        yield RemoteSession(process, manifest, load_bundle(artifact).packs, task)
+        yield RemoteSession(process, manifest, describe_tasks(artifact), task)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksm_hw.artifact.manifest import Manifest
-from ksm_hw.masks.task_pack import TaskPack
+from ksm_hw.masks.task_pack import TaskDescription
 from ksm_hw.runtime.any_session import AnySession
 from ksm_hw.runtime.forks import check_process
 
@@ -24,8 +24,10 @@ class Connection(Protocol):
 class RemoteSession(AnySession):
     """An artifact loaded elsewhere. Safe to use from several threads: its connection takes one call at a time."""
 
-    def __init__(self, connection: Connection, manifest: Manifest, packs: Mapping[str, TaskPack], task: str) -> None:
-        super().__init__(manifest, packs, task)
+    def __init__(
+        self, connection: Connection, manifest: Manifest, descriptions: Mapping[str, TaskDescription], task: str
+    ) -> None:
+        super().__init__(manifest, descriptions, task)
         self._connection = connection
         self._process = os.getpid()
         self._lock = threading.Lock()

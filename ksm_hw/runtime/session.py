@@ -23,7 +23,7 @@ from tvm.runtime.vm import VirtualMachine
 from ksm_hw.artifact.manifest import LIBRARY, MANIFEST, Manifest, read_manifest
 from ksm_hw.errors import UserError
 from ksm_hw.files.staging import read_whole
-from ksm_hw.masks.bundle import load_bundle, task_of
+from ksm_hw.masks.bundle import open_bundle, task_of
 from ksm_hw.runtime.device_session import (
     DeviceSession,
     Tensors,
@@ -31,7 +31,7 @@ from ksm_hw.runtime.device_session import (
     bytes_of,
     device_failures,
     start_threads,
-    upload_parameters,
+    upload_tasks,
 )
 from ksm_hw.runtime.forks import check_process, hold_while_forking, survives_forks
 from ksm_hw.runtime.library import check_machine, loaded_library
@@ -43,7 +43,7 @@ class Session(DeviceSession):
 
     Attributes:
         manifest: what the artifact is.
-        packs: its tasks, by name.
+        descriptions: what its tasks are, by name.
         switch_seconds: how long the last switch took; 0 when the weights were kept.
     """
 
@@ -59,7 +59,7 @@ class Session(DeviceSession):
         self._weights: Tensors = []  # In the order that `main` takes them.
         self._kept: OrderedDict[str, Tensors] = OrderedDict()
         # As the virtual machine takes them: to make that of a list at each switch takes as long as some layers.
-        self._rewrite_arguments = {task: tvm_ffi.convert(tensors) for task, tensors in uploaded.parameters.items()}
+        self._rewrite_arguments = {name: tvm_ffi.convert(task.parameters) for name, task in uploaded.tasks.items()}
 
     @classmethod
     def load(
@@ -100,17 +100,17 @@ class Session(DeviceSession):
         check_machine(folder / LIBRARY)
         check_cpu_features(manifest.cpu_features, manifest.cpu.get("mcpu", manifest.target))
         prepare_device(manifest.device)
-        bundle = load_bundle(folder)
+        backbone, packs = open_bundle(folder)
         threads = start_threads(manifest, threads)
         device = tvm.runtime.device(manifest.device, 0)
         library = loaded_library(folder / LIBRARY, tvm.runtime.load_module)
         with device_failures(manifest.device):
             machine = VirtualMachine(library, device)
-            parameters = upload_parameters(
-                manifest, bundle, lambda _entry, _name, array: tvm.runtime.tensor(array, device)
+            tasks = upload_tasks(
+                manifest, backbone.tensors, packs, lambda _entry, _name, array: tvm.runtime.tensor(array, device)
             )
-        session = cls(Uploaded(manifest, bundle.packs, parameters, device, threads), machine, keep, budget)
-        session.switch(next(iter(session.packs)))
+        session = cls(Uploaded(manifest, tasks, device, threads), machine, keep, budget)
+        session.switch(session.tasks[0])
         return session
 
     @property
@@ -134,7 +134,7 @@ class Session(DeviceSession):
         Raises:
             UserError: there is no such task, or the device fails.
         """
-        task_of(self.packs, task)
+        task_of(self.descriptions, task)
         with self._lock:
             start = time.perf_counter()
             if task == self._task:
@@ -168,7 +168,7 @@ class Session(DeviceSession):
             entry, weights = self.manifest.tasks[self.task], self._live_weights()
             with self._working():
                 logits = self._machine[entry.main](self._uploaded(images), *weights)
-                return logits.numpy()[:, : len(self.packs[self.task].classes)]
+                return logits.numpy()[:, : len(self.descriptions[self.task].classes)]
 
     @survives_forks
     def run_all(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -204,7 +204,7 @@ class Session(DeviceSession):
     def _rewrite(self, task: str) -> Tensors:
         entry = self.manifest.tasks[task]
         if entry.rewrite is None:
-            return self._parameters[task]
+            return self._uploaded_tasks[task].parameters
         with self._working():
             # A slice of TVM's array is a list, and made five times as fast as by iterating over it.
             weights: Tensors = self._machine[entry.rewrite](self._rewrite_arguments[task])[:]

@@ -17,7 +17,6 @@ from ksm_hw.cli import app
 from ksm_hw.errors import UserError
 from ksm_hw.masks.backbone_precision import BackbonePrecision
 from ksm_hw.masks.bundle import Bundle, load_bundle
-from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.report import accuracy, measure
 from ksm_hw.report.accuracy import Accuracy
 from ksm_hw.report.measure import ArtifactReport, measure_artifact
@@ -105,8 +104,8 @@ class Answers:
 
     task = TASK
 
-    def __init__(self, classes: list[int], packs: dict[str, TaskPack]) -> None:
-        self.logits, self.packs = np.eye(5, dtype=np.float32)[classes], packs
+    def __init__(self, classes: list[int]) -> None:
+        self.logits = np.eye(5, dtype=np.float32)[classes]
 
     def run_all(self, images: np.ndarray) -> np.ndarray:
         return self.logits[: len(images)]
@@ -121,10 +120,10 @@ def test_points_are_lost_to_the_compiled_model_to_rounding_and_to_both(
     """Of four images right are, over float32's backbone, all; over the rounded one three; compiled one."""
     rounded, exact = dataclasses.replace(bundle), dataclasses.replace(bundle)
     answers = {id(rounded): [0, 1, 2, 0], id(exact): [0, 1, 2, 3]}
-    monkeypatch.setattr(accuracy, "task_module", lambda one, pack: Answers(answers[id(one)], bundle.packs))
+    monkeypatch.setattr(accuracy, "task_module", lambda one, pack: Answers(answers[id(one)]))
     monkeypatch.setattr(accuracy, "test_batches", lambda *given: [(torch.zeros(4, 3, 8, 8), torch.arange(4))])
     data: Any = SimpleNamespace(test=range(4))
-    session: Any = Answers([0, 0, 0, 0], bundle.packs)
+    session: Any = Answers([0, 0, 0, 0])
     assert accuracy.accuracy_on(session, rounded, data) == Accuracy(4, 0.25, 0.75, 50.0)
     assert accuracy.accuracy_on(session, rounded, data, exact=exact) == Accuracy(4, 0.25, 0.75, 50.0, 25.0, 75.0)
 

@@ -94,7 +94,9 @@ def loaded(int8_artifact: Path) -> Session:
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
 
 
-def test_a_fault_that_pooling_hides(loaded: Session, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_that_pooling_hides(
+    loaded: Session, calibrated_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Values of the first layer that are not the largest of any window are wrong, and so no later tensor is."""
     seen_tensors = verify_integers._seen_tensors
 
@@ -105,14 +107,14 @@ def test_a_fault_that_pooling_hides(loaded: Session, bundle: Bundle, monkeypatch
         return seen
 
     monkeypatch.setattr(verify_integers, "_seen_tensors", spoilt)
-    check = IntegerCheck(loaded, dataclasses.replace(bundle, packs=loaded.packs))
+    check = IntegerCheck(loaded, calibrated_bundle)
     check.add(IMAGES)
     assert [one.tensor for one in check.tensors() if not one.equal] == ["conv1.0"]
 
 
-def test_every_tensor_has_a_place_of_its_own(loaded: Session, bundle: Bundle) -> None:
+def test_every_tensor_has_a_place_of_its_own(loaded: Session, calibrated_bundle: Bundle) -> None:
     """Whatever one call computes is missed where it is not what it should be: both parts of a split as well."""
-    check = IntegerCheck(loaded, dataclasses.replace(bundle, packs=loaded.packs))
+    check = IntegerCheck(loaded, calibrated_bundle)
     check.add(IMAGES)
     names, places = check._names, check._places
     assert places is not None
@@ -131,7 +133,7 @@ def test_every_tensor_has_a_place_of_its_own(loaded: Session, bundle: Bundle) ->
     assert missed.total() > 60
 
 
-def test_data_may_be_signed(loaded: Session, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_may_be_signed(loaded: Session, calibrated_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """arm64's kernels hold q - 128 as int8; a session on this machine must see tensors at all."""
     trace = Session.trace_run
 
@@ -144,7 +146,7 @@ def test_data_may_be_signed(loaded: Session, bundle: Bundle, monkeypatch: pytest
     def int8(tensor: Any) -> Any:
         return tvm.runtime.tensor((tensor.numpy().astype(np.int16) - 128).astype(np.int8))
 
-    check = IntegerCheck(loaded, dataclasses.replace(bundle, packs=loaded.packs))
+    check = IntegerCheck(loaded, calibrated_bundle)
     monkeypatch.setattr(Session, "trace_run", signed)
     check.add(IMAGES)
     assert all(one.equal is True for one in check.tensors())

@@ -223,7 +223,7 @@ def test_images_become_the_same_numbers_as_in_python(
     (tmp_path / "images").mkdir()
     files = images_of_every_kind(tmp_path / "images", photographs)
     assert len(files) == 27
-    images = preprocess_batch([read_image(path) for path in files], session.packs[task].preprocessing)
+    images = preprocess_batch([read_image(path) for path in files], session.descriptions[task].preprocessing)
     logits = runner_logits(deployable, task, files, tmp_path)
     for file, found, expected in zip(files, logits, session_logits(session, task, images), strict=True):
         np.testing.assert_array_equal(found, expected, err_msg=file.name)
@@ -255,7 +255,7 @@ def jpegs_of_every_kind(folder: Path) -> list[Path]:
 def test_jpegs_become_the_same_numbers_as_in_python(deployable: Path, session: Session, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     files = jpegs_of_every_kind(tmp_path / "images")
-    images = preprocess_batch([read_image(path) for path in files], session.packs["kernel-task"].preprocessing)
+    images = preprocess_batch([read_image(path) for path in files], session.descriptions["kernel-task"].preprocessing)
     found = runner_logits(deployable, "kernel-task", files, tmp_path)
     for file, logits, expected in zip(files, found, session_logits(session, "kernel-task", images), strict=True):
         np.testing.assert_array_equal(logits, expected, err_msg=file.name)
@@ -277,7 +277,9 @@ def test_an_input_that_cannot_be_read_does_not_end_the_others(
     assert done.returncode == 2
     assert [line.split()[1] for line in done.stderr.splitlines()] == ["Cannot", "No"]
     assert re.findall(r"^(\S+) \(kernel-task\)$", done.stdout, re.MULTILINE) == [str(files[0]), str(files[3])]
-    images = preprocess_batch([read_image(files[0]), read_image(files[3])], session.packs["kernel-task"].preprocessing)
+    images = preprocess_batch(
+        [read_image(files[0]), read_image(files[3])], session.descriptions["kernel-task"].preprocessing
+    )
     np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), session_logits(session, "kernel-task", images))
 
 

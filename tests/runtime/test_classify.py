@@ -21,7 +21,7 @@ def session_of(bundle: Bundle, wrong: float) -> AnySession:
     session = SimpleNamespace(
         tasks=[pack.task],
         task=pack.task,
-        packs={pack.task: pack},
+        descriptions={pack.task: pack.description},
         manifest=SimpleNamespace(input_shape=(3, 3, 32, 32)),
         switch=lambda task: 0.0,
         run_all=lambda batch: logits[: len(batch)],

@@ -97,7 +97,7 @@ def test_what_lives_in_one_process_alone_is_told_in_a_fork(session: Session) -> 
         def call(self, command: str, /, *arguments: object) -> float:
             return 0.5
 
-    remote = RemoteSession(Connection(), session.manifest, session.packs, session.task)
+    remote = RemoteSession(Connection(), session.manifest, session.descriptions, session.task)
     assert remote.switch(session.task) == 0.5
     assert f"was opened in process {os.getpid()}" in str(in_a_fork(lambda: remote.switch(session.task)))
     with pytest.raises(UserError, match=r"The device 'opencl' was opened in process 1, .*spawn"):

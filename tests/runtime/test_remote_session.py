@@ -25,7 +25,7 @@ class Connection:
 
 def test_threads_take_turns() -> None:
     bundle = tiny_bundle("cars")
-    session = RemoteSession(Connection(), tiny_manifest(bundle), bundle.packs, "cars")
+    session = RemoteSession(Connection(), tiny_manifest(bundle), {"cars": bundle.packs["cars"].description}, "cars")
     images = np.zeros(session.manifest.input_shape, np.float32)
     with ThreadPoolExecutor(8) as threads:
         assert all(logits.shape == (1, 2) for logits in threads.map(session.run, [images] * 40))

@@ -1,12 +1,14 @@
 """Sessions: a switch gives what a fresh session gives, costs no memory, fails without harm, and never mixes threads."""
 
 import dataclasses
+import gc
 import json
 import os
 import resource
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +30,7 @@ from ksm_hw.images.decoding import read_image
 from ksm_hw.masks.bundle import Bundle
 from ksm_hw.masks.preprocessing import preprocess_batch
 from ksm_hw.models.task_module import task_module
-from ksm_hw.runtime.device_session import start_threads, upload_parameters
+from ksm_hw.runtime.device_session import start_threads, upload_tasks
 from ksm_hw.runtime.machine import available_cores
 from ksm_hw.runtime.session import Session
 from ksm_hw.runtime.threads import usable_cores, use_threads
@@ -85,14 +87,32 @@ def test_a_task_without_a_layer_norm_of_its_own_has_the_backbone_s() -> None:
         bundle = dataclasses.replace(bundle, tensors={"norm.weight": np.ones(3, np.float32)}, packs=packs)
         entries = {task: TaskEntry("main", None, ("norm.weight",)) for task in tasks}
         manifest = dataclasses.replace(tiny_manifest(bundle), tasks=entries)
-        found = upload_parameters(manifest, bundle, lambda entry, name, array: array)
-        assert found["own"][0].tolist() == [2, 2, 2] and found["plain"][0].tolist() == [1, 1, 1]
+        found = upload_tasks(manifest, bundle.tensors, packs.items(), lambda entry, name, array: array)
+        assert {task: one.parameters[0].tolist() for task, one in found.items()} == {
+            "own": [2, 2, 2],
+            "plain": [1, 1, 1],
+        }
+        assert {task: one.own_bytes for task, one in found.items()} == {"own": 12, "plain": 0}
 
 
 def test_logits_have_the_classes_of_the_task(session: Session, bundle: Bundle, images: list[np.ndarray]) -> None:
     for task in TASKS:
         assert session.run(images[0], task).shape == (1, len(bundle.packs[task].classes))
         assert session.task == task
+
+
+def test_a_session_keeps_no_pack_beside_what_it_uploaded(session: Session, artifact: Path, bundle: Bundle) -> None:
+    """Of what Python holds; tensors on the device are none of it."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        other = Session.load(artifact)
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert other.own_bytes.keys() == set(TASKS)
+    assert held < min(pack.nbytes for pack in bundle.packs.values()) / 2
 
 
 def test_a_thousand_switches_change_no_logit_and_take_no_memory(

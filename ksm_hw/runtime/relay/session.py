@@ -12,14 +12,14 @@ from tvm.contrib.graph_executor import GraphModule
 from ksm_hw.artifact.manifest import MANIFEST, TaskEntry, read_manifest
 from ksm_hw.artifact.parameters import mask_part_of
 from ksm_hw.files.staging import read_whole
-from ksm_hw.masks.bundle import load_bundle, task_of
+from ksm_hw.masks.bundle import open_bundle, task_of
 from ksm_hw.runtime.device_session import (
     DeviceSession,
     Uploaded,
     bytes_of,
     device_failures,
     start_threads,
-    upload_parameters,
+    upload_tasks,
 )
 from ksm_hw.runtime.library import check_machine, loaded_library
 from ksm_hw.runtime.machine import check_cpu_features
@@ -52,7 +52,7 @@ class RelaySession(DeviceSession):
         check_cpu_features(manifest.cpu_features, manifest.cpu.get("mcpu", manifest.target))
         if manifest.device == "opencl":
             load_relay_opencl_runtime()
-        bundle = load_bundle(folder)
+        backbone, packs = open_bundle(folder)
         threads = start_threads(manifest, threads)
         device = tvm.runtime.device(manifest.device, 0)
         with device_failures(manifest.device):
@@ -65,9 +65,9 @@ class RelaySession(DeviceSession):
                 array = filled(executors[entry.rewrite or entry.main], name, array)
                 return _shareable(tvm.nd.array(array, device))
 
-            parameters = upload_parameters(manifest, bundle, upload)
-        session = cls(Uploaded(manifest, bundle.packs, parameters, device, threads), executors)
-        session.switch(next(iter(session.packs)))
+            tasks = upload_tasks(manifest, backbone.tensors, packs, upload)
+        session = cls(Uploaded(manifest, tasks, device, threads), executors)
+        session.switch(session.tasks[0])
         return session
 
     @property
@@ -77,7 +77,7 @@ class RelaySession(DeviceSession):
 
     def switch(self, task: str) -> float:
         """See `AnySession`; after one that failed there is no current task."""
-        task_of(self.packs, task)
+        task_of(self.descriptions, task)
         start = time.perf_counter()
         if task == self._task:
             return 0.0
@@ -86,7 +86,7 @@ class RelaySession(DeviceSession):
         function = main if entry.rewrite is None else self._executors[entry.rewrite]
         self._task = ""  # A switch that fails leaves weights of no task.
         with self._working():
-            for name, tensor in zip(entry.parameters, self._parameters[task], strict=True):
+            for name, tensor in zip(entry.parameters, self._uploaded_tasks[task].parameters, strict=True):
                 function.set_input_zero_copy(name, tensor)
             if entry.rewrite is not None:
                 function.run()
@@ -104,13 +104,13 @@ class RelaySession(DeviceSession):
         Raises:
             UserError: the device fails, or the last switch did.
         """
-        pack = task_of(self.packs, self.task)
+        description = task_of(self.descriptions, self.task)
         main = self._executors[self.manifest.tasks[self.task].main]
         with self._working():
             main.set_input(INPUT, tvm.nd.array(images))
             main.run()
             logits: npt.NDArray[np.float32] = main.get_output(0).numpy()
-        return logits[:, : len(pack.classes)]
+        return logits[:, : len(description.classes)]
 
     def measure_run(self, repeats: int) -> list[float]:
         """See `DeviceSession`.
