@@ -38,6 +38,10 @@ Source = Annotated[
     ),
 ]
 
+TestImages = Annotated[
+    bool, typer.Option("--all-images", help="With --data: all test images of a named set, not a few hundred.")
+]
+
 
 @app.command(
     epilog=examples(
@@ -62,6 +66,7 @@ def verify(
         str | None,
         typer.Option(help="Set's name, or folder with train/ and test/: tasks of its classes are tested on it."),
     ] = None,
+    all_images: TestImages = False,
     bundle: Source = None,
     max_pixels: MaxPixels = None,
     threads: Threads = None,
@@ -95,7 +100,7 @@ def verify(
     import_tvm_before_torch()
     from ksm_hw.report.verify import verify as verify_artifact
 
-    test_set = None if data is None else _find_test_set(data, artifacts, task)
+    test_set = _find_test_set(data, artifacts, task, all_images)
     results = []
     failures: Failures = {}
     for artifact in artifacts:
@@ -268,6 +273,7 @@ def report(
         str | None,
         typer.Option(help="Set's name, or folder with train/ and test/: tasks of its classes are tested on it."),
     ] = None,
+    all_images: TestImages = False,
     bundle: Source = None,
     threads: Threads = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots, too.")] = None,
@@ -290,7 +296,7 @@ def report(
         check_output_file(html, "--html", artifacts)
     # That one is damaged shall be told before the others are measured.
     _check_source(bundle, {artifact: read_manifest(artifact) for artifact in artifacts})
-    test_set = None if data is None else _find_test_set(data, artifacts)
+    test_set = _find_test_set(data, artifacts, None, all_images)
     reports = []
     with messages.status("measure") as status:
         for artifact in artifacts:
@@ -320,11 +326,17 @@ def report(
         messages.print(f"Wrote {html}", soft_wrap=True)
 
 
-def _find_test_set(data: str, artifacts: Sequence[Path], task: str | None = None) -> "TaskData":
+def _find_test_set(
+    data: str | None, artifacts: Sequence[Path], task: str | None, all_images: bool
+) -> "TaskData | None":
     """As `find_test_set`, which imports torch: a report without a set needs none."""
+    if data is None:
+        if all_images:
+            raise UserError("--all-images is of the set that --data names. Give that, or leave it out.")
+        return None
     from ksm_hw.runtime.tvm_import import import_tvm_before_torch
 
     import_tvm_before_torch()
     from ksm_hw.report.accuracy import find_test_set
 
-    return find_test_set(data, artifacts, task)
+    return find_test_set(data, artifacts, task, all_images)

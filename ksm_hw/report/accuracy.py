@@ -42,18 +42,19 @@ class Accuracy:
     whole_drop: float | None = None
 
 
-def find_test_set(data: str, artifacts: Sequence[Path], task: str | None = None) -> TaskData:
+def find_test_set(data: str, artifacts: Sequence[Path], task: str | None = None, whole: bool = False) -> TaskData:
     """The set that tasks are tested on, looked at before the work: those of its classes are.
 
     Args:
         data: a registered set's name, or a folder with `train/` and `test/`; its test images count.
         artifacts: folders that `ksm-hw compile` wrote.
         task: the only one that is asked for.
+        whole: whether a registered set gives all of its images (`load_task_data`).
 
     Raises:
         UserError: there is no such set, folder or task, or no task has these classes.
     """
-    found = load_task_data(data)
+    found = load_task_data(data, whole=whole)
     bundles = [load_bundle(artifact).packs for artifact in artifacts]
     packs = [pack for known in bundles for pack in (known.values() if task is None else [task_of(known, task)])]
     if not any(is_tested_on(pack, found) for pack in packs):
