@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import board_processes
 import numpy as np
@@ -56,13 +57,24 @@ def bundle(bundle_folder: Path) -> Bundle:
     return load_bundle(bundle_folder)
 
 
+def compiled_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, bundle: Bundle, target: str = "host", **options: Any
+) -> Path:
+    """A bundle compiled for a target, by one of the processes that test beside each other."""
+
+    def compile_into(folder: Path) -> None:
+        from ksm_hw.compiler.compile import compile_bundle
+        from ksm_hw.toolchains.targets import load_target
+
+        compile_bundle(bundle, load_target(target), folder, **options)
+
+    return made_once(tmp_path_factory, name, compile_into)
+
+
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
     """The bundle compiled for this machine with `--fold switch`; read only: `copied_artifact` may be changed."""
-    from ksm_hw.compiler.compile import compile_bundle
-    from ksm_hw.toolchains.targets import load_target
-
-    return made_once(tmp_path_factory, "artifact", lambda folder: compile_bundle(bundle, load_target("host"), folder))
+    return compiled_once(tmp_path_factory, "artifact", bundle)
 
 
 @pytest.fixture(scope="session")
@@ -89,25 +101,13 @@ def calibrated_bundle(bundle: Bundle) -> Bundle:
 @pytest.fixture(scope="session")
 def int8_artifact(tmp_path_factory: pytest.TempPathFactory, calibrated_bundle: Bundle) -> Path:
     """That compiled in int8 for this machine; read only."""
-    from ksm_hw.compiler.compile import compile_bundle
-    from ksm_hw.toolchains.targets import load_target
-
-    return made_once(
-        tmp_path_factory,
-        "int8-artifact",
-        lambda folder: compile_bundle(calibrated_bundle, load_target("host"), folder, precision="int8"),
-    )
+    return compiled_once(tmp_path_factory, "int8-artifact", calibrated_bundle, precision="int8")
 
 
 @pytest.fixture(scope="session")
 def arm64_artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
     """The bundle compiled for a Raspberry Pi 4, whichever machine this is; read only."""
-    from ksm_hw.compiler.compile import compile_bundle
-    from ksm_hw.toolchains.targets import load_target
-
-    return made_once(
-        tmp_path_factory, "arm64-artifact", lambda folder: compile_bundle(bundle, load_target("rpi4"), folder)
-    )
+    return compiled_once(tmp_path_factory, "arm64-artifact", bundle, "rpi4")
 
 
 @pytest.fixture(scope="session")
@@ -124,14 +124,7 @@ def shipped_with_two_samples(tmp_path_factory: pytest.TempPathFactory) -> Bundle
 @pytest.fixture(scope="session")
 def shipped_on_arm64(tmp_path_factory: pytest.TempPathFactory, shipped_with_two_samples: Bundle) -> Path:
     """The tasks of `shipped_with_two_samples` compiled for any arm64 CPU, the runner beside them; read only."""
-    from ksm_hw.compiler.compile import compile_bundle
-    from ksm_hw.toolchains.targets import load_target
-
-    return made_once(
-        tmp_path_factory,
-        "shipped-on-arm64",
-        lambda folder: compile_bundle(shipped_with_two_samples, load_target("arm64"), folder, runner=True),
-    )
+    return compiled_once(tmp_path_factory, "shipped-on-arm64", shipped_with_two_samples, "arm64", runner=True)
 
 
 @pytest.fixture
