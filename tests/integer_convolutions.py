@@ -46,6 +46,7 @@ def cases(vectors: IntegerVectors, names: Iterable[str] = SHAPES) -> dict[str, C
 
 
 def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: bool) -> Case:
+    vectors = shape.instructions(vectors)
     generator = np.random.default_rng(0)
     data = generator.integers(0, 256, shape.data, np.uint8)
     # The largest products that there are stand somewhere, next to each other.

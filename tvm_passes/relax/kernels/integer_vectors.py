@@ -1,7 +1,8 @@
 """What vector instructions of each CPU do with integers: sums of products of bytes, and sums made bytes again.
 
 A step multiplies 4 neighbouring bytes of data, the same for all lanes, by 4 weights of each lane, and adds the products
-to the lane's sum. The lanes · 4 weights of a step lie together, in the order that `lane_and_byte` says.
+to the lane's sum; products of matrices multiply 8, of two pixels at once. The weights of a step lie together, in the
+order that `lane_and_byte` says.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +15,7 @@ from tvm.target import Target
 from tvm.target.codegen import target_has_features
 
 STEP = 4
-"""Bytes of data that a step multiplies."""
+"""Bytes of a lane that are multiplied at once, and of data that a step multiplies where it is not of matrices."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,28 @@ class IntegerVectors(ABC):
         """A quantised value, float32, as the type of the data holds it."""
         return value if self.data_type == "uint8" else value - T.float32(128)
 
+    @property
+    def step(self) -> int:
+        """Bytes of data that a step multiplies."""
+        return STEP
+
+    @property
+    def pixels(self) -> int:
+        """How many are in a step: their sums of a vector of channels are in as many registers."""
+        return 1
+
+    @property
+    def of_pixels(self) -> "IntegerVectors":
+        """The CPU's instructions whose steps are of one pixel."""
+        return self
+
     def most_pixels(self, vectors: int) -> int:
         """Pixels whose sums fit into registers with so many vectors of channels, beside weights and data."""
         return max(1, (self.registers - vectors - 1) // vectors)
+
+    def step_cycles(self, pixels: int, vectors: int) -> float:
+        """About what a step takes: two products in a cycle, and two loads."""
+        return max(pixels * vectors, pixels + vectors) / 2
 
     @property
     def steps_at_once(self) -> int:
@@ -50,21 +70,29 @@ class IntegerVectors(ABC):
         return 1
 
     def lane_and_byte(self, place: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
-        """Whose weight stands at a place of a step's lanes · 4: of which lane, for which byte of the data."""
-        return place // STEP, place % STEP
+        """Whose weight stands at a place of a step's: of which lane, for which byte of the data."""
+        return place // self.step, place % self.step
+
+    def begun(self, bias: tirx.Expr) -> list[tirx.Expr]:
+        """The registers of a step's sums of a vector of channels, before the first step."""
+        return [bias]
+
+    def by_pixel(self, sums: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+        """Those registers as int32 [lanes] of each pixel."""
+        return list(sums)
 
     @abstractmethod
-    def steps_of(self, data: tirx.Var, place: tirx.Expr, steps: int) -> list[tirx.Expr]:
-        """What `add_products` takes of the data of some steps from a place on."""
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+        """What `add_products` takes of the data of some steps, of each pixel from a place on."""
 
     @abstractmethod
     def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
         """Sums with the products of a step.
 
         Args:
-            sums: int32 [lanes].
+            sums: int32 [lanes], a register of them.
             data: as `steps_of` gives it.
-            weights: int8 [lanes · 4].
+            weights: int8 [lanes · 4], those of the register.
         """
 
     @abstractmethod
@@ -106,7 +134,8 @@ def _call(dtype: str, name: str, *arguments: tirx.Expr) -> tirx.Expr:
 class _Avx(IntegerVectors):
     """What AVX-512 and AVX2 have in common: vectors of parts of 128 bits, to which packing keeps."""
 
-    def steps_of(self, data: tirx.Var, place: tirx.Expr, steps: int) -> list[tirx.Expr]:
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+        (place,) = places
         return [T.bind(self._repeated(data[T.ramp(place + STEP * step, 1, STEP)])) for step in range(steps)]
 
     def _repeated(self, bytes_: tirx.Expr) -> tirx.Expr:
@@ -239,7 +268,8 @@ class _Sdot(_Neon):
         # Data stays in registers for 4 steps.
         return max(1, (self.registers - vectors - 1) // (vectors + 1))
 
-    def steps_of(self, data: tirx.Var, place: tirx.Expr, steps: int) -> list[tirx.Expr]:
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+        (place,) = places
         if steps < self.steps_at_once:
             lanes = [T.reinterpret("int32", data[T.ramp(place + STEP * step, 1, STEP)]) for step in range(steps)]
         else:
@@ -252,6 +282,65 @@ class _Sdot(_Neon):
 
 
 @dataclass(frozen=True)
+class _Smmla(_Neon):
+    """`smmla`: 8 bytes of two pixels times 8 weights of two channels, four sums in a register.
+
+    A step's sums of four channels are two registers, each with two channels of the first pixel and then of the second.
+    """
+
+    by_lane: _Sdot
+
+    @property
+    def of_pixels(self) -> IntegerVectors:
+        return self.by_lane
+
+    @property
+    def step(self) -> int:
+        return 8
+
+    @property
+    def pixels(self) -> int:
+        return 2
+
+    @property
+    def steps_at_once(self) -> int:
+        return 2
+
+    def most_pixels(self, vectors: int) -> int:
+        # Data stays in registers for 2 steps. Of weights there are some, or those of a step where more pixels use them.
+        few = self.registers - 6 >= 2 * vectors + 2
+        return max(2 if few else 1, (self.registers - 2 * vectors) // (vectors + 1) // 2 * 2)
+
+    def step_cycles(self, pixels: int, vectors: int) -> float:
+        pairs = -(-pixels // 2)
+        return max(pairs * 2 * vectors + pairs, pairs + 2 * vectors) / 2
+
+    def begun(self, bias: tirx.Expr) -> list[tirx.Expr]:
+        return [T.bind(T.Shuffle([bias], [T.int32(place) for place in (*pair, *pair)])) for pair in ((0, 1), (2, 3))]
+
+    def by_pixel(self, sums: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+        return [_of_both(sums, pixel, 2) for pixel in range(2)]
+
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+        size = steps * self.step
+        read = [T.bind(data[T.ramp(place, 1, size)]) for place in places]
+        return [T.bind(_of_both(read, step, self.step)) for step in range(steps)]
+
+    def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
+        return _call("int32x4", "llvm.aarch64.neon.smmla", sums, data, weights)
+
+    def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+        raise NotImplementedError("a step of rows of channels is of one pixel: `of_pixels`")
+
+
+def _of_both(vectors: Sequence[tirx.Expr], number: int, size: int) -> tirx.Expr:
+    """The how manieth so many values of one vector, and those of another."""
+    lanes = vectors[0].ty.dtype.lanes
+    places = [vector * lanes + number * size + place for vector in range(2) for place in range(size)]
+    return T.Shuffle(list(vectors), [T.int32(place) for place in places])
+
+
+@dataclass(frozen=True)
 class _WideningNeon(_Neon):
     """`smull` and `saddlp`: two products of int8 fit into int16, as no weight is -128.
 
@@ -261,7 +350,8 @@ class _WideningNeon(_Neon):
     def lane_and_byte(self, place: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
         return place % 8 // 2, place // 8 * 2 + place % 2
 
-    def steps_of(self, data: tirx.Var, place: tirx.Expr, steps: int) -> list[tirx.Expr]:
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+        (place,) = places
         read = [T.reinterpret("int32", data[T.ramp(place + STEP * step, 1, STEP)]) for step in range(steps)]
         return [T.bind(T.reinterpret("int8x16", T.broadcast(four, 4))) for four in read]
 
@@ -313,5 +403,12 @@ def integer_vectors(target: Target) -> IntegerVectors | None:
     if target_has_features("avx2", target):
         return _Avx2(8, 16, "vpmaddwd")
     if "aarch64" in str(target.attrs.get("mtriple", "")):
-        return _Sdot(4, 32, "sdot") if target_has_features("dotprod", target) else _WideningNeon(4, 32, "smull")
+        return _neon(target)
     return None
+
+
+def _neon(target: Target) -> IntegerVectors:
+    if not target_has_features("dotprod", target):
+        return _WideningNeon(4, 32, "smull")
+    by_lane = _Sdot(4, 32, "sdot")
+    return _Smmla(4, 32, "smmla", by_lane) if target_has_features("i8mm", target) else by_lane
