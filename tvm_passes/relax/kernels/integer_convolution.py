@@ -17,7 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.integer_function import integer_function
 from tvm_passes.relax.kernels.integer_packing import NOTHING, IntegerPacking, step_order
-from tvm_passes.relax.kernels.integer_results import Requantisation, store
+from tvm_passes.relax.kernels.integer_results import Requantisation, Run, store
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_source import Source, copied_rows
 from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
@@ -292,30 +292,30 @@ class _Kernel:
             for first in range(together)
             for number in range(tile.vectors)
         ]
-        results = [
-            by_pixel[pixel // at_once * tile.vectors + number][pixel % at_once]
-            for pixel in range(tile.rows * tile.columns)
-            for number in range(tile.vectors)
-        ]
         of_channels = [
             T.bind(self.multiplier[T.ramp((place.vector + number) * lanes, 1, lanes)]) for number in range(tile.vectors)
         ]
         every = [
-            T.cast(result, f"float32x{lanes}") * of_channels[number % tile.vectors]
-            for number, result in enumerate(results)
+            [
+                T.cast(by_pixel[pixel // at_once * tile.vectors + number][pixel % at_once], f"float32x{lanes}")
+                * factors
+                for number, factors in enumerate(of_channels)
+            ]
+            for pixel in range(tile.rows * tile.columns)
         ]
         _, rows, columns = self.output
         start = T.bind(((place.image * rows + place.row) * columns + place.column) * self.shape.outputs + place.channel)
         offsets = [
             (row * columns + column) * self.shape.outputs for row in range(tile.rows) for column in range(tile.columns)
         ]
-        targets = [start + offset + number * lanes for offset in offsets for number in range(tile.vectors)]
-        lengths = [min(lanes, channels - number * lanes) for number in range(tile.vectors)] * len(offsets)
+        runs = [Run(start + offset, products, channels) for offset, products in zip(offsets, every, strict=True)]
         if self.requantisation is None:
-            for target, length, vector in zip(targets, lengths, every, strict=True):
-                store(self.result, target, [T.bind(vector)], range(length))
+            for run in runs:
+                for number, product in enumerate(run.products):
+                    length = min(lanes, channels - number * lanes)
+                    store(self.result, run.target + number * lanes, [T.bind(product)], range(length))
         else:
-            self.requantisation.store(self.result, every, targets, lengths)
+            self.requantisation.store(self.result, runs)
 
     def _registers(self, tile: Tile, first: int, number: int) -> list[tirx.Expr]:
         """Where the sums of the pixels of a step and a vector of channels stand, a register each."""

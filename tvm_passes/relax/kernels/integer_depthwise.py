@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm_passes.relax.kernels.integer_convolution import column_tiles, whole_or_rest
 from tvm_passes.relax.kernels.integer_function import integer_function
 from tvm_passes.relax.kernels.integer_packing import NOTHING, IntegerPacking, step_order
-from tvm_passes.relax.kernels.integer_results import Requantisation
+from tvm_passes.relax.kernels.integer_results import Requantisation, Run
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_source import Source, copied_rows
 from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
@@ -146,23 +146,18 @@ class _Kernel:
             source.origin + row * (shape.strides[0] * source.pitch) + column * (shape.strides[1] * every) + first
         )
         start = T.bind(((image * rows + row) * columns + column) * every + first)
-        lengths = [min(lanes, channels - number * lanes) for number in numbers if channels > number * lanes]
+        used = -(-channels // lanes)
         sums: dict[tuple[int, int], list[tirx.Expr]] = {}
         done: list[list[tuple[int, list[tirx.Expr]]]] = [[] for _ in range(height)]
 
         def finish(line: int) -> None:
             """Stores results of a row that are complete."""
-            products = [
-                T.cast(value, f"float32x{lanes}") * multiplier[number]
-                for _, values in done[line]
-                for number, value in enumerate(values[: len(lengths)])
-            ]
-            targets = [
-                start + (line * columns + place) * every + number * lanes
-                for place, _ in done[line]
-                for number in range(len(lengths))
-            ]
-            self.requantisation.store(self.result, products, targets, lengths * len(done[line]))
+            runs = []
+            for place, values in done[line]:
+                some = zip(values, multiplier[:used], strict=False)
+                products = [T.cast(value, f"float32x{lanes}") * factors for value, factors in some]
+                runs.append(Run(start + (line * columns + place) * every, products, channels))
+            self.requantisation.store(self.result, runs)
             done[line].clear()
 
         for x in range((width - 1) * shape.strides[1] + (shape.kernel[1] - 1) * shape.dilation[1] + 1):
@@ -178,7 +173,7 @@ class _Kernel:
                             of_place[number] = T.bind(added)
                     if tap == shape.kernel[1] - 1:
                         done[line].append((place, sums.pop((line, place))))
-                        if len(done[line]) * len(lengths) >= 4:
+                        if len(done[line]) * used >= 4:
                             finish(line)
         for line in range(height):
             finish(line)

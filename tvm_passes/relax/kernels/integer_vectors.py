@@ -113,16 +113,12 @@ class IntegerVectors(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def rounded(self, values: tirx.Expr) -> tirx.Expr:
-        """float32 [lanes] as int32, ties to even."""
-
-    @abstractmethod
-    def narrowed(self, sums: Sequence[tirx.Expr], zero: tirx.Expr) -> tirx.Expr:
-        """Four vectors of int32, plus a zero point, as one of bytes, what is too large or small clamped.
+    def requantised(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
+        """`clamp(rint(product) + zero point)` of four vectors as one of bytes, as the data is stored.
 
         Args:
-            sums: int32 [lanes] each.
-            zero: int16.
+            products: float32 [lanes] each.
+            bounds: float32: the zero point, the least and the largest result, from 0 to 255.
         """
 
 
@@ -157,7 +153,17 @@ class _Avx(IntegerVectors):
     def _suffix(self) -> str:
         return ".512" if self.lanes == 16 else ""
 
-    def rounded(self, values: tirx.Expr) -> tirx.Expr:
+    def requantised(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
+        # Clamped from above before it is rounded: what cannot be converted to int32 is at its least value then. Packing
+        # clamps at the least byte, and the lower bound is met by the bytes.
+        zero, least, most = bounds
+        upper = T.broadcast(most - zero, self.lanes)
+        integers = [T.bind(self._rounded(tirx.min(product, upper))) for product in products]
+        lower = T.broadcast(T.cast(least, self.data_type), 4 * self.lanes)
+        return tirx.max(self._narrowed(integers, T.cast(zero, "int16")), lower)
+
+    def _rounded(self, values: tirx.Expr) -> tirx.Expr:
+        """float32 [lanes] as int32, ties to even."""
         dtype = f"int32x{self.lanes}"
         if self.lanes == 16:
             every, current = T.int16(-1), T.int32(4)
@@ -165,7 +171,8 @@ class _Avx(IntegerVectors):
             return _call(dtype, "llvm.x86.avx512.mask.cvtps2dq.512", values, zeros, every, current)
         return _call(dtype, "llvm.x86.avx.cvt.ps2dq.256", values)
 
-    def narrowed(self, sums: Sequence[tirx.Expr], zero: tirx.Expr) -> tirx.Expr:
+    def _narrowed(self, sums: Sequence[tirx.Expr], zero: tirx.Expr) -> tirx.Expr:
+        """Four vectors of int32, plus a zero point, as one of bytes, what is too large or small clamped."""
         shorts, size = f"int16x{2 * self.lanes}", 4 * self.lanes
         zeros = T.broadcast(zero, 2 * self.lanes)
         halves = [
@@ -225,17 +232,18 @@ class _Neon(IntegerVectors):
     def data_type(self) -> str:
         return "int8"
 
-    def rounded(self, values: tirx.Expr) -> tirx.Expr:
-        return _call("int32x4", "llvm.aarch64.neon.fcvtns", values)
-
-    def narrowed(self, sums: Sequence[tirx.Expr], zero: tirx.Expr) -> tirx.Expr:
-        shorts = [_call("int16x4", "llvm.aarch64.neon.sqxtn", vector) for vector in sums]
-        zeros = T.broadcast(zero, 8)
+    def requantised(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
+        # Each step saturates, so that both bounds are met by the bytes.
+        zero, least, most = (self.stored(bound) for bound in bounds)
+        integers = [_call("int32x4", "llvm.aarch64.neon.fcvtns", product) for product in products]
+        shorts = [_call("int16x4", "llvm.aarch64.neon.sqxtn", vector) for vector in integers]
+        zeros = T.broadcast(T.cast(zero, "int16"), 8)
         bytes_ = [
             _call("int8x8", "llvm.aarch64.neon.sqxtn", _call("int16x8", "llvm.sadd.sat", _joined(pair), zeros))
             for pair in (shorts[:2], shorts[2:])
         ]
-        return _joined(bytes_)
+        lower, upper = (T.broadcast(T.cast(bound, "int8"), 16) for bound in (least, most))
+        return tirx.min(tirx.max(_joined(bytes_), lower), upper)
 
     def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
         def zipped(pair: Sequence[tirx.Expr], size: int) -> list[tirx.Expr]:
