@@ -89,7 +89,7 @@ def tiles(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> lis
     numbers = [number for number in (1, 2, 4, 8) if number == 1 or number <= shape.vectors(vectors.lanes)]
     found = []
     for number in numbers:
-        most = vectors.most_pixels(number)
+        most = vectors.most_pixels(number, len(shape.runs) * shape.steps(vectors))
         _, rows_of_map, columns_of_map = pixels(shape, vectors)
         if shape.is_flat(vectors):
             found += [Tile(rows, 1, number) for rows in range(1, min(most, rows_of_map) + 1)]

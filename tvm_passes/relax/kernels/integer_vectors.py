@@ -17,6 +17,8 @@ from tvm.target.codegen import target_has_features
 STEP = 4
 """Bytes of a lane that are multiplied at once, and of data that a step multiplies where it is not of matrices."""
 
+_WRITTEN_OUT = 8  # Steps of a sum of which LLVM leaves no loop.
+
 
 @dataclass(frozen=True)
 class IntegerVectors(ABC):
@@ -56,8 +58,13 @@ class IntegerVectors(ABC):
         """The CPU's instructions whose steps are of one pixel."""
         return self
 
-    def most_pixels(self, vectors: int) -> int:
-        """Pixels whose sums fit into registers with so many vectors of channels, beside weights and data."""
+    def most_pixels(self, vectors: int, steps: int) -> int:
+        """Pixels whose sums fit into registers with so many vectors of channels, beside weights and data.
+
+        Args:
+            vectors: of channels.
+            steps: of each sum.
+        """
         return max(1, (self.registers - vectors - 1) // vectors)
 
     def step_cycles(self, pixels: int, vectors: int) -> float:
@@ -245,6 +252,23 @@ class _Neon(IntegerVectors):
         lower, upper = (T.broadcast(T.cast(bound, "int8"), 16) for bound in (least, most))
         return tirx.min(tirx.max(_joined(bytes_), lower), upper)
 
+    def _rounded_by_sums(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
+        """As `requantised`, where a conversion takes longer than a sum, and putting bytes together does not.
+
+        Once it is clamped, a product is rounded by a sum whose last bit is worth 1: its last byte is the integer's.
+        """
+        zero, least, most = bounds
+        lower, upper = (T.broadcast(bound - zero, 4) for bound in (least, most))
+        rounding = T.broadcast(T.float32(1.5 * 2**23), 4)
+        integers = []
+        for product in products:
+            clamped = _call("float32x4", "llvm.aarch64.neon.fmin", product, upper)
+            clamped = _call("float32x4", "llvm.aarch64.neon.fmax", clamped, lower)
+            integers.append(T.bind(T.reinterpret("int16x8", clamped + rounding)))
+        shorts = [T.bind(_of_even_places(pair)) for pair in (integers[:2], integers[2:])]
+        bytes_ = _of_even_places([T.reinterpret("int8x16", vector) for vector in shorts])
+        return bytes_ + T.broadcast(T.cast(self.stored(zero), "int8"), 16)
+
     def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
         def zipped(pair: Sequence[tirx.Expr], size: int) -> list[tirx.Expr]:
             """Values of so many bytes, of one and the other in turn: the first 16 bytes of such and the last."""
@@ -272,9 +296,14 @@ class _Sdot(_Neon):
     def steps_at_once(self) -> int:
         return 4
 
-    def most_pixels(self, vectors: int) -> int:
-        # Data stays in registers for 4 steps.
-        return max(1, (self.registers - vectors - 1) // (vectors + 1))
+    def most_pixels(self, vectors: int, steps: int) -> int:
+        # Data stays in registers for 4 steps. Short sums are written out, and bytes are made among their steps.
+        beside = 1 if steps > _WRITTEN_OUT else 5
+        return max(1, (self.registers - vectors - beside) // (vectors + 1))
+
+    def step_cycles(self, pixels: int, vectors: int) -> float:
+        # Of tiles alike the one with fewer loads, of data and of weights.
+        return super().step_cycles(pixels, vectors) + (pixels + vectors) / 1000
 
     def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
         (place,) = places
@@ -287,6 +316,9 @@ class _Sdot(_Neon):
 
     def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
         return _call("int32x4", "llvm.aarch64.neon.sdot", sums, weights, data)
+
+    def requantised(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
+        return self._rounded_by_sums(products, bounds)
 
 
 @dataclass(frozen=True)
@@ -314,7 +346,7 @@ class _Smmla(_Neon):
     def steps_at_once(self) -> int:
         return 2
 
-    def most_pixels(self, vectors: int) -> int:
+    def most_pixels(self, vectors: int, steps: int) -> int:
         # Data stays in registers for 2 steps. Of weights there are some, or those of a step where more pixels use them.
         few = self.registers - 6 >= 2 * vectors + 2
         return max(2 if few else 1, (self.registers - 2 * vectors) // (vectors + 1) // 2 * 2)
@@ -336,6 +368,9 @@ class _Smmla(_Neon):
 
     def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
         return _call("int32x4", "llvm.aarch64.neon.smmla", sums, data, weights)
+
+    def requantised(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
+        return self._rounded_by_sums(products, bounds)
 
     def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
         raise NotImplementedError("a step of rows of channels is of one pixel: `of_pixels`")
@@ -373,6 +408,11 @@ class _WideningNeon(_Neon):
         return sums + _call("int32x4", "llvm.aarch64.neon.saddlp", products(0) + products(1))
 
 
+def _of_even_places(vectors: Sequence[tirx.Expr]) -> tirx.Expr:
+    lanes = sum(vector.ty.dtype.lanes for vector in vectors)
+    return T.Shuffle(list(vectors), [T.int32(place) for place in range(0, lanes, 2)])
+
+
 def _joined(vectors: Sequence[tirx.Expr]) -> tirx.Expr:
     lanes = sum(vector.ty.dtype.lanes for vector in vectors)
     return T.Shuffle(list(vectors), [T.int32(place) for place in range(lanes)])
@@ -388,7 +428,7 @@ class _Avx2(_Avx):
     def lane_and_byte(self, place: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
         return place % 16 // 2, place // 16 + place % 2 * 2
 
-    def most_pixels(self, vectors: int) -> int:
+    def most_pixels(self, vectors: int, steps: int) -> int:
         # Two registers of weights for each vector, two of data.
         return max(1, (self.registers - 2 * vectors - 2) // vectors)
 
