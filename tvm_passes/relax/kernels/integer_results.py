@@ -10,7 +10,8 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 
-_PACKED = 4  # Vectors of sums that become one of bytes.
+PACKED = 4
+"""Vectors of sums that become one of bytes."""
 _WORD = 4  # Bytes of a vector of sums of NEON.
 
 
@@ -51,10 +52,10 @@ class Requantisation:
         lanes = self.vectors.lanes
         bounds = [T.bind(self.bounds[place]) for place in range(3)]
         every = [(place, number) for place, run in enumerate(runs) for number in range(len(run.products))]
-        for first in range(0, len(every), _PACKED):
-            group = every[first : first + _PACKED]
+        for first in range(0, len(every), PACKED):
+            group = every[first : first + PACKED]
             products = [T.bind(runs[place].products[number]) for place, number in group]
-            products += [products[-1]] * (_PACKED - len(products))
+            products += [products[-1]] * (PACKED - len(products))
             packed, start = T.bind(self.vectors.requantised(products, bounds)), 0
             for place, some in groupby(group, itemgetter(0)):
                 run, numbers = runs[place], [number for _place, number in some]

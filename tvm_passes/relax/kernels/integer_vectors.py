@@ -111,6 +111,11 @@ class IntegerVectors(ABC):
         """
 
     @property
+    def interleaves_some(self) -> bool:
+        """Whether some of the vectors that `interleaved` gives take as few instructions each as all do."""
+        return False
+
+    @property
     def looked_up_at_once(self) -> int:
         """Bytes that `looked_up` takes; 1 where the CPU looks up one after the other."""
         return 1
@@ -268,6 +273,10 @@ class _Neon(IntegerVectors):
         shorts = [T.bind(_of_even_places(pair)) for pair in (integers[:2], integers[2:])]
         bytes_ = _of_even_places([T.reinterpret("int8x16", vector) for vector in shorts])
         return bytes_ + T.broadcast(T.cast(self.stored(zero), "int8"), 16)
+
+    @property
+    def interleaves_some(self) -> bool:
+        return True
 
     def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
         def zipped(pair: Sequence[tirx.Expr], size: int) -> list[tirx.Expr]:
