@@ -233,7 +233,7 @@ class _Kernel:
     def _weights(
         self, block: tirx.Expr, vector: tirx.Expr, height: int, count: int
     ) -> Callable[[int, int, int, int], tirx.Expr]:
-        """The weights of some vectors of a block, for rows of the result, groups of rows, columns of the window, vectors."""
+        """Some vectors of a block: weights by the row of the result, group of rows, column of the window and vector."""
         size = self.vectors.lanes * STEP
         groups, taps, values = groups_of_rows(self.shape), self.shape.kernel[1], CHANNELS * STEP
         begin = T.bind(block * (rows_together(self.shape, self.vectors) * groups * taps * values) + vector * size)
