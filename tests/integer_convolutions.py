@@ -11,13 +11,8 @@ from kernel_cases import Case
 from tvm import te
 
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
-from tvm_passes.relax.kernels.integer_convolution import (
-    integer_convolution,
-    packed_vector,
-    packed_weight,
-    packing,
-    tiles,
-)
+from tvm_passes.relax.kernels.integer_convolution import packed_vector, packed_weight, packing
+from tvm_passes.relax.kernels.integer_kernel import Way, integer_kernel, ways
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 
@@ -42,10 +37,12 @@ ZERO_POINT, BOUNDS, CORES = 117, (3, 5, 250), 2
 
 def cases(vectors: IntegerVectors, names: Iterable[str] = SHAPES) -> dict[str, Case]:
     """Shapes; the sums of the dense layer stay real values, and of one layer some are too large for any integer."""
-    return {name: _case(SHAPES[name], vectors, name == "dense", name == "no padding") for name in names}
+    return {name: case(name, vectors, next(ways(SHAPES[name], vectors, CORES))) for name in names}
 
 
-def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: bool) -> Case:
+def case(name: str, vectors: IntegerVectors, way: Way) -> Case:
+    """A shape in one of its ways."""
+    shape, real = SHAPES[name], name == "dense"
     generator = np.random.default_rng(0)
     data = generator.integers(0, 256, shape.data, np.uint8)
     # The largest products that there are stand somewhere, next to each other.
@@ -54,16 +51,11 @@ def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: 
     weight[..., 1] = 127
     bias = generator.integers(-5000, 5000, shape.outputs).astype(np.int32)
     multiplier = (generator.uniform(0.5, 2, shape.outputs) * 0.01 / np.sqrt(weight[..., 0].size)).astype(np.float32)
-    multiplier[0] *= 2.0**40 if huge else 1
+    multiplier[0] *= 2.0**40 if name == "no padding" else 1
     products = _sums(shape, data, weight, bias).astype(np.float32) * multiplier
     zero, low, high = map(np.float32, BOUNDS)
     quantised = np.clip(np.rint(products) + zero, low, high).astype(np.uint8)
     expected = products if real else _stored(quantised, vectors)
-    kernel = (
-        depthwise.integer_depthwise(shape, vectors, CORES)
-        if shape.is_depthwise
-        else integer_convolution(shape, vectors, CORES, tiles(shape, vectors, CORES)[0], real)
-    )
     packed_as = (depthwise.packing if shape.is_depthwise else packing)(shape, vectors)
     if vectors.data_type == "int8":
         # The data is 128 less.
@@ -78,6 +70,7 @@ def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: 
         [weight, bias, multiplier],
     )
     result = np.zeros_like(expected)
+    kernel = integer_kernel(shape, vectors, way, real)
     return Case(kernel, [_stored(data, vectors), packed, *filled, quantisation, *bounds, result], expected)
 
 

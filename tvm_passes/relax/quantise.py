@@ -30,13 +30,8 @@ from tvm import relax, te
 from tvm_passes.relax.activations import Activation, activation_at
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
 from tvm_passes.relax.kernels import quantised as kernels
-from tvm_passes.relax.kernels.integer_convolution import (
-    integer_convolution,
-    packed_vector,
-    packed_weight,
-    packing,
-    tiles,
-)
+from tvm_passes.relax.kernels.integer_convolution import packed_vector, packed_weight, packing
+from tvm_passes.relax.kernels.integer_kernel import integer_kernel
 from tvm_passes.relax.kernels.integer_look_up import look_up
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
@@ -290,10 +285,7 @@ class _Quantiser:
         window = "" if bounds is None else _window(shape)
 
         def kernel() -> tvm.tirx.PrimFunc:
-            if shape.is_depthwise:
-                return depthwise.integer_depthwise(shape, vectors, self.cores)
-            tile = tiles(shape, vectors, self.cores)[0]
-            return integer_convolution(shape, vectors, self.cores, tile, real=bounds is None)
+            return integer_kernel(shape, vectors, None, real=bounds is None)
 
         result: relax.Expr = self._written(window + name, kernel, (shape, bounds is None), arguments)
         if is_dense:
