@@ -1,5 +1,6 @@
 """Convolutions of integers by the kernels of a CPU, and what NumPy makes of the same."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,12 +10,15 @@ import torch
 import tvm
 from kernel_cases import Case
 from tvm import te
+from tvm.ir.transform import Sequential
 
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
 from tvm_passes.relax.kernels.integer_convolution import packed_vector, packed_weight, packing
-from tvm_passes.relax.kernels.integer_kernel import Way, integer_kernel, ways
+from tvm_passes.relax.kernels.integer_kernel import integer_kernel, ways
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
-from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
+from tvm_passes.relax.kernels.integer_vectors import IntegerVectors, integer_vectors
+from tvm_passes.relax.schedules.cpu.integer_kernel import IntegerKernel
+from tvm_passes.relax.write_integer_kernels import WriteIntegerKernels
 
 SHAPES = {
     "first layer": IntegerConvolution((1, 16, 18, 3), (3, 3), 24, (2, 2), (1, 0, 1, 1)),
@@ -37,12 +41,29 @@ ZERO_POINT, BOUNDS, CORES = 117, (3, 5, 250), 2
 
 def cases(vectors: IntegerVectors, names: Iterable[str] = SHAPES) -> dict[str, Case]:
     """Shapes; the sums of the dense layer stay real values, and of one layer some are too large for any integer."""
-    return {name: case(name, vectors, next(ways(SHAPES[name], vectors, CORES))) for name in names}
+    return {name: _case(name, vectors) for name in names}
 
 
-def case(name: str, vectors: IntegerVectors, way: Way) -> Case:
-    """A shape in one of its ways."""
+def cases_in_other_ways(target: tvm.target.Target, name: str, every: int) -> dict[str, Case]:
+    """A shape in every so manieth way that its kernel can be written in, but the first."""
+    vectors = integer_vectors(target)
+    assert vectors is not None
+    case = _case(name, vectors)
+    description = integer_kernel(SHAPES[name], vectors, None, name == "dense")
+    candidates = list(IntegerKernel().candidates(description, target))
+    assert len({candidate.way for candidate in candidates}) == len(candidates) > 1
+    with target:
+        modules = [
+            Sequential([WriteIntegerKernels()])(candidate.schedule.mod) for candidate in candidates[every - 1 :: every]
+        ]
+    return {
+        f"{name} {number}": dataclasses.replace(case, kernel=module["main"]) for number, module in enumerate(modules)
+    }
+
+
+def _case(name: str, vectors: IntegerVectors) -> Case:
     shape, real = SHAPES[name], name == "dense"
+    way = next(ways(shape, vectors, CORES))
     generator = np.random.default_rng(0)
     data = generator.integers(0, 256, shape.data, np.uint8)
     # The largest products that there are stand somewhere, next to each other.

@@ -7,7 +7,7 @@
     lifted      everything that depends on parameters alone leaves `main`        (not with `fused`)
     joined      what differs between masks of different layouts is joined into one module
     kernels     ops become fused loops
-    scheduled   each loop nest gets a schedule, and what it costs as attributes
+    scheduled   each loop nest gets a schedule, and what it costs as attributes; convolutions of int8 become loops
     planned     calls become instructions of Relax's virtual machine, over memory that is planned ahead
     loops       functions such as exp become arithmetic, loops what LLVM, or a GPU's code generator, takes
 

@@ -5,9 +5,10 @@ In:  `main(input, *parameters)`, masks and BatchNorms folded into weights (`Fold
 Out: the same `main` with a parameter more for each quantised tensor, `quantisation/<tensor>`, float32 [2]: its scale
      and zero point; and for each activation that is no clamp (`activations.py`) `table/<function>/<tensor>:<result>`,
      uint8 [256]: what it makes of each value. The image is quantised once, and all between it and the logits is uint8:
-     every operator is a call of a kernel of `kernels/quantised.py`, or moves values. What is calculated of weights and
-     quantisations alone depends on parameters alone, so that `LiftTransformParams` moves it out of `main`: one library
-     serves tasks of any scales.
+     every operator is a call of a kernel of `kernels/quantised.py`, or moves values; convolutions and dense layers by a
+     CPU's instructions are described (`kernels/integer_kernel.py`), and written when their way is chosen. What is
+     calculated of weights and quantisations alone depends on parameters alone, so that `LiftTransformParams` moves it
+     out of `main`: one library serves tasks of any scales.
 
      What stays float is what depends on parameters alone, the image, and the logits. In a dump a result has its
      tensor's name, dots and strokes as underscores, and its type says what it is computed in.

@@ -8,6 +8,7 @@ from typing import Any
 
 import tvm
 from tvm import rpc
+from tvm.ir.transform import Sequential
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.compiler.build import Built, build_executable, export_library
@@ -52,7 +53,7 @@ def build_candidate(
     """
     tvm_target = tvm.target.Target(dict(target))
     with tvm_target:
-        module = WriteIntegerKernels()(module)
+        module = Sequential([WriteIntegerKernels()])(module)
         executable = build_executable(module, tvm_target, architectures)
     # Linked here, not on the board, which has no linker.
     export_library(Built(executable, for_cpu="cpu" in tvm_target.keys), Path(path), architecture)

@@ -130,7 +130,12 @@ class Tiling:
 
 def tilings(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> Iterator[Tiling]:
     """The ways that are worth a measurement, the one that is likely fastest first: all tiles, few with other tasks."""
-    every = [tiling(shape, vectors, cores, tile) for tile in tiles(shape, vectors, cores)]
+    _, _, columns = pixels(shape)
+    found: dict[tuple[int, int, int], Tile] = {}
+    for tile in tiles(shape, vectors, cores):
+        # What cuts rows of the result into as many tiles is one way.
+        found.setdefault((tile.rows, -(-columns // tile.columns), tile.vectors), tile)
+    every = [tiling(shape, vectors, cores, tile) for tile in found.values()]
     yield from every[:_OTHERWISE_CUT]
     for way in every[:_OTHERWISE_CUT]:
         yield from _otherwise_cut(shape, vectors, way)

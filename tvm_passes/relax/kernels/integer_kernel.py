@@ -7,7 +7,7 @@ computed, and not how some version of this program wrote it.
 
 from collections.abc import Iterator
 from dataclasses import astuple
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from tvm import tirx
 from tvm.s_tir import SBlockRealize
@@ -39,10 +39,11 @@ def described_convolution(function: tirx.PrimFunc) -> IntegerConvolution | None:
     """What a description is of; None of any other function."""
     if not isinstance(function.body, SBlockRealize) or CONVOLUTION not in function.body.block.annotations:
         return None
-    fields = function.body.block.annotations[CONVOLUTION]
-    return IntegerConvolution(
-        **{name: int(value) if isinstance(value, int) else tuple(map(int, value)) for name, value in fields.items()}
-    )
+    fields: dict[str, Any] = {
+        name: int(value) if isinstance(value, int) else tuple(map(int, value))
+        for name, value in function.body.block.annotations[CONVOLUTION].items()
+    }
+    return IntegerConvolution(**fields)
 
 
 def ways(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> Iterator[Way]:

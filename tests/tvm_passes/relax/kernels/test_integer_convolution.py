@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tvm
 from board_processes import needs_emulated_board
-from integer_convolutions import SHAPES, cases
+from integer_convolutions import SHAPES, cases, cases_in_other_ways
 from kernel_cases import assert_computed, assert_computed_on_a_board, built, symbol
 
 from ksm_hw.toolchains.targets import load_target
@@ -21,6 +21,7 @@ CPUS = {"cascadelake": {"avx512_vnni", "avx512bw"}, "alderlake": {"avx_vnni"}, "
 BOARDS = ["rpi5", "rpi4"]
 FEW = ["first layer", "flat with a rest", "grouped", "no padding", "dense", "depthwise, narrow", "depthwise, strided"]
 WIDE = ["depthwise", "depthwise 5x5"]  # Much code, which takes LLVM seconds.
+TUNED = ["first layer", "seventeen", "flat with a rest", "strided 1x1", "grouped", "dense", "depthwise, strided"]
 
 
 def has(features: set[str]) -> bool:
@@ -60,6 +61,19 @@ def test_convolutions_are_those_of_numpy(cpu: str, names: list[str]) -> None:
     assert_computed(library, found)
 
 
+@pytest.mark.parametrize(
+    ("names", "every"), [(TUNED, 9), pytest.param([*TUNED, *WIDE], 1, marks=pytest.mark.slow, id="all")]
+)
+@pytest.mark.parametrize("cpu", ["cascadelake", "haswell"])
+def test_what_tune_chooses_among_computes_the_same(cpu: str, names: list[str], every: int) -> None:
+    """Of all ways of a kernel every so manieth is run."""
+    target = tvm.target.Target({"kind": "llvm", "mcpu": cpu, "num-cores": 2})
+    if not has(CPUS[cpu]):
+        pytest.skip(f"this machine cannot run code for {cpu}")
+    found = {case: found for name in names for case, found in cases_in_other_ways(target, name, every).items()}
+    assert_computed(built(found, target), found)
+
+
 @pytest.mark.parametrize("cpu", [*CPUS, "rpi5"])
 def test_heavy_layers_have_a_task_for_each_core_at_any_image_size(cpu: str) -> None:
     """Of MobileNetV2, EfficientNet-Lite0 and ResNet-50: what a map is smaller than the image, inputs and outputs."""
@@ -85,4 +99,5 @@ def test_convolutions_on_a_board_are_those_of_numpy(board: str, tmp_path: Path) 
     found = cases(vectors, FEW)
     library = built(found, target)
     assert_computed_by(vectors.instruction, library.inspect_source("asm"), FEW)
-    assert_computed_on_a_board(library, found, target, tmp_path)
+    found |= {case: found for name in TUNED for case, found in cases_in_other_ways(target, name, every=9).items()}
+    assert_computed_on_a_board(built(found, target), found, target, tmp_path)
