@@ -89,7 +89,7 @@ def test_the_same_command_goes_on(tiny: Bundle, tuned: Tuned, tmp_path: Path) ->
 
 
 def test_the_fastest_way_is_compiled_for_every_task(tiny: Bundle, tuned: Tuned, tmp_path: Path) -> None:
-    folder = shutil.copytree(tuned.folder, tmp_path / "tuned")
+    folder = shutil.copytree(tuned.folder, tmp_path / "records")
     # Of each kernel the way that was measured last is made the fastest; the default was measured first.
     lines = [json.loads(line) for line in (folder / RECORDS).read_text().splitlines()]
     first = {(line[0], str(line[1][0])): place for place, line in reversed(list(enumerate(lines)))}
@@ -141,6 +141,7 @@ def test_the_next_command_compiles_in_int8(tiny: Bundle, tuned: Tuned, tmp_path:
     assert f"4 operators, {TRIALS} trials (0 failed)" in done.output and " --precision int8 --tuned " in done.output
 
 
+@pytest.mark.slow  # An emulated board takes a minute; tests of float32 beside this one are of tuning on a board.
 @needs_emulated_board
 def test_tune_on_the_emulated_board(tiny: Bundle, tmp_path: Path) -> None:
     target, one = load_target("rpi5"), only(tiny, "kernel-task")
