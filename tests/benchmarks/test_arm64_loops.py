@@ -24,7 +24,7 @@ from ksm_hw.artifact.manifest import OperatorEntry
 from ksm_hw.toolchains.disassembly import Instruction
 from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.apply_schedules import ApplySchedules
-from tvm_passes.relax.kernels.integer_convolution import integer_convolution, tiles
+from tvm_passes.relax.kernels.integer_convolution import integer_convolution, tilings
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import integer_vectors
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
@@ -210,7 +210,7 @@ def test_products_of_bytes_reach_two_instructions_a_cycle(instruction, target, c
     assert vectors.instruction == instruction
     for name, (size, inputs, outputs) in INTEGER_CONVOLUTIONS.items():
         shape = IntegerConvolution((1, size, size, inputs), (1, 1), outputs)
-        functions[name] = integer_convolution(shape, vectors, 4, tiles(shape, vectors, 4)[0])
+        functions[name] = integer_convolution(shape, vectors, next(tilings(shape, vectors, 4)))
     found = costs(tmp_path / "loops.o", built(functions, target, tmp_path / "loops.o"), functions, core)
     assert {name: round(cost.share, 2) for name, cost in found.items() if cost.share < least} == {}
 

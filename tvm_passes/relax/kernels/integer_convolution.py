@@ -8,8 +8,9 @@ with the zero point around it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import te, tirx
@@ -26,6 +27,7 @@ _NEARBY = 512 << 10  # Bytes of weights that stay in a second-level cache.
 _NEAR = 24 << 10  # Bytes of a tile's weights that stay in a first-level cache.
 _TASKS = 8  # Of each core, at least, where rows are enough.
 _HEAVY = 1 << 19  # Products that are worth a second core, even if its tasks share rows.
+_OTHERWISE_CUT = 4  # Tiles, the best ones, of which other tasks are worth a measurement too.
 # Of the model of a tile: bytes of weights that arrive in a cycle from the second-level cache, cycles until a product is
 # done, and cycles for each vector of results and each tile.
 _RATE, _LATENCY, _OF_RESULT, _OF_TILE = 32, 5, 4, 10
@@ -99,10 +101,46 @@ def tiles(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> lis
             found.append(Tile(rows, columns, number))
 
     def cycles(tile: Tile) -> float:
-        busy = min(cores, math.prod(tasks(shape, vectors, cores, tile))) if shape.products >= _HEAVY else 1
-        return _cycles(shape, vectors, tile) / busy
+        most = math.prod(tasks(shape, vectors, tiling(shape, vectors, cores, tile)))
+        return _cycles(shape, vectors, tile) / (min(cores, most) if shape.products >= _HEAVY else 1)
 
     return sorted(found, key=cycles)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the kernel is written.
+
+    Attributes:
+        rows, columns, vectors: of its tile.
+        bands: of a task: rows of tiles.
+        blocks: of a task: tiles of channels.
+    """
+
+    rows: int
+    columns: int
+    vectors: int
+    bands: int
+    blocks: int
+
+    @property
+    def tile(self) -> Tile:
+        """What stays in registers."""
+        return Tile(self.rows, self.columns, self.vectors)
+
+
+def tilings(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> Iterator[Tiling]:
+    """The ways that are worth a measurement, the one that is likely fastest first: all tiles, few with other tasks."""
+    _, _, columns = pixels(shape, vectors)
+    found: dict[tuple[int, int, int], Tile] = {}
+    for tile in tiles(shape, vectors, cores):
+        # What cuts rows of the result into as many tiles is one way.
+        found.setdefault((tile.rows, -(-columns // tile.columns), tile.vectors), tile)
+    every = [tiling(shape, vectors, cores, tile) for tile in found.values()]
+    yield from every[:_OTHERWISE_CUT]
+    for way in every[:_OTHERWISE_CUT]:
+        yield from _otherwise_cut(shape, vectors, way)
+    yield from every[_OTHERWISE_CUT:]
 
 
 def pixels(shape: IntegerConvolution, vectors: IntegerVectors) -> tuple[int, int, int]:
@@ -111,26 +149,50 @@ def pixels(shape: IntegerConvolution, vectors: IntegerVectors) -> tuple[int, int
     return (1, batch * rows * columns, 1) if shape.is_flat(vectors) else (batch, rows, columns)
 
 
-def cuts(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile) -> tuple[int, int]:
-    """Bands of rows, and blocks of channels, of a task: few enough that cores have work, if that is worth it."""
-    batch, rows, _ = pixels(shape, vectors)
-    bands, count = -(-rows // tile.rows), shape.vectors(vectors.lanes)
-    blocks = shape.groups * -(-count // tile.vectors)
-    weights = shape.groups * count * len(shape.runs) * shape.steps(vectors) * vectors.lanes * vectors.step
+def tiling(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile) -> Tiling:
+    """A tile with tasks of few enough bands and blocks that cores have work, if that is worth it."""
+    batch, bands, blocks = _whole(shape, vectors, tile)
+    weights = (
+        shape.groups
+        * shape.vectors(vectors.lanes)
+        * len(shape.runs)
+        * shape.steps(vectors)
+        * vectors.lanes
+        * vectors.step
+    )
     most = min(blocks, blocks * _NEARBY // weights)
     if shape.products >= _HEAVY:
         most = min(most, blocks * batch * bands // cores)
-    blocks_of_part = next((number for number in range(most, 1, -1) if blocks % number == 0), 1)
-    wanted = -(-_TASKS * cores // (batch * (blocks // blocks_of_part)))
-    return max(1, bands // wanted), blocks_of_part
+    blocks_of_task = next((number for number in range(most, 1, -1) if blocks % number == 0), 1)
+    wanted = -(-_TASKS * cores // (batch * (blocks // blocks_of_task)))
+    return Tiling(tile.rows, tile.columns, tile.vectors, max(1, bands // wanted), blocks_of_task)
 
 
-def tasks(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile) -> tuple[int, int, int]:
-    """How many tasks: for images, parts of their rows, and parts of the channels."""
+def _otherwise_cut(shape: IntegerConvolution, vectors: IntegerVectors, way: Tiling) -> list[Tiling]:
+    """The same tile with half and twice the bands and blocks of a task, or about so many."""
+    _, bands, blocks = _whole(shape, vectors, way.tile)
+    divisors = [number for number in range(1, blocks + 1) if blocks % number == 0]
+    place = divisors.index(way.blocks)
+    several = divisors[max(0, place - 1) : place + 2]
+    numbers = dict.fromkeys([way.bands, max(1, way.bands // 2), min(bands, way.bands * 2)])
+    return [
+        other
+        for number in numbers
+        for blocks_of_task in several
+        if (other := Tiling(way.rows, way.columns, way.vectors, number, blocks_of_task)) != way
+    ]
+
+
+def _whole(shape: IntegerConvolution, vectors: IntegerVectors, tile: Tile) -> tuple[int, int, int]:
+    """Images, bands of rows and blocks of channels, of all groups, that tiles cut a convolution into."""
     batch, rows, _ = pixels(shape, vectors)
-    bands, blocks = cuts(shape, vectors, cores, tile)
-    of_group = -(-shape.vectors(vectors.lanes) // tile.vectors)
-    return batch, -(-rows // (tile.rows * bands)), shape.groups * of_group // blocks
+    return batch, -(-rows // tile.rows), shape.groups * -(-shape.vectors(vectors.lanes) // tile.vectors)
+
+
+def tasks(shape: IntegerConvolution, vectors: IntegerVectors, way: Tiling) -> tuple[int, int, int]:
+    """How many tasks: for images, parts of their rows, and parts of the channels."""
+    batch, bands, blocks = _whole(shape, vectors, way.tile)
+    return batch, -(-bands // way.bands), blocks // way.blocks
 
 
 def _cycles(shape: IntegerConvolution, vectors: IntegerVectors, tile: Tile) -> float:
@@ -165,16 +227,17 @@ def column_tiles(columns: int, width: int) -> list[tuple[int, int, int]]:
 
 
 def integer_convolution(
-    shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile, real: bool = False
+    shape: IntegerConvolution, vectors: IntegerVectors, way: Tiling | None, real: bool = False
 ) -> tirx.PrimFunc:
-    """The kernel, as `integer_function` gives it."""
+    """The kernel, as `integer_function` gives it; without a way described."""
     channels = shape.groups * shape.vectors(vectors.lanes) * vectors.lanes
 
-    def emit(*arguments: Any) -> None:
-        _Kernel(shape, vectors, tile, *arguments).emit(cores)
+    def emit(way: Tiling, *arguments: Any) -> None:
+        _Kernel(shape, vectors, way.tile, *arguments).emit(way)
 
+    loops = None if way is None else partial(emit, way)
     return integer_function(
-        "conv2d", shape, vectors, packing(shape, vectors).shape(shape.outputs), channels, emit, real
+        "conv2d", shape, vectors, packing(shape, vectors).shape(shape.outputs), channels, loops, real
     )
 
 
@@ -227,10 +290,10 @@ class _Kernel:
         """Of channels, a tile each, in a group."""
         return -(-self.shape.vectors(self.vectors.lanes) // self.tile.vectors)
 
-    def emit(self, cores: int) -> None:
+    def emit(self, way: Tiling) -> None:
         """The loop over tasks: some rows of some blocks of channels."""
-        bands_of_part, blocks_of_part = cuts(self.shape, self.vectors, cores, self.tile)
-        batch, parts, block_parts = tasks(self.shape, self.vectors, cores, self.tile)
+        bands_of_part, blocks_of_part = way.bands, way.blocks
+        batch, parts, block_parts = tasks(self.shape, self.vectors, way)
         count = batch * parts * block_parts
         with (T.serial if count == 1 else T.parallel)(count) as task:
             block_part = T.bind(tirx.floormod(task, block_parts))

@@ -6,8 +6,9 @@ the windows of two rows of the result, for both: their weights are 0 elsewhere. 
 channels, from a copy of what it reads, with the zero point around it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import te, tirx
@@ -23,7 +24,7 @@ from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
 
 CHANNELS = 16
 """Channels that are computed together."""
-_MOST_COLUMNS = 14  # Of the result, whose code is written out.
+_COLUMNS = (14, 10, 7, 5, 3)  # At most, of the result, whose code is written out.
 _COPY_BYTES = 64 << 10  # Of a task's copy, if that leaves so many tasks that cores wait little.
 _TASKS = 8  # Of each core, where rows are enough.
 
@@ -71,14 +72,45 @@ def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: Integer
     return te.compute(packing(shape, vectors).shape(shape.outputs), value, name="packed")
 
 
-def integer_depthwise(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> tirx.PrimFunc:
-    """The kernel, as `integer_function` gives it; weight, bias and multiplier are by 16 channels."""
+@dataclass(frozen=True)
+class Strip:
+    """How the kernel is written.
+
+    Attributes:
+        columns: at most, of the result, that are computed together.
+        bands: of a task: rows whose windows are in the same vectors.
+    """
+
+    columns: int
+    bands: int
+
+
+def strips(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> Iterator[Strip]:
+    """The ways that are worth a measurement, the one that is likely fastest first."""
+    batch, _, columns, channels = shape.result
+    bands = _bands(shape, vectors)
+    band_bytes = rows_together(shape, vectors) * shape.strides[0] * shape.data[2] * channels
+    of_task = max(1, min(_COPY_BYTES // band_bytes, batch * bands // (_TASKS * cores)))
+    numbers = dict.fromkeys([of_task, max(1, of_task // 2), min(bands, of_task * 2), min(bands, of_task * 4)])
+    # Of widths that cut a row into as many tiles one.
+    widths = {-(-columns // most): most for most in reversed(_COLUMNS)}
+    return (Strip(width, number) for number in numbers for width in reversed(widths.values()))
+
+
+def _bands(shape: IntegerConvolution, vectors: IntegerVectors) -> int:
+    """Of an image: rows of the result that are computed together."""
+    return -(-shape.result[1] // rows_together(shape, vectors))
+
+
+def integer_depthwise(shape: IntegerConvolution, vectors: IntegerVectors, way: Strip | None) -> tirx.PrimFunc:
+    """The kernel, as `integer_function` gives it, without a way described; parameters are by 16 channels."""
     weight_shape = packing(shape, vectors).shape(shape.outputs)
 
-    def emit(*arguments: Any) -> None:
-        _Kernel(shape, vectors, *arguments).emit(cores)
+    def emit(way: Strip, *arguments: Any) -> None:
+        _Kernel(shape, vectors, way, *arguments).emit()
 
-    return integer_function("depthwise_conv2d", shape, vectors, weight_shape, weight_shape[0] * CHANNELS, emit)
+    loops = None if way is None else partial(emit, way)
+    return integer_function("depthwise_conv2d", shape, vectors, weight_shape, weight_shape[0] * CHANNELS, loops)
 
 
 @dataclass(frozen=True)
@@ -87,6 +119,7 @@ class _Kernel:
 
     shape: IntegerConvolution
     vectors: IntegerVectors
+    way: Strip
     data: tirx.Var
     weight: tirx.Var
     bias: tirx.Var
@@ -95,14 +128,11 @@ class _Kernel:
     requantisation: Requantisation
     result: tirx.Var
 
-    def emit(self, cores: int) -> None:
+    def emit(self) -> None:
         """The loop over tasks."""
         batch, rows, columns, channels = self.shape.result
-        together = rows_together(self.shape, self.vectors)
-        bands = -(-rows // together)
-        row_bytes = together * self.shape.strides[0] * self.shape.data[2] * channels
-        of_task = max(1, min(_COPY_BYTES // row_bytes, batch * bands // (_TASKS * cores)))
-        parts = -(-bands // of_task)
+        together, of_task = rows_together(self.shape, self.vectors), self.way.bands
+        parts = -(-_bands(self.shape, self.vectors) // of_task)
         with (T.serial if batch * parts == 1 else T.parallel)(batch * parts) as task:
             image, part = T.bind(tirx.floordiv(task, parts)), T.bind(tirx.floormod(task, parts))
             first = T.bind(part * (of_task * together))
@@ -113,7 +143,7 @@ class _Kernel:
 
                 def of_channels(count: int, block: tirx.Expr, row: tirx.Expr = row) -> None:
                     def of_rows(height: int) -> None:
-                        for start, width, times in column_tiles(columns, _MOST_COLUMNS):
+                        for start, width, times in column_tiles(columns, self.way.columns):
                             with T.serial(times) as step:
                                 self._tile(
                                     source, image, row, T.bind(start + step * width), block, height, width, count
