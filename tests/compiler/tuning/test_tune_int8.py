@@ -16,7 +16,7 @@ from random_tasks import random_bundle
 from tiny_network import TINY, make_known
 from typer.testing import CliRunner
 
-from ksm_hw.artifact.manifest import read_manifest
+from ksm_hw.artifact.manifest import LIBRARY, read_manifest
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.open_session import open_session
 from ksm_hw.cli import app
@@ -103,6 +103,7 @@ def test_the_fastest_way_is_compiled_for_every_task(tiny: Bundle, tuned: Tuned, 
         assert_is_the_integer_model(artifact, tiny)
         chosen[name] = {symbol: entry.schedule for symbol, entry in read_manifest(artifact).operators.items()}
     assert "4 operators with tuned schedules" in steps
+    assert (tmp_path / "tuned" / LIBRARY).read_bytes() != (tmp_path / "untuned" / LIBRARY).read_bytes()
     default, other = (
         [schedules[symbol] for symbol in chosen["untuned"] if "conv2d" in symbol] for schedules in chosen.values()
     )

@@ -184,6 +184,7 @@ def _whole(shape: IntegerConvolution, vectors: IntegerVectors, tile: Tile) -> tu
 def tasks(shape: IntegerConvolution, vectors: IntegerVectors, way: Tiling) -> tuple[int, int, int]:
     """How many tasks: for images, parts of their rows, and parts of the channels."""
     batch, bands, blocks = _whole(shape, vectors, way.tile)
+    assert blocks % way.blocks == 0, f"{way} would leave channels out"
     return batch, -(-bands // way.bands), blocks // way.blocks
 
 
