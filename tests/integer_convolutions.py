@@ -63,6 +63,7 @@ def cases_in_other_ways(target: tvm.target.Target, name: str, every: int) -> dic
 
 def _case(name: str, vectors: IntegerVectors) -> Case:
     shape, real = SHAPES[name], name == "dense"
+    vectors = shape.instructions(vectors)
     way = next(ways(shape, vectors, CORES))
     generator = np.random.default_rng(0)
     data = generator.integers(0, 256, shape.data, np.uint8)

@@ -248,7 +248,9 @@ class _Quantiser:
     ) -> relax.Var:
         """The sums of a layer, requantised, or without bounds as real values."""
         if self.vectors is not None:
-            return self._vector_sums(self.vectors, shape, data, weight, bias, multiplier, bounds, tensor)
+            return self._vector_sums(
+                shape.instructions(self.vectors), shape, data, weight, bias, multiplier, bounds, tensor
+            )
         if len(weight.ty.shape) == 2:
             sums = self._kernel("dense_sums", kernels.dense_sums, [data.value, weight, bias])
         else:
@@ -300,8 +302,9 @@ class _Quantiser:
         packing_of, pack = (packing, packed_weight)
         if shape.is_depthwise:
             packing_of, pack = (depthwise.packing, depthwise.packed_weight)
-        options = () if self.vectors is None else (pack, shape, self.vectors)
-        layout = None if self.vectors is None else packing_of(shape, self.vectors)
+        vectors = None if self.vectors is None else shape.instructions(self.vectors)
+        options = () if vectors is None else (pack, shape, vectors)
+        layout = None if vectors is None else packing_of(shape, vectors)
         mark = {INTEGER_WEIGHT: layer_mark(self.data_type, clamp, layout)}
         compute, of_results = (quantised_head, ()) if clamp is None else (quantised_layer, (clamp,))
         call = self._call("quantise_layer", compute, arguments, self.data_type, *of_results, *options, attributes=mark)

@@ -28,6 +28,7 @@ def integer_kernel(
     shape: IntegerConvolution, vectors: IntegerVectors, way: Way | None, real: bool = False
 ) -> tirx.PrimFunc:
     """A kernel, as `integer_function` gives it: written in a way, or without one described."""
+    vectors = shape.instructions(vectors)
     if shape.is_depthwise:
         assert not isinstance(way, Tiling) and not real
         return integer_depthwise(shape, vectors, way)
@@ -48,7 +49,8 @@ def described_convolution(function: tirx.PrimFunc) -> IntegerConvolution | None:
 
 def ways(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> Iterator[Way]:
     """The ways that are worth a measurement, the one that is likely fastest first."""
-    return strips(shape, cores) if shape.is_depthwise else tilings(shape, vectors, cores)
+    vectors = shape.instructions(vectors)
+    return (strips if shape.is_depthwise else tilings)(shape, vectors, cores)
 
 
 def numbers_of(way: Way) -> list[int]:
