@@ -8,7 +8,7 @@ import tvm
 from tvm import tirx
 from tvm.ir.transform import PassContext
 from tvm.tirx.transform import prim_func_pass
-from tvm_ffi import structural_map
+from tvm_ffi import structural_equal, structural_map
 
 
 @prim_func_pass(opt_level=0, name="SkipPadding")
@@ -27,15 +27,27 @@ def _inside(store: tirx.BufferStore) -> tirx.Stmt:
     if not isinstance(store.value, tirx.Add) or not isinstance(store.value.b, tirx.Mul):
         return store
     total, product = store.value.a, store.value.b
-    choice = product.a
-    if not (isinstance(choice, tvm.ir.Call) and choice.op.same_as(_IF_THEN_ELSE) and _is_zero(choice.args[2])):
+    padded = _padded(product.a)
+    if padded is None:
         return store
-    condition, value, _ = choice.args
+    condition, value = padded
     body: tirx.Stmt = tirx.BufferStore(store.buffer, total + value * product.b, store.indices)
     # Each on its own, so that a loop is left by those that it does not change.
     for part in reversed(_conjuncts(condition)):
         body = tirx.IfThenElse(part, body, None)
     return body
+
+
+def _padded(value: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr] | None:
+    """Where a value is no padding, and what it is there; None of a value that is never padding."""
+    if isinstance(value, tvm.ir.Call) and value.op.same_as(_IF_THEN_ELSE) and _is_zero(value.args[2]):
+        condition, inside, _ = value.args
+        return condition, inside
+    if isinstance(value, tirx.Select):
+        first, other = _padded(value.true_value), _padded(value.false_value)
+        if first is not None and other is not None and structural_equal(first[0], other[0]):
+            return first[0], tirx.Select(value.condition, first[1], other[1])
+    return None
 
 
 _IF_THEN_ELSE = tvm.ir.Op.get("prim.if_then_else")
