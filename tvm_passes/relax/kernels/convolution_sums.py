@@ -53,14 +53,14 @@ def windowed_sums(
     def value(n: tirx.Var, y: tirx.Var, x: tirx.Var, o: tirx.Var) -> tirx.Expr:
         pixel = (n, y * strides[0] + ky * dilation[0], x * strides[1] + kx * dilation[1])
         if groups == 1:
-            return data[(*pixel, i)]
+            return data(*pixel, i)
         of_group, last = outputs // groups, channels // inputs - 1
         first = o // (joined * of_group) * joined
         values = []
         for group in range(joined):
             # Channels that are filled up read what the last group does.
             number = first + group if groups == last + 1 else tirx.min(first + group, last)
-            values.append(data[(*pixel, number * inputs + i)])
+            values.append(data(*pixel, number * inputs + i))
         # A choice among values that are the same for a whole vector: each of them is one instruction, or two.
         chosen = values.pop()
         for group in reversed(range(joined - 1)):
