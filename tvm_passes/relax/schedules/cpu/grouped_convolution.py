@@ -14,7 +14,6 @@ from tvm.s_tir import Schedule
 from tvm.target import Target
 
 from tvm_passes.relax.kernels.packed_convolution import ANNOTATION, OF_GROUP, OUTPUTS
-from tvm_passes.relax.loops.prefetch import ask_for_result
 from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, largest_divisor
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, match_convolution
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
@@ -112,4 +111,3 @@ class GroupedConvolution(DesignSpaceRule[FusedOperator, GroupTile]):
         for loop in unrolled:
             schedule.unroll(loop)
         schedule.decompose_reduction(operator.reduction, ky)
-        ask_for_result(schedule, blocks)
