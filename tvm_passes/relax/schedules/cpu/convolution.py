@@ -15,7 +15,7 @@ from tvm.s_tir.schedule import SBlockRV
 from tvm.target import Target
 
 from tvm_passes.relax.kernels.packed_convolution import ANNOTATION, OUTPUTS
-from tvm_passes.relax.loops.prefetch import ask_ahead, ask_for_result
+from tvm_passes.relax.loops.prefetch import ask_ahead
 from tvm_passes.relax.loops.unequal_vectors import in_unequal_vectors
 from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents
 from tvm_passes.relax.schedules.base.convolution_match import input_shape, match_convolution
@@ -25,9 +25,6 @@ from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
 from tvm_passes.relax.schedules.cpu.lanes import apart, read_in_vectors, steps_at_once
 from tvm_passes.relax.schedules.cpu.tile_model import NEARBY, Shape, Tiling, asking_pays, tilings
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit, vector_widths
-
-_DEEP = 96
-"""Products of a sum beside which it is little to ask for where it goes."""
 
 
 class Convolution(DesignSpaceRule[FusedOperator, Tiling]):
@@ -102,7 +99,6 @@ def compute_tiles(schedule: Schedule, operator: FusedOperator, tiling: Tiling, u
     pixels, channels, *reduction = schedule.get_loops(operator.reduction)
     # A core without a slot for it is left to follow by itself what lies in one row.
     weights_come_late = unit.has_spare_slots and _weights_come_late(schedule, operator.reduction, tiling)
-    result_comes_late = _result_comes_late(schedule, operator.reduction, unit)
     channel_tiles, inner_channels = schedule.split(channels, [None, tiling.channels])
     pixel_tiles, inner_pixels = schedule.split(pixels, [None, tiling.pixels])
     cut, tile = schedule.split(pixel_tiles, [tiling.cuts, None])
@@ -142,8 +138,6 @@ def compute_tiles(schedule: Schedule, operator: FusedOperator, tiling: Tiling, u
             schedule.unroll(vectors)
         schedule.unroll(pixel_loop)
     schedule.decompose_reduction(operator.reduction, reduction[0])
-    if result_comes_late:
-        ask_for_result(schedule, tile)
     if weights_come_late:
         ask_ahead(schedule, reduction[-1], axis=0, distance=1)
 
@@ -152,16 +146,6 @@ def _steps_at_once(schedule: Schedule, operator: FusedOperator, unit: VectorUnit
     """Steps whose inputs are read together; 1 where the CPU cannot, or a tile's channels are of several groups."""
     one_group = input_shape(schedule, operator)[-1] == extents(schedule, operator.reduction)[-1]
     return steps_at_once(schedule, operator.reduction, unit) if unit.by_lane and one_group else 1
-
-
-def _result_comes_late(schedule: Schedule, reduction: SBlockRV, unit: VectorUnit) -> bool:
-    """Whether it pays to ask for a tile of the result, and of what is added to it, before the tile is computed.
-
-    One instruction a line is little beside a deep sum; beside others it must be that the lines are not near.
-    """
-    pixels, channels, *depth = extents(schedule, reduction)
-    map_bytes = value_bytes(widest_type(schedule, reduction)) * pixels * channels
-    return unit.cache_bytes > 0 and (math.prod(depth) >= _DEEP or map_bytes > unit.cache_bytes)
 
 
 def _weights_come_late(schedule: Schedule, reduction: SBlockRV, tiling: Tiling) -> bool:
