@@ -10,6 +10,7 @@ from tvm_passes.relax.schedules.cpu.expanded_depthwise import ExpandedDepthwise
 from tvm_passes.relax.schedules.cpu.fallback import Fallback
 from tvm_passes.relax.schedules.cpu.few_channels import FewChannels
 from tvm_passes.relax.schedules.cpu.grouped_convolution import GroupedConvolution
+from tvm_passes.relax.schedules.cpu.integer_kernel import IntegerKernel
 from tvm_passes.relax.schedules.cpu.mask_decoder import MaskDecoder
 from tvm_passes.relax.schedules.cpu.matrix_product import MatrixProduct
 from tvm_passes.relax.schedules.cpu.packed_product import PackedProduct
@@ -21,6 +22,7 @@ from tvm_passes.relax.schedules.cpu.winograd import WinogradConvolution
 def cpu_rules() -> list[ScheduleRule]:
     """The rules for llvm targets, most specific first."""
     return [
+        IntegerKernel(),
         WinogradConvolution(),
         ExpandedDepthwise(),
         DepthwiseConvolution(),
