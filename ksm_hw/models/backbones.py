@@ -393,7 +393,7 @@ def _downloaded_weights(name: str) -> tuple[str, dict[str, torch.Tensor]]:
     except Exception as error:  # No network, or a damaged file in the cache, of which torch raises many types.
         raise UserError(
             f"The pretrained weights of {name} could not be downloaded, or are damaged ({error}). Give a state dict "
-            "of your own."
+            "of your own: --weights."
         ) from error
     return weights.url, state
 
