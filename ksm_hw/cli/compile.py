@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import platform
 import shlex
 from functools import partial
 from pathlib import Path
@@ -92,6 +93,7 @@ def compile_command(
     from ksm_hw.compiler.compile import check_backbone_precision, check_places, compile_bundle
     from ksm_hw.masks.bundle import load_bundle, select_tasks, tasks_in
     from ksm_hw.resources import shipped_bundle
+    from ksm_hw.toolchains.linker import architecture_of
     from ksm_hw.toolchains.targets import load_target
 
     folder, bundle = output or Path("artifacts") / f"{target}-{task}", bundle or shipped_bundle()
@@ -125,7 +127,9 @@ def compile_command(
     if as_json:
         print_json({"artifacts": [{"path": path, "bytes": size} for path, size in sizes.items()]})
     else:
-        _print_written(sizes, runner, samples)
+        here = architecture_of(compile_target.cpu) == platform.machine()
+        board = [] if here else ["--tracker", "HOST:PORT", "--key", target]
+        _print_written(sizes, runner, [*([] if samples else ["--images", "FOLDER"]), *board])
 
 
 def _begin(status: "Status", step: str) -> None:
@@ -133,8 +137,8 @@ def _begin(status: "Status", step: str) -> None:
     _log.info(step)
 
 
-def _print_written(sizes: dict[str, int], runner: bool, samples: bool) -> None:
-    """The artifacts and the bytes of their files, for a person."""
+def _print_written(sizes: dict[str, int], runner: bool, options: list[str]) -> None:
+    """The artifacts, the bytes of their files and how they are verified, by which options, for a person."""
     for path, size in sizes.items():
         console.print(f"Wrote {path}: {size / 1e6:.1f} MB", soft_wrap=True)
         if runner:
@@ -143,5 +147,4 @@ def _print_written(sizes: dict[str, int], runner: bool, samples: bool) -> None:
             deployed = deployed_bytes(Path(path)) / 1e6
             program = shlex.quote(f"{path}/runner/ksm-runner")
             console.print(f"Without Python, {deployed:.1f} MB of it: {program} --help", soft_wrap=True)
-    images = [] if samples else ["--images", "FOLDER"]
-    console.print(f"Check it: {command('verify', *sizes, *images)}", soft_wrap=True)
+    console.print(f"Check it: {command('verify', *sizes, *options)}", soft_wrap=True)
