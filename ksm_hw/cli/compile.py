@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import platform
 import shlex
 from functools import partial
 from pathlib import Path
@@ -93,7 +92,6 @@ def compile_command(
     from ksm_hw.compiler.compile import check_backbone_precision, check_places, compile_bundle
     from ksm_hw.masks.bundle import load_bundle, select_tasks, tasks_in
     from ksm_hw.resources import shipped_bundle
-    from ksm_hw.toolchains.linker import architecture_of
     from ksm_hw.toolchains.targets import load_target
 
     folder, bundle = output or Path("artifacts") / f"{target}-{task}", bundle or shipped_bundle()
@@ -127,8 +125,7 @@ def compile_command(
     if as_json:
         print_json({"artifacts": [{"path": path, "bytes": size} for path, size in sizes.items()]})
     else:
-        here = architecture_of(compile_target.cpu) == platform.machine()
-        board = [] if here else ["--tracker", "HOST:PORT", "--key", target]
+        board = ["--tracker", "HOST:PORT", "--key", target] if compile_target.is_for_a_board else []
         _print_written(sizes, runner, [*([] if samples else ["--images", "FOLDER"]), *board])
 
 
