@@ -8,6 +8,7 @@
 So an artifact is a bundle too, and `ksm_hw.masks.bundle.load_bundle` reads it.
 """
 
+import dataclasses
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         text = path.read_bytes()
         version = read_version(text, *FORMAT_VERSIONS)
-        manifest = read_json(text, Manifest)
+        manifest = _with_names_once(read_json(text, Manifest))
         files = listed_files(text)
         if manifest.precision == "int8" and version != manifest.format_version:
             raise OtherVersion(version)
@@ -185,6 +186,15 @@ def _read_manifest(folder: Path) -> Manifest:
             "Copy the artifact again."
         )
     return manifest
+
+
+def _with_names_once(manifest: Manifest) -> Manifest:
+    """The names of parameters, which tasks with one layout of masks share, are in memory once."""
+    known = {entry.parameters: entry.parameters for entry in manifest.tasks.values()}
+    tasks = {
+        task: dataclasses.replace(entry, parameters=known[entry.parameters]) for task, entry in manifest.tasks.items()
+    }
+    return dataclasses.replace(manifest, tasks=tasks)
 
 
 def _where_else(folder: Path) -> str:

@@ -28,12 +28,14 @@ from ksm_hw.runtime.device_session import (
     DeviceSession,
     Tensors,
     Uploaded,
+    UploadedTask,
     bytes_of,
     device_failures,
     start_threads,
     upload_tasks,
 )
 from ksm_hw.runtime.forks import check_process, hold_while_forking, survives_forks
+from ksm_hw.runtime.freed_memory import give_back_freed_memory
 from ksm_hw.runtime.library import check_machine, loaded_library
 from ksm_hw.runtime.machine import check_cpu_features
 
@@ -100,15 +102,13 @@ class Session(DeviceSession):
         check_machine(folder / LIBRARY)
         check_cpu_features(manifest.cpu_features, manifest.cpu.get("mcpu", manifest.target))
         prepare_device(manifest.device)
-        backbone, packs = open_bundle(folder)
         threads = start_threads(manifest, threads)
         device = tvm.runtime.device(manifest.device, 0)
         library = loaded_library(folder / LIBRARY, tvm.runtime.load_module)
         with device_failures(manifest.device):
             machine = VirtualMachine(library, device)
-            tasks = upload_tasks(
-                manifest, backbone.tensors, packs, lambda _entry, _name, array: tvm.runtime.tensor(array, device)
-            )
+            tasks = _tasks_on(device, folder, manifest)
+        give_back_freed_memory()
         session = cls(Uploaded(manifest, tasks, device, threads), machine, keep, budget)
         session.switch(session.tasks[0])
         return session
@@ -236,6 +236,11 @@ class Session(DeviceSession):
         if self._budget is None:
             return False
         return sum(map(bytes_of, self._kept.values())) + sets * bytes_of(self._weights) > self._budget
+
+
+def _tasks_on(device: Any, folder: Path, manifest: Manifest) -> dict[str, UploadedTask]:
+    backbone, packs = open_bundle(folder)
+    return upload_tasks(manifest, backbone.tensors, packs, lambda _, __, array: tvm.runtime.tensor(array, device))
 
 
 def prepare_device(device: str) -> None:
