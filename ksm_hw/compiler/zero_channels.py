@@ -100,6 +100,17 @@ def without_zero_channels(bundle: Bundle) -> Narrowed:
     return Narrowed(narrow, channels)
 
 
+def narrowed_as(compiled: Bundle, source: Bundle) -> Bundle:
+    """The source that an artifact's bundle was compiled from, without the channels that were left out of it.
+
+    The source as it is where nothing was left out, or the artifact is of other tasks.
+    """
+    packs = {task: pack for task, pack in source.packs.items() if task in compiled.packs}
+    if source.backbone_sha256 == compiled.backbone_sha256 or packs.keys() != compiled.packs.keys():
+        return source
+    return without_zero_channels(dataclasses.replace(source, packs=packs)).bundle
+
+
 def _has_zeros(bundle: Bundle, layer: str) -> bool:
     """Whether of a layer's output or input channels enough to be left out have weights of 0 alone in all tasks.
 

@@ -136,15 +136,18 @@ def _steps_of(part: _Part, on_step: OnStep) -> OnStep:
 
 def _is_of(artifact: Path, bundle: Bundle) -> bool:
     """Whether an artifact is there whole, with the backbone and the tasks of a bundle as they are."""
+    from ksm_hw.compiler.zero_channels import narrowed_as
+
     try:
         read_manifest(artifact)
         found = load_bundle(artifact)
     except UserError:
         return False
-    return (
-        found.backbone_sha256 == bundle.backbone_sha256
-        and found.packs.keys() == bundle.packs.keys()
-        and all(is_same_task(pack, bundle.packs[task]) for task, pack in found.packs.items())
+    if found.packs.keys() != bundle.packs.keys():
+        return False
+    narrowed = narrowed_as(found, bundle)
+    return found.backbone_sha256 == narrowed.backbone_sha256 and all(
+        is_same_task(pack, narrowed.packs[task]) for task, pack in found.packs.items()
     )
 
 

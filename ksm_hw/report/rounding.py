@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ksm_hw.compiler.zero_channels import without_zero_channels
+from ksm_hw.compiler.zero_channels import narrowed_as
 from ksm_hw.errors import UserError
 from ksm_hw.images.stream import OnFailure, raise_failure
 from ksm_hw.masks.backbone_precision import BackbonePrecision
@@ -63,7 +63,7 @@ def exact_bundle(bundle: Bundle, given: Path | None) -> Bundle | None:
         if tensors is None or sha256_of_tensors(tensors) != bundle.backbone_sha256:
             return None
     else:
-        found = _as_compiled(load_bundle(given), bundle)
+        found = narrowed_as(bundle, load_bundle(given))
         if found.backbone_sha256 != bundle.backbone_sha256 or found.backbone_precision != "float32":
             raise UserError(
                 f"{given} is over {found.backbone} in {found.backbone_precision} with SHA-256 {found.backbone_sha256}; "
@@ -72,14 +72,6 @@ def exact_bundle(bundle: Bundle, given: Path | None) -> Bundle | None:
             )
         tensors = dict(found.tensors)
     return dataclasses.replace(bundle, tensors=tensors, backbone_precision="float32")
-
-
-def _as_compiled(source: Bundle, bundle: Bundle) -> Bundle:
-    """A bundle without the channels that an artifact's tasks do not use, where it has these tasks and channels."""
-    packs = {task: pack for task, pack in source.packs.items() if task in bundle.packs}
-    if source.backbone_sha256 == bundle.backbone_sha256 or packs.keys() != bundle.packs.keys():
-        return source
-    return without_zero_channels(dataclasses.replace(source, packs=packs)).bundle
 
 
 @torch.inference_mode()

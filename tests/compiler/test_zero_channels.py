@@ -26,6 +26,8 @@ from ksm_hw.models.task_module import task_module
 from ksm_hw.quantising.calibrate import calibrate
 from ksm_hw.quantising.integer_model import integer_model
 from ksm_hw.quantising.network import network_of
+from ksm_hw.report.deployed_methods import deploy
+from ksm_hw.report.learning_trials import LearningTrial
 from ksm_hw.report.measure import measure_artifact
 from ksm_hw.report.rounding import exact_bundle
 from ksm_hw.report.terminal import machine_facts
@@ -295,6 +297,16 @@ def test_an_artifact_is_narrower_and_computes_what_the_wide_network_did(make: Ma
     assert load_bundle(artifact).tensors["wide.weight"].shape == (24, 16, 1, 1)
     report = measure_artifact(artifact, runs=5, compare_unmasked=False)
     assert dict(machine_facts(report))["left out"].startswith("112 channels of layers")
+
+
+def test_a_comparison_measures_a_narrower_artifact_that_it_compiled_before(make: Make, tmp_path: Path) -> None:
+    wide = grown(make(Blocks, "kernel"))
+    for pack in wide.packs.values():
+        add_task(tmp_path / "bundles" / "ksm-0", pack, wide.tensors)
+    compile_bundle(wide, load_target("host"), tmp_path / "artifacts" / "ksm-0-float32")
+    steps: list[str] = []
+    deploy([LearningTrial("ksm", task, "nowhere", 0) for task in wide.packs], tmp_path, steps.append)
+    assert next(step for step in steps if "float32" in step) == "ksm-0-float32: load"
 
 
 def test_what_rounding_costs_is_known_of_a_narrower_backbone(make: Make, tmp_path: Path) -> None:
