@@ -14,7 +14,8 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels import exact_quotient, quantised
 from tvm_passes.relax.kernels.integer_packing import IntegerPacking
-from tvm_passes.relax.kernels.mask_decoding import DTYPE, LANES
+from tvm_passes.relax.kernels.mask_decoding import DTYPE, LANES, VECTOR
+from tvm_passes.relax.kernels.rounded_product import rounded
 from tvm_passes.relax.kernels.weight_storing import ChannelGroup, WeightStore
 
 # Marks `quantised_layer`'s kernel, for `FuseWeightRewrite`: see `layer_mark`.
@@ -189,8 +190,7 @@ class IntegerWeights:
         first, *mean = self.shift
         if not mean:
             return first[index]
-        product = mean[0][index] * factor
-        return first[index] - T.call_llvm_pure_intrin(f"{DTYPE}x{LANES}", "llvm.arithmetic.fence", product)
+        return first[index] - rounded(mean[0][index] * factor, VECTOR)
 
     def quantised(self, groups: list[ChannelGroup], biases: list[tirx.Expr], largest: Largest) -> QuantisedTask:
         """The scales, before the second sweep; `biases` are those of each group."""

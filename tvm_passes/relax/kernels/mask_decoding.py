@@ -15,6 +15,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.target.codegen import target_has_features
 
+from tvm_passes.relax.kernels.rounded_product import rounded
+
 LANES = 8
 """Values in a vector: a byte of the mask. CPUs with shorter vectors take two. Masks must have as many soft values."""
 LINE_BYTES = 64
@@ -77,6 +79,7 @@ class MaskDecoder:
         table: `decoding_table`.
         bits, scale, row_start: the mask.
         scale_range: (low, step) of coded soft values; nothing where they are numbers themselves.
+        rounds: whether code · step is rounded before low is added.
         last: index of the last soft value. What lies behind it is a binary mask's: any value is its 0.
         size: how many values the mask has.
         aligned: whether each row begins with a byte.
@@ -88,6 +91,7 @@ class MaskDecoder:
     scale: tirx.Var
     row_start: tirx.Var
     scale_range: tuple[tirx.Expr, ...]
+    rounds: bool
     last: tirx.Expr
     size: Number
     aligned: bool
@@ -128,8 +132,9 @@ class MaskDecoder:
         ones = T.broadcast(T.float32(1), LANES)
         if not self.scale_range:
             return T.Select(is_one, ones, _floats_at(window, before))
-        low, step = (T.broadcast(number, LANES) for number in self.scale_range)
-        return T.Select(is_one, ones, low) + T.cast(_bytes_at(window, before), VECTOR) * step
+        low, _ = self.scale_range
+        # A one has the code 0.
+        return T.Select(is_one, ones, T.broadcast(low, LANES)) + self._above_low(_bytes_at(window, before))
 
     def _gathered(self, position: tirx.Expr, before: tirx.Expr) -> tirx.Expr:
         index = tirx.min(position + before, T.broadcast(self.last, LANES))
@@ -146,8 +151,12 @@ class MaskDecoder:
         values = self.scale[index]
         if not self.scale_range:
             return values
-        low, step = (T.broadcast(number, LANES) for number in self.scale_range)
-        return low + T.cast(values, VECTOR) * step
+        return T.broadcast(self.scale_range[0], LANES) + self._above_low(values)
+
+    def _above_low(self, codes: tirx.Expr) -> tirx.Expr:
+        """What 8 codes add to the lowest soft value."""
+        product = T.cast(codes, VECTOR) * T.broadcast(self.scale_range[1], LANES)
+        return rounded(product, VECTOR) if self.rounds else product
 
     def _byte(self, bit: tirx.Expr) -> tirx.Expr:
         """8 bits of the mask as int32, from any place on."""
@@ -185,11 +194,16 @@ def _floats_at(window: tirx.Expr, index: tirx.Expr) -> tirx.Expr:
 
 
 def decoder_of(
-    arguments: tuple[tirx.Var, ...], rows: Number, columns: Number, aligned: bool, permutation: Permutation | None
+    arguments: tuple[tirx.Var, ...],
+    rows: Number,
+    columns: Number,
+    aligned: bool,
+    permutation: Permutation | None,
+    rounds: bool,
 ) -> MaskDecoder:
     """What decodes a mask of so many rows and columns, of the `mask_arguments`."""
     table, bits, scale, row_start, scale_range = arguments
     coded = str(scale.dtype) == "uint8"
     numbers = (T.bind(scale_range[0]), T.bind(scale_range[1])) if coded else ()
     last = T.bind(T.cast(scale.shape[0] - 1, "int32"))
-    return MaskDecoder(table, bits, scale, row_start, numbers, last, rows * columns, aligned, permutation)
+    return MaskDecoder(table, bits, scale, row_start, numbers, rounds, last, rows * columns, aligned, permutation)

@@ -107,6 +107,7 @@ class WeightRewrite:
         columns: values of the mask in each row (output channel); 0 where there is no mask.
         run: how many values of a row share a value of the mask, one run behind the other; the last may be shorter.
         coded: whether the mask's soft values are codes, uint8.
+        rounds: whether what a code adds to the lowest soft value is rounded before, as of a weight that is quantised.
         lanes: output channels that lie together in the result: O, or those of a block of packed weights.
         packed: whether the result is [O / lanes, kH, kW, I, lanes], and not [kH, kW, I, O] or [I, O].
         tile: m, where the result is G g Gᵀ of Winograd's F(m×m, 3×3), [m + 2, m + 2, O / lanes, I, lanes].
@@ -128,6 +129,7 @@ class WeightRewrite:
     epsilon: float | None = None
     tile: int | None = None
     coded: bool = False
+    rounds: bool = False
     integers: str | None = None
     clamp: Clamp | None = None
     shifted: bool = False
@@ -222,7 +224,8 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
                 outputs, inputs = (T.bind(T.cast(number, "int32")) for number in (outputs, inputs))
                 columns = inputs
             aligned = rewrite.columns % LANES == 0
-            decoder = decoder_of(mask, outputs, columns, aligned, permutation_of(target)) if mask else None
+            permutation, rounds = permutation_of(target), rewrite.rounds
+            decoder = decoder_of(mask, outputs, columns, aligned, permutation, rounds) if mask else None
             store = WeightStore(result, tuple(kernel), rewrite.packed, rewrite.tile)
             _Kernel(rewrite, outputs, inputs, columns, rows, decoder, norm, store, integers).emit()
     return builder.get()

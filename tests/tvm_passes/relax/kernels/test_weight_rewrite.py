@@ -41,6 +41,8 @@ REWRITES = {
     "codes, odd inputs": WeightRewrite((48, 37, 1, 1), 37, 1, 24, True, 1e-5, coded=True),
     "codes, a kernel a value": WeightRewrite((40, 11, 3, 3), 11, 9, 40, False, 1e-5, coded=True),
     "codes, depthwise": WeightRewrite((36, 1, 3, 3), 1, 9, 36, False, 1e-5, coded=True),
+    "codes, rounded": WeightRewrite((64, 136, 1, 1), 136, 1, 16, True, 1e-3, coded=True, rounds=True),
+    "codes, rounded, depthwise": WeightRewrite((36, 1, 3, 3), 1, 9, 36, False, 1e-5, coded=True, rounds=True),
     "codes, dense": WeightRewrite((20, 13), 13, 1, 20, coded=True),
     "codes, one value a row": WeightRewrite((3, 1), 1, 1, 3, coded=True),
     "zeros in the only block": WeightRewrite((58, 24, 1, 1), 24, 1, 64, True, 1e-3, zeros=6),
