@@ -4,7 +4,7 @@ A packed mask has a bit a value, and a soft value where the bit is 0. What to do
 `decoding_table`: how many soft values come before each of the 8 values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TypeAlias
 
@@ -102,6 +102,36 @@ class MaskDecoder:
         """Soft values in a cache line."""
         return LINE_BYTES // self.scale.dtype.itemsize
 
+    def decoded_row(self, channel: tirx.Expr, outputs: Number, soft: tirx.Var) -> "MaskDecoder":
+        """The decoder of one row, whose soft values are decoded first, once each, from their codes, and do not end.
+
+        Args:
+            channel: the row.
+            outputs: how many rows the mask has.
+            soft: where they are written, from the 8th on: float32, of 16 more than a row's values. Before the first row
+                it holds `any_soft_value`.
+        """
+        last, begin = self.last, T.bind(self.row_start[channel])
+        following = self.row_start[tirx.min(channel + 1, outputs - 1)]
+        count = T.bind(T.Select(channel + 1 < outputs, following, last + 1) - begin)
+        steps = T.bind(tirx.max(tirx.floordiv(count + (LANES - 1), LANES), 0))
+        with T.If(begin + steps * LANES <= last + 1):
+            with T.Then(), T.serial(steps) as step:
+                self._write_soft_values(soft, begin + step * LANES, (step + 1) * LANES)
+            with T.Else(), T.serial(steps) as step:
+                # The last codes are read with others before them, and written with those in their places.
+                wanted = T.bind(begin + step * LANES)
+                start = T.bind(tirx.min(wanted, last - (LANES - 1)))
+                self._write_soft_values(soft, start, step * LANES + tirx.max(LANES - (wanted - start), 0))
+        return replace(self, scale=soft, scale_range=())
+
+    def _write_soft_values(self, soft: tirx.Var, position: tirx.Expr, place: tirx.Expr) -> None:
+        T.buffer_store(soft, self._soft(T.ramp(position, 1, LANES)), [T.ramp(place, 1, LANES)])
+
+    def any_soft_value(self) -> tirx.Expr:
+        """8 times the first: of a binary mask what each 0 is."""
+        return self._soft(T.broadcast(T.int32(0), LANES))
+
     def decode(self, bit: tirx.Expr, position: tirx.Expr, ends: bool = True) -> tuple[tirx.Expr, tirx.Expr]:
         """8 values of the mask, and how far the position moves.
 
@@ -116,7 +146,7 @@ class MaskDecoder:
         if self.permutation is Permutation.NEON:
             return T.bind(self._looked_up(position, T.bind(before), ends)), zeros
         before = T.bind(T.cast(before, f"int32x{LANES}"))
-        soft = self._permuted(position, before) if self.permutation else self._gathered(position, before)
+        soft = (self._permuted if self.permutation else self._gathered)(position, before, ends)
         is_one = before < T.broadcast(T.int32(0), LANES)
         return T.bind(T.Select(is_one, T.broadcast(T.float32(1), LANES), soft)), zeros
 
@@ -136,14 +166,19 @@ class MaskDecoder:
         # A one has the code 0.
         return T.Select(is_one, ones, T.broadcast(low, LANES)) + self._above_low(_bytes_at(window, before))
 
-    def _gathered(self, position: tirx.Expr, before: tirx.Expr) -> tirx.Expr:
-        index = tirx.min(position + before, T.broadcast(self.last, LANES))
+    def _gathered(self, position: tirx.Expr, before: tirx.Expr, ends: bool) -> tirx.Expr:
+        index = position + before
+        if ends:
+            index = tirx.min(index, T.broadcast(self.last, LANES))
         return self._soft(tirx.max(index, T.broadcast(T.int32(0), LANES)))
 
-    def _permuted(self, position: tirx.Expr, before: tirx.Expr) -> tirx.Expr:
+    def _permuted(self, position: tirx.Expr, before: tirx.Expr, ends: bool) -> tirx.Expr:
         """As `_gathered`, with one load and an instruction of AVX2, which takes an index's low bits, in place of 8."""
-        start = T.bind(tirx.min(position, self.last - (LANES - 1)))
-        values, index = self._soft(T.ramp(start, 1, LANES)), before + T.broadcast(position - start, LANES)
+        start, index = position, before
+        if ends:
+            start = T.bind(tirx.min(position, self.last - (LANES - 1)))
+            index = before + T.broadcast(position - start, LANES)
+        values = self._soft(T.ramp(start, 1, LANES))
         return T.call_llvm_pure_intrin(VECTOR, "llvm.x86.avx2.permps", values, index)
 
     def _soft(self, index: tirx.Expr) -> tirx.Expr:
