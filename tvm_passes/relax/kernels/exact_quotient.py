@@ -33,9 +33,14 @@ def reciprocals(divisor: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
     one = T.broadcast(T.float32(1), LANES)
     divisor = T.bind(T.min(divisor, T.broadcast(T.float32(_LARGEST_DIVISOR), LANES)))
     reciprocal = T.bind(one / divisor)
-    left = T.bind(_product_and(-divisor, reciprocal, one))
+    return reciprocal, _lacking(divisor, reciprocal)
+
+
+def _lacking(divisor: tirx.Expr, reciprocal: tirx.Expr) -> tirx.Expr:
+    """What a rounded reciprocal lacks: 1 / d - r = e · r · (1 + e + …), by e = 1 - d · r."""
+    left = T.bind(_product_and(-divisor, reciprocal, T.broadcast(T.float32(1), LANES)))
     lacking = T.bind(left * reciprocal)
-    return reciprocal, T.bind(_product_and(lacking, left, lacking))
+    return T.bind(_product_and(lacking, left, lacking))
 
 
 def rounded_quotient(values: tirx.Expr, reciprocal: tirx.Expr, lacking: tirx.Expr) -> tirx.Expr:
