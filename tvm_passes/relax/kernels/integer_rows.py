@@ -7,6 +7,7 @@ where numbers would be moved one by one.
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -164,8 +165,8 @@ class IntegerRows:
             T.buffer_store(near, T.cast(integers, f"int8x{LANES}"), [index])
 
         self._in_vectors(vector)
-        total = _folded(functools.reduce(lambda one, other: one + other, [sums[part] for part in places]), _sum)
-        T.buffer_store(task.sums, total, [place])
+        total = functools.reduce(operator.add, [sums[part] for part in places])
+        T.buffer_store(task.sums, _folded(total, operator.add), [place])
 
     def _kept_place(self, row: tirx.Expr, start: tirx.Expr) -> tirx.Expr:
         return T.ramp(row * (-(-self.values // LANES) * LANES) + start, 1, LANES)
@@ -184,15 +185,13 @@ class IntegerRows:
         """Writes the rows as the kernel of the layer reads them."""
         packing = self.packing
         begin = T.bind(first * (packing.steps * len(packing.order)))
-        parts = -(-channels // packing.width)
+        parts, fours = -(-channels // packing.width), packing.width // _TURNED
 
         def turn(start: tirx.Expr, steps: int) -> None:
             words = [self._words(near, start, row) for row in range(0, parts * packing.width, _TURNED)]
             for step in range(steps):
                 for part in range(parts):
-                    of_part = [one[step] for one in words][part * packing.width // _TURNED :][
-                        : packing.width // _TURNED
-                    ]
+                    of_part = [four[step] for four in words[part * fours : (part + 1) * fours]]
                     packed = T.Shuffle(of_part, [T.int32(index) for index in packing.order])
                     place = begin + (start + step + part * packing.steps) * len(packing.order)
                     T.buffer_store(self.result, packed, [T.ramp(place, 1, len(packing.order))])
@@ -212,11 +211,8 @@ class IntegerRows:
             rows.append(T.bind(T.reinterpret("int32x4", sixteen)))
         pairs = [_shuffled(rows[one], rows[one + 2], *order) for one in (0, 1) for order in (_LOW, _HIGH)]
         low, high, other_low, other_high = pairs
-        turned = [
-            _shuffled(one, other, *order)
-            for one, other in ((low, other_low), (high, other_high))
-            for order in (_LOW, _HIGH)
-        ]
+        both = ((low, other_low), (high, other_high))
+        turned = [_shuffled(*pair, *order) for pair in both for order in (_LOW, _HIGH)]
         return [T.bind(T.reinterpret(f"int8x{_SIXTEEN}", one)) for one in turned]
 
 
@@ -225,10 +221,6 @@ _LOW, _HIGH = (0, 4, 1, 5), (2, 6, 3, 7)
 
 def _shuffled(one: tirx.Expr, other: tirx.Expr, *order: int) -> tirx.Expr:
     return T.bind(T.Shuffle([one, other], [T.int32(place) for place in order]))
-
-
-def _sum(one: tirx.Expr, other: tirx.Expr) -> tirx.Expr:
-    return one + other
 
 
 def _folded(vector: tirx.Expr, fold: Callable[[tirx.Expr, tirx.Expr], tirx.Expr]) -> tirx.Expr:
