@@ -62,8 +62,8 @@ class IntegerRows:
             factors, biases: of each group's 8 channels.
             first: the first vector of channels of the packed weight.
         """
-        near = T.alloc_buffer((NEAR * self._stride,), "int8")
-        kept = T.alloc_buffer((-(-self.values // LANES) * LANES * LANES,), DTYPE)
+        near = T.alloc_buffer((NEAR * self._stride,), "int8", scope="local")
+        kept = T.alloc_buffer((-(-self.values // LANES) * LANES * LANES,), DTYPE, scope="local")
         soft = self._soft_row()
         channels = sum(group.count for group in groups)
         self._begin(near, channels)
@@ -99,7 +99,7 @@ class IntegerRows:
         if decoder is None or not decoder.scale_range or decoder.permutation is Permutation.NEON:
             return None
         vectors = -(-self.values // LANES) + 2
-        soft = T.alloc_buffer((vectors * LANES,), DTYPE)
+        soft = T.alloc_buffer((vectors * LANES,), DTYPE, scope="local")
         # A binary mask has fewer than its bits say.
         value = T.bind(decoder.any_soft_value())
         with T.serial(vectors) as vector:
