@@ -19,6 +19,7 @@ from tvm_passes.relax.kernels.integer_vectors import STEP
 from tvm_passes.relax.kernels.integer_weights import IntegerWeights, QuantisedTask
 from tvm_passes.relax.kernels.mask_decoding import DTYPE, LANES, LINE_BYTES, MaskDecoder, Permutation
 from tvm_passes.relax.kernels.weight_storing import ChannelGroup
+from tvm_passes.relax.loops.prefetch import prefetch
 
 _TURNED = 4  # Steps that are turned over together, of so many channels.
 _SIXTEEN = _TURNED * STEP  # Values of a row in them.
@@ -157,7 +158,12 @@ class IntegerRows:
         for part in places:
             T.buffer_store(sums, T.broadcast(T.int32(0), LANES), [part])
 
+        following = T.bind((group.channel + row + LANES) * self.values)
+
         def vector(start: tirx.Expr, _count: int, part: int) -> None:
+            if part == 0:
+                # Memory rests in this sweep: the row that is read next but seven comes meanwhile.
+                T.evaluate(prefetch(self.weight, [following + start], cache=2))
             values = kept[self._kept_place(row, start)]
             integers = T.bind(task.steps(values if factor is None else values * factor, divisors))
             T.buffer_store(sums, sums[places[part]] + integers, [places[part]])
