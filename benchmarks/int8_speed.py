@@ -12,6 +12,7 @@ import dataclasses
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,20 +70,25 @@ def compile_both(network: str, target: CompileTarget, folder: Path) -> dict[str,
 
 def measure(network: str, artifacts: dict[str, Path], threads: int, rounds: int) -> Speed:
     """Runs both in turns."""
-    image = np.random.default_rng(1).standard_normal((1, 3, 224, 224), np.float32)
-    sessions = {precision: Session.load(artifact, threads=threads) for precision, artifact in artifacts.items()}
-    seconds: dict[str, list[float]] = {precision: [] for precision in sessions}
-    for session in sessions.values():
-        session.switch(next(iter(session.manifest.tasks)))
-        session.run(image)
-    for _ in range(rounds):
-        for precision, session in sessions.items():
-            session.measure_run(2)
-            seconds[precision].append(statistics.median(session.measure_run(8)))
-    float32, int8 = (seconds[precision] for precision in PRECISIONS)
+    float32, int8 = rounds_in_turns([artifacts[precision] for precision in PRECISIONS], threads, rounds)
     ratio = statistics.median(one / other for one, other in zip(float32, int8, strict=True))
     medians = (1e3 * statistics.median(values) for values in (float32, int8))
     return Speed(network, threads, *medians, 1e3 * min(float32), 1e3 * min(int8), ratio)
+
+
+def rounds_in_turns(artifacts: Sequence[Path], threads: int, rounds: int) -> list[list[float]]:
+    """Seconds of an inference in each round, of each artifact."""
+    image = np.random.default_rng(1).standard_normal((1, 3, 224, 224), np.float32)
+    sessions = [Session.load(artifact, threads=threads) for artifact in artifacts]
+    seconds: list[list[float]] = [[] for _ in sessions]
+    for session in sessions:
+        session.switch(next(iter(session.manifest.tasks)))
+        session.run(image)
+    for _ in range(rounds):
+        for session, own in zip(sessions, seconds, strict=True):
+            session.measure_run(2)
+            own.append(statistics.median(session.measure_run(8)))
+    return seconds
 
 
 def row(one: Speed) -> str:

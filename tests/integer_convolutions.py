@@ -1,5 +1,6 @@
 """Convolutions of integers by the kernels of a CPU, and what NumPy makes of the same."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,17 +10,15 @@ import torch
 import tvm
 from kernel_cases import Case
 from tvm import te
+from tvm.ir.transform import Sequential
 
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
-from tvm_passes.relax.kernels.integer_convolution import (
-    integer_convolution,
-    packed_vector,
-    packed_weight,
-    packing,
-    tiles,
-)
+from tvm_passes.relax.kernels.integer_convolution import packed_vector, packed_weight, packing
+from tvm_passes.relax.kernels.integer_kernel import integer_kernel, ways
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
-from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
+from tvm_passes.relax.kernels.integer_vectors import IntegerVectors, integer_vectors
+from tvm_passes.relax.schedules.cpu.integer_kernel import IntegerKernel
+from tvm_passes.relax.write_integer_kernels import WriteIntegerKernels
 
 SHAPES = {
     "first layer": IntegerConvolution((1, 16, 18, 3), (3, 3), 24, (2, 2), (1, 0, 1, 1)),
@@ -42,10 +41,30 @@ ZERO_POINT, BOUNDS, CORES = 117, (3, 5, 250), 2
 
 def cases(vectors: IntegerVectors, names: Iterable[str] = SHAPES) -> dict[str, Case]:
     """Shapes; the sums of the dense layer stay real values, and of one layer some are too large for any integer."""
-    return {name: _case(SHAPES[name], vectors, name == "dense", name == "no padding") for name in names}
+    return {name: _case(name, vectors) for name in names}
 
 
-def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: bool) -> Case:
+def cases_in_other_ways(target: tvm.target.Target, name: str, every: int) -> dict[str, Case]:
+    """A shape in every so manieth way that its kernel can be written in, but the first."""
+    vectors = integer_vectors(target)
+    assert vectors is not None
+    case = _case(name, vectors)
+    description = integer_kernel(SHAPES[name], vectors, None, name == "dense")
+    candidates = list(IntegerKernel().candidates(description, target))
+    assert len({candidate.way for candidate in candidates}) == len(candidates) > 1
+    with target:
+        modules = [
+            Sequential([WriteIntegerKernels()])(candidate.schedule.mod) for candidate in candidates[every - 1 :: every]
+        ]
+    return {
+        f"{name} {number}": dataclasses.replace(case, kernel=module["main"]) for number, module in enumerate(modules)
+    }
+
+
+def _case(name: str, vectors: IntegerVectors) -> Case:
+    shape, real = SHAPES[name], name == "dense"
+    vectors = shape.instructions(vectors)
+    way = next(ways(shape, vectors, CORES))
     generator = np.random.default_rng(0)
     data = generator.integers(0, 256, shape.data, np.uint8)
     # The largest products that there are stand somewhere, next to each other.
@@ -54,16 +73,11 @@ def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: 
     weight[..., 1] = 127
     bias = generator.integers(-5000, 5000, shape.outputs).astype(np.int32)
     multiplier = (generator.uniform(0.5, 2, shape.outputs) * 0.01 / np.sqrt(weight[..., 0].size)).astype(np.float32)
-    multiplier[0] *= 2.0**40 if huge else 1
+    multiplier[0] *= 2.0**40 if name == "no padding" else 1
     products = _sums(shape, data, weight, bias).astype(np.float32) * multiplier
     zero, low, high = map(np.float32, BOUNDS)
     quantised = np.clip(np.rint(products) + zero, low, high).astype(np.uint8)
     expected = products if real else _stored(quantised, vectors)
-    kernel = (
-        depthwise.integer_depthwise(shape, vectors, CORES)
-        if shape.is_depthwise
-        else integer_convolution(shape, vectors, CORES, tiles(shape, vectors, CORES)[0], real)
-    )
     packed_as = (depthwise.packing if shape.is_depthwise else packing)(shape, vectors)
     if vectors.data_type == "int8":
         # The data is 128 less.
@@ -78,6 +92,7 @@ def _case(shape: IntegerConvolution, vectors: IntegerVectors, real: bool, huge: 
         [weight, bias, multiplier],
     )
     result = np.zeros_like(expected)
+    kernel = integer_kernel(shape, vectors, way, real)
     return Case(kernel, [_stored(data, vectors), packed, *filled, quantisation, *bounds, result], expected)
 
 

@@ -13,7 +13,7 @@ from arm64_loops.cores import Core
 from ksm_hw.toolchains.disassembly import Instruction
 
 _STEPS = 100  # Of each loop: the first and the last of a pipeline weigh little among so many.
-_MULTIPLY_ADD = re.compile(r"fml[as]|fn?m(add|sub)|sdot")
+_MULTIPLY_ADD = re.compile(r"fml[as]|fn?m(add|sub)|sdot|smmla")
 _MULTIPLY = re.compile(r"fn?mul")
 _VECTOR = re.compile(r"v\d+\.(?P<count>\d)s")
 _ADDRESS = re.compile(r"(0x)?[0-9a-f]+ <.*>$")
@@ -26,7 +26,7 @@ class CostedLoop:
     Attributes:
         instructions: from the one that its last, a branch, leads back to.
         products: its multiply-adds of float32 a step, in whole registers: a scalar counts a quarter; or of bytes by
-            `sdot`, a register each.
+            `sdot` or `smmla`, a register each.
         cycles: of a step.
     """
 
@@ -45,7 +45,7 @@ class CostedLoop:
 
 
 def products_of(instructions: Sequence[Instruction]) -> float:
-    """Multiply-adds of float32, or of bytes by `sdot`, in whole registers."""
+    """Multiply-adds of float32, or of bytes by `sdot` or `smmla`, in whole registers."""
     return _registers(instructions, _MULTIPLY_ADD)
 
 

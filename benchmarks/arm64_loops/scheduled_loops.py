@@ -20,7 +20,7 @@ from tvm_ffi import StructuralKey
 
 _BITS = 128  # Of a register.
 _LANES = 4  # Of float32 in one.
-_INTEGER_PRODUCTS = llvm_lookup_intrinsic_id("llvm.aarch64.neon.sdot")
+_INTEGER_PRODUCTS = {llvm_lookup_intrinsic_id(f"llvm.aarch64.neon.{name}") for name in ("sdot", "smmla")}
 _ORDERED_PRODUCT = "neon_ordered_product"
 # What conditions of tiles are made of.
 _OPERATIONS = {
@@ -141,7 +141,7 @@ def _read(statement: tirx.Stmt, place: _Place, found: list[ScheduledLoop]) -> No
 
     def intrinsic(one: tvm.ir.Call) -> None:
         nonlocal sums
-        if one.op == tvm.ir.Op.get("tirx.call_llvm_pure_intrin") and int(one.args[0]) == _INTEGER_PRODUCTS:
+        if one.op == tvm.ir.Op.get("tirx.call_llvm_pure_intrin") and int(one.args[0]) in _INTEGER_PRODUCTS:
             products[StructuralKey(one)] = 1
             sums = True
         if one.op == tvm.ir.Op.get("tirx.call_extern") and str(one.args[0].value).startswith(_ORDERED_PRODUCT):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ksm_hw.artifact.modes import Precision
 from ksm_hw.cli.app import (
     Batch,
     BundlePath,
@@ -34,6 +35,7 @@ def sweep(
     tasks: Annotated[str, typer.Option(help="Names with commas, tuned apart; or all, which one tune serves.")] = "all",
     bundle: BundlePath = None,
     trials: Annotated[int, typer.Option(min=1, max=10_000_000, help="Measurements of each target and task.")] = 1000,
+    precision: Annotated[Precision, typer.Option(help="What inferences compute in; compile in the same.")] = "float32",
     batch: Batch = 1,
     tracker: Tracker = None,
     jobs: Annotated[
@@ -59,6 +61,7 @@ def sweep(
     if tracker is not None:
         parse_address(tracker)
     common = ["--trials", str(trials), "--batch", str(batch)]
+    common += [] if precision == "float32" else ["--precision", precision]
     common += [] if bundle is None else ["--bundle", str(bundle)]
 
     def arguments(trial: TuningTrial) -> list[str]:
@@ -77,7 +80,11 @@ def sweep(
         return
     print_table(console, tuning_table(found))
     for each in found:
-        given: dict[str, object] = {"--bundle": bundle, "--tuned": each.records}
+        given: dict[str, object] = {
+            "--bundle": bundle,
+            "--precision": None if precision == "float32" else precision,
+            "--tuned": each.records,
+        }
         words = [word for option, value in given.items() if value is not None for word in (option, value)]
         use = command("compile", "--target", each.target, "--task", each.task, *words)
         console.print(f"Use it: {use}", soft_wrap=True)

@@ -39,6 +39,7 @@ from ksm_hw.errors import UserError
         "ksm-hw tune --target host --trials 500 -o tuned/host",
         "ksm-hw tune --target rpi4 --tracker 127.0.0.1:9190 --key rpi4 --trials 2000 -o tuned/rpi4",
         "ksm-hw compile --target rpi4 --task all --tuned tuned/rpi4",
+        "ksm-hw tune --target rpi5 --precision int8 --tracker 127.0.0.1:9190 --key rpi5 -o tuned/rpi5",
         "ksm-hw tune --ir relay --tuner metaschedule --target host -o tuned/host-relay",
     )
 )
@@ -48,7 +49,7 @@ def tune(
     bundle: BundlePath = None,
     task: Annotated[str, typer.Option(help="Name of a task whose operators are tuned, or all.")] = "all",
     trials: Annotated[int, typer.Option(min=1, max=10_000_000, help="Measurements in all.")] = 1000,
-    precision: Annotated[Precision, typer.Option(help="What inferences compute in.")] = "float32",
+    precision: Annotated[Precision, typer.Option(help="What inferences compute in; compile in the same.")] = "float32",
     batch: Batch = 1,
     tracker: Tracker = None,
     key: Key = None,
@@ -107,6 +108,7 @@ def tune(
             "--target-file": target_file,
             "--arch": arch,
             "--host-cpu": host_cpu,
+            "--precision": None if precision == "float32" else precision,
             "--batch": None if batch == 1 else batch,
             "--ir": None if ir == "relax" else ir,
             "--tuned": output,

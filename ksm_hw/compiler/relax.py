@@ -49,8 +49,6 @@ from tvm_passes.unknown_dtype import UnknownDtype
 if LANES > FEWEST_SOFT_VALUES:
     raise AssertionError(f"kernels read {LANES} soft values at once, and masks have {FEWEST_SOFT_VALUES} or more")
 
-NOTHING_TO_TUNE = "Each operator of int8 has one schedule alone, on every target, so there is nothing to tune."
-
 
 @dataclass(frozen=True)
 class _Folded:
@@ -81,9 +79,7 @@ def compile_through_relax(
         UserError: as `compile_bundle`.
     """
     if precision == "int8":
-        _check_integers(bundle, target, fold, batch)
-        if tuned is not None:
-            raise UserError(f"{NOTHING_TO_TUNE} Leave --tuned out.")
+        check_integers(bundle, target, fold, batch)
     carry_errors()
     if target.device == "cuda":
         # What is missing is found now, not after minutes.
@@ -97,7 +93,7 @@ def compile_through_relax(
     for part in _baked(folded, written, on_step) if fold == "bake" else [folded]:
         task = next(iter(part.functions)) if fold == "bake" else ""
         with _phases(written, task), _known_dtypes(bundle.backbone):
-            planned = _plan(part.module, builder.target, records, on_step)
+            planned = _plan(part.module, builder.target, precision, records, on_step)
             on_step("build")
             built = builder.build(planned)
         if written is not None:
@@ -105,8 +101,12 @@ def compile_through_relax(
         yield _compiled(part, planned, built, architecture_of(target.cpu), precision)
 
 
-def _check_integers(bundle: Bundle, target: CompileTarget, fold: FoldMode, batch: int) -> None:
-    """Checks before the work that tasks can be compiled in int8."""
+def check_integers(bundle: Bundle, target: CompileTarget, fold: FoldMode, batch: int) -> None:
+    """Checks before the work that tasks can be compiled in int8.
+
+    Raises:
+        UserError: as `compile_bundle`.
+    """
     if target.device != "cpu":
         raise UserError(f"int8 is for CPUs, and {target.name} computes on a GPU. Use --precision float32.")
     if fold == "fused":
@@ -137,7 +137,9 @@ def _phases(dump: Dump | None, task: str = "") -> contextlib.AbstractContextMana
     return contextlib.nullcontext() if dump is None else dump.phases(task)
 
 
-def _plan(module: tvm.IRModule, target: tvm.target.Target, records: Database | None, on_step: OnStep) -> tvm.IRModule:
+def _plan(
+    module: tvm.IRModule, target: tvm.target.Target, precision: Precision, records: Database | None, on_step: OnStep
+) -> tvm.IRModule:
     """Schedules a module and plans its memory."""
     on_step("schedule")
     rules = [TunedSchedule(records)] if records is not None else []
@@ -145,8 +147,8 @@ def _plan(module: tvm.IRModule, target: tvm.target.Target, records: Database | N
     for rule in rules:
         if rule.applied == 0:
             raise UserError(
-                "The tuning records hold none of any operator of this network at this batch and image size. Tune a "
-                "bundle of the same backbone: ksm-hw tune."
+                f"The tuning records hold none of any operator of this network in {precision} at this batch and image "
+                f"size. Tune a bundle of the same backbone: ksm-hw tune --precision {precision}."
             )
         on_step(f"{rule.applied} operators with tuned schedules")
     return plan_memory(module, target)
@@ -184,13 +186,15 @@ def _operators(planned: tvm.IRModule) -> dict[str, OperatorEntry]:
     return entries
 
 
-def main_functions(bundle: Bundle, target: CompileTarget, batch: int = 1) -> tvm.IRModule:
-    """What a bundle's artifact of float32 runs for each image, before scheduling: every `main` of `--fold switch`.
+def main_functions(
+    bundle: Bundle, target: CompileTarget, batch: int = 1, precision: Precision = "float32"
+) -> tvm.IRModule:
+    """What a bundle's artifact runs for each image, before scheduling: every `main` of `--fold switch`.
 
     Raises:
         UserError: as `compile_bundle`.
     """
-    folded = _fold(bundle, batch, tvm.target.Target(dict(target.tvm)))
+    folded = _fold(bundle, batch, tvm.target.Target(dict(target.tvm)), precision=precision)
     mains = {functions.main for functions in folded.functions.values()}
     return tvm.IRModule(
         {

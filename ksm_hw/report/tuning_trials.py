@@ -1,7 +1,7 @@
 """A sweep of tunes: the operators of tasks for several targets, each by `ksm-hw tune` in a process of its own.
 
 Records serve every task of a backbone. Tasks are tuned apart where they leave out other channels that are 0, as those
-from before a network grew, or where only one will be deployed. int8 has nothing to tune.
+from before a network grew, or where only one will be deployed. A sweep is of one precision.
 """
 
 import dataclasses

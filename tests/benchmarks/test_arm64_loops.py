@@ -24,7 +24,7 @@ from ksm_hw.artifact.manifest import OperatorEntry
 from ksm_hw.toolchains.disassembly import Instruction
 from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.apply_schedules import ApplySchedules
-from tvm_passes.relax.kernels.integer_convolution import integer_convolution, tiles
+from tvm_passes.relax.kernels.integer_convolution import integer_convolution, tilings
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import integer_vectors
 from tvm_passes.relax.kernels.packed_convolution import packed_convolution
@@ -40,6 +40,9 @@ from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 
 RPI5 = tvm.target.Target(dict(load_target("rpi5").tvm))
 A76 = BOARDS["rpi5"][0]
+# Of products of matrices. Neoverse-N2 is the server's form of the Cortex-A710.
+N2 = tvm.target.Target({**load_target("rpi5").tvm, "mcpu": "neoverse-n2"})
+A710 = Core("Cortex-A710", "neoverse-n2", 2, 2.5, 2)
 OTHERS = [board for board in BOARDS if board not in ("rpi5", "rk3588")]
 
 # Pixels in a row and a column, channels before and behind, kernel, stride: of MobileNetV2 and ResNet-18.
@@ -198,13 +201,18 @@ def test_dense_layers_load_beside_their_products(board, number, near, far, tmp_p
     assert found["near"].share >= near and found["far"].share >= far
 
 
-def test_products_of_bytes_reach_two_sdot_a_cycle(tmp_path):
-    vectors, functions = integer_vectors(RPI5), {}
+# Of products of matrices pixels are put together, for 8 vectors of channels two instructions beside 32, for 2 beside 8.
+@pytest.mark.parametrize(
+    ("instruction", "target", "core", "least"), [("sdot", RPI5, A76, 0.85), ("smmla", N2, A710, 0.84)]
+)
+def test_products_of_bytes_reach_two_instructions_a_cycle(instruction, target, core, least, tmp_path):
+    vectors, functions = integer_vectors(target), {}
+    assert vectors.instruction == instruction
     for name, (size, inputs, outputs) in INTEGER_CONVOLUTIONS.items():
         shape = IntegerConvolution((1, size, size, inputs), (1, 1), outputs)
-        functions[name] = integer_convolution(shape, vectors, 4, tiles(shape, vectors, 4)[0])
-    found = costs(tmp_path / "loops.o", built(functions, RPI5, tmp_path / "loops.o"), functions, A76)
-    assert {name: round(cost.share, 2) for name, cost in found.items() if cost.share < 0.85} == {}
+        functions[name] = integer_convolution(shape, vectors, next(tilings(shape, vectors, 4)))
+    found = costs(tmp_path / "loops.o", built(functions, target, tmp_path / "loops.o"), functions, core)
+    assert {name: round(cost.share, 2) for name, cost in found.items() if cost.share < least} == {}
 
 
 # By board: tiles of a row of 14 that a block has, and the least share of all that the operator takes.

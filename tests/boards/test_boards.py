@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -211,6 +212,20 @@ def test_code_for_another_cpu_is_refused(arm64_artifact: Path, emulated: BoardAd
     with pytest.raises(UserError, match=r"'emulated'.*cortex-a76 and uses asimddp, asimdhp, which this CPU"):
         verify(artifact, board=emulated)
     assert_free(emulated)
+
+
+@pytest.mark.parametrize(("core", "said"), [("cortex-a76", "uses i8mm, which this CPU"), ("max", "")])
+def test_products_of_matrices_are_refused_by_a_cpu_without_them(core: str, said: str, tmp_path: Path) -> None:
+    target = 'mtriple = "aarch64-linux-gnu"\nmcpu = "cortex-a76"\nmattr = ["+i8mm"]\n'
+    (tmp_path / "i8mm.toml").write_text(f'description = "i8mm"\ndevice = "cpu"\n[tvm]\nkind = "llvm"\n{target}')
+    needed = required_cpu_features(load_target("i8mm", file=tmp_path / "i8mm.toml"))
+    assert needed == ["asimddp", "asimdhp", "i8mm"]
+    program = f"from ksm_hw.runtime.machine import check_cpu_features\ncheck_cpu_features({needed}, 'i8mm')"
+    environment = {**os.environ, "QEMU_CPU": core}
+    done = subprocess.run(
+        [board_processes.EMULATED_PYTHON, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode == 0) == (not said) and said in done.stderr
 
 
 def test_an_instruction_that_the_cpu_lacks(bundle: Bundle, emulated: BoardAddress, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ksm_hw.artifact.parameters import FEWEST_SOFT_VALUES
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
-from ksm_hw.compiler.tuning.tune import tune, tune_functions
+from ksm_hw.compiler.tuning.tune import tune_functions
 from ksm_hw.compiler.tuning.tuning_records import create_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
@@ -68,22 +68,6 @@ def test_tasks_on_a_board_are_the_integer_model(calibrated_bundle: Bundle, board
     for task, pack in calibrated_bundle.packs.items():
         model = integer_model(network_of(calibrated_bundle, pack), calibrated_bundle, pack)
         assert np.array_equal(computed[task], model.logits(IMAGES)), task
-
-
-def test_that_nothing_is_tuned_is_told_before_the_work(calibrated_bundle: Bundle, tmp_path: Path) -> None:
-    create_records(tmp_path / "records", load_target("host"))
-    with pytest.raises(UserError, match=r"one schedule alone.* Leave --tuned out"):
-        compile_bundle(
-            calibrated_bundle,
-            load_target("host"),
-            tmp_path / "artifact",
-            precision="int8",
-            tuned=tmp_path / "records",
-            on_step=lambda step: pytest.fail(f"it began to {step}"),
-        )
-    with pytest.raises(UserError, match=r"one schedule alone.* Compile without"):
-        tune(calibrated_bundle, load_target("host"), tmp_path / "tuned", trials=1, precision="int8")
-    assert not (tmp_path / "artifact").exists() and not (tmp_path / "tuned").exists()
 
 
 def test_operators_without_a_choice_are_not_tuned(tmp_path: Path) -> None:

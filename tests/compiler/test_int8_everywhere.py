@@ -15,6 +15,7 @@ from settled_networks import blurred_images
 from tvm.target.codegen import llvm_get_system_cpu
 from verifications import ARCHITECTURES
 
+from ksm_hw.artifact.manifest import LIBRARY
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.masks.bundle import Bundle, load_bundle, sample_images
 from ksm_hw.masks.input_batches import read_batches
@@ -24,18 +25,26 @@ from ksm_hw.quantising.network import network_of
 from ksm_hw.report.verify_integers import IntegerCheck
 from ksm_hw.resources import shipped_bundle
 from ksm_hw.runtime.session import Session
+from ksm_hw.toolchains.disassembly import disassemble
 from ksm_hw.toolchains.targets import CompileTarget, load_target
 
 # CPUs whose code this machine runs, with what it has for that by /proc/cpuinfo; boards are emulated.
 HERE = {"haswell": "avx2", "alderlake": "avx_vnni", llvm_get_system_cpu(): "avx2"}
-# Of each the cores that run it, by QEMU's names; `max` has every extension, i8mm among them.
-CORES = {"rpi5": ("cortex-a76", "max"), "rpi4": ("cortex-a72",)}
+# Of each the core that runs it, by QEMU's name, and the instructions that must be in its code; `max` has i8mm.
+CORES = {
+    "rpi5": ("cortex-a76", {"sdot"}),
+    "rpi4": ("cortex-a72", {"smull", "sadalp"}),
+    "i8mm": ("max", {"smmla", "sdot"}),
+}
 BOARDS = [*CORES]
 CPUS = [*HERE, *(pytest.param(board, marks=needs_emulated_board) for board in BOARDS)]
 SWITCHES, MOST_GROWTH = 1000, 4 << 20
 
 
 def target_of(cpu: str) -> CompileTarget:
+    if cpu == "i8mm":
+        with_i8mm = load_target("rpi5")
+        return dataclasses.replace(with_i8mm, name=cpu, tvm={**with_i8mm.tvm, "mattr": ["+i8mm"]})
     if cpu in BOARDS:
         return load_target(cpu)
     with open("/proc/cpuinfo") as file:
@@ -58,10 +67,12 @@ def assert_integer_model(
             assert [one.tensor for one in check.tensors() if not one.equal] == [], task
         return
     models = {task: integer_model(network_of(bundle, pack), bundle, pack) for task, pack in bundle.packs.items()}
-    for core in CORES[target.name]:
-        computed = logits_on_a_board(artifact, target, images, folder, core)
-        for task, model in models.items():
-            assert np.array_equal(computed[task], model.logits(images[task])), (task, core)
+    core, instructions = CORES[target.name]
+    code = disassemble(artifact / LIBRARY, "aarch64").values()
+    assert instructions <= {instruction.mnemonic for function in code for instruction in function}
+    computed = logits_on_a_board(artifact, target, images, folder, core)
+    for task, model in models.items():
+        assert np.array_equal(computed[task], model.logits(images[task])), task
 
 
 def test_every_operator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@
     lifted      everything that depends on parameters alone leaves `main`        (not with `fused`)
     joined      what differs between masks of different layouts is joined into one module
     kernels     ops become fused loops
-    scheduled   each loop nest gets a schedule, and what it costs as attributes
+    scheduled   each loop nest gets a schedule, and what it costs as attributes; convolutions of int8 become loops
     planned     calls become instructions of Relax's virtual machine, over memory that is planned ahead
     loops       functions such as exp become arithmetic, loops what LLVM, or a GPU's code generator, takes
 
@@ -55,6 +55,7 @@ from tvm_passes.relax.schedules.gpu.limits import gpu_limits
 from tvm_passes.relax.separate_kernels import SeparateKernels
 from tvm_passes.relax.sink_reshapes import SinkReshapes
 from tvm_passes.relax.weight_layouts import WeightLayouts
+from tvm_passes.relax.write_integer_kernels import WriteIntegerKernels
 
 PHASES = ("lowered", "folded", "layouts", "lifted", "joined", "kernels", "scheduled", "planned", "loops")
 
@@ -130,6 +131,7 @@ def schedule_kernels(
     """
     passes = [
         ApplySchedules([*tuned, *target_rules(target)]),
+        *([WriteIntegerKernels()] if "cpu" in target.keys else []),
         *([SeparateKernels()] if "gpu" in target.keys and gpu_limits(target).staged else []),
         AttachOperatorCosts(),
     ]

@@ -5,9 +5,10 @@ In:  `main(input, *parameters)`, masks and BatchNorms folded into weights (`Fold
 Out: the same `main` with a parameter more for each quantised tensor, `quantisation/<tensor>`, float32 [2]: its scale
      and zero point; and for each activation that is no clamp (`activations.py`) `table/<function>/<tensor>:<result>`,
      uint8 [256]: what it makes of each value. The image is quantised once, and all between it and the logits is uint8:
-     every operator is a call of a kernel of `kernels/quantised.py`, or moves values. What is calculated of weights and
-     quantisations alone depends on parameters alone, so that `LiftTransformParams` moves it out of `main`: one library
-     serves tasks of any scales.
+     every operator is a call of a kernel of `kernels/quantised.py`, or moves values; convolutions and dense layers by a
+     CPU's instructions are described (`kernels/integer_kernel.py`), and written when their way is chosen. What is
+     calculated of weights and quantisations alone depends on parameters alone, so that `LiftTransformParams` moves it
+     out of `main`: one library serves tasks of any scales.
 
      What stays float is what depends on parameters alone, the image, and the logits. In a dump a result has its
      tensor's name, dots and strokes as underscores, and its type says what it is computed in.
@@ -30,13 +31,8 @@ from tvm import relax, te
 from tvm_passes.relax.activations import Activation, activation_at
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
 from tvm_passes.relax.kernels import quantised as kernels
-from tvm_passes.relax.kernels.integer_convolution import (
-    integer_convolution,
-    packed_vector,
-    packed_weight,
-    packing,
-    tiles,
-)
+from tvm_passes.relax.kernels.integer_convolution import packed_vector, packed_weight, packing
+from tvm_passes.relax.kernels.integer_kernel import integer_kernel
 from tvm_passes.relax.kernels.integer_look_up import look_up
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
@@ -252,7 +248,9 @@ class _Quantiser:
     ) -> relax.Var:
         """The sums of a layer, requantised, or without bounds as real values."""
         if self.vectors is not None:
-            return self._vector_sums(self.vectors, shape, data, weight, bias, multiplier, bounds, tensor)
+            return self._vector_sums(
+                shape.instructions(self.vectors), shape, data, weight, bias, multiplier, bounds, tensor
+            )
         if len(weight.ty.shape) == 2:
             sums = self._kernel("dense_sums", kernels.dense_sums, [data.value, weight, bias])
         else:
@@ -290,10 +288,7 @@ class _Quantiser:
         window = "" if bounds is None else _window(shape)
 
         def kernel() -> tvm.tirx.PrimFunc:
-            if shape.is_depthwise:
-                return depthwise.integer_depthwise(shape, vectors, self.cores)
-            tile = tiles(shape, vectors, self.cores)[0]
-            return integer_convolution(shape, vectors, self.cores, tile, real=bounds is None)
+            return integer_kernel(shape, vectors, None, real=bounds is None)
 
         result: relax.Expr = self._written(window + name, kernel, (shape, bounds is None), arguments)
         if is_dense:
@@ -307,8 +302,9 @@ class _Quantiser:
         packing_of, pack = (packing, packed_weight)
         if shape.is_depthwise:
             packing_of, pack = (depthwise.packing, depthwise.packed_weight)
-        options = () if self.vectors is None else (pack, shape, self.vectors)
-        layout = None if self.vectors is None else packing_of(shape, self.vectors)
+        vectors = None if self.vectors is None else shape.instructions(self.vectors)
+        options = () if vectors is None else (pack, shape, vectors)
+        layout = None if vectors is None else packing_of(shape, vectors)
         mark = {INTEGER_WEIGHT: layer_mark(self.data_type, clamp, layout)}
         compute, of_results = (quantised_head, ()) if clamp is None else (quantised_layer, (clamp,))
         call = self._call("quantise_layer", compute, arguments, self.data_type, *of_results, *options, attributes=mark)

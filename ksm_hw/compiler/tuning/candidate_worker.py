@@ -8,6 +8,7 @@ from typing import Any
 
 import tvm
 from tvm import rpc
+from tvm.ir.transform import Sequential
 
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.compiler.build import Built, build_executable, export_library
@@ -15,6 +16,7 @@ from ksm_hw.runtime.machine import available_cores
 from ksm_hw.runtime.operator_timing import before_each_run, steady_seconds
 from ksm_hw.runtime.session import prepare_device
 from ksm_hw.runtime.threads import use_threads
+from tvm_passes.relax.write_integer_kernels import WriteIntegerKernels
 
 SECONDS = 60.0  # That one schedule may take to build, and to measure.
 
@@ -51,6 +53,7 @@ def build_candidate(
     """
     tvm_target = tvm.target.Target(dict(target))
     with tvm_target:
+        module = Sequential([WriteIntegerKernels()])(module)
         executable = build_executable(module, tvm_target, architectures)
     # Linked here, not on the board, which has no linker.
     export_library(Built(executable, for_cpu="cpu" in tvm_target.keys), Path(path), architecture)

@@ -16,6 +16,7 @@ from tvm.s_tir.meta_schedule.database import TuningRecord, Workload
 
 from ksm_hw.compiler.tuning.tensor_intrinsics import leave_out_tensor_intrinsics
 from ksm_hw.compiler.tuning.tuning_records import TuningRecords
+from tvm_passes.relax.kernels.integer_kernel import described_convolution
 from tvm_passes.relax.pipeline import fuse_kernels
 from tvm_passes.relax.schedules import target_rules
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
@@ -28,6 +29,8 @@ class Operator:
 
     Attributes:
         calls: how often the network calls it.
+        has_loops: whether the candidates are loops, and not descriptions of kernels that are written when they are
+            built.
         default: the candidate that is taken without tuning.
         space: those that are not made yet; `made` the others by `key_of`.
         tried: seconds of each measurement of a candidate, infinite where it failed.
@@ -35,6 +38,7 @@ class Operator:
 
     workload: Workload
     calls: int
+    has_loops: bool
     arguments: list[ArgInfo]
     context: TuneContext
     default: Schedule
@@ -88,7 +92,8 @@ def find_operators(module: tvm.IRModule, records: TuningRecords) -> list[Operato
         arguments = list(ArgInfo.from_prim_func(module["main"]))
         context = TuneContext(module, target=tvm_target, num_threads=1)
         space = itertools.chain([default], space)
-        operators[workload] = Operator(workload, calls, arguments, context, default, space)
+        has_loops = described_convolution(module["main"]) is None
+        operators[workload] = Operator(workload, calls, has_loops, arguments, context, default, space)
     for record in records.database.get_all_tuning_records():
         if record.workload in operators:
             operators[record.workload].tried.setdefault(key_of(record), []).append(seconds_of(record.run_secs))

@@ -6,8 +6,9 @@ channels are 0 in all of some tasks (`zero_channels`) an artifact of those has o
 
 An operator's candidates are those of its schedule rule (`DesignSpaceRule`). Its default is always measured first, so
 that no operator ends slower than untuned. MetaSchedule's XGBoost model, trained on what was measured, ranks the others;
-the next ones measured are of the operator that has most to gain. At last each operator's default and its fastest
-candidate are measured in turns: of many that are alike, the one that a single measurement calls fastest was lucky.
+those of int8's kernels, whose loops it cannot read, keep the order of their rule. The next ones measured are of the
+operator that has most to gain. At last each operator's default and its fastest candidate are measured in turns: of many
+that are alike, the one that a single measurement calls fastest was lucky.
 """
 
 import time
@@ -25,7 +26,7 @@ from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
 from ksm_hw.artifact.modes import Precision
 from ksm_hw.boards.address import BoardAddress
 from ksm_hw.boards.reaching import WAIT
-from ksm_hw.compiler.relax import NOTHING_TO_TUNE, main_functions
+from ksm_hw.compiler.relax import check_integers, main_functions
 from ksm_hw.compiler.tuning.measure_candidates import CandidateMeasurer, Measurement
 from ksm_hw.compiler.tuning.operators import Operator, find_operators, key_of, seconds_of
 from ksm_hw.compiler.tuning.progress import FAILED, FIRST_FAILURES, HOPELESS, TuneProgress, TuneResult, all_failed
@@ -72,17 +73,17 @@ def tune(
         on_progress: called after each trial.
 
     Raises:
-        UserError: `precision` is int8, which has nothing to tune; the first trials all failed, with what the last of
-            them said; all boards are gone; `output` holds something else, or records of another target or version of
-            TVM; and as `compile_bundle`.
+        UserError: the first trials all failed, with what the last of them said; all boards are gone; `output` holds
+            something else, or records of another target or version of TVM; and as `compile_bundle`.
     """
+    bundle = without_zero_channels(bundle).bundle
     if precision == "int8":
-        raise UserError(f"{NOTHING_TO_TUNE} Compile without --tuned.")
+        check_integers(bundle, target, "switch", batch)
     carry_errors()
     with tuned_folder(output):
         records = create_records(output, target)
         with CandidateMeasurer(target, board, wait) as measurer:
-            functions = main_functions(without_zero_channels(bundle).bundle, target, batch)
+            functions = main_functions(bundle, target, batch, precision)
             return tune_functions(functions, records, measurer, trials=trials, on_progress=on_progress)
 
 
@@ -179,7 +180,7 @@ class _Search:
 
     def _most_promising(self, operator: Operator, untried: list[Schedule]) -> list[Schedule]:
         """The candidates by the model's opinion, every fourth at random: the model learns from surprises."""
-        if self.model.data_size + len(self.unlearned) < WARM_UP:
+        if not operator.has_loops or self.model.data_size + len(self.unlearned) < WARM_UP:
             return untried
         self._learn()
         scores = self.model.predict(operator.context, [self._candidate(operator, schedule) for schedule in untried])
@@ -210,7 +211,7 @@ class _Search:
         else:
             self.measured += 1
         earlier.append(seconds_of(runs))
-        if not measurement.error:
+        if operator.has_loops and not measurement.error:
             self.unlearned.append((operator, schedule, runs))
         target = operator.context.target
         self.failures.append(TuningRecord(schedule.trace, operator.workload, runs, target, operator.arguments))
@@ -238,7 +239,7 @@ class _Search:
         return total if total < float("inf") else None
 
     def _known_results(self) -> list[_Result]:
-        operators = {operator.workload: operator for operator in self.operators}
+        operators = {operator.workload: operator for operator in self.operators if operator.has_loops}
         return [
             (operators[record.workload], record.as_measure_candidate().sch, list(map(float, record.run_secs)))
             for record in self.records.database.get_all_tuning_records()

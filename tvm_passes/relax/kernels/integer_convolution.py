@@ -1,14 +1,16 @@
 """Convolutions of bytes by the products of `integer_vectors`, and dense layers, which are 1×1 convolutions.
 
 A tile of output pixels × vectors of output channels stays in registers for the whole sum: each step loads 4 bytes of
-each pixel and 4 weights of each channel. What a row of the window reads lies together, and is taken as one run of bytes
-whatever the number of channels, filled up to steps with weights that are 0. A task computes some rows of some channels;
-where there is padding it first copies what it reads to a place of its own, with the zero point around it.
+each pixel and 4 weights of each channel, or by products of matrices 8 of each. What a row of the window reads lies
+together, and is taken as one run of bytes whatever the number of channels, filled up to steps with weights that are 0.
+A task computes some rows of some channels; where there is padding it first copies what it reads to a place of its own,
+with the zero point around it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import te, tirx
@@ -16,7 +18,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.integer_function import integer_function
 from tvm_passes.relax.kernels.integer_packing import NOTHING, IntegerPacking, step_order
-from tvm_passes.relax.kernels.integer_results import Requantisation, store
+from tvm_passes.relax.kernels.integer_results import Requantisation, Run, store
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_source import Source, copied_rows
 from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
@@ -25,6 +27,7 @@ _NEARBY = 512 << 10  # Bytes of weights that stay in a second-level cache.
 _NEAR = 24 << 10  # Bytes of a tile's weights that stay in a first-level cache.
 _TASKS = 8  # Of each core, at least, where rows are enough.
 _HEAVY = 1 << 19  # Products that are worth a second core, even if its tasks share rows.
+_OTHERWISE_CUT = 4  # Tiles, the best ones, of which other tasks are worth a measurement too.
 # Of the model of a tile: bytes of weights that arrive in a cycle from the second-level cache, cycles until a product is
 # done, and cycles for each vector of results and each tile.
 _RATE, _LATENCY, _OF_RESULT, _OF_TILE = 32, 5, 4, 10
@@ -32,34 +35,34 @@ _RATE, _LATENCY, _OF_RESULT, _OF_TILE = 32, 5, 4, 10
 
 def packing(shape: IntegerConvolution, vectors: IntegerVectors) -> IntegerPacking:
     """How the kernel reads its weight: steps of one run after the other, in vectors of as many channels as lanes."""
-    whole, rest = divmod(shape.run, STEP)
+    whole, rest = divmod(shape.run, vectors.step)
     segments: list[tuple[int, ...]] = []
     for first in range(0, len(shape.runs) * shape.run, shape.run):
         if whole:
-            segments.append((whole, *range(first, first + STEP)))
+            segments.append((whole, *range(first, first + vectors.step)))
         if rest:
-            left = range(first + whole * STEP, first + shape.run)
-            segments.append((1, *left, *[NOTHING] * (STEP - rest)))
+            left = range(first + whole * vectors.step, first + shape.run)
+            segments.append((1, *left, *[NOTHING] * (vectors.step - rest)))
     return IntegerPacking(tuple(segments), step_order(vectors, vectors.lanes), shape.groups)
 
 
 def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: IntegerVectors) -> te.Tensor:
-    """A quantised weight [kH, kW, I, O] as `packing` says: int8 [vectors of channels, runs · steps, lanes · 4]."""
-    lanes = vectors.lanes
+    """A quantised weight [kH, kW, I, O] as `packing` says: int8 [vectors of channels, runs · steps, lanes · bytes]."""
+    lanes, steps = vectors.lanes, shape.steps(vectors)
     outputs, of_group = shape.outputs // shape.groups, shape.vectors(lanes)
     across = shape.kernel[1] if shape.run != shape.inputs else 1
 
     def value(vector: tirx.Var, step: tirx.Var, place: tirx.Var) -> tirx.Expr:
         lane, byte = vectors.lane_and_byte(place)
-        rest = step % shape.steps * STEP + byte
-        run = step // shape.steps
+        rest = step % steps * vectors.step + byte
+        run = step // steps
         channel = vector % of_group * lanes + lane
         y, x = run // (shape.kernel[1] // across), run % (shape.kernel[1] // across) + rest // shape.inputs
         inside = tirx.all(channel < outputs, rest < shape.run)
         of_weight = weight[y, x, rest % shape.inputs, vector // of_group * outputs + channel]
         return tirx.if_then_else(inside, of_weight, tirx.const(0, "int8"))
 
-    return te.compute((shape.groups * of_group, len(shape.runs) * shape.steps, lanes * STEP), value, name="packed")
+    return te.compute((shape.groups * of_group, len(shape.runs) * steps, lanes * vectors.step), value, name="packed")
 
 
 def packed_vector(values: te.Tensor, groups: int, lanes: int) -> te.Tensor:
@@ -88,9 +91,9 @@ def tiles(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> lis
     numbers = [number for number in (1, 2, 4, 8) if number == 1 or number <= shape.vectors(vectors.lanes)]
     found = []
     for number in numbers:
-        most = vectors.most_pixels(number)
-        _, rows_of_map, columns_of_map = pixels(shape)
-        if shape.is_flat:
+        most = vectors.most_pixels(number, len(shape.runs) * shape.steps(vectors))
+        _, rows_of_map, columns_of_map = pixels(shape, vectors)
+        if shape.is_flat(vectors):
             found += [Tile(rows, 1, number) for rows in range(1, min(most, rows_of_map) + 1)]
             continue
         for columns in range(1, min(most, columns_of_map) + 1):
@@ -98,51 +101,111 @@ def tiles(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> lis
             found.append(Tile(rows, columns, number))
 
     def cycles(tile: Tile) -> float:
-        busy = min(cores, math.prod(tasks(shape, vectors, cores, tile))) if shape.products >= _HEAVY else 1
-        return _cycles(shape, vectors, tile) / busy
+        most = math.prod(tasks(shape, vectors, tiling(shape, vectors, cores, tile)))
+        return _cycles(shape, vectors, tile) / (min(cores, most) if shape.products >= _HEAVY else 1)
 
     return sorted(found, key=cycles)
 
 
-def pixels(shape: IntegerConvolution) -> tuple[int, int, int]:
+@dataclass(frozen=True)
+class Tiling:
+    """How the kernel is written.
+
+    Attributes:
+        rows, columns, vectors: of its tile.
+        bands: of a task: rows of tiles.
+        blocks: of a task: tiles of channels.
+    """
+
+    rows: int
+    columns: int
+    vectors: int
+    bands: int
+    blocks: int
+
+    @property
+    def tile(self) -> Tile:
+        """What stays in registers."""
+        return Tile(self.rows, self.columns, self.vectors)
+
+
+def tilings(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> Iterator[Tiling]:
+    """The ways that are worth a measurement, the one that is likely fastest first: all tiles, few with other tasks."""
+    _, _, columns = pixels(shape, vectors)
+    found: dict[tuple[int, int, int], Tile] = {}
+    for tile in tiles(shape, vectors, cores):
+        # What cuts rows of the result into as many tiles is one way.
+        found.setdefault((tile.rows, -(-columns // tile.columns), tile.vectors), tile)
+    every = [tiling(shape, vectors, cores, tile) for tile in found.values()]
+    yield from every[:_OTHERWISE_CUT]
+    for way in every[:_OTHERWISE_CUT]:
+        yield from _otherwise_cut(shape, vectors, way)
+    yield from every[_OTHERWISE_CUT:]
+
+
+def pixels(shape: IntegerConvolution, vectors: IntegerVectors) -> tuple[int, int, int]:
     """Batch, rows and columns of the result as tiles cut it: of a flat one each pixel is a row, of no certain image."""
     batch, rows, columns, _ = shape.result
-    return (1, batch * rows * columns, 1) if shape.is_flat else (batch, rows, columns)
+    return (1, batch * rows * columns, 1) if shape.is_flat(vectors) else (batch, rows, columns)
 
 
-def cuts(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile) -> tuple[int, int]:
-    """Bands of rows, and blocks of channels, of a task: few enough that cores have work, if that is worth it."""
-    batch, rows, _ = pixels(shape)
-    bands, count = -(-rows // tile.rows), shape.vectors(vectors.lanes)
-    blocks = shape.groups * -(-count // tile.vectors)
-    weights = shape.groups * count * len(shape.runs) * shape.steps * vectors.lanes * STEP
+def tiling(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile) -> Tiling:
+    """A tile with tasks of few enough bands and blocks that cores have work, if that is worth it."""
+    batch, bands, blocks = _whole(shape, vectors, tile)
+    weights = (
+        shape.groups
+        * shape.vectors(vectors.lanes)
+        * len(shape.runs)
+        * shape.steps(vectors)
+        * vectors.lanes
+        * vectors.step
+    )
     most = min(blocks, blocks * _NEARBY // weights)
     if shape.products >= _HEAVY:
         most = min(most, blocks * batch * bands // cores)
-    blocks_of_part = next((number for number in range(most, 1, -1) if blocks % number == 0), 1)
-    wanted = -(-_TASKS * cores // (batch * (blocks // blocks_of_part)))
-    return max(1, bands // wanted), blocks_of_part
+    blocks_of_task = next((number for number in range(most, 1, -1) if blocks % number == 0), 1)
+    wanted = -(-_TASKS * cores // (batch * (blocks // blocks_of_task)))
+    return Tiling(tile.rows, tile.columns, tile.vectors, max(1, bands // wanted), blocks_of_task)
 
 
-def tasks(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile) -> tuple[int, int, int]:
+def _otherwise_cut(shape: IntegerConvolution, vectors: IntegerVectors, way: Tiling) -> list[Tiling]:
+    """The same tile with half and twice the bands and blocks of a task, or about so many."""
+    _, bands, blocks = _whole(shape, vectors, way.tile)
+    divisors = [number for number in range(1, blocks + 1) if blocks % number == 0]
+    place = divisors.index(way.blocks)
+    several = divisors[max(0, place - 1) : place + 2]
+    numbers = dict.fromkeys([way.bands, max(1, way.bands // 2), min(bands, way.bands * 2)])
+    return [
+        other
+        for number in numbers
+        for blocks_of_task in several
+        if (other := Tiling(way.rows, way.columns, way.vectors, number, blocks_of_task)) != way
+    ]
+
+
+def _whole(shape: IntegerConvolution, vectors: IntegerVectors, tile: Tile) -> tuple[int, int, int]:
+    """Images, bands of rows and blocks of channels, of all groups, that tiles cut a convolution into."""
+    batch, rows, _ = pixels(shape, vectors)
+    return batch, -(-rows // tile.rows), shape.groups * -(-shape.vectors(vectors.lanes) // tile.vectors)
+
+
+def tasks(shape: IntegerConvolution, vectors: IntegerVectors, way: Tiling) -> tuple[int, int, int]:
     """How many tasks: for images, parts of their rows, and parts of the channels."""
-    batch, rows, _ = pixels(shape)
-    bands, blocks = cuts(shape, vectors, cores, tile)
-    of_group = -(-shape.vectors(vectors.lanes) // tile.vectors)
-    return batch, -(-rows // (tile.rows * bands)), shape.groups * of_group // blocks
+    batch, bands, blocks = _whole(shape, vectors, way.tile)
+    return batch, -(-bands // way.bands), blocks // way.blocks
 
 
 def _cycles(shape: IntegerConvolution, vectors: IntegerVectors, tile: Tile) -> float:
     """About how long all tiles take."""
-    batch, rows, columns = pixels(shape)
-    steps = len(shape.runs) * shape.steps
+    batch, rows, columns = pixels(shape, vectors)
+    steps = len(shape.runs) * shape.steps(vectors)
     count = shape.vectors(vectors.lanes)
-    far = steps * STEP * vectors.lanes * tile.vectors > _NEAR
+    far = steps * vectors.step * vectors.lanes * tile.vectors > _NEAR
 
     def of_tile(height: int, width: int, number: int) -> float:
         products = height * width * number
-        arriving = number * vectors.lanes * STEP / _RATE if far else 0
-        step = max(products / 2, (height * width + number) / 2, arriving, _LATENCY)
+        arriving = number * vectors.lanes * vectors.step / _RATE if far else 0
+        step = max(vectors.step_cycles(height * width, number), arriving, _LATENCY)
         return steps * step + _OF_RESULT * products + _OF_TILE
 
     def of_rows(number: int) -> float:
@@ -164,16 +227,17 @@ def column_tiles(columns: int, width: int) -> list[tuple[int, int, int]]:
 
 
 def integer_convolution(
-    shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile, real: bool = False
+    shape: IntegerConvolution, vectors: IntegerVectors, way: Tiling | None, real: bool = False
 ) -> tirx.PrimFunc:
-    """The kernel, as `integer_function` gives it."""
+    """The kernel, as `integer_function` gives it; without a way described."""
     channels = shape.groups * shape.vectors(vectors.lanes) * vectors.lanes
 
-    def emit(*arguments: Any) -> None:
-        _Kernel(shape, vectors, tile, *arguments).emit(cores)
+    def emit(way: Tiling, *arguments: Any) -> None:
+        _Kernel(shape, vectors, way.tile, *arguments).emit(way)
 
+    loops = None if way is None else partial(emit, way)
     return integer_function(
-        "conv2d", shape, vectors, packing(shape, vectors).shape(shape.outputs), channels, emit, real
+        "conv2d", shape, vectors, packing(shape, vectors).shape(shape.outputs), channels, loops, real
     )
 
 
@@ -214,22 +278,22 @@ class _Kernel:
     @property
     def output(self) -> tuple[int, int, int]:
         """Batch, rows and columns of the result, as tiles cut it."""
-        return pixels(self.shape)
+        return pixels(self.shape, self.vectors)
 
     @property
     def steps(self) -> int:
         """Of a sum."""
-        return len(self.shape.runs) * self.shape.steps
+        return len(self.shape.runs) * self.shape.steps(self.vectors)
 
     @property
     def blocks(self) -> int:
         """Of channels, a tile each, in a group."""
         return -(-self.shape.vectors(self.vectors.lanes) // self.tile.vectors)
 
-    def emit(self, cores: int) -> None:
+    def emit(self, way: Tiling) -> None:
         """The loop over tasks: some rows of some blocks of channels."""
-        bands_of_part, blocks_of_part = cuts(self.shape, self.vectors, cores, self.tile)
-        batch, parts, block_parts = tasks(self.shape, self.vectors, cores, self.tile)
+        bands_of_part, blocks_of_part = way.bands, way.blocks
+        batch, parts, block_parts = tasks(self.shape, self.vectors, way)
         count = batch * parts * block_parts
         with (T.serial if count == 1 else T.parallel)(count) as task:
             block_part = T.bind(tirx.floormod(task, block_parts))
@@ -245,9 +309,9 @@ class _Kernel:
         """Where a task finds the data for so many rows of the result from one on."""
         shape = self.shape
         _, height, width, channels = shape.data
-        if shape.is_flat:
+        if shape.is_flat(self.vectors):
             return Source(self.data, T.int32(0), channels)
-        if shape.is_direct:
+        if shape.is_direct(self.vectors):
             return Source(self.data, T.bind(image * (height * width * channels)), width * channels)
         return copied_rows(shape, self.data, self.vectors.stored(self.quantisation[1]), image, row, rows)
 
@@ -277,39 +341,55 @@ class _Kernel:
 
     def _tile(self, source: Source, place: _Place, tile: Tile, channels: int) -> None:
         """The results of a tile, of which the last vector may have fewer channels."""
-        lanes, dtype = self.vectors.lanes, f"int32x{self.vectors.lanes}"
-        count = tile.rows * tile.columns * tile.vectors
-        sums = T.alloc_buffer((count * lanes,), "int32", scope="local")
+        lanes, at_once = self.vectors.lanes, self.vectors.pixels
+        together = -(-tile.rows * tile.columns // at_once)
+        sums = T.alloc_buffer((together * at_once * tile.vectors * lanes,), "int32", scope="local")
         for number in range(tile.vectors):
-            bias = T.bind(self.bias[T.ramp((place.vector + number) * lanes, 1, lanes)])
-            for pixel in range(tile.rows * tile.columns):
-                T.buffer_store(sums, bias, [T.ramp((pixel * tile.vectors + number) * lanes, 1, lanes)])
+            begun = self.vectors.begun(T.bind(self.bias[T.ramp((place.vector + number) * lanes, 1, lanes)]))
+            for first in range(together):
+                for index, value in zip(self._registers(tile, first, number), begun, strict=True):
+                    T.buffer_store(sums, value, [index])
         self._sum_up(source, place, tile, sums)
+        by_pixel = [
+            self.vectors.by_pixel([sums[index] for index in self._registers(tile, first, number)])
+            for first in range(together)
+            for number in range(tile.vectors)
+        ]
         of_channels = [
             T.bind(self.multiplier[T.ramp((place.vector + number) * lanes, 1, lanes)]) for number in range(tile.vectors)
         ]
         every = [
-            T.cast(sums[T.ramp(number * lanes, 1, lanes)], dtype.replace("int", "float"))
-            * of_channels[number % tile.vectors]
-            for number in range(count)
+            [
+                T.cast(by_pixel[pixel // at_once * tile.vectors + number][pixel % at_once], f"float32x{lanes}")
+                * factors
+                for number, factors in enumerate(of_channels)
+            ]
+            for pixel in range(tile.rows * tile.columns)
         ]
         _, rows, columns = self.output
         start = T.bind(((place.image * rows + place.row) * columns + place.column) * self.shape.outputs + place.channel)
         offsets = [
             (row * columns + column) * self.shape.outputs for row in range(tile.rows) for column in range(tile.columns)
         ]
-        targets = [start + offset + number * lanes for offset in offsets for number in range(tile.vectors)]
-        lengths = [min(lanes, channels - number * lanes) for number in range(tile.vectors)] * len(offsets)
+        runs = [Run(start + offset, products, channels) for offset, products in zip(offsets, every, strict=True)]
         if self.requantisation is None:
-            for target, length, vector in zip(targets, lengths, every, strict=True):
-                store(self.result, target, [T.bind(vector)], range(length))
+            for run in runs:
+                for number, product in enumerate(run.products):
+                    length = min(lanes, channels - number * lanes)
+                    store(self.result, run.target + number * lanes, [T.bind(product)], range(length))
         else:
-            self.requantisation.store(self.result, every, targets, lengths)
+            self.requantisation.store(self.result, runs)
+
+    def _registers(self, tile: Tile, first: int, number: int) -> list[tirx.Expr]:
+        """Where the sums of the pixels of a step and a vector of channels stand, a register each."""
+        lanes, at_once = self.vectors.lanes, self.vectors.pixels
+        begin = (first * tile.vectors + number) * at_once
+        return [T.ramp((begin + part) * lanes, 1, lanes) for part in range(at_once)]
 
     def _sum_up(self, source: Source, place: _Place, tile: Tile, sums: tirx.Var) -> None:
         """Adds the products of all steps to a tile's sums."""
         shape, lanes, at_once = self.shape, self.vectors.lanes, self.vectors.steps_at_once
-        channels, (down, across) = shape.data[3], (1, 1) if shape.is_flat else shape.strides
+        channels, (down, across) = shape.data[3], (1, 1) if shape.is_flat(self.vectors) else shape.strides
         first = source.origin + place.row * (down * source.pitch) + place.column * (across * channels) + place.input
         first = T.bind(first)
         offsets = [
@@ -317,31 +397,40 @@ class _Kernel:
             for row in range(tile.rows)
             for column in range(tile.columns)
         ]
-        weights = T.bind(place.vector * (self.steps * lanes * STEP))
+        pixels = self.vectors.pixels
+        offsets += [offsets[-1]] * (-len(offsets) % pixels)
+        joined = [offsets[first : first + pixels] for first in range(0, len(offsets), pixels)]
+        size, of_step, steps = lanes * STEP, lanes * self.vectors.step, shape.steps(self.vectors)
+        weights = T.bind(place.vector * (self.steps * of_step))
 
         def of_steps(data: tirx.Expr, step: tirx.Expr, count: int) -> None:
             # Pixel by pixel, so that of the data little is in registers.
-            begin = [weights + (step + number * self.steps) * (lanes * STEP) for number in range(tile.vectors)]
+            begin = [weights + (step + number * self.steps) * of_step for number in range(tile.vectors)]
             spread: list[list[tirx.Expr]] = []
             for ahead in range(count):
-                places = [T.ramp(one + ahead * (lanes * STEP), 1, lanes * STEP) for one in begin]
-                of_vectors = [T.bind(self.weight[place]) for place in places]
-                for pixel, offset in enumerate(offsets):
+                of_vectors = [
+                    [
+                        T.bind(self.weight[T.ramp(one + ahead * of_step + part * size, 1, size)])
+                        for part in range(pixels)
+                    ]
+                    for one in begin
+                ]
+                for first, some in enumerate(joined):
                     if ahead == 0:
-                        spread.append(self.vectors.steps_of(source.buffer, data + offset, count))
-                    for number, weight in enumerate(of_vectors):
-                        index = T.ramp((pixel * tile.vectors + number) * lanes, 1, lanes)
-                        added = self.vectors.add_products(sums[index], spread[pixel][ahead], weight)
-                        T.buffer_store(sums, added, [index])
+                        spread.append(self.vectors.steps_of(source.buffer, [data + one for one in some], count))
+                    for number, of_vector in enumerate(of_vectors):
+                        for index, weight in zip(self._registers(tile, first, number), of_vector, strict=True):
+                            added = self.vectors.add_products(sums[index], spread[first][ahead], weight)
+                            T.buffer_store(sums, added, [index])
 
         def of_run(run: tirx.Expr, data: tirx.Expr) -> None:
-            begin = T.bind(run * shape.steps)
-            whole, rest = divmod(shape.steps, at_once)
+            begin = T.bind(run * steps)
+            whole, rest = divmod(steps, at_once)
             if whole:
                 with T.serial(whole) as step:
-                    of_steps(data + step * (at_once * STEP), begin + step * at_once, at_once)
+                    of_steps(data + step * (at_once * self.vectors.step), begin + step * at_once, at_once)
             if rest:
-                of_steps(data + whole * at_once * STEP, begin + whole * at_once, rest)
+                of_steps(data + whole * at_once * self.vectors.step, begin + whole * at_once, rest)
 
         height, width = shape.kernel[0], len(shape.runs) // shape.kernel[0]
         with T.serial(height) as y, T.serial(width) as x:

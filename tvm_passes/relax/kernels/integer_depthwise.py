@@ -6,8 +6,9 @@ the windows of two rows of the result, for both: their weights are 0 elsewhere. 
 channels, from a copy of what it reads, with the zero point around it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import te, tirx
@@ -16,20 +17,25 @@ from tvm.script.ir_builder import tirx as T
 from tvm_passes.relax.kernels.integer_convolution import column_tiles, whole_or_rest
 from tvm_passes.relax.kernels.integer_function import integer_function
 from tvm_passes.relax.kernels.integer_packing import NOTHING, IntegerPacking, step_order
-from tvm_passes.relax.kernels.integer_results import Requantisation
+from tvm_passes.relax.kernels.integer_results import PACKED, Requantisation, Run
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_source import Source, copied_rows
 from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
 
 CHANNELS = 16
 """Channels that are computed together."""
-_MOST_COLUMNS = 14  # Of the result, whose code is written out.
+_COLUMNS = (14, 10, 7, 5, 3)  # At most, of the result, whose code is written out.
 _COPY_BYTES = 64 << 10  # Of a task's copy, if that leaves so many tasks that cores wait little.
 _TASKS = 8  # Of each core, where rows are enough.
 
 
-def rows_together(shape: IntegerConvolution) -> int:
-    """Rows of the result whose windows are in the same vectors: two, where steps have space."""
+def rows_together(shape: IntegerConvolution, vectors: IntegerVectors) -> int:
+    """Rows of the result whose windows are in the same vectors: two, where steps have space.
+
+    Weights of large windows fill NEON's registers with one row.
+    """
+    if vectors.interleaves_some and groups_of_rows(shape) > 1:
+        return 1
     space = groups_of_rows(shape) * STEP - shape.kernel[0]
     return 2 if shape.dilation[0] == 1 and space >= shape.strides[0] and shape.result[1] > 1 else 1
 
@@ -43,7 +49,7 @@ def packing(shape: IntegerConvolution, vectors: IntegerVectors) -> IntegerPackin
     """How the kernel reads its weight: steps of [rows, groups of rows, kW]."""
     height, width = shape.kernel
     segments = []
-    for row in range(rows_together(shape)):
+    for row in range(rows_together(shape, vectors)):
         for first in range(-row * shape.strides[0], STEP * groups_of_rows(shape) - row * shape.strides[0], STEP):
             for x in range(width):
                 window = [y * width + x if 0 <= y < height else NOTHING for y in range(first, first + STEP)]
@@ -66,14 +72,45 @@ def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: Integer
     return te.compute(packing(shape, vectors).shape(shape.outputs), value, name="packed")
 
 
-def integer_depthwise(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> tirx.PrimFunc:
-    """The kernel, as `integer_function` gives it; weight, bias and multiplier are by 16 channels."""
+@dataclass(frozen=True)
+class Strip:
+    """How the kernel is written.
+
+    Attributes:
+        columns: at most, of the result, that are computed together.
+        bands: of a task: rows whose windows are in the same vectors.
+    """
+
+    columns: int
+    bands: int
+
+
+def strips(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> Iterator[Strip]:
+    """The ways that are worth a measurement, the one that is likely fastest first."""
+    batch, _, columns, channels = shape.result
+    bands = _bands(shape, vectors)
+    band_bytes = rows_together(shape, vectors) * shape.strides[0] * shape.data[2] * channels
+    of_task = max(1, min(_COPY_BYTES // band_bytes, batch * bands // (_TASKS * cores)))
+    numbers = dict.fromkeys([of_task, max(1, of_task // 2), min(bands, of_task * 2), min(bands, of_task * 4)])
+    # Of widths that cut a row into as many tiles one.
+    widths = {-(-columns // most): most for most in reversed(_COLUMNS)}
+    return (Strip(width, number) for number in numbers for width in reversed(widths.values()))
+
+
+def _bands(shape: IntegerConvolution, vectors: IntegerVectors) -> int:
+    """Of an image: rows of the result that are computed together."""
+    return -(-shape.result[1] // rows_together(shape, vectors))
+
+
+def integer_depthwise(shape: IntegerConvolution, vectors: IntegerVectors, way: Strip | None) -> tirx.PrimFunc:
+    """The kernel, as `integer_function` gives it, without a way described; parameters are by 16 channels."""
     weight_shape = packing(shape, vectors).shape(shape.outputs)
 
-    def emit(*arguments: Any) -> None:
-        _Kernel(shape, vectors, *arguments).emit(cores)
+    def emit(way: Strip, *arguments: Any) -> None:
+        _Kernel(shape, vectors, way, *arguments).emit()
 
-    return integer_function("depthwise_conv2d", shape, vectors, weight_shape, weight_shape[0] * CHANNELS, emit)
+    loops = None if way is None else partial(emit, way)
+    return integer_function("depthwise_conv2d", shape, vectors, weight_shape, weight_shape[0] * CHANNELS, loops)
 
 
 @dataclass(frozen=True)
@@ -82,6 +119,7 @@ class _Kernel:
 
     shape: IntegerConvolution
     vectors: IntegerVectors
+    way: Strip
     data: tirx.Var
     weight: tirx.Var
     bias: tirx.Var
@@ -90,14 +128,11 @@ class _Kernel:
     requantisation: Requantisation
     result: tirx.Var
 
-    def emit(self, cores: int) -> None:
+    def emit(self) -> None:
         """The loop over tasks."""
         batch, rows, columns, channels = self.shape.result
-        together = rows_together(self.shape)
-        bands = -(-rows // together)
-        row_bytes = together * self.shape.strides[0] * self.shape.data[2] * channels
-        of_task = max(1, min(_COPY_BYTES // row_bytes, batch * bands // (_TASKS * cores)))
-        parts = -(-bands // of_task)
+        together, of_task = rows_together(self.shape, self.vectors), self.way.bands
+        parts = -(-_bands(self.shape, self.vectors) // of_task)
         with (T.serial if batch * parts == 1 else T.parallel)(batch * parts) as task:
             image, part = T.bind(tirx.floordiv(task, parts)), T.bind(tirx.floormod(task, parts))
             first = T.bind(part * (of_task * together))
@@ -108,7 +143,7 @@ class _Kernel:
 
                 def of_channels(count: int, block: tirx.Expr, row: tirx.Expr = row) -> None:
                     def of_rows(height: int) -> None:
-                        for start, width, times in column_tiles(columns, _MOST_COLUMNS):
+                        for start, width, times in column_tiles(columns, self.way.columns):
                             with T.serial(times) as step:
                                 self._tile(
                                     source, image, row, T.bind(start + step * width), block, height, width, count
@@ -135,34 +170,70 @@ class _Kernel:
         channels: int,
     ) -> None:
         """Some neighbours in one or two rows of the result, of one block of channels."""
+        size = self._vectors_together(height) * self.vectors.lanes
+        whole, rest = divmod(channels, size)
+
+        def of_part(part: tirx.Expr | int, some: int) -> None:
+            self._part(
+                source, image, row, column, block, T.bind(part * (size // self.vectors.lanes)), height, width, some
+            )
+
+        if whole > 1:
+            # A loop, so that LLVM keeps of one part nothing that the next one reads too.
+            with T.serial(whole) as part:
+                of_part(part, size)
+        elif whole:
+            of_part(T.int32(0), size)
+        if rest:
+            of_part(T.int32(whole), rest)
+
+    def _vectors_together(self, height: int) -> int:
+        """Vectors of channels, as many as leave weights and sums in registers where some are no more work than all."""
+        shape, every = self.shape, CHANNELS // self.vectors.lanes
+        if not self.vectors.interleaves_some:
+            return every
+        taps, groups = shape.kernel[1], groups_of_rows(shape)
+        of_each = height * (groups * taps + -(-taps // shape.strides[1])) + groups
+        most = max(1, (self.vectors.registers - STEP) // of_each)
+        return next(number for number in range(min(most, every), 0, -1) if every % number == 0)
+
+    def _part(
+        self,
+        source: Source,
+        image: tirx.Expr,
+        row: tirx.Expr,
+        column: tirx.Expr,
+        block: tirx.Expr,
+        vector: tirx.Expr,
+        height: int,
+        width: int,
+        channels: int,
+    ) -> None:
+        """Some vectors of a tile, from one of the block's on: from column to column of the data."""
         shape, lanes = self.shape, self.vectors.lanes
         _, rows, columns, every = shape.result
-        numbers = range(CHANNELS // lanes)
-        first = T.bind(block * CHANNELS)
+        numbers = range(-(-channels // lanes))
+        first = T.bind(block * CHANNELS + vector * lanes)
         indices = [T.ramp(first + number * lanes, 1, lanes) for number in numbers]
         bias, multiplier = ([T.bind(array[index]) for index in indices] for array in (self.bias, self.multiplier))
-        weights = self._weights(block, height)
+        weights = self._weights(block, vector, height, len(numbers))
         begin = T.bind(
             source.origin + row * (shape.strides[0] * source.pitch) + column * (shape.strides[1] * every) + first
         )
         start = T.bind(((image * rows + row) * columns + column) * every + first)
-        lengths = [min(lanes, channels - number * lanes) for number in numbers if channels > number * lanes]
         sums: dict[tuple[int, int], list[tirx.Expr]] = {}
         done: list[list[tuple[int, list[tirx.Expr]]]] = [[] for _ in range(height)]
 
         def finish(line: int) -> None:
             """Stores results of a row that are complete."""
-            products = [
-                T.cast(value, f"float32x{lanes}") * multiplier[number]
-                for _, values in done[line]
-                for number, value in enumerate(values[: len(lengths)])
-            ]
-            targets = [
-                start + (line * columns + place) * every + number * lanes
-                for place, _ in done[line]
-                for number in range(len(lengths))
-            ]
-            self.requantisation.store(self.result, products, targets, lengths * len(done[line]))
+            runs = []
+            for place, values in done[line]:
+                products = [
+                    T.cast(value, f"float32x{lanes}") * factors
+                    for value, factors in zip(values, multiplier, strict=True)
+                ]
+                runs.append(Run(start + (line * columns + place) * every, products, channels))
+            self.requantisation.store(self.result, runs)
             done[line].clear()
 
         for x in range((width - 1) * shape.strides[1] + (shape.kernel[1] - 1) * shape.dilation[1] + 1):
@@ -178,7 +249,7 @@ class _Kernel:
                             of_place[number] = T.bind(added)
                     if tap == shape.kernel[1] - 1:
                         done[line].append((place, sums.pop((line, place))))
-                        if len(done[line]) * len(lengths) >= 4:
+                        if len(done[line]) * len(numbers) >= PACKED:
                             finish(line)
         for line in range(height):
             finish(line)
@@ -189,11 +260,13 @@ class _Kernel:
         taps = [(place, divmod(x - place * stride, across)) for place in range(width)]
         return [(place, tap) for place, (tap, rest) in taps if rest == 0 and 0 <= tap < self.shape.kernel[1]]
 
-    def _weights(self, block: tirx.Expr, height: int) -> Callable[[int, int, int, int], tirx.Expr]:
-        """The weights of a block: for a row of the result, a group of rows, a column of the window and a vector."""
+    def _weights(
+        self, block: tirx.Expr, vector: tirx.Expr, height: int, count: int
+    ) -> Callable[[int, int, int, int], tirx.Expr]:
+        """Some vectors of a block: weights by the row of the result, group of rows, column of the window and vector."""
         size = self.vectors.lanes * STEP
         groups, taps, values = groups_of_rows(self.shape), self.shape.kernel[1], CHANNELS * STEP
-        begin = T.bind(block * (rows_together(self.shape) * groups * taps * values))
+        begin = T.bind(block * (rows_together(self.shape, self.vectors) * groups * taps * values) + vector * size)
         loaded = {
             (line, group, tap, number): T.bind(
                 self.weight[T.ramp(begin + ((line * groups + group) * taps + tap) * values + number * size, 1, size)]
@@ -201,7 +274,7 @@ class _Kernel:
             for line in range(height)
             for group in range(groups)
             for tap in range(taps)
-            for number in range(values // size)
+            for number in range(count)
         }
         return lambda line, group, tap, number: loaded[line, group, tap, number]
 

@@ -1,7 +1,7 @@
 """How quantised weights lie for the products of `integer_vectors`, and how a kernel that rewrites one packs it so.
 
 A weight's values are rows of output channels, [kH · kW · I, O] in that order. A step of a kernel reads four rows of
-some channels at once.
+some channels at once, or eight.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
+from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 
 NEAR = 16
 """Channels of a row that a kernel keeps near."""
@@ -19,12 +19,12 @@ NOTHING = -1
 
 @dataclass(frozen=True)
 class IntegerPacking:
-    """The layout of a packed weight, int8 [vectors of channels, steps, width · 4].
+    """The layout of a packed weight, int8 [vectors of channels, steps, width · rows of a step].
 
     Attributes:
-        segments: how many steps, and the four rows that the first of them reads; each later one reads the rows that
-            stand four behind those of the one before.
-        order: of a step's values, each as 4 · channel + row.
+        segments: how many steps, and the rows that the first of them reads; each later one reads the rows that stand
+            as many behind those of the one before.
+        order: of a step's values, each as rows of a step · channel + row.
         groups: of the output channels, each with vectors of its own; the last of them is filled up with zeros.
     """
 
@@ -33,9 +33,14 @@ class IntegerPacking:
     groups: int = 1
 
     @property
+    def rows(self) -> int:
+        """That a step reads."""
+        return len(self.segments[0]) - 1
+
+    @property
     def width(self) -> int:
         """Channels of a vector."""
-        return len(self.order) // STEP
+        return len(self.order) // self.rows
 
     @property
     def steps(self) -> int:
@@ -70,11 +75,11 @@ class IntegerPacking:
         begin, first = T.bind(vector * (self.steps * len(self.order))), 0
         for count, *rows in self.segments:
             with T.serial(count) as step:
-                start = T.bind(step * (STEP * NEAR))
+                start = T.bind(step * (self.rows * NEAR))
                 read = [zeros if row == NOTHING else T.bind(near[T.ramp(start + row * NEAR, 1, NEAR)]) for row in rows]
                 for part in range(-(-channels // self.width)):
                     place = begin + (step + (part * self.steps + first)) * len(self.order)
-                    indices = [one % STEP * NEAR + part * self.width + one // STEP for one in self.order]
+                    indices = [one % self.rows * NEAR + part * self.width + one // self.rows for one in self.order]
                     packed = T.Shuffle(read, [T.int32(index) for index in indices])
                     T.buffer_store(result, packed, [T.ramp(place, 1, len(self.order))])
             first += count
@@ -82,6 +87,6 @@ class IntegerPacking:
 
 def step_order(vectors: IntegerVectors, width: int) -> tuple[int, ...]:
     """The order of a step's values of so many channels: those of each register behind those of the one before."""
-    size = vectors.lanes * STEP
-    places = [(place // size, *vectors.lane_and_byte(place % size)) for place in range(width * STEP)]
-    return tuple(int(STEP * (part * vectors.lanes + lane) + byte) for part, lane, byte in places)
+    size = vectors.lanes * vectors.step
+    places = [(place // size, *vectors.lane_and_byte(place % size)) for place in range(width * vectors.step)]
+    return tuple(int(vectors.step * (part * vectors.lanes + lane) + byte) for part, lane, byte in places)

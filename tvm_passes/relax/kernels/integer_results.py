@@ -1,18 +1,33 @@
-"""Sums of products made bytes again: `clamp(rint(sum · multiplier) + zero point)`, in vectors.
+"""Sums of products made bytes again: `clamp(rint(sum · multiplier) + zero point)`, in vectors."""
 
-It is clamped from above as float32, before it is rounded: what an instruction cannot convert to int32 is at its least
-value then. Packing clamps at the least byte, and the lower bound is met by the bytes.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 
-_PACKED = 4  # Vectors of sums that become one of bytes.
+PACKED = 4
+"""Vectors of sums that become one of bytes."""
+_WORD = 4  # Bytes of a vector of sums of NEON.
+
+
+@dataclass(frozen=True)
+class Run:
+    """Results that are neighbours.
+
+    Attributes:
+        target: where they begin in the result.
+        products: float32 [lanes] each.
+        length: how many are stored.
+    """
+
+    target: tirx.Expr
+    products: Sequence[tirx.Expr]
+    length: int
 
 
 @dataclass(frozen=True)
@@ -27,33 +42,34 @@ class Requantisation:
     vectors: IntegerVectors
     bounds: tirx.Var
 
-    def store(
-        self, result: tirx.Var, products: Sequence[tirx.Expr], targets: Sequence[tirx.Expr], lengths: Sequence[int]
-    ) -> None:
-        """Requantises and stores vectors.
+    def store(self, result: tirx.Var, runs: Sequence[Run]) -> None:
+        """Requantises and stores, all runs together: as many vectors as are packed may be of several.
 
         Args:
             result: bytes, as one row.
-            products: sums times multipliers, float32 [lanes] each.
-            targets: where each vector begins in the result.
-            lengths: how many of its values are stored.
+            runs: sums times multipliers.
         """
         lanes = self.vectors.lanes
-        zero = T.bind(T.cast(self.vectors.stored(self.bounds[0]), "int16"))
-        least = T.broadcast(T.cast(self.vectors.stored(self.bounds[1]), self.vectors.data_type), _PACKED * lanes)
-        most = T.bind(T.broadcast(self.bounds[2] - self.bounds[0], lanes))
-        for first in range(0, len(products), _PACKED):
-            group = products[first : first + _PACKED]
-            rounded = [T.bind(self.vectors.rounded(tirx.min(product, most))) for product in group]
-            rounded += [rounded[-1]] * (_PACKED - len(rounded))
-            packed = T.bind(tirx.max(self.vectors.narrowed(rounded, zero), least))
-            for number in range(len(group)):
-                start = number * lanes
-                store(result, targets[first + number], [packed], range(start, start + lengths[first + number]))
+        bounds = [T.bind(self.bounds[place]) for place in range(3)]
+        every = [(place, number) for place, run in enumerate(runs) for number in range(len(run.products))]
+        for first in range(0, len(every), PACKED):
+            group = every[first : first + PACKED]
+            products = [T.bind(runs[place].products[number]) for place, number in group]
+            products += [products[-1]] * (PACKED - len(products))
+            packed, start = T.bind(self.vectors.requantised(products, bounds)), 0
+            for place, some in groupby(group, itemgetter(0)):
+                run, numbers = runs[place], [number for _place, number in some]
+                length = min(len(numbers) * lanes, run.length - numbers[0] * lanes)
+                store(result, run.target + numbers[0] * lanes, [packed], range(start, start + length))
+                start += len(numbers) * lanes
 
 
-def store(buffer: tirx.Var, start: tirx.Expr, vectors: list[tirx.Expr], places: Iterable[int]) -> None:
+def store(buffer: tirx.Var, start: tirx.Expr, vectors: list[tirx.Expr], places: range) -> None:
     """Stores some of the values of vectors as neighbours."""
-    indices = [T.int32(place) for place in places]
-    place = start if len(indices) == 1 else T.ramp(start, 1, len(indices))
-    T.buffer_store(buffer, T.Shuffle(vectors, indices), [place])
+    if len(places) == _WORD and buffer.dtype == "int8":
+        # LLVM takes four bytes out of a vector one by one, but not a word.
+        words = T.reinterpret("int32x4", vectors[0])
+        value = T.reinterpret("int8x4", T.Shuffle([words], [T.int32(places[0] // _WORD)]))
+    else:
+        value = T.Shuffle(vectors, [T.int32(place) for place in places])
+    T.buffer_store(buffer, value, [start if len(places) == 1 else T.ramp(start, 1, len(places))])

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from tvm_passes.relax.kernels.integer_vectors import STEP
+from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 
 
 @dataclass(frozen=True)
@@ -53,25 +53,22 @@ class IntegerConvolution:
         """Bytes of a run."""
         return self.inputs * (self.kernel[1] if self._merged else 1)
 
-    @property
-    def steps(self) -> int:
+    def steps(self, vectors: IntegerVectors) -> int:
         """Of a run."""
-        return -(-self.run // STEP)
+        return -(-self.run // vectors.step)
 
     @property
     def is_depthwise(self) -> bool:
         """Whether each output channel has an input channel of its own."""
         return self.inputs == 1 and self.outputs == self.groups > 1
 
-    @property
-    def is_direct(self) -> bool:
+    def is_direct(self, vectors: IntegerVectors) -> bool:
         """Whether steps can read the data where it lies."""
-        return not any(self.padding) and self.run % STEP == 0
+        return not any(self.padding) and self.run % vectors.step == 0
 
-    @property
-    def is_flat(self) -> bool:
+    def is_flat(self, vectors: IntegerVectors) -> bool:
         """Whether the data of neighbouring pixels are neighbours too, of all rows and images."""
-        return self.is_direct and self.kernel == (1, 1) and self.strides == (1, 1)
+        return self.is_direct(vectors) and self.kernel == (1, 1) and self.strides == (1, 1)
 
     @property
     def _merged(self) -> bool:
@@ -85,3 +82,11 @@ class IntegerConvolution:
     def products(self) -> int:
         """Multiply-adds."""
         return math.prod(self.result) * math.prod(self.kernel) * self.inputs
+
+    def instructions(self, vectors: IntegerVectors) -> IntegerVectors:
+        """Those of a CPU's that compute it in the fewest: products of matrices put pixels together and apart."""
+        if vectors.pixels == 1 or self.is_depthwise or math.prod(self.result[:3]) < vectors.pixels:
+            return vectors.of_pixels
+        joined = 1 + 1 / (vectors.pixels * min(4, self.vectors(vectors.lanes)))
+        by_matrices = len(self.runs) * self.steps(vectors) * joined + 1
+        return vectors if by_matrices < len(self.runs) * self.steps(vectors.of_pixels) else vectors.of_pixels

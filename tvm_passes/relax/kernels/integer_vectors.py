@@ -1,7 +1,8 @@
 """What vector instructions of each CPU do with integers: sums of products of bytes, and sums made bytes again.
 
 A step multiplies 4 neighbouring bytes of data, the same for all lanes, by 4 weights of each lane, and adds the products
-to the lane's sum. The lanes · 4 weights of a step lie together, in the order that `lane_and_byte` says.
+to the lane's sum; products of matrices multiply 8, of two pixels at once. The weights of a step lie together, in the
+order that `lane_and_byte` says.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +15,9 @@ from tvm.target import Target
 from tvm.target.codegen import target_has_features
 
 STEP = 4
-"""Bytes of data that a step multiplies."""
+"""Bytes of a lane that are multiplied at once, and of data that a step multiplies where it is not of matrices."""
+
+_WRITTEN_OUT = 8  # Steps of a sum of which LLVM leaves no loop.
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,33 @@ class IntegerVectors(ABC):
         """A quantised value, float32, as the type of the data holds it."""
         return value if self.data_type == "uint8" else value - T.float32(128)
 
-    def most_pixels(self, vectors: int) -> int:
-        """Pixels whose sums fit into registers with so many vectors of channels, beside weights and data."""
+    @property
+    def step(self) -> int:
+        """Bytes of data that a step multiplies."""
+        return STEP
+
+    @property
+    def pixels(self) -> int:
+        """How many are in a step: their sums of a vector of channels are in as many registers."""
+        return 1
+
+    @property
+    def of_pixels(self) -> "IntegerVectors":
+        """The CPU's instructions whose steps are of one pixel."""
+        return self
+
+    def most_pixels(self, vectors: int, steps: int) -> int:
+        """Pixels whose sums fit into registers with so many vectors of channels, beside weights and data.
+
+        Args:
+            vectors: of channels.
+            steps: of each sum.
+        """
         return max(1, (self.registers - vectors - 1) // vectors)
+
+    def step_cycles(self, pixels: int, vectors: int) -> float:
+        """About what a step takes: two products in a cycle, and two loads."""
+        return max(pixels * vectors, pixels + vectors) / 2
 
     @property
     def steps_at_once(self) -> int:
@@ -50,21 +77,29 @@ class IntegerVectors(ABC):
         return 1
 
     def lane_and_byte(self, place: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
-        """Whose weight stands at a place of a step's lanes · 4: of which lane, for which byte of the data."""
-        return place // STEP, place % STEP
+        """Whose weight stands at a place of a step's: of which lane, for which byte of the data."""
+        return place // self.step, place % self.step
+
+    def begun(self, bias: tirx.Expr) -> list[tirx.Expr]:
+        """The registers of a step's sums of a vector of channels, before the first step."""
+        return [bias]
+
+    def by_pixel(self, sums: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+        """Those registers as int32 [lanes] of each pixel."""
+        return list(sums)
 
     @abstractmethod
-    def steps_of(self, data: tirx.Var, place: tirx.Expr, steps: int) -> list[tirx.Expr]:
-        """What `add_products` takes of the data of some steps from a place on."""
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+        """What `add_products` takes of the data of some steps, of each pixel from a place on."""
 
     @abstractmethod
     def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
         """Sums with the products of a step.
 
         Args:
-            sums: int32 [lanes].
+            sums: int32 [lanes], a register of them.
             data: as `steps_of` gives it.
-            weights: int8 [lanes · 4].
+            weights: int8 [lanes · 4], those of the register.
         """
 
     @abstractmethod
@@ -76,6 +111,11 @@ class IntegerVectors(ABC):
         """
 
     @property
+    def interleaves_some(self) -> bool:
+        """Whether some of the vectors that `interleaved` gives take as few instructions each as all do."""
+        return False
+
+    @property
     def looked_up_at_once(self) -> int:
         """Bytes that `looked_up` takes; 1 where the CPU looks up one after the other."""
         return 1
@@ -85,16 +125,12 @@ class IntegerVectors(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def rounded(self, values: tirx.Expr) -> tirx.Expr:
-        """float32 [lanes] as int32, ties to even."""
-
-    @abstractmethod
-    def narrowed(self, sums: Sequence[tirx.Expr], zero: tirx.Expr) -> tirx.Expr:
-        """Four vectors of int32, plus a zero point, as one of bytes, what is too large or small clamped.
+    def requantised(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
+        """`clamp(rint(product) + zero point)` of four vectors as one of bytes, as the data is stored.
 
         Args:
-            sums: int32 [lanes] each.
-            zero: int16.
+            products: float32 [lanes] each.
+            bounds: float32: the zero point, the least and the largest result, from 0 to 255.
         """
 
 
@@ -106,7 +142,8 @@ def _call(dtype: str, name: str, *arguments: tirx.Expr) -> tirx.Expr:
 class _Avx(IntegerVectors):
     """What AVX-512 and AVX2 have in common: vectors of parts of 128 bits, to which packing keeps."""
 
-    def steps_of(self, data: tirx.Var, place: tirx.Expr, steps: int) -> list[tirx.Expr]:
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+        (place,) = places
         return [T.bind(self._repeated(data[T.ramp(place + STEP * step, 1, STEP)])) for step in range(steps)]
 
     def _repeated(self, bytes_: tirx.Expr) -> tirx.Expr:
@@ -128,7 +165,17 @@ class _Avx(IntegerVectors):
     def _suffix(self) -> str:
         return ".512" if self.lanes == 16 else ""
 
-    def rounded(self, values: tirx.Expr) -> tirx.Expr:
+    def requantised(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
+        # Clamped from above before it is rounded: what cannot be converted to int32 is at its least value then. Packing
+        # clamps at the least byte, and the lower bound is met by the bytes.
+        zero, least, most = bounds
+        upper = T.broadcast(most - zero, self.lanes)
+        integers = [T.bind(self._rounded(tirx.min(product, upper))) for product in products]
+        lower = T.broadcast(T.cast(least, self.data_type), 4 * self.lanes)
+        return tirx.max(self._narrowed(integers, T.cast(zero, "int16")), lower)
+
+    def _rounded(self, values: tirx.Expr) -> tirx.Expr:
+        """float32 [lanes] as int32, ties to even."""
         dtype = f"int32x{self.lanes}"
         if self.lanes == 16:
             every, current = T.int16(-1), T.int32(4)
@@ -136,7 +183,8 @@ class _Avx(IntegerVectors):
             return _call(dtype, "llvm.x86.avx512.mask.cvtps2dq.512", values, zeros, every, current)
         return _call(dtype, "llvm.x86.avx.cvt.ps2dq.256", values)
 
-    def narrowed(self, sums: Sequence[tirx.Expr], zero: tirx.Expr) -> tirx.Expr:
+    def _narrowed(self, sums: Sequence[tirx.Expr], zero: tirx.Expr) -> tirx.Expr:
+        """Four vectors of int32, plus a zero point, as one of bytes, what is too large or small clamped."""
         shorts, size = f"int16x{2 * self.lanes}", 4 * self.lanes
         zeros = T.broadcast(zero, 2 * self.lanes)
         halves = [
@@ -196,17 +244,39 @@ class _Neon(IntegerVectors):
     def data_type(self) -> str:
         return "int8"
 
-    def rounded(self, values: tirx.Expr) -> tirx.Expr:
-        return _call("int32x4", "llvm.aarch64.neon.fcvtns", values)
-
-    def narrowed(self, sums: Sequence[tirx.Expr], zero: tirx.Expr) -> tirx.Expr:
-        shorts = [_call("int16x4", "llvm.aarch64.neon.sqxtn", vector) for vector in sums]
-        zeros = T.broadcast(zero, 8)
+    def requantised(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
+        # Each step saturates, so that both bounds are met by the bytes.
+        zero, least, most = (self.stored(bound) for bound in bounds)
+        integers = [_call("int32x4", "llvm.aarch64.neon.fcvtns", product) for product in products]
+        shorts = [_call("int16x4", "llvm.aarch64.neon.sqxtn", vector) for vector in integers]
+        zeros = T.broadcast(T.cast(zero, "int16"), 8)
         bytes_ = [
             _call("int8x8", "llvm.aarch64.neon.sqxtn", _call("int16x8", "llvm.sadd.sat", _joined(pair), zeros))
             for pair in (shorts[:2], shorts[2:])
         ]
-        return _joined(bytes_)
+        lower, upper = (T.broadcast(T.cast(bound, "int8"), 16) for bound in (least, most))
+        return tirx.min(tirx.max(_joined(bytes_), lower), upper)
+
+    def _rounded_by_sums(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
+        """As `requantised`, where a conversion takes longer than a sum, and putting bytes together does not.
+
+        Once it is clamped, a product is rounded by a sum whose last bit is worth 1: its last byte is the integer's.
+        """
+        zero, least, most = bounds
+        lower, upper = (T.broadcast(bound - zero, 4) for bound in (least, most))
+        rounding = T.broadcast(T.float32(1.5 * 2**23), 4)
+        integers = []
+        for product in products:
+            clamped = _call("float32x4", "llvm.aarch64.neon.fmin", product, upper)
+            clamped = _call("float32x4", "llvm.aarch64.neon.fmax", clamped, lower)
+            integers.append(T.bind(T.reinterpret("int16x8", clamped + rounding)))
+        shorts = [T.bind(_of_even_places(pair)) for pair in (integers[:2], integers[2:])]
+        bytes_ = _of_even_places([T.reinterpret("int8x16", vector) for vector in shorts])
+        return bytes_ + T.broadcast(T.cast(self.stored(zero), "int8"), 16)
+
+    @property
+    def interleaves_some(self) -> bool:
+        return True
 
     def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
         def zipped(pair: Sequence[tirx.Expr], size: int) -> list[tirx.Expr]:
@@ -235,11 +305,17 @@ class _Sdot(_Neon):
     def steps_at_once(self) -> int:
         return 4
 
-    def most_pixels(self, vectors: int) -> int:
-        # Data stays in registers for 4 steps.
-        return max(1, (self.registers - vectors - 1) // (vectors + 1))
+    def most_pixels(self, vectors: int, steps: int) -> int:
+        # Data stays in registers for 4 steps. Short sums are written out, and bytes are made among their steps.
+        beside = 1 if steps > _WRITTEN_OUT else 5
+        return max(1, (self.registers - vectors - beside) // (vectors + 1))
 
-    def steps_of(self, data: tirx.Var, place: tirx.Expr, steps: int) -> list[tirx.Expr]:
+    def step_cycles(self, pixels: int, vectors: int) -> float:
+        # Of tiles alike the one with fewer loads, of data and of weights.
+        return super().step_cycles(pixels, vectors) + (pixels + vectors) / 1000
+
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+        (place,) = places
         if steps < self.steps_at_once:
             lanes = [T.reinterpret("int32", data[T.ramp(place + STEP * step, 1, STEP)]) for step in range(steps)]
         else:
@@ -249,6 +325,71 @@ class _Sdot(_Neon):
 
     def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
         return _call("int32x4", "llvm.aarch64.neon.sdot", sums, weights, data)
+
+    def requantised(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
+        return self._rounded_by_sums(products, bounds)
+
+
+@dataclass(frozen=True)
+class _Smmla(_Neon):
+    """`smmla`: 8 bytes of two pixels times 8 weights of two channels, four sums in a register.
+
+    A step's sums of four channels are two registers, each with two channels of the first pixel and then of the second.
+    """
+
+    by_lane: _Sdot
+
+    @property
+    def of_pixels(self) -> IntegerVectors:
+        return self.by_lane
+
+    @property
+    def step(self) -> int:
+        return 8
+
+    @property
+    def pixels(self) -> int:
+        return 2
+
+    @property
+    def steps_at_once(self) -> int:
+        return 2
+
+    def most_pixels(self, vectors: int, steps: int) -> int:
+        # Data stays in registers for 2 steps. Of weights there are some, or those of a step where more pixels use them.
+        few = self.registers - 6 >= 2 * vectors + 2
+        return max(2 if few else 1, (self.registers - 2 * vectors) // (vectors + 1) // 2 * 2)
+
+    def step_cycles(self, pixels: int, vectors: int) -> float:
+        pairs = -(-pixels // 2)
+        return max(pairs * 2 * vectors + pairs, pairs + 2 * vectors) / 2
+
+    def begun(self, bias: tirx.Expr) -> list[tirx.Expr]:
+        return [T.bind(T.Shuffle([bias], [T.int32(place) for place in (*pair, *pair)])) for pair in ((0, 1), (2, 3))]
+
+    def by_pixel(self, sums: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+        return [_of_both(sums, pixel, 2) for pixel in range(2)]
+
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+        size = steps * self.step
+        read = [T.bind(data[T.ramp(place, 1, size)]) for place in places]
+        return [T.bind(_of_both(read, step, self.step)) for step in range(steps)]
+
+    def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
+        return _call("int32x4", "llvm.aarch64.neon.smmla", sums, data, weights)
+
+    def requantised(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
+        return self._rounded_by_sums(products, bounds)
+
+    def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+        raise NotImplementedError("a step of rows of channels is of one pixel: `of_pixels`")
+
+
+def _of_both(vectors: Sequence[tirx.Expr], number: int, size: int) -> tirx.Expr:
+    """The how manieth so many values of one vector, and those of another."""
+    lanes = vectors[0].ty.dtype.lanes
+    places = [vector * lanes + number * size + place for vector in range(2) for place in range(size)]
+    return T.Shuffle(list(vectors), [T.int32(place) for place in places])
 
 
 @dataclass(frozen=True)
@@ -261,7 +402,8 @@ class _WideningNeon(_Neon):
     def lane_and_byte(self, place: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
         return place % 8 // 2, place // 8 * 2 + place % 2
 
-    def steps_of(self, data: tirx.Var, place: tirx.Expr, steps: int) -> list[tirx.Expr]:
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+        (place,) = places
         read = [T.reinterpret("int32", data[T.ramp(place + STEP * step, 1, STEP)]) for step in range(steps)]
         return [T.bind(T.reinterpret("int8x16", T.broadcast(four, 4))) for four in read]
 
@@ -273,6 +415,11 @@ class _WideningNeon(_Neon):
             return _call("int16x8", "llvm.aarch64.neon.smull", T.Shuffle([weights], eight), T.Shuffle([data], pairs))
 
         return sums + _call("int32x4", "llvm.aarch64.neon.saddlp", products(0) + products(1))
+
+
+def _of_even_places(vectors: Sequence[tirx.Expr]) -> tirx.Expr:
+    lanes = sum(vector.ty.dtype.lanes for vector in vectors)
+    return T.Shuffle(list(vectors), [T.int32(place) for place in range(0, lanes, 2)])
 
 
 def _joined(vectors: Sequence[tirx.Expr]) -> tirx.Expr:
@@ -290,7 +437,7 @@ class _Avx2(_Avx):
     def lane_and_byte(self, place: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
         return place % 16 // 2, place // 16 + place % 2 * 2
 
-    def most_pixels(self, vectors: int) -> int:
+    def most_pixels(self, vectors: int, steps: int) -> int:
         # Two registers of weights for each vector, two of data.
         return max(1, (self.registers - 2 * vectors - 2) // vectors)
 
@@ -313,5 +460,12 @@ def integer_vectors(target: Target) -> IntegerVectors | None:
     if target_has_features("avx2", target):
         return _Avx2(8, 16, "vpmaddwd")
     if "aarch64" in str(target.attrs.get("mtriple", "")):
-        return _Sdot(4, 32, "sdot") if target_has_features("dotprod", target) else _WideningNeon(4, 32, "smull")
+        return _neon(target)
     return None
+
+
+def _neon(target: Target) -> IntegerVectors:
+    if not target_has_features("dotprod", target):
+        return _WideningNeon(4, 32, "smull")
+    by_lane = _Sdot(4, 32, "sdot")
+    return _Smmla(4, 32, "smmla", by_lane) if target_has_features("i8mm", target) else by_lane

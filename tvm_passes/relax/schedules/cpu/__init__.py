@@ -9,6 +9,7 @@ from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
 from tvm_passes.relax.schedules.cpu.expanded_depthwise import ExpandedDepthwise
 from tvm_passes.relax.schedules.cpu.fallback import Fallback
 from tvm_passes.relax.schedules.cpu.few_channels import FewChannels
+from tvm_passes.relax.schedules.cpu.integer_kernel import IntegerKernel
 from tvm_passes.relax.schedules.cpu.mask_decoder import MaskDecoder
 from tvm_passes.relax.schedules.cpu.matrix_product import MatrixProduct
 from tvm_passes.relax.schedules.cpu.packed_product import PackedProduct
@@ -20,6 +21,7 @@ from tvm_passes.relax.schedules.cpu.winograd import WinogradConvolution
 def cpu_rules() -> list[ScheduleRule]:
     """The rules for llvm targets, most specific first."""
     return [
+        IntegerKernel(),
         WinogradConvolution(),
         ExpandedDepthwise(),
         DepthwiseConvolution(),
