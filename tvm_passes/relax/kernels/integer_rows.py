@@ -1,9 +1,9 @@
 """How a 1×1 weight is quantised: row by row, an output channel each, and turned over as bytes.
 
 A row's values are masked, and their largest is found, while its weights, bits and soft values are read one behind the
-other, as a CPU foresees it. Then they are quantised as they lie, still near, and kept as bytes: four neighbours are
-what a step of the layer's kernel reads of a channel, so that to turn 16 channels over is to move words of four bytes,
-where numbers would be moved one by one.
+other, as a CPU foresees it. Then they are quantised as they lie, still near, and kept as bytes: neighbours, four
+or eight, are what a step of the layer's kernel reads of a channel, so that to turn 16 channels over is to move words of
+so many bytes, where numbers would be moved one by one.
 """
 
 import functools
@@ -15,14 +15,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.integer_packing import NEAR, IntegerPacking
-from tvm_passes.relax.kernels.integer_vectors import STEP
 from tvm_passes.relax.kernels.integer_weights import IntegerWeights, QuantisedTask
 from tvm_passes.relax.kernels.mask_decoding import DTYPE, LANES, LINE_BYTES, MaskDecoder, Permutation
 from tvm_passes.relax.kernels.weight_storing import ChannelGroup
 from tvm_passes.relax.loops.prefetch import prefetch
 
-_TURNED = 4  # Steps that are turned over together, of so many channels.
-_SIXTEEN = _TURNED * STEP  # Values of a row in them.
+_SIXTEEN = 16  # Bytes of a row that are turned over together.
 _SUMS = 2  # Vectors that what is found of a row is kept in, so that one need not wait for the other.
 
 
@@ -191,42 +189,46 @@ class IntegerRows:
         """Writes the rows as the kernel of the layer reads them."""
         packing = self.packing
         begin = T.bind(first * (packing.steps * len(packing.order)))
-        parts, fours = -(-channels // packing.width), packing.width // _TURNED
+        together = _SIXTEEN // packing.rows  # Steps, and channels.
+        parts, words_of_part = -(-channels // packing.width), packing.width // together
 
         def turn(start: tirx.Expr, steps: int) -> None:
-            words = [self._words(near, start, row) for row in range(0, parts * packing.width, _TURNED)]
+            words = [self._words(near, start, row) for row in range(0, parts * packing.width, together)]
             for step in range(steps):
                 for part in range(parts):
-                    of_part = [four[step] for four in words[part * fours : (part + 1) * fours]]
+                    of_part = [word[step] for word in words[part * words_of_part : (part + 1) * words_of_part]]
                     packed = T.Shuffle(of_part, [T.int32(index) for index in packing.order])
                     place = begin + (start + step + part * packing.steps) * len(packing.order)
                     T.buffer_store(self.result, packed, [T.ramp(place, 1, len(packing.order))])
 
-        whole, rest = divmod(packing.steps, _TURNED)
+        whole, rest = divmod(packing.steps, together)
         if whole:
             with T.serial(whole) as number:
-                turn(T.bind(number * _TURNED), _TURNED)
+                turn(T.bind(number * together), together)
         if rest:
-            turn(T.int32(whole * _TURNED), rest)
+            turn(T.int32(whole * together), rest)
 
     def _words(self, near: tirx.Var, start: tirx.Expr, first: int) -> list[tirx.Expr]:
-        """Four steps from `start` on, of four channels: for each step int8 [4 channels · 4]."""
+        """Of steps from `start` on and as many channels what each step reads, int8 [channels · rows of a step]."""
+        size = self.packing.rows
         rows = []
-        for row in range(first, first + _TURNED):
-            sixteen = near[T.ramp(start * STEP + row * self._stride, 1, _SIXTEEN)]
-            rows.append(T.bind(T.reinterpret("int32x4", sixteen)))
-        pairs = [_shuffled(rows[one], rows[one + 2], *order) for one in (0, 1) for order in (_LOW, _HIGH)]
-        low, high, other_low, other_high = pairs
-        both = ((low, other_low), (high, other_high))
-        turned = [_shuffled(*pair, *order) for pair in both for order in (_LOW, _HIGH)]
-        return [T.bind(T.reinterpret(f"int8x{_SIXTEEN}", one)) for one in turned]
+        for row in range(first, first + _SIXTEEN // size):
+            sixteen = near[T.ramp(start * size + row * self._stride, 1, _SIXTEEN)]
+            rows.append(T.bind(T.reinterpret(f"int{8 * size}x{_SIXTEEN // size}", sixteen)))
+        return [T.bind(T.reinterpret(f"int8x{_SIXTEEN}", word)) for word in _turned_over(rows)]
 
 
-_LOW, _HIGH = (0, 4, 1, 5), (2, 6, 3, 7)
+def _turned_over(rows: list[tirx.Expr]) -> list[tirx.Expr]:
+    """2 vectors of 2 values or 4 of 4: the n-th of the n-th value of each."""
+    if len(rows) == 2:
+        return [_shuffled(rows, indices) for indices in ((0, 2), (1, 3))]
+    low, high = (0, 4, 1, 5), (2, 6, 3, 7)
+    pairs = [[_shuffled(two, indices) for two in (rows[::2], rows[1::2])] for indices in (low, high)]
+    return [_shuffled(pair, indices) for pair in pairs for indices in (low, high)]
 
 
-def _shuffled(one: tirx.Expr, other: tirx.Expr, *order: int) -> tirx.Expr:
-    return T.bind(T.Shuffle([one, other], [T.int32(place) for place in order]))
+def _shuffled(pair: list[tirx.Expr], indices: tuple[int, ...]) -> tirx.Expr:
+    return T.bind(T.Shuffle(pair, [T.int32(index) for index in indices]))
 
 
 def _folded(vector: tirx.Expr, fold: Callable[[tirx.Expr, tirx.Expr], tirx.Expr]) -> tirx.Expr:

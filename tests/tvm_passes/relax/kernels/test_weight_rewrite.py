@@ -133,20 +133,23 @@ ORDERS = {
     "by channels": tuple(range(64)),
     "by pairs": tuple(4 * (place % 16 // 2) + place // 16 + place % 2 * 2 for place in range(32)),
     "by bytes": tuple(4 * lane + byte for byte in range(4) for lane in range(4)),
+    "steps of eight": tuple(range(32)),
 }
 
 
 @pytest.mark.parametrize(
-    ("order", "target"), [(ORDERS["by channels"], HOST), (ORDERS["by pairs"], HOST), (ORDERS["by bytes"], PLAIN)]
+    ("order", "step", "target"),
+    [("by channels", 4, HOST), ("by pairs", 4, HOST), ("by bytes", 4, PLAIN), ("steps of eight", 8, HOST)],
 )
 @pytest.mark.parametrize("rewrite", ROWS.values(), ids=ROWS)
 def test_rows_are_quantised_as_the_scheme_does(
-    rewrite: WeightRewrite, order: tuple[int, ...], target: tvm.target.Target
+    rewrite: WeightRewrite, order: str, step: int, target: tvm.target.Target
 ) -> None:
     outputs, inputs = rewrite.shape[:2]
-    whole, rest = divmod(inputs, 4)
-    tail = [(1, *range(4 * whole, inputs), *[NOTHING] * (4 - rest))] if rest else []
-    packing = IntegerPacking(((whole, 0, 1, 2, 3), *tail), order)
+    whole, rest = divmod(inputs, step)
+    tail = [(1, *range(step * whole, inputs), *[NOTHING] * (step - rest))] if rest else []
+    packing = IntegerPacking(((whole, *range(step)), *tail), ORDERS[order])
+    assert packing.in_rows(inputs)
     quantised = dataclasses.replace(rewrite, integers="uint8", packing=packing)
     kernel = weight_rewrite(quantised, target).with_attr("global_symbol", "rewrite")
     compiled = tvm.compile(tvm.IRModule({"rewrite": kernel}), target=target, tir_pipeline=loop_pipeline())
@@ -162,10 +165,9 @@ def test_rows_are_quantised_as_the_scheme_does(
 
         layer = quantise_layer(np.ascontiguousarray(expected.reshape(inputs, outputs).T), bias, data)
         integers, scales, biases = (one.numpy() for one in given[-3:])
-        width = len(order) // 4
-        filled = np.pad(layer.weight, [(0, -outputs % width), (0, -inputs % 4)])
-        steps = filled.reshape(-1, width, filled.shape[1] // 4, 4).transpose(0, 2, 1, 3)
-        np.testing.assert_array_equal(integers, steps.reshape(*steps.shape[:2], -1)[..., list(order)])
+        filled = np.pad(layer.weight, [(0, -outputs % packing.width), (0, -inputs % step)])
+        steps = filled.reshape(-1, packing.width, packing.steps, step).transpose(0, 2, 1, 3)
+        np.testing.assert_array_equal(integers, steps.reshape(*steps.shape[:2], -1)[..., list(packing.order)])
         np.testing.assert_array_equal(scales, layer.scale)
         np.testing.assert_array_equal(biases, layer.bias - data.zero_point * layer.weight.astype(np.int32).sum(1))
 
