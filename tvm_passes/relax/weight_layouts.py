@@ -21,6 +21,7 @@ from tvm_passes.relax.kernels.packed_convolution import cropped_convolution, pac
 from tvm_passes.relax.kernels.packed_product import packed_product
 from tvm_passes.relax.kernels.winograd import POINTS, convolution, transform_weight
 from tvm_passes.relax.schedules.base.precision import value_bytes
+from tvm_passes.relax.schedules.cpu.grouped_convolution import lanes_of_groups
 from tvm_passes.relax.schedules.cpu.matrix_product import FEWEST_ROWS
 from tvm_passes.relax.schedules.cpu.tile_model import filled_channels, ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
@@ -127,16 +128,21 @@ class _Rewriter(PyExprMutator):
         pixels, depth = batch * rows * columns, height * width * inputs
         strides, padding, dilation = (tuple(map(int, one)) for one in (attrs.strides, attrs.padding, attrs.dilation))
         options = (strides, padding, dilation)
-        filled = filled_channels(pixels, outputs, depth, self.unit, call.ty.dtype) if groups == 1 else None
+        joined = lanes_of_groups(inputs, outputs, groups, width, strides[1], columns, self.unit, call.ty.dtype)
+        if joined is not None:
+            filled = -(-outputs // joined) * joined if outputs % joined else None
+        else:
+            filled = filled_channels(pixels, outputs, depth, self.unit, call.ty.dtype) if groups == 1 else None
         if filled is not None:
             _log.info("%s is filled up to %d output channels", self._parameter(weight), filled)
             weight = self.builder_.emit(relax.op.nn.pad(weight, [0] * 7 + [filled - outputs]))
-        (_, lanes), _ = ranked_tiles(pixels, filled or outputs // groups, depth, self.unit, call.ty.dtype)[0]
+        (_, best), _ = ranked_tiles(pixels, filled or outputs // groups, depth, self.unit, call.ty.dtype)[0]
+        lanes = joined or best
         _log.info("%s is packed in blocks of %d output channels", self._parameter(weight), lanes)
         blocks = relax.op.reshape(weight, (height, width, inputs, (filled or outputs) // lanes, lanes))
         packed = self.builder_.emit(relax.op.permute_dims(self.builder_.emit(blocks), [3, 0, 1, 2, 4]))
         if filled is not None:
-            return self._call("conv2d", cropped_convolution, [data, packed], (*options, outputs), _REDUCTION)
+            return self._call("conv2d", cropped_convolution, [data, packed], (*options, groups, outputs), _REDUCTION)
         return self._call("conv2d", packed_convolution, [data, packed], (*options, groups), _REDUCTION)
 
     def _product(self, call: relax.Call) -> relax.Call | None:

@@ -192,6 +192,7 @@ def _whole(shape: IntegerConvolution, vectors: IntegerVectors, tile: Tile) -> tu
 def tasks(shape: IntegerConvolution, vectors: IntegerVectors, way: Tiling) -> tuple[int, int, int]:
     """How many tasks: for images, parts of their rows, and parts of the channels."""
     batch, bands, blocks = _whole(shape, vectors, way.tile)
+    assert blocks % way.blocks == 0, f"{way} would leave channels out"
     return batch, -(-bands // way.bands), blocks // way.blocks
 
 
@@ -402,6 +403,7 @@ class _Kernel:
         joined = [offsets[first : first + pixels] for first in range(0, len(offsets), pixels)]
         size, of_step, steps = lanes * STEP, lanes * self.vectors.step, shape.steps(self.vectors)
         weights = T.bind(place.vector * (self.steps * of_step))
+        copied = not shape.is_direct(self.vectors)  # Behind copies there is space.
 
         def of_steps(data: tirx.Expr, step: tirx.Expr, count: int) -> None:
             # Pixel by pixel, so that of the data little is in registers.
@@ -417,7 +419,7 @@ class _Kernel:
                 ]
                 for first, some in enumerate(joined):
                     if ahead == 0:
-                        spread.append(self.vectors.steps_of(source.buffer, [data + one for one in some], count))
+                        spread.append(self.vectors.steps_of(source.buffer, [data + one for one in some], count, copied))
                     for number, of_vector in enumerate(of_vectors):
                         for index, weight in zip(self._registers(tile, first, number), of_vector, strict=True):
                             added = self.vectors.add_products(sums[index], spread[first][ahead], weight)

@@ -17,7 +17,7 @@ from tvm.target.codegen import target_has_features
 STEP = 4
 """Bytes of a lane that are multiplied at once, and of data that a step multiplies where it is not of matrices."""
 
-_WRITTEN_OUT = 8  # Steps of a sum of which LLVM leaves no loop.
+_WRITTEN_OUT = 9  # Steps of a sum of which LLVM leaves no loop.
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,15 @@ class IntegerVectors(ABC):
         return list(sums)
 
     @abstractmethod
-    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
-        """What `add_products` takes of the data of some steps, of each pixel from a place on."""
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int, more: bool) -> list[tirx.Expr]:
+        """What `add_products` takes of the data of some steps.
+
+        Args:
+            data: as one row.
+            places: where the bytes of each pixel begin.
+            steps: how many, at most `steps_at_once`.
+            more: whether there is data for as many as that, whatever it is.
+        """
 
     @abstractmethod
     def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
@@ -142,7 +149,7 @@ def _call(dtype: str, name: str, *arguments: tirx.Expr) -> tirx.Expr:
 class _Avx(IntegerVectors):
     """What AVX-512 and AVX2 have in common: vectors of parts of 128 bits, to which packing keeps."""
 
-    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int, more: bool) -> list[tirx.Expr]:
         (place,) = places
         return [T.bind(self._repeated(data[T.ramp(place + STEP * step, 1, STEP)])) for step in range(steps)]
 
@@ -314,9 +321,9 @@ class _Sdot(_Neon):
         # Of tiles alike the one with fewer loads, of data and of weights.
         return super().step_cycles(pixels, vectors) + (pixels + vectors) / 1000
 
-    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int, more: bool) -> list[tirx.Expr]:
         (place,) = places
-        if steps < self.steps_at_once:
+        if steps == 1 or (steps < self.steps_at_once and not more):
             lanes = [T.reinterpret("int32", data[T.ramp(place + STEP * step, 1, STEP)]) for step in range(steps)]
         else:
             read = T.bind(T.reinterpret("int32x4", data[T.ramp(place, 1, 16)]))
@@ -370,7 +377,7 @@ class _Smmla(_Neon):
     def by_pixel(self, sums: Sequence[tirx.Expr]) -> list[tirx.Expr]:
         return [_of_both(sums, pixel, 2) for pixel in range(2)]
 
-    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int, more: bool) -> list[tirx.Expr]:
         size = steps * self.step
         read = [T.bind(data[T.ramp(place, 1, size)]) for place in places]
         return [T.bind(_of_both(read, step, self.step)) for step in range(steps)]
@@ -402,7 +409,7 @@ class _WideningNeon(_Neon):
     def lane_and_byte(self, place: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
         return place % 8 // 2, place // 8 * 2 + place % 2
 
-    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int) -> list[tirx.Expr]:
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int, more: bool) -> list[tirx.Expr]:
         (place,) = places
         read = [T.reinterpret("int32", data[T.ramp(place + STEP * step, 1, STEP)]) for step in range(steps)]
         return [T.bind(T.reinterpret("int8x16", T.broadcast(four, 4))) for four in read]

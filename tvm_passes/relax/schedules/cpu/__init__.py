@@ -9,6 +9,7 @@ from tvm_passes.relax.schedules.cpu.depthwise import DepthwiseConvolution
 from tvm_passes.relax.schedules.cpu.expanded_depthwise import ExpandedDepthwise
 from tvm_passes.relax.schedules.cpu.fallback import Fallback
 from tvm_passes.relax.schedules.cpu.few_channels import FewChannels
+from tvm_passes.relax.schedules.cpu.grouped_convolution import GroupedConvolution
 from tvm_passes.relax.schedules.cpu.integer_kernel import IntegerKernel
 from tvm_passes.relax.schedules.cpu.mask_decoder import MaskDecoder
 from tvm_passes.relax.schedules.cpu.matrix_product import MatrixProduct
@@ -26,6 +27,7 @@ def cpu_rules() -> list[ScheduleRule]:
         ExpandedDepthwise(),
         DepthwiseConvolution(),
         FewChannels(),
+        GroupedConvolution(),
         Convolution(),
         PackedProduct(),
         MatrixProduct(),

@@ -39,6 +39,8 @@ class VectorUnit:
     """Whether it multiplies a register by one value of another, as NEON does; else each such value is a load."""
     shorter_last: bool = False
     """Whether the last vector of a tile may be shorter than the others, where that makes fewer of them."""
+    joins_groups: bool = False
+    """Whether a vector with a value of each of several groups is had in the time of one multiply-add."""
     near_rate: float = 21
     """Bytes of weights that arrive in a cycle from the first-level cache."""
     far_rate: float = 14.5
@@ -95,7 +97,14 @@ def vector_unit(target: Target) -> VectorUnit:
             return unit
         # Second-level caches of 1 MB and more, which bring twice as much in a cycle: fitted to a Cascade Lake's times.
         return dataclasses.replace(
-            unit, shorter_last=True, near_rate=64, far_rate=28, first_rate=8, input_rate=20, cache_bytes=1 << 20
+            unit,
+            shorter_last=True,
+            joins_groups=True,
+            near_rate=64,
+            far_rate=28,
+            first_rate=8,
+            input_rate=20,
+            cache_bytes=1 << 20,
         )
     if target_has_features("avx", target):
         return VectorUnit(register_bytes=32, registers=16, cores=cores)
