@@ -12,9 +12,8 @@ from kernel_cases import Case
 from tvm import te
 from tvm.ir.transform import Sequential
 
-from tvm_passes.relax.kernels import integer_depthwise as depthwise
-from tvm_passes.relax.kernels.integer_convolution import packed_vector, packed_weight, packing
-from tvm_passes.relax.kernels.integer_kernel import integer_kernel, ways
+from tvm_passes.relax.kernels.integer_convolution import packed_vector
+from tvm_passes.relax.kernels.integer_kernel import integer_kernel, packed_weight, packing, ways
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors, integer_vectors
 from tvm_passes.relax.schedules.cpu.integer_kernel import IntegerKernel
@@ -78,7 +77,7 @@ def _case(name: str, vectors: IntegerVectors) -> Case:
     zero, low, high = map(np.float32, BOUNDS)
     quantised = np.clip(np.rint(products) + zero, low, high).astype(np.uint8)
     expected = products if real else _stored(quantised, vectors)
-    packed_as = (depthwise.packing if shape.is_depthwise else packing)(shape, vectors)
+    packed_as = packing(shape, vectors)
     if vectors.data_type == "int8":
         # The data is 128 less.
         bias += 128 * weight.astype(np.int32).sum((0, 1, 2))
@@ -86,7 +85,7 @@ def _case(name: str, vectors: IntegerVectors) -> Case:
     quantisation = np.array([0.1, ZERO_POINT], np.float32)
     packed, *filled = _computed(
         lambda weight, *of_channels: [
-            (depthwise.packed_weight if shape.is_depthwise else packed_weight)(weight, shape, vectors),
+            packed_weight(weight, shape, vectors),
             *(packed_vector(one, packed_as.groups, packed_as.width) for one in of_channels),
         ],
         [weight, bias, multiplier],

@@ -31,8 +31,8 @@ from tvm import relax, te
 from tvm_passes.relax.activations import Activation, activation_at
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
 from tvm_passes.relax.kernels import quantised as kernels
-from tvm_passes.relax.kernels.integer_convolution import packed_vector, packed_weight, packing
-from tvm_passes.relax.kernels.integer_kernel import integer_kernel
+from tvm_passes.relax.kernels.integer_convolution import packed_vector
+from tvm_passes.relax.kernels.integer_kernel import integer_kernel, packed_weight, packing
 from tvm_passes.relax.kernels.integer_look_up import look_up
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
@@ -299,12 +299,9 @@ class _Quantiser:
         self, shape: IntegerConvolution, arguments: list[relax.Expr], clamp: tuple[float, float] | None
     ) -> list[relax.Var]:
         """What `quantised_layer` makes of its arguments, or without a clamp `quantised_head`."""
-        packing_of, pack = (packing, packed_weight)
-        if shape.is_depthwise:
-            packing_of, pack = (depthwise.packing, depthwise.packed_weight)
         vectors = None if self.vectors is None else shape.instructions(self.vectors)
-        options = () if vectors is None else (pack, shape, vectors)
-        layout = None if vectors is None else packing_of(shape, vectors)
+        options = () if vectors is None else (packed_weight, shape, vectors)
+        layout = None if vectors is None else packing(shape, vectors)
         mark = {INTEGER_WEIGHT: layer_mark(self.data_type, clamp, layout)}
         compute, of_results = (quantised_head, ()) if clamp is None else (quantised_layer, (clamp,))
         call = self._call("quantise_layer", compute, arguments, self.data_type, *of_results, *options, attributes=mark)

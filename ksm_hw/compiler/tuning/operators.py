@@ -29,8 +29,6 @@ class Operator:
 
     Attributes:
         calls: how often the network calls it.
-        has_loops: whether the candidates are loops, and not descriptions of kernels that are written when they are
-            built.
         default: the candidate that is taken without tuning.
         space: those that are not made yet; `made` the others by `key_of`.
         tried: seconds of each measurement of a candidate, infinite where it failed.
@@ -38,13 +36,17 @@ class Operator:
 
     workload: Workload
     calls: int
-    has_loops: bool
     arguments: list[ArgInfo]
     context: TuneContext
     default: Schedule
     space: Iterator[Schedule]
     made: dict[str, Schedule] = field(default_factory=dict)
     tried: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def has_loops(self) -> bool:
+        """Whether the candidates are loops, and not descriptions of kernels that are written when they are built."""
+        return described_convolution(self.workload.mod["main"]) is None
 
     def seconds(self, key: str) -> float:
         """Of a candidate: the median of its measurements; infinite if there is none."""
@@ -92,8 +94,7 @@ def find_operators(module: tvm.IRModule, records: TuningRecords) -> list[Operato
         arguments = list(ArgInfo.from_prim_func(module["main"]))
         context = TuneContext(module, target=tvm_target, num_threads=1)
         space = itertools.chain([default], space)
-        has_loops = described_convolution(module["main"]) is None
-        operators[workload] = Operator(workload, calls, has_loops, arguments, context, default, space)
+        operators[workload] = Operator(workload, calls, arguments, context, default, space)
     for record in records.database.get_all_tuning_records():
         if record.workload in operators:
             operators[record.workload].tried.setdefault(key_of(record), []).append(seconds_of(record.run_secs))

@@ -62,7 +62,9 @@ def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: Integer
         of_weight = weight[y, x, rest % shape.inputs, vector // of_group * outputs + channel]
         return tirx.if_then_else(inside, of_weight, tirx.const(0, "int8"))
 
-    return te.compute((shape.groups * of_group, len(shape.runs) * steps, lanes * vectors.step), value, name="packed")
+    return te.compute(
+        (shape.groups * of_group, shape.steps_of_sum(vectors), lanes * vectors.step), value, name="packed"
+    )
 
 
 def packed_vector(values: te.Tensor, groups: int, lanes: int) -> te.Tensor:
@@ -91,7 +93,7 @@ def tiles(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> lis
     numbers = [number for number in (1, 2, 4, 8) if number == 1 or number <= shape.vectors(vectors.lanes)]
     found = []
     for number in numbers:
-        most = vectors.most_pixels(number, len(shape.runs) * shape.steps(vectors))
+        most = vectors.most_pixels(number, shape.steps_of_sum(vectors))
         _, rows_of_map, columns_of_map = pixels(shape, vectors)
         if shape.is_flat(vectors):
             found += [Tile(rows, 1, number) for rows in range(1, min(most, rows_of_map) + 1)]
@@ -152,14 +154,8 @@ def pixels(shape: IntegerConvolution, vectors: IntegerVectors) -> tuple[int, int
 def tiling(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile) -> Tiling:
     """A tile with tasks of few enough bands and blocks that cores have work, if that is worth it."""
     batch, bands, blocks = _whole(shape, vectors, tile)
-    weights = (
-        shape.groups
-        * shape.vectors(vectors.lanes)
-        * len(shape.runs)
-        * shape.steps(vectors)
-        * vectors.lanes
-        * vectors.step
-    )
+    of_vector = shape.steps_of_sum(vectors) * vectors.lanes * vectors.step
+    weights = shape.groups * shape.vectors(vectors.lanes) * of_vector
     most = min(blocks, blocks * _NEARBY // weights)
     if shape.products >= _HEAVY:
         most = min(most, blocks * batch * bands // cores)
@@ -199,7 +195,7 @@ def tasks(shape: IntegerConvolution, vectors: IntegerVectors, way: Tiling) -> tu
 def _cycles(shape: IntegerConvolution, vectors: IntegerVectors, tile: Tile) -> float:
     """About how long all tiles take."""
     batch, rows, columns = pixels(shape, vectors)
-    steps = len(shape.runs) * shape.steps(vectors)
+    steps = shape.steps_of_sum(vectors)
     count = shape.vectors(vectors.lanes)
     far = steps * vectors.step * vectors.lanes * tile.vectors > _NEAR
 
@@ -234,7 +230,7 @@ def integer_convolution(
     channels = shape.groups * shape.vectors(vectors.lanes) * vectors.lanes
 
     def emit(way: Tiling, *arguments: Any) -> None:
-        _Kernel(shape, vectors, way.tile, *arguments).emit(way)
+        _Kernel(shape, vectors, way, *arguments).emit()
 
     loops = None if way is None else partial(emit, way)
     return integer_function(
@@ -267,7 +263,7 @@ class _Kernel:
 
     shape: IntegerConvolution
     vectors: IntegerVectors
-    tile: Tile
+    way: Tiling
     data: tirx.Var
     weight: tirx.Var
     bias: tirx.Var
@@ -277,6 +273,11 @@ class _Kernel:
     result: tirx.Var
 
     @property
+    def tile(self) -> Tile:
+        """All tiles but those at the ends."""
+        return self.way.tile
+
+    @property
     def output(self) -> tuple[int, int, int]:
         """Batch, rows and columns of the result, as tiles cut it."""
         return pixels(self.shape, self.vectors)
@@ -284,17 +285,17 @@ class _Kernel:
     @property
     def steps(self) -> int:
         """Of a sum."""
-        return len(self.shape.runs) * self.shape.steps(self.vectors)
+        return self.shape.steps_of_sum(self.vectors)
 
     @property
     def blocks(self) -> int:
         """Of channels, a tile each, in a group."""
         return -(-self.shape.vectors(self.vectors.lanes) // self.tile.vectors)
 
-    def emit(self, way: Tiling) -> None:
+    def emit(self) -> None:
         """The loop over tasks: some rows of some blocks of channels."""
-        bands_of_part, blocks_of_part = way.bands, way.blocks
-        batch, parts, block_parts = tasks(self.shape, self.vectors, way)
+        bands_of_part, blocks_of_part = self.way.bands, self.way.blocks
+        batch, parts, block_parts = tasks(self.shape, self.vectors, self.way)
         count = batch * parts * block_parts
         with (T.serial if count == 1 else T.parallel)(count) as task:
             block_part = T.bind(tirx.floormod(task, block_parts))

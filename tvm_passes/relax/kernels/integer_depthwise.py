@@ -114,6 +114,23 @@ def integer_depthwise(shape: IntegerConvolution, vectors: IntegerVectors, way: S
 
 
 @dataclass(frozen=True)
+class _Tile:
+    """Neighbours in one or two rows of the result, of one block of channels.
+
+    Attributes:
+        image, row, column, block: where they begin.
+        height, width: how many rows and columns they are of.
+    """
+
+    image: tirx.Expr
+    row: tirx.Expr
+    column: tirx.Expr
+    block: tirx.Expr
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
 class _Kernel:
     """What the kernel reads and writes, all as one row of values; its methods write the parts of the body."""
 
@@ -145,9 +162,8 @@ class _Kernel:
                     def of_rows(height: int) -> None:
                         for start, width, times in column_tiles(columns, self.way.columns):
                             with T.serial(times) as step:
-                                self._tile(
-                                    source, image, row, T.bind(start + step * width), block, height, width, count
-                                )
+                                column = T.bind(start + step * width)
+                                self._tile(source, _Tile(image, row, column, block, height, width), count)
 
                     whole_or_rest(T.bind(tirx.floordiv(row, together)), rows, together, of_rows)
 
@@ -158,25 +174,14 @@ class _Kernel:
                 if rest:
                     of_channels(rest, T.int32(whole))
 
-    def _tile(
-        self,
-        source: Source,
-        image: tirx.Expr,
-        row: tirx.Expr,
-        column: tirx.Expr,
-        block: tirx.Expr,
-        height: int,
-        width: int,
-        channels: int,
-    ) -> None:
-        """Some neighbours in one or two rows of the result, of one block of channels."""
-        size = self._vectors_together(height) * self.vectors.lanes
+    def _tile(self, source: Source, tile: _Tile, channels: int) -> None:
+        """The results of a tile, part by part of its channels."""
+        together = self._vectors_together(tile.height)
+        size = together * self.vectors.lanes
         whole, rest = divmod(channels, size)
 
-        def of_part(part: tirx.Expr | int, some: int) -> None:
-            self._part(
-                source, image, row, column, block, T.bind(part * (size // self.vectors.lanes)), height, width, some
-            )
+        def of_part(part: tirx.Expr, some: int) -> None:
+            self._part(source, tile, T.bind(part * together), some)
 
         if whole > 1:
             # A loop, so that LLVM keeps of one part nothing that the next one reads too.
@@ -197,32 +202,24 @@ class _Kernel:
         most = max(1, (self.vectors.registers - STEP) // of_each)
         return next(number for number in range(min(most, every), 0, -1) if every % number == 0)
 
-    def _part(
-        self,
-        source: Source,
-        image: tirx.Expr,
-        row: tirx.Expr,
-        column: tirx.Expr,
-        block: tirx.Expr,
-        vector: tirx.Expr,
-        height: int,
-        width: int,
-        channels: int,
-    ) -> None:
+    def _part(self, source: Source, tile: _Tile, vector: tirx.Expr, channels: int) -> None:
         """Some vectors of a tile, from one of the block's on: from column to column of the data."""
         shape, lanes = self.shape, self.vectors.lanes
         _, rows, columns, every = shape.result
         numbers = range(-(-channels // lanes))
-        first = T.bind(block * CHANNELS + vector * lanes)
+        first = T.bind(tile.block * CHANNELS + vector * lanes)
         indices = [T.ramp(first + number * lanes, 1, lanes) for number in numbers]
         bias, multiplier = ([T.bind(array[index]) for index in indices] for array in (self.bias, self.multiplier))
-        weights = self._weights(block, vector, height, len(numbers))
+        weights = self._weights(tile, vector, len(numbers))
         begin = T.bind(
-            source.origin + row * (shape.strides[0] * source.pitch) + column * (shape.strides[1] * every) + first
+            source.origin
+            + tile.row * (shape.strides[0] * source.pitch)
+            + tile.column * (shape.strides[1] * every)
+            + first
         )
-        start = T.bind(((image * rows + row) * columns + column) * every + first)
+        start = T.bind(((tile.image * rows + tile.row) * columns + tile.column) * every + first)
         sums: dict[tuple[int, int], list[tirx.Expr]] = {}
-        done: list[list[tuple[int, list[tirx.Expr]]]] = [[] for _ in range(height)]
+        done: list[list[tuple[int, list[tirx.Expr]]]] = [[] for _ in range(tile.height)]
 
         def finish(line: int) -> None:
             """Stores results of a row that are complete."""
@@ -236,11 +233,11 @@ class _Kernel:
             self.requantisation.store(self.result, runs)
             done[line].clear()
 
-        for x in range((width - 1) * shape.strides[1] + (shape.kernel[1] - 1) * shape.dilation[1] + 1):
-            uses = self._uses(x, width)
-            turned = self._column(source, begin + x * every, height) if uses else []
+        for x in range((tile.width - 1) * shape.strides[1] + (shape.kernel[1] - 1) * shape.dilation[1] + 1):
+            uses = self._uses(x, tile.width)
+            turned = self._column(source, begin + x * every, tile.height) if uses else []
             for place, tap in uses:
-                for line in range(height):
+                for line in range(tile.height):
                     of_place = sums.setdefault((line, place), list(bias))
                     for group, data in enumerate(turned):
                         for number in numbers:
@@ -251,7 +248,7 @@ class _Kernel:
                         done[line].append((place, sums.pop((line, place))))
                         if len(done[line]) * len(numbers) >= PACKED:
                             finish(line)
-        for line in range(height):
+        for line in range(tile.height):
             finish(line)
 
     def _uses(self, x: int, width: int) -> list[tuple[int, int]]:
@@ -260,18 +257,16 @@ class _Kernel:
         taps = [(place, divmod(x - place * stride, across)) for place in range(width)]
         return [(place, tap) for place, (tap, rest) in taps if rest == 0 and 0 <= tap < self.shape.kernel[1]]
 
-    def _weights(
-        self, block: tirx.Expr, vector: tirx.Expr, height: int, count: int
-    ) -> Callable[[int, int, int, int], tirx.Expr]:
-        """Some vectors of a block: weights by the row of the result, group of rows, column of the window and vector."""
+    def _weights(self, tile: _Tile, vector: tirx.Expr, count: int) -> Callable[[int, int, int, int], tirx.Expr]:
+        """Of some vectors of a tile's block: by row of the result, group of rows, column of the window, and vector."""
         size = self.vectors.lanes * STEP
         groups, taps, values = groups_of_rows(self.shape), self.shape.kernel[1], CHANNELS * STEP
-        begin = T.bind(block * (rows_together(self.shape, self.vectors) * groups * taps * values) + vector * size)
+        begin = T.bind(tile.block * (rows_together(self.shape, self.vectors) * groups * taps * values) + vector * size)
         loaded = {
             (line, group, tap, number): T.bind(
                 self.weight[T.ramp(begin + ((line * groups + group) * taps + tap) * values + number * size, 1, size)]
             )
-            for line in range(height)
+            for line in range(tile.height)
             for group in range(groups)
             for tap in range(taps)
             for number in range(count)

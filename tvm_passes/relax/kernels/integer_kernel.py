@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from dataclasses import astuple
 from typing import Any, TypeAlias
 
-from tvm import tirx
+from tvm import te, tirx
 from tvm.s_tir import SBlockRealize
 
+from tvm_passes.relax.kernels import integer_convolution as convolution
+from tvm_passes.relax.kernels import integer_depthwise as depthwise
 from tvm_passes.relax.kernels.integer_convolution import Tiling, integer_convolution, tilings
 from tvm_passes.relax.kernels.integer_depthwise import Strip, integer_depthwise, strips
 from tvm_passes.relax.kernels.integer_function import CONVOLUTION
+from tvm_passes.relax.kernels.integer_packing import IntegerPacking
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 
@@ -22,6 +25,16 @@ Way: TypeAlias = Tiling | Strip
 
 WAY = "way"
 """The annotation of a description's root block: the numbers of its way."""
+
+
+def packing(shape: IntegerConvolution, vectors: IntegerVectors) -> IntegerPacking:
+    """How the kernel reads its weight."""
+    return (depthwise if shape.is_depthwise else convolution).packing(shape, vectors)
+
+
+def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: IntegerVectors) -> te.Tensor:
+    """A quantised weight, int8 [kH, kW, I, O], as `packing` says."""
+    return (depthwise if shape.is_depthwise else convolution).packed_weight(weight, shape, vectors)
 
 
 def integer_kernel(

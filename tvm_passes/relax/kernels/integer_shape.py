@@ -57,6 +57,10 @@ class IntegerConvolution:
         """Of a run."""
         return -(-self.run // vectors.step)
 
+    def steps_of_sum(self, vectors: IntegerVectors) -> int:
+        """Of all runs."""
+        return len(self.runs) * self.steps(vectors)
+
     @property
     def is_depthwise(self) -> bool:
         """Whether each output channel has an input channel of its own."""
@@ -88,5 +92,5 @@ class IntegerConvolution:
         if vectors.pixels == 1 or self.is_depthwise or math.prod(self.result[:3]) < vectors.pixels:
             return vectors.of_pixels
         joined = 1 + 1 / (vectors.pixels * min(4, self.vectors(vectors.lanes)))
-        by_matrices = len(self.runs) * self.steps(vectors) * joined + 1
-        return vectors if by_matrices < len(self.runs) * self.steps(vectors.of_pixels) else vectors.of_pixels
+        by_matrices = self.steps_of_sum(vectors) * joined + 1
+        return vectors if by_matrices < self.steps_of_sum(vectors.of_pixels) else vectors.of_pixels

@@ -264,23 +264,6 @@ class _Neon(IntegerVectors):
         lower, upper = (T.broadcast(T.cast(bound, "int8"), 16) for bound in (least, most))
         return tirx.min(tirx.max(_joined(bytes_), lower), upper)
 
-    def _rounded_by_sums(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
-        """As `requantised`, where a conversion takes longer than a sum, and putting bytes together does not.
-
-        Once it is clamped, a product is rounded by a sum whose last bit is worth 1: its last byte is the integer's.
-        """
-        zero, least, most = bounds
-        lower, upper = (T.broadcast(bound - zero, 4) for bound in (least, most))
-        rounding = T.broadcast(T.float32(1.5 * 2**23), 4)
-        integers = []
-        for product in products:
-            clamped = _call("float32x4", "llvm.aarch64.neon.fmin", product, upper)
-            clamped = _call("float32x4", "llvm.aarch64.neon.fmax", clamped, lower)
-            integers.append(T.bind(T.reinterpret("int16x8", clamped + rounding)))
-        shorts = [T.bind(_of_even_places(pair)) for pair in (integers[:2], integers[2:])]
-        bytes_ = _of_even_places([T.reinterpret("int8x16", vector) for vector in shorts])
-        return bytes_ + T.broadcast(T.cast(self.stored(zero), "int8"), 16)
-
     @property
     def interleaves_some(self) -> bool:
         return True
@@ -334,7 +317,19 @@ class _Sdot(_Neon):
         return _call("int32x4", "llvm.aarch64.neon.sdot", sums, weights, data)
 
     def requantised(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
-        return self._rounded_by_sums(products, bounds)
+        # A conversion takes longer than a sum, and putting bytes together does not. Once it is clamped, a product is
+        # rounded by a sum whose last bit is worth 1: its last byte is the integer's.
+        zero, least, most = bounds
+        lower, upper = (T.broadcast(bound - zero, 4) for bound in (least, most))
+        rounding = T.broadcast(T.float32(1.5 * 2**23), 4)
+        integers = []
+        for product in products:
+            clamped = _call("float32x4", "llvm.aarch64.neon.fmin", product, upper)
+            clamped = _call("float32x4", "llvm.aarch64.neon.fmax", clamped, lower)
+            integers.append(T.bind(T.reinterpret("int16x8", clamped + rounding)))
+        shorts = [T.bind(_of_even_places(pair)) for pair in (integers[:2], integers[2:])]
+        bytes_ = _of_even_places([T.reinterpret("int8x16", vector) for vector in shorts])
+        return bytes_ + T.broadcast(T.cast(self.stored(zero), "int8"), 16)
 
 
 @dataclass(frozen=True)
@@ -386,7 +381,7 @@ class _Smmla(_Neon):
         return _call("int32x4", "llvm.aarch64.neon.smmla", sums, data, weights)
 
     def requantised(self, products: Sequence[tirx.Expr], bounds: Sequence[tirx.Expr]) -> tirx.Expr:
-        return self._rounded_by_sums(products, bounds)
+        return self.by_lane.requantised(products, bounds)
 
     def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
         raise NotImplementedError("a step of rows of channels is of one pixel: `of_pixels`")
