@@ -33,7 +33,14 @@ def calibrate(
     bias_correction: Annotated[
         BiasCorrection, typer.Option(help="Layers whose biases take out what rounding shifts, by 100 of the images.")
     ] = DEFAULT_CORRECTION,
-    images: Annotated[int, typer.Option(min=1, max=100_000, help="How many images are looked at.")] = IMAGES,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help=rf"How many images are looked at. \[default: {IMAGES}, or all there are]",
+        ),
+    ] = None,
     max_pixels: MaxPixels = None,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +62,7 @@ def calibrate(
             pack,
             batches,
             observer,
-            lambda done: status.update(f"calibrate: {done} of {images} images"),
+            lambda done: status.update(f"calibrate: {done} images"),
             bias_correction,
             lambda done, total: status.update(f"calibrate: biases of {done} of {total} layers corrected"),
         )

@@ -12,20 +12,20 @@ from ksm_hw.images.finding import image_files
 from ksm_hw.learning.datasets import REGISTERED, ImageSplit, load_task_data
 from ksm_hw.masks.input_batches import read_batches
 from ksm_hw.masks.preprocessing import Preprocessing, preprocess_batch
-from ksm_hw.quantising.observers import CORRECTED_BY
+from ksm_hw.quantising.observers import CORRECTED_BY, IMAGES
 
 _BATCH = 25  # Images at once, between the layers of which all tensors of the network are held.
 
 Batches = Iterator[npt.NDArray[np.float32]]
 
 
-def calibration_batches(data: str, preprocessing: Preprocessing, count: int) -> Batches:
+def calibration_batches(data: str, preprocessing: Preprocessing, count: int | None = None) -> Batches:
     """Images of a registered set's or a folder's `train/`, or of a folder without one, chosen with seed 0.
 
     Args:
         data: name of a set, or path of a folder.
         preprocessing: of the task.
-        count: how many images.
+        count: how many images; without it `IMAGES`, or all where there are fewer.
 
     Returns:
         Batches, float32 [N, 3, H, W]. Images of a folder lie class by class; the first `CORRECTED_BY`, by which biases
@@ -35,8 +35,10 @@ def calibration_batches(data: str, preprocessing: Preprocessing, count: int) -> 
         UserError: there are fewer images, no such folder or set, or an image cannot be read.
     """
     if data in REGISTERED or (Path(data) / "train").is_dir() or not os.path.exists(data):
-        return split_batches(load_task_data(data).train, preprocessing, count, data)
+        split = load_task_data(data).train
+        return split_batches(split, preprocessing, min(IMAGES, len(split)) if count is None else count, data)
     files = image_files([Path(data)])
+    count = min(IMAGES, len(files)) if count is None else count
     chosen = [files[index] for index in _chosen(len(files), count, data)]
     return (batch for _, batch in read_batches(chosen, preprocessing, _BATCH))
 
