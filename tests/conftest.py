@@ -13,7 +13,7 @@ import pytest
 import tvm  # noqa: F401  # With its compiler: `ksm-hw run` in a test's own process would import it without.
 from once_for_all_workers import made_once
 from PIL import Image
-from random_tasks import SMALL_NETWORK, save_three_tasks
+from random_tasks import SMALL_NETWORK, save_three_tasks, with_scale_bits
 from skimage import data as photographs_of_skimage
 
 from ksm_hw.boards.address import BoardAddress
@@ -81,6 +81,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
 def calibrated_bundle(bundle: Bundle) -> Bundle:
     """The bundle with ranges of its tasks' tensors, as int8 needs them, and with corrected biases of all but a task.
 
+    Soft values have 8 bits, 4, and 32.
     BatchNorms leave channels all but 0 whose shift decides the scale of their weights, or which have none.
     """
     from ksm_hw.quantising.calibrate import calibrate
@@ -93,6 +94,7 @@ def calibrated_bundle(bundle: Bundle) -> Bundle:
             if name.endswith(".weight"):
                 norms[name][:3] = 1e-12, 0, 1e-22
         pack = dataclasses.replace(pack, batch_norms=norms)
+        pack = with_scale_bits(pack, {"kernel-task": 8, "element-task": 4}.get(task, 32))
         found = calibrate(bundle, pack, [images], "minmax", correction="none" if task == "other-task" else "all")
         packs[task] = dataclasses.replace(pack, calibration=found)
     return dataclasses.replace(bundle, packs=packs)

@@ -26,7 +26,7 @@ from ksm_hw.json_document import Count, OtherVersion, Positive, check_seal, read
 from ksm_hw.masks.backbone_precision import BackbonePrecision
 from ksm_hw.masks.bundle import backbone_precision_in
 
-FORMAT_VERSIONS = (5, 6, 7)
+FORMAT_VERSIONS = (5, 7, 8)
 LIBRARY = "model.so"
 MANIFEST = "manifest.json"
 
@@ -104,10 +104,13 @@ class Manifest:
 
     @property
     def format_version(self) -> int:
-        """The least that has all of it: a ksm-hw from before int8, or before rounded backbones, reads what it can."""
-        if self.backbone_precision != "float32":
-            return 7
-        return 6 if self.precision == "int8" else 5
+        """The least that has all of it: a ksm-hw from before int8, or before rounded backbones, reads what it can.
+
+        Before 8 functions of int8 took soft values where they take their codes.
+        """
+        if self.precision == "int8":
+            return 8
+        return 5 if self.backbone_precision == "float32" else 7
 
     @property
     def libraries(self) -> tuple[str, ...]:
@@ -155,9 +158,10 @@ def _read_manifest(folder: Path) -> Manifest:
         version = read_version(text, *FORMAT_VERSIONS)
         manifest = _with_names_once(read_json(text, Manifest))
         files = listed_files(text)
+        if manifest.precision == "int8" and version != manifest.format_version:
+            raise OtherVersion(version)
         if version < manifest.format_version:
-            of = f"{manifest.precision} over a backbone in {manifest.backbone_precision}"
-            raise ValueError(f"format version {version} knows no {of}")
+            raise ValueError(f"format version {version} knows no backbone in {manifest.backbone_precision}")
         if not manifest.tasks:
             raise ValueError("it names no tasks")
         packs = (f"tasks/{task}.safetensors" for task in manifest.tasks)
@@ -169,8 +173,8 @@ def _read_manifest(folder: Path) -> Manifest:
     except OtherVersion as error:
         known = ", ".join(map(str, FORMAT_VERSIONS))
         raise UserError(
-            f"{path} has {error}; this ksm-hw reads {known}. Compile the bundle again, or run it with the "
-            "ksm-hw that wrote it."
+            f"{path} has {error}; this ksm-hw reads {known}, of int8 {FORMAT_VERSIONS[-1]} alone. Compile the bundle "
+            "again, or run it with the ksm-hw that wrote it."
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Copy the artifact again.") from error

@@ -44,7 +44,6 @@ class StoredArray:
         coding: `plain` where the file holds the array's bytes; `halves` where it holds two of them in each of its own,
             the first in the high half; `float16` and `int8` where it holds float32 rounded (`backbone_rounding`).
         scale_offset: with `int8`, where in the file the first scale of a channel is.
-        scale_range: (low, step) where the file holds codes of soft values, and the array what they mean (`PackedMask`).
     """
 
     file: str
@@ -54,7 +53,6 @@ class StoredArray:
     values: int
     coding: Coding = "plain"
     scale_offset: int = 0
-    scale_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def write_parameter_file(
             pack, names = bundle.packs[task], entry.parameters
             arrays = task_parameters(names, pack, bundle.tensors, manifest.output_shape[1])
             tasks[task] = tuple(
-                _held_codes(name, array, pack, places) or _place(array, stream, file, places)
+                _held_halves(name, array, pack, places) or _place(array, stream, file, places)
                 for name, array in zip(names, arrays, strict=True)
             )
     return ParameterFile(tasks)
@@ -143,25 +141,16 @@ def _array_at(place: StoredArray, content: bytes) -> Array:
     return np.frombuffer(content, place.dtype, place.values, place.offset).reshape(place.shape)
 
 
-def _held_codes(name: str, array: Array, pack: TaskPack, held: Held) -> StoredArray | None:
-    """Where the codes of an array of soft values lie, if a byte there holds two, or the array is what they mean."""
+def _held_halves(name: str, array: Array, pack: TaskPack, held: Held) -> StoredArray | None:
+    """Where an array of soft values' codes lies, if a byte there holds two."""
     layer, part = mask_part_of(name) or ("", None)
-    if part != "scale" or pack.masks[layer].scale_bits not in (8, 4):
+    if part != "scale" or pack.masks[layer].scale_bits != 4:
         return None
     mask = pack.masks[layer]
-    coding: Coding = "halves" if mask.scale_bits == 4 else "plain"
-    scale_range = mask.scale_range if array.dtype == np.float32 else None
     found = held.get(_key(mask.scale))
-    if found is None or (coding, scale_range) == ("plain", None):
+    if found is None:
         return None
-    return dataclasses.replace(
-        found,
-        dtype=array.dtype.name,
-        shape=array.shape,
-        values=len(soft_codes(mask)),
-        coding=coding,
-        scale_range=scale_range,
-    )
+    return dataclasses.replace(found, shape=array.shape, values=len(soft_codes(mask)), coding="halves")
 
 
 def _place(array: Array, stream: BinaryIO, file: str, places: Held) -> StoredArray:

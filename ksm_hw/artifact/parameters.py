@@ -50,11 +50,10 @@ def task_parameters(
         classes: outputs of the compiled head; a task with fewer gets zeros behind its own.
     """
     names = list(names)
-    # Of int8 every bit is stated; so soft values are decoded here, and not by a multiply-add that a CPU may have fused.
-    coded = not any(name.startswith(_QUANTISATION) for name in names)
-    pack = pack if coded else pack.for_int8
+    if any(name.startswith(_QUANTISATION) for name in names):
+        pack = pack.for_int8
     tensors = {**backbone, **pack.own_tensors}
-    return [_parameter(name, pack, tensors, classes, coded) for name in names]
+    return [_parameter(name, pack, tensors, classes) for name in names]
 
 
 def mask_part_of(name: str) -> tuple[str, MaskPart] | None:
@@ -78,7 +77,7 @@ def is_shared(name: str, pack: TaskPack) -> bool:
 
 
 def _parameter(
-    name: str, pack: TaskPack, tensors: Mapping[str, npt.NDArray[np.float32]], classes: int, coded: bool
+    name: str, pack: TaskPack, tensors: Mapping[str, npt.NDArray[np.float32]], classes: int
 ) -> npt.NDArray[np.generic]:
     if name.startswith(_QUANTISATION):
         found = _quantisation(name.removeprefix(_QUANTISATION), pack)
@@ -89,7 +88,7 @@ def _parameter(
         return lookup_table(cast(ActivationName, function), data, into)
     if (masked := mask_part_of(name)) is not None:
         layer, part = masked
-        return _mask_part(pack.masks[layer], part, coded)
+        return _mask_part(pack.masks[layer], part)
     if name in (HEAD_WEIGHT, HEAD_BIAS):
         own = pack.head_weight if name == HEAD_WEIGHT else pack.head_bias
         return padded(own, (classes, *own.shape[1:]))
@@ -104,15 +103,15 @@ def _quantisation(tensor: str, pack: TaskPack) -> Quantisation:
     return quantisation_of(*pack.calibration.ranges[tensor])
 
 
-def _mask_part(mask: PackedMask, part: MaskPart, coded: bool) -> npt.NDArray[np.generic]:
+def _mask_part(mask: PackedMask, part: MaskPart) -> npt.NDArray[np.generic]:
     match part:
         case "bits":
             return mask.bits
         case "scale":
-            values = soft_codes(mask) if mask.coded and coded else soft_values(mask)
+            values = soft_codes(mask) if mask.coded else soft_values(mask)
             return np.pad(values, (0, max(0, FEWEST_SOFT_VALUES - len(values))))
         case "row_start":
             zeros = (~binary_mask(mask)).reshape(mask.shape[0], -1).sum(axis=1)
             return (np.cumsum(zeros) - zeros).astype(np.int32)
         case "scale_range":
-            return np.array(mask.scale_range if mask.coded and coded else (0, 1), np.float32)
+            return np.array(mask.scale_range if mask.coded else (0, 1), np.float32)

@@ -218,12 +218,9 @@ def main_functions(
     )
 
 
-def _mask_layouts(pack: TaskPack, precision: Precision) -> dict[str, MaskLayout]:
-    """The masks' layouts; in int8 soft values are decoded by `task_parameters`."""
-    size, integers = group_size(pack.granularity), precision == "int8"
-    return {
-        layer: MaskLayout(tuple(mask.shape), size, mask.coded and not integers) for layer, mask in pack.masks.items()
-    }
+def _mask_layouts(pack: TaskPack) -> dict[str, MaskLayout]:
+    size = group_size(pack.granularity)
+    return {layer: MaskLayout(tuple(mask.shape), size, mask.coded) for layer, mask in pack.masks.items()}
 
 
 def _fold(
@@ -233,8 +230,8 @@ def _fold(
     network = lower_backbone(bundle.backbone, most_classes(bundle), batch, size, shapes)
     (head,) = (weight.ty.shape for weight in network["main"].params if weight.name == HEAD_WEIGHT)
     check_heads(bundle, tuple(map(int, head))[1:])
-    groups = group_tasks(bundle, lambda pack: _mask_layouts(pack, precision))
-    layouts = {name: _mask_layouts(bundle.packs[tasks[0]], precision) for name, tasks in groups.items()}
+    groups = group_tasks(bundle, _mask_layouts)
+    layouts = {name: _mask_layouts(bundle.packs[tasks[0]]) for name, tasks in groups.items()}
     module, functions = fold_tasks(network, layouts, target, fused, precision == "int8")
     of_task = {task: name for name, tasks in groups.items() for task in tasks}
     return _Folded(bundle, module, {task: functions[of_task[task]] for task in bundle.packs})

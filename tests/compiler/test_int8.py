@@ -9,14 +9,17 @@ from board_logits import logits_on_a_board
 from board_processes import needs_emulated_board
 from typer.testing import CliRunner
 
+from ksm_hw.artifact.parameters import FEWEST_SOFT_VALUES
 from ksm_hw.cli import app
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.compiler.tuning.tune import tune_functions
 from ksm_hw.compiler.tuning.tuning_records import create_records
 from ksm_hw.errors import UserError
 from ksm_hw.masks.bundle import Bundle
+from ksm_hw.masks.soft_mask import binary_mask
 from ksm_hw.quantising.integer_model import integer_model
 from ksm_hw.quantising.network import network_of
+from ksm_hw.runtime.device_session import bytes_of
 from ksm_hw.runtime.session import Session
 from ksm_hw.toolchains.targets import load_target
 
@@ -31,6 +34,17 @@ def test_compiled_tasks_are_the_integer_model(calibrated_bundle: Bundle, int8_ar
         model = integer_model(network_of(calibrated_bundle, pack), calibrated_bundle, pack)
         session.switch(task)
         assert np.array_equal(session.run_all(IMAGES), model.logits(IMAGES)), task
+
+
+def test_soft_values_are_uploaded_as_they_are_coded(calibrated_bundle: Bundle, int8_artifact: Path) -> None:
+    """A byte each of those of 8 and 4 bits, where one that is decoded takes four."""
+    session = Session.load(int8_artifact)
+    for task, size in (("kernel-task", 1), ("element-task", 1), ("other-task", 4)):
+        names = session.manifest.tasks[task].parameters
+        uploaded = dict(zip(names, session._uploaded_tasks[task].parameters, strict=True))
+        for layer, mask in calibrated_bundle.packs[task].masks.items():
+            zeros = int((~binary_mask(mask)).sum())
+            assert bytes_of([uploaded[f"mask/{layer}/scale"]]) == size * max(zeros, FEWEST_SOFT_VALUES), (task, layer)
 
 
 def test_what_int8_cannot_do_is_refused(calibrated_bundle: Bundle, bundle: Bundle, tmp_path: Path) -> None:

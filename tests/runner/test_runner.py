@@ -23,9 +23,8 @@ from rounded_artifacts import rounded_artifact
 from tvm import relax
 from typer.testing import CliRunner
 
-from ksm_hw.artifact.manifest import LIBRARY, read_manifest
+from ksm_hw.artifact.manifest import read_manifest
 from ksm_hw.artifact.modes import FoldMode
-from ksm_hw.artifact.output import write_artifact
 from ksm_hw.artifact.parameter_file import ALIGNMENT, StoredArray, held_arrays, write_parameter_file
 from ksm_hw.artifact.parameters import task_parameters
 from ksm_hw.cli import app
@@ -136,17 +135,12 @@ def test_other_fold_modes(fold: FoldMode, varied: Bundle, tmp_path: Path) -> Non
 
 
 def test_int8(calibrated_bundle: Bundle, int8_artifact: Path, tmp_path: Path) -> None:
-    """Functions of int8 take what codes mean: the program reads it out of the packs."""
-    packs = dict(calibrated_bundle.packs)
-    packs |= {task: with_scale_bits(packs[task], bits) for task, bits in (("kernel-task", 8), ("element-task", 4))}
-    bundle, manifest = dataclasses.replace(calibrated_bundle, packs=packs), read_manifest(int8_artifact)
-    artifact = tmp_path / "artifact"
-    write_artifact(artifact, manifest, lambda made: shutil.copy(int8_artifact / LIBRARY, made) and None, bundle)
-    runner.add_runner(artifact, manifest, bundle)
+    """Functions of int8 take codes, which the program reads out of the packs."""
+    artifact = shutil.copytree(int8_artifact, tmp_path / "artifact")
+    runner.add_runner(artifact, read_manifest(artifact), load_bundle(artifact))
     assert_logits_of_the_session(artifact, Session.load(artifact), tmp_path)
     description = json.loads((artifact / "runner" / "runner.json").read_text())
-    arrays = [array for task in description["tasks"] for array in task["parameters"]]
-    assert {array["coding"] for array in arrays if array["scale_range"]} == {"plain", "halves"}
+    assert {array["coding"] for task in description["tasks"] for array in task["parameters"]} == {"plain", "halves"}
     assert (artifact / "runner" / "parameters.bin").stat().st_size < 100_000
 
 
@@ -525,7 +519,6 @@ def test_a_damaged_library_or_description(damaged: Path, photographs: Path) -> N
     [
         ({"dtype": "nothing"}, "nothing"),
         ({"coding": "halves"}, "halves of int32"),
-        ({"scale_range": [0.0, 1.0]}, "plain of int32"),
         ({"coding": "int8"}, "int8 of int32"),
         ({"coding": "quarters"}, "holds quarters"),
         ({"values": 1 << 40}, "holds 1099511627776 values"),
@@ -589,10 +582,7 @@ def stored(array: StoredArray, folder: Path) -> np.ndarray:
         halves = np.frombuffer(content, np.uint8, -(-array.values // 2))
         held = np.stack([halves >> 4, halves & 15], axis=1).ravel()[: array.values]
     else:
-        held = np.frombuffer(content, np.uint8 if array.scale_range else array.dtype, array.values)
-    if array.scale_range:
-        low, step = map(np.float32, array.scale_range)
-        held = low + held.astype(np.float32) * step
+        held = np.frombuffer(content, array.dtype, array.values)
     values.flat[: array.values] = held
     return values
 

@@ -55,15 +55,17 @@ class FoldTaskMask:
         masks: the mask of each masked layer, by its path, where the parameter is `<path>.weight`, or by the parameter's
             own name.
         name: goes into the names of the decoders, so that modules folded with other masks can be joined.
+        rounds: whether decoders round code · step before low is added, as int8 wants it; for CPUs alone.
     """
 
-    def __init__(self, masks: Mapping[str, MaskLayout], name: str = "") -> None:
+    def __init__(self, masks: Mapping[str, MaskLayout], name: str = "", rounds: bool = False) -> None:
         self.masks = masks
         self.name = name
+        self.rounds = rounds
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrites `main`."""
-        folder = _Folder(module, self.masks, self.name)
+        folder = _Folder(module, self.masks, self.name, self.rounds)
         module = folder.fold()
         clean = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination(["main"])]
         return tvm.transform.Sequential(clean)(module)
@@ -71,11 +73,12 @@ class FoldTaskMask:
 
 @mutator
 class _Folder(PyExprMutator):
-    def __init__(self, module: tvm.IRModule, masks: Mapping[str, MaskLayout], name: str) -> None:
+    def __init__(self, module: tvm.IRModule, masks: Mapping[str, MaskLayout], name: str, rounds: bool) -> None:
         super().__init__(module)
         self.module = module
         self.masks = masks
         self.name = name
+        self.rounds = rounds
         self.mask_parameters: dict[str, list[relax.Var]] = {}
         self.decoders: dict[tuple[int, int, bool], tvm.ir.GlobalVar] = {}
         self.uses = _count_uses(module["main"])
@@ -104,7 +107,8 @@ class _Folder(PyExprMutator):
         check_dtype("FoldTaskMask", weight.name, weight.ty.dtype, MASK_DTYPE)
         key = (rows, columns, layout.coded)
         if key not in self.decoders:
-            self.decoders[key] = self.builder_.add_func(mask_decoder(*key), f"unpack_mask{self.name}_{rows}x{columns}")
+            decoder = mask_decoder(*key, self.rounds)
+            self.decoders[key] = self.builder_.add_func(decoder, f"unpack_mask{self.name}_{rows}x{columns}")
         flat = relax.call_tir(
             self.decoders[key], self.mask_parameters[layer], out_ty=relax.TensorType((rows, columns), MASK_DTYPE)
         )

@@ -94,7 +94,7 @@ def fold_tasks(
     for name, masks in layouts.items():
         part = name if len(layouts) > 1 else ""
         phases = [
-            _phase("folded", [FoldPadding(), *arithmetic, FoldTaskMask(masks, f"_{name}")], part),
+            _phase("folded", [FoldPadding(), *arithmetic, FoldTaskMask(masks, f"_{name}", rounds=integers)], part),
             _phase("layouts", [ConvertToChannelsLast(), *weight_layouts], part),
             _phase("lifted", [NameParameters(), *([] if fused else [transform.LiftTransformParams()])], part),
         ]

@@ -65,10 +65,18 @@ def read_chains(module: IRModule, function: relax.Function) -> dict[relax.Var, C
 
 @dataclass(frozen=True)
 class _Mask:
-    """A decoded mask: its values in each row, how many input channels share one, and its four parameters."""
+    """A decoded mask.
+
+    Attributes:
+        columns: values in each row.
+        group: how many input channels share one.
+        rounds: whether code · step is rounded before low is added.
+        parts: its four parameters.
+    """
 
     columns: int
     group: int
+    rounds: bool
     parts: tuple[relax.Expr, ...]
 
 
@@ -128,12 +136,14 @@ class _Reader:
         layer = () if quantised is None else tuple(self.calls[quantised].args[1].fields[1:])
         shift = self._shift(layer[0], norm) if layer else ()
         outputs = _shape(permuted)[-1]
+        coded = mask is not None and mask.parts[1].ty.dtype == "uint8"
         end = next((variable for variable in (packed, transformed, quantised) if variable is not None), permuted)
         rewrite = WeightRewrite(
             shape,
             columns=0 if mask is None else mask.columns,
             run=1 if mask is None else _run(shape, mask),
-            coded=mask is not None and mask.parts[1].ty.dtype == "uint8",
+            coded=coded,
+            rounds=mask is not None and mask.rounds and coded,
             lanes=_shape(end)[-1] if quantised is None else outputs // (1 if packing is None else packing.groups),
             packed=packed is not None,
             zeros=0 if packed is None else math.prod(_shape(packed)[:: len(shape)]) - outputs,
@@ -191,9 +201,10 @@ class _Reader:
                 return None
             group = int(self.calls[repeated].attrs.repeats)
         decoded = self._operand(mask, "reshape")
-        if self._mark(decoded, MASK_DECODER) is None:
+        rounds = self._mark(decoded, MASK_DECODER)
+        if rounds is None:
             return None
-        return _Mask(_shape(decoded)[1], group, tuple(self.calls[decoded].args[1].fields))
+        return _Mask(_shape(decoded)[1], group, bool(rounds), tuple(self.calls[decoded].args[1].fields))
 
     def _mark(self, variable: relax.Expr | None, attribute: str) -> Any:
         """An attribute of the kernel whose result a variable is; None if it has none."""

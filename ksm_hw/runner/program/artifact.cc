@@ -48,14 +48,13 @@ Preprocessing ReadPreprocessing(const Object& object) {
           Floats<3>(object, "std")};
 }
 
-Coding ReadCoding(const std::string& name, const std::string& dtype, bool has_range) {
+Coding ReadCoding(const std::string& name, const std::string& dtype) {
   static const std::map<std::string, Coding> kKnown{
       {"plain", Coding::kPlain}, {"halves", Coding::kHalves}, {"float16", Coding::kFloat16}, {"int8", Coding::kInt8}};
   const auto found = kKnown.find(name);
   if (found == kKnown.end()) throw std::runtime_error("it says that a file holds " + name);
-  const bool rounded = found->second == Coding::kFloat16 || found->second == Coding::kInt8;
-  const bool any_type = found->second == Coding::kPlain && !has_range;
-  if ((rounded && has_range) || (!any_type && dtype != (rounded || has_range ? "float32" : "uint8"))) {
+  const char* coded = found->second == Coding::kHalves ? "uint8" : "float32";
+  if (found->second != Coding::kPlain && dtype != coded) {
     throw std::runtime_error("it says that a file holds " + name + " of " + dtype);
   }
   return found->second;
@@ -64,9 +63,7 @@ Coding ReadCoding(const std::string& name, const std::string& dtype, bool has_ra
 StoredArray ReadArray(const Object& object) {
   const std::string dtype = Text(object, "dtype");
   ffi::StringToDLDataType(dtype);  // Throws where there is no such type.
-  std::optional<std::array<float, 2>> range;
-  if (Field(object, "scale_range") != nullptr) range = Floats<2>(object, "scale_range");
-  const Coding coding = ReadCoding(Text(object, "coding"), dtype, range.has_value());
+  const Coding coding = ReadCoding(Text(object, "coding"), dtype);
   const std::vector<int64_t> shape = Numbers<int64_t>(object, "shape");
   const int64_t values = Field(object, "values").cast<int64_t>();
   if (values < 0 || values > std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>())) {
@@ -76,7 +73,7 @@ StoredArray ReadArray(const Object& object) {
     throw std::runtime_error("it says that a file holds int8 without channels");
   }
   return {Text(object, "file"), Field(object, "offset").cast<int64_t>(), dtype, shape, values, coding,
-          Field(object, "scale_offset").cast<int64_t>(), range};
+          Field(object, "scale_offset").cast<int64_t>()};
 }
 
 Task ReadTask(const std::string& name, const Object& object) {

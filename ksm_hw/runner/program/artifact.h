@@ -3,7 +3,6 @@
 
 #include <array>
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,8 +23,6 @@ struct StoredArray {
   int64_t values;  // that the file holds; zeros are behind them
   Coding coding;
   int64_t scale_offset;  // with kInt8: of the first scale, float32
-  // Where the file holds codes of soft values: (low, step), of which the array has low + code * step.
-  std::optional<std::array<float, 2>> scale_range;
 };
 
 struct Task {

@@ -94,16 +94,7 @@ std::string FromInt8(const std::string& path, const std::string& bytes, const st
   return BytesOf(values);
 }
 
-// What codes of soft values, a byte each, mean. Two roundings, as NumPy does it: the build forbids to fuse them.
-std::string FromCodes(const std::string& codes, const std::array<float, 2>& range) {
-  std::vector<float> values(codes.size());
-  for (size_t index = 0; index < values.size(); ++index) {
-    values[index] = range[0] + static_cast<float>(static_cast<unsigned char>(codes[index])) * range[1];
-  }
-  return BytesOf(values);
-}
-
-// What a file of the artifact holds of an array, but for the meaning of codes; `count` values of so many bytes each.
+// What a file of the artifact holds of an array, decoded; `count` values of so many bytes each.
 std::string Decoded(const std::string& path, const StoredArray& array, size_t count, size_t bytes_of_value) {
   const auto read = [&](size_t bytes) { return ReadBytes(path, array.offset, bytes); };
   switch (array.coding) {
@@ -121,13 +112,12 @@ std::string Decoded(const std::string& path, const StoredArray& array, size_t co
 }  // namespace
 
 ffi::Tensor StoredArrays::Tensor(const StoredArray& array) {
-  const auto key = std::make_tuple(array.file, array.offset, array.shape, array.scale_range);
+  const auto key = std::make_tuple(array.file, array.offset, array.shape);
   if (auto found = tensors_.find(key); found != tensors_.end()) return found->second;
   const ffi::Tensor tensor = EmptyTensor(array.shape, array.dtype, device_);
   const size_t size = ffi::GetDataSize(tensor);
-  const size_t bytes_of_value = array.scale_range ? 1 : size / std::max<int64_t>(tensor.numel(), 1);
+  const size_t bytes_of_value = size / std::max<int64_t>(tensor.numel(), 1);
   std::string bytes = Decoded(folder_ + "/" + array.file, array, array.values, bytes_of_value);
-  if (array.scale_range) bytes = FromCodes(bytes, *array.scale_range);
   bytes.resize(size, '\0');
   CopyFromBytes(tensor, bytes.data(), size);
   return tensors_.emplace(key, tensor).first->second;

@@ -3,9 +3,7 @@
 
 #include <tvm/ffi/container/tensor.h>
 
-#include <array>
 #include <map>
-#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -28,9 +26,8 @@ class StoredArrays {
  private:
   const std::string folder_;
   const DLDevice device_;
-  // By the file, the offset, the shape, and what codes mean.
-  using Key = std::tuple<std::string, int64_t, std::vector<int64_t>, std::optional<std::array<float, 2>>>;
-  std::map<Key, tvm::ffi::Tensor> tensors_;
+  // By file, offset and shape.
+  std::map<std::tuple<std::string, int64_t, std::vector<int64_t>>, tvm::ffi::Tensor> tensors_;
 };
 
 }  // namespace ksm

@@ -21,6 +21,7 @@ from folded_networks import (
     pack_of,
     random_masks,
 )
+from operator_cases import HOST as THIS_MACHINE
 from torch import nn
 from tvm import relax
 
@@ -33,7 +34,7 @@ from tvm_passes.relax.fold_task_mask import FoldTaskMask
 from tvm_passes.relax.kernels.mask_decoder import mask_decoder
 from tvm_passes.relax.pipeline import fold_tasks
 
-HOST = tvm.target.Target("llvm")
+HOST = tvm.target.Target("llvm")  # Without fused multiply-adds.
 
 
 class ReadTwice(nn.Module):
@@ -209,16 +210,18 @@ def test_layers_that_are_not_masked_are_left_alone() -> None:
     assert np.allclose(found, expected_logits(network, masks, "kernel", images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rounds", [False, True])
 @pytest.mark.parametrize("bits", [32, 8, 4, 0])
 @pytest.mark.parametrize(("shape", "ones"), [((37, 11), 0.6), ((8, 16), 0.0), ((5, 1), 0.5), ((3, 7), 1.0)])
-def test_the_compiled_decoder_equals_unpack_mask(shape: tuple[int, int], ones: float, bits: int) -> None:
+def test_the_compiled_decoder_equals_unpack_mask(shape: tuple[int, int], ones: float, bits: int, rounds: bool) -> None:
+    """Bit for bit where the CPU has no fused multiply-add, or a decoder rounds before it adds."""
     generator = np.random.default_rng(shape[0])
     values = generator.uniform(0.1, 0.5, shape).astype(np.float32) if bits else np.zeros(shape, np.float32)
     packed = pack_mask(np.where(generator.random(shape) < ones, np.float32(1), values), bits)  # type: ignore[arg-type]
     pack = dataclasses.replace(pack_of(ReadTwice(bias=False), {}), masks={"layer": packed})
     arrays = task_parameters(MASK_PARAMETERS, pack, {}, CLASSES)
-    decoder = mask_decoder(*shape, packed.coded).with_attr("global_symbol", "unpack_mask")
-    compiled = tvm.compile(tvm.IRModule({"unpack_mask": decoder}), target="llvm")
+    decoder = mask_decoder(*shape, packed.coded, rounds).with_attr("global_symbol", "unpack_mask")
+    compiled = tvm.compile(tvm.IRModule({"unpack_mask": decoder}), target=THIS_MACHINE if rounds else HOST)
     mask = tvm.runtime.tensor(np.full(shape, np.nan, np.float32))
     compiled["unpack_mask"](*map(tvm.runtime.tensor, arrays), mask)
     assert mask.numpy().tobytes() == unpack_mask(packed).tobytes()

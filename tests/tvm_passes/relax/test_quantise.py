@@ -11,8 +11,10 @@ from folded_networks import CLASSES, PostActivation, PreActivation, kernels_call
 from torch import nn
 from tvm import relax
 
+from ksm_hw.masks.soft_mask import pack_mask, unpack_mask
 from tvm_passes.relax.pipeline import TaskFunctions, fold_tasks, fuse_kernels
 from tvm_passes.relax.quantise import QUANTISATION, TABLE
+from tvm_passes.relax.weight_chains import read_chains
 
 HOST = tvm.target.Target("llvm")
 # What converts between real values and quantised ones, or from one quantisation to another.
@@ -119,6 +121,19 @@ def test_activations_are_looked_up_in_tables_that_are_parameters() -> None:
     called = Counter(name.rstrip("0123456789") for name in kernels_called(module[entry.main]))
     assert called["look_up"] == 4 and called["multiply"] == 1
     assert len([one for one in module.get_global_vars() if one.name_hint.startswith("look_up")]) == 2, "by shape"
+
+
+@pytest.mark.parametrize("integers", [True, False])
+def test_products_of_codes_are_rounded_for_integers_alone(integers: bool) -> None:
+    """Each bit of int8 is stated; in float32 a fused multiply-add is as good, and quicker."""
+    network = Joining()
+    masks = {layer: pack_mask(unpack_mask(mask), 8) for layer, mask in random_masks(network, "kernel").items()}
+    layouts = {"kernel": layouts_of(masks, "kernel")}
+    module, functions = fold_tasks(lower(network), layouts, HOST, integers=integers)
+    chains = read_chains(module, module[functions["kernel"].rewrite]).values()
+    assert [(chain.rewrite.coded, chain.rewrite.rounds) for chain in chains if chain.mask] == [(True, integers)] * len(
+        masks
+    )
 
 
 def test_scales_and_zero_points_are_parameters_that_rewriting_takes() -> None:

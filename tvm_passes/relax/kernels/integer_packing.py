@@ -55,6 +55,13 @@ class IntegerPacking:
         """Of the packed weight."""
         return self.groups * self.vectors(outputs), self.steps, len(self.order)
 
+    def in_rows(self, values: int) -> bool:
+        """Whether steps read a channel's so many values in their order, and zeros behind the last."""
+        (count, *rows), *others = self.segments
+        whole, rest = divmod(values, self.rows)
+        tail = (1, *range(whole * self.rows, values), *[NOTHING] * (self.rows - rest))
+        return (count, rows) == (whole, list(range(self.rows))) and others == ([tail] if rest else [])
+
     def pack(self, near: tirx.Var, result: tirx.Var, vector: tirx.Expr, channels: int) -> None:
         """Writes up to 16 channels.
 

@@ -14,7 +14,8 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels import exact_quotient, quantised
 from tvm_passes.relax.kernels.integer_packing import IntegerPacking
-from tvm_passes.relax.kernels.mask_decoding import DTYPE, LANES
+from tvm_passes.relax.kernels.mask_decoding import DTYPE, LANES, VECTOR
+from tvm_passes.relax.kernels.rounded_product import rounded
 from tvm_passes.relax.kernels.weight_storing import ChannelGroup, WeightStore
 
 # Marks `quantised_layer`'s kernel, for `FuseWeightRewrite`: see `layer_mark`.
@@ -111,8 +112,7 @@ class QuantisedTask:
         groups: the task's channels.
         biases: of the channels, float32 [16].
         scales: what a step of each channel's weights means, float32 [16].
-        divisors: the scales and their reciprocals as `exact_quotient` wants them, float32 [16]; nothing where the CPU
-            divides.
+        divisors: what `exact_quotient` multiplies by, float32 [16] each; where the CPU divides the scales.
         sums: of each channel's integers, int32 [16].
     """
 
@@ -123,15 +123,18 @@ class QuantisedTask:
     divisors: tuple[tirx.Var, ...]
     sums: tirx.Var
 
+    def steps(self, vector: tirx.Expr, divisors: Sequence[tirx.Expr]) -> tirx.Expr:
+        """8 values in steps of their channels, int32, by what `divisors` has of those."""
+        # No clamp: by a scale of the largest |w| / 127 none is more than 127 steps, rounded.
+        if self.layer.by_products:
+            return exact_quotient.rounded_quotient(vector, *divisors)
+        (scale,) = divisors
+        return exact_quotient.nearest_integers(vector / scale)
+
     def store(self, result: WeightStore, start: tirx.Expr, group: ChannelGroup, value: int, vector: tirx.Expr) -> None:
         """Quantises and writes one value of each channel of a group; see `WeightStore.store`."""
         place = T.ramp(group.place, 1, LANES)
-        if self.divisors:
-            vector = exact_quotient.quotient(T.bind(vector), *(one[place] for one in self.divisors))
-        else:
-            vector = vector / self.scales[place]
-        # No clamp: by a scale of the largest |w| / 127 none is more than 127 steps, rounded.
-        integers = T.bind(T.cast(T.nearbyint(vector), f"int32x{LANES}"))
+        integers = T.bind(self.steps(vector, [one[place] for one in self.divisors]))
         T.buffer_store(self.sums, self.sums[place] + integers, [place])
         result.store(start, group, value, T.cast(integers, f"int8x{LANES}"))
 
@@ -189,15 +192,14 @@ class IntegerWeights:
         first, *mean = self.shift
         if not mean:
             return first[index]
-        product = mean[0][index] * factor
-        return first[index] - T.call_llvm_pure_intrin(f"{DTYPE}x{LANES}", "llvm.arithmetic.fence", product)
+        return first[index] - rounded(mean[0][index] * factor, VECTOR)
 
     def quantised(self, groups: list[ChannelGroup], biases: list[tirx.Expr], largest: Largest) -> QuantisedTask:
         """The scales, before the second sweep; `biases` are those of each group."""
         of_channels = T.alloc_buffer((_CHANNELS,), DTYPE, scope="local")
         scales = T.alloc_buffer((_CHANNELS,), DTYPE, scope="local")
         sums = T.alloc_buffer((_CHANNELS,), "int32", scope="local")
-        divisors = [T.alloc_buffer((_CHANNELS,), DTYPE, scope="local") for _ in range(2 if self.by_products else 0)]
+        products = [T.alloc_buffer((_CHANNELS,), DTYPE, scope="local") for _ in range(2 if self.by_products else 0)]
         for group, bias in zip(groups, biases, strict=True):
             T.buffer_store(of_channels, bias, [T.ramp(group.place, 1, LANES)])
             T.buffer_store(sums, T.broadcast(T.int32(0), LANES), [T.ramp(group.place, 1, LANES)])
@@ -209,6 +211,6 @@ class IntegerWeights:
                 T.buffer_store(scales, T.float32(1), [group.place + row])
             if self.by_products:
                 place = T.ramp(group.place, 1, LANES)
-                for buffer, values in zip(divisors, exact_quotient.divisor_and_reciprocal(scales[place]), strict=True):
+                for buffer, values in zip(products, exact_quotient.reciprocals(scales[place]), strict=True):
                     T.buffer_store(buffer, values, [place])
-        return QuantisedTask(self, groups, of_channels, scales, tuple(divisors), sums)
+        return QuantisedTask(self, groups, of_channels, scales, tuple(products) or (scales,), sums)

@@ -4,7 +4,7 @@ A packed mask has a bit a value, and a soft value where the bit is 0. What to do
 `decoding_table`: how many soft values come before each of the 8 values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TypeAlias
 
@@ -14,6 +14,8 @@ import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.target.codegen import target_has_features
+
+from tvm_passes.relax.kernels.rounded_product import rounded
 
 LANES = 8
 """Values in a vector: a byte of the mask. CPUs with shorter vectors take two. Masks must have as many soft values."""
@@ -77,6 +79,7 @@ class MaskDecoder:
         table: `decoding_table`.
         bits, scale, row_start: the mask.
         scale_range: (low, step) of coded soft values; nothing where they are numbers themselves.
+        rounds: whether code · step is rounded before low is added.
         last: index of the last soft value. What lies behind it is a binary mask's: any value is its 0.
         size: how many values the mask has.
         aligned: whether each row begins with a byte.
@@ -88,6 +91,7 @@ class MaskDecoder:
     scale: tirx.Var
     row_start: tirx.Var
     scale_range: tuple[tirx.Expr, ...]
+    rounds: bool
     last: tirx.Expr
     size: Number
     aligned: bool
@@ -97,6 +101,36 @@ class MaskDecoder:
     def line(self) -> int:
         """Soft values in a cache line."""
         return LINE_BYTES // self.scale.dtype.itemsize
+
+    def decoded_row(self, channel: tirx.Expr, outputs: Number, soft: tirx.Var) -> "MaskDecoder":
+        """The decoder of one row, whose soft values are decoded first, once each, from their codes, and do not end.
+
+        Args:
+            channel: the row.
+            outputs: how many rows the mask has.
+            soft: where they are written, from the 8th on: float32, of 16 more than a row's values. Before the first row
+                it holds `any_soft_value`.
+        """
+        last, begin = self.last, T.bind(self.row_start[channel])
+        following = self.row_start[tirx.min(channel + 1, outputs - 1)]
+        count = T.bind(T.Select(channel + 1 < outputs, following, last + 1) - begin)
+        steps = T.bind(tirx.max(tirx.floordiv(count + (LANES - 1), LANES), 0))
+        with T.If(begin + steps * LANES <= last + 1):
+            with T.Then(), T.serial(steps) as step:
+                self._write_soft_values(soft, begin + step * LANES, (step + 1) * LANES)
+            with T.Else(), T.serial(steps) as step:
+                # The last codes are read with others before them, and written with those in their places.
+                wanted = T.bind(begin + step * LANES)
+                start = T.bind(tirx.min(wanted, last - (LANES - 1)))
+                self._write_soft_values(soft, start, step * LANES + tirx.max(LANES - (wanted - start), 0))
+        return replace(self, scale=soft, scale_range=())
+
+    def _write_soft_values(self, soft: tirx.Var, position: tirx.Expr, place: tirx.Expr) -> None:
+        T.buffer_store(soft, self._soft(T.ramp(position, 1, LANES)), [T.ramp(place, 1, LANES)])
+
+    def any_soft_value(self) -> tirx.Expr:
+        """8 times the first: of a binary mask what each 0 is."""
+        return self._soft(T.broadcast(T.int32(0), LANES))
 
     def decode(self, bit: tirx.Expr, position: tirx.Expr, ends: bool = True) -> tuple[tirx.Expr, tirx.Expr]:
         """8 values of the mask, and how far the position moves.
@@ -112,7 +146,7 @@ class MaskDecoder:
         if self.permutation is Permutation.NEON:
             return T.bind(self._looked_up(position, T.bind(before), ends)), zeros
         before = T.bind(T.cast(before, f"int32x{LANES}"))
-        soft = self._permuted(position, before) if self.permutation else self._gathered(position, before)
+        soft = (self._permuted if self.permutation else self._gathered)(position, before, ends)
         is_one = before < T.broadcast(T.int32(0), LANES)
         return T.bind(T.Select(is_one, T.broadcast(T.float32(1), LANES), soft)), zeros
 
@@ -128,17 +162,23 @@ class MaskDecoder:
         ones = T.broadcast(T.float32(1), LANES)
         if not self.scale_range:
             return T.Select(is_one, ones, _floats_at(window, before))
-        low, step = (T.broadcast(number, LANES) for number in self.scale_range)
-        return T.Select(is_one, ones, low) + T.cast(_bytes_at(window, before), VECTOR) * step
+        low, _ = self.scale_range
+        # A one has the code 0.
+        return T.Select(is_one, ones, T.broadcast(low, LANES)) + self._above_low(_bytes_at(window, before))
 
-    def _gathered(self, position: tirx.Expr, before: tirx.Expr) -> tirx.Expr:
-        index = tirx.min(position + before, T.broadcast(self.last, LANES))
+    def _gathered(self, position: tirx.Expr, before: tirx.Expr, ends: bool) -> tirx.Expr:
+        index = position + before
+        if ends:
+            index = tirx.min(index, T.broadcast(self.last, LANES))
         return self._soft(tirx.max(index, T.broadcast(T.int32(0), LANES)))
 
-    def _permuted(self, position: tirx.Expr, before: tirx.Expr) -> tirx.Expr:
+    def _permuted(self, position: tirx.Expr, before: tirx.Expr, ends: bool) -> tirx.Expr:
         """As `_gathered`, with one load and an instruction of AVX2, which takes an index's low bits, in place of 8."""
-        start = T.bind(tirx.min(position, self.last - (LANES - 1)))
-        values, index = self._soft(T.ramp(start, 1, LANES)), before + T.broadcast(position - start, LANES)
+        start, index = position, before
+        if ends:
+            start = T.bind(tirx.min(position, self.last - (LANES - 1)))
+            index = before + T.broadcast(position - start, LANES)
+        values = self._soft(T.ramp(start, 1, LANES))
         return T.call_llvm_pure_intrin(VECTOR, "llvm.x86.avx2.permps", values, index)
 
     def _soft(self, index: tirx.Expr) -> tirx.Expr:
@@ -146,8 +186,12 @@ class MaskDecoder:
         values = self.scale[index]
         if not self.scale_range:
             return values
-        low, step = (T.broadcast(number, LANES) for number in self.scale_range)
-        return low + T.cast(values, VECTOR) * step
+        return T.broadcast(self.scale_range[0], LANES) + self._above_low(values)
+
+    def _above_low(self, codes: tirx.Expr) -> tirx.Expr:
+        """What 8 codes add to the lowest soft value."""
+        product = T.cast(codes, VECTOR) * T.broadcast(self.scale_range[1], LANES)
+        return rounded(product, VECTOR) if self.rounds else product
 
     def _byte(self, bit: tirx.Expr) -> tirx.Expr:
         """8 bits of the mask as int32, from any place on."""
@@ -185,11 +229,16 @@ def _floats_at(window: tirx.Expr, index: tirx.Expr) -> tirx.Expr:
 
 
 def decoder_of(
-    arguments: tuple[tirx.Var, ...], rows: Number, columns: Number, aligned: bool, permutation: Permutation | None
+    arguments: tuple[tirx.Var, ...],
+    rows: Number,
+    columns: Number,
+    aligned: bool,
+    permutation: Permutation | None,
+    rounds: bool,
 ) -> MaskDecoder:
     """What decodes a mask of so many rows and columns, of the `mask_arguments`."""
     table, bits, scale, row_start, scale_range = arguments
     coded = str(scale.dtype) == "uint8"
     numbers = (T.bind(scale_range[0]), T.bind(scale_range[1])) if coded else ()
     last = T.bind(T.cast(scale.shape[0] - 1, "int32"))
-    return MaskDecoder(table, bits, scale, row_start, numbers, last, rows * columns, aligned, permutation)
+    return MaskDecoder(table, bits, scale, row_start, numbers, rounds, last, rows * columns, aligned, permutation)

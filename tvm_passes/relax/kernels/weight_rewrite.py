@@ -70,6 +70,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.exact_quotient import has_fused_products
 from tvm_passes.relax.kernels.integer_packing import NEAR, IntegerPacking
+from tvm_passes.relax.kernels.integer_rows import IntegerRows
 from tvm_passes.relax.kernels.integer_weights import IntegerWeights, Largest, QuantisedTask
 from tvm_passes.relax.kernels.mask_decoding import (
     DTYPE,
@@ -107,6 +108,7 @@ class WeightRewrite:
         columns: values of the mask in each row (output channel); 0 where there is no mask.
         run: how many values of a row share a value of the mask, one run behind the other; the last may be shorter.
         coded: whether the mask's soft values are codes, uint8.
+        rounds: whether what a code adds to the lowest soft value is rounded before, as of a weight that is quantised.
         lanes: output channels that lie together in the result: O, or those of a block of packed weights.
         packed: whether the result is [O / lanes, kH, kW, I, lanes], and not [kH, kW, I, O] or [I, O].
         tile: m, where the result is G g Gᵀ of Winograd's F(m×m, 3×3), [m + 2, m + 2, O / lanes, I, lanes].
@@ -128,6 +130,7 @@ class WeightRewrite:
     epsilon: float | None = None
     tile: int | None = None
     coded: bool = False
+    rounds: bool = False
     integers: str | None = None
     clamp: Clamp | None = None
     shifted: bool = False
@@ -222,7 +225,8 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
                 outputs, inputs = (T.bind(T.cast(number, "int32")) for number in (outputs, inputs))
                 columns = inputs
             aligned = rewrite.columns % LANES == 0
-            decoder = decoder_of(mask, outputs, columns, aligned, permutation_of(target)) if mask else None
+            permutation, rounds = permutation_of(target), rewrite.rounds
+            decoder = decoder_of(mask, outputs, columns, aligned, permutation, rounds) if mask else None
             store = WeightStore(result, tuple(kernel), rewrite.packed, rewrite.tile)
             _Kernel(rewrite, outputs, inputs, columns, rows, decoder, norm, store, integers).emit()
     return builder.get()
@@ -349,6 +353,9 @@ class _Kernel:
             for place in range(0, channels, LANES)
         ]
         factors = [self._factor(group) for group in groups]
+        if self._suits_rows():
+            self._quantised_rows(groups, factors, lane)
+            return
         position = self._positions(groups)
         # Where each value has a value of the mask, rows are masked as they are read; else vectors of channels are.
         of_rows = position if self.rewrite.run == 1 else None
@@ -396,6 +403,23 @@ class _Kernel:
             _in_steps(self.values, LANES, lambda start, count: sweep(start, count, partial(self.store.store, start)))
         else:
             self._winograd(groups, sweep)
+
+    def _suits_rows(self) -> bool:
+        """Whether a weight is quantised row by row (`IntegerRows`): it is packed so, and so is its mask."""
+        packing, values = self.rewrite.packing, self.values
+        is_masked_so = self.decoder is None or (self.rewrite.run == 1 and self.rewrite.columns == values)
+        is_row = math.prod(self.store.kernel) == 1 and isinstance(values, int) and values >= LANES
+        return packing is not None and is_masked_so and is_row and packing.in_rows(int(self.inputs))
+
+    def _quantised_rows(self, groups: list[ChannelGroup], factors: list[tirx.Expr | None], lane: tirx.Expr) -> None:
+        integers, packing, result = self.integers, self.rewrite.packing, self.store.result
+        assert integers is not None and packing is not None
+        packed = T.decl_buffer((math.prod(map(int, result.shape)),), "int8", data=result.data)
+        rows = IntegerRows(self.weight, int(self.values), self.outputs, self.decoder, integers, packing, packed)
+        pairs = zip(groups, factors, strict=True)
+        biases = [integers.bias(_neighbours(group.channel, group.count), factor) for group, factor in pairs]
+        first = groups[0].block * packing.vectors(self.rewrite.shape[0]) + tirx.floordiv(lane, packing.width)
+        rows.emit(groups, factors, biases, first)
 
     def _largest_of_rows(
         self,

@@ -30,6 +30,7 @@ REWRITES = {
     "codes": WeightRewrite((48, 80, 1, 1), 80, 1, 24, True, 1e-3, coded=True),
     "floats": WeightRewrite((48, 80, 1, 1), 80, 1, 24, True, 1e-3),
     "elements": WeightRewrite((32, 8, 3, 3), 72, 1, 16, True, 1e-5),
+    "codes_rounded": WeightRewrite((48, 80, 1, 1), 80, 1, 24, True, 1e-3, coded=True, rounds=True),
     "odd": WeightRewrite((37, 20, 1, 1), 20, 1, 37, False, 1e-5, coded=True),
     "a_kernel_a_value": WeightRewrite((40, 11, 3, 3), 11, 9, 8, True, 1e-5, coded=True),
 }

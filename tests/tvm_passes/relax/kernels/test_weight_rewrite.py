@@ -28,8 +28,9 @@ from ksm_hw.artifact.parameters import task_parameters
 from ksm_hw.masks.mask_format import GRANULARITIES, Granularity, ScaleBits
 from ksm_hw.quantising.scheme import LARGEST_BIAS, Quantisation, clamp_bounds, quantise_layer
 from tvm_passes.relax import kernels
+from tvm_passes.relax.kernels.integer_packing import NOTHING, IntegerPacking
 from tvm_passes.relax.kernels.weight_rewrite import WeightRewrite, weight_rewrite
-from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels, schedule_kernels
+from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels, loop_pipeline, schedule_kernels
 
 PLAIN = tvm.target.Target("llvm")  # No AVX2: soft values are gathered one by one.
 
@@ -41,6 +42,8 @@ REWRITES = {
     "codes, odd inputs": WeightRewrite((48, 37, 1, 1), 37, 1, 24, True, 1e-5, coded=True),
     "codes, a kernel a value": WeightRewrite((40, 11, 3, 3), 11, 9, 40, False, 1e-5, coded=True),
     "codes, depthwise": WeightRewrite((36, 1, 3, 3), 1, 9, 36, False, 1e-5, coded=True),
+    "codes, rounded": WeightRewrite((64, 136, 1, 1), 136, 1, 16, True, 1e-3, coded=True, rounds=True),
+    "codes, rounded, depthwise": WeightRewrite((36, 1, 3, 3), 1, 9, 36, False, 1e-5, coded=True, rounds=True),
     "codes, dense": WeightRewrite((20, 13), 13, 1, 20, coded=True),
     "codes, one value a row": WeightRewrite((3, 1), 1, 1, 3, coded=True),
     "zeros in the only block": WeightRewrite((58, 24, 1, 1), 24, 1, 64, True, 1e-3, zeros=6),
@@ -116,6 +119,57 @@ def test_a_kernel_quantises_a_layer_as_the_scheme_does(size: float, target: tvm.
     np.testing.assert_array_equal(biases, layer.bias - data.zero_point * sums)
     assert (np.abs(layer.bias).max() == LARGEST_BIAS) == (size != 1.0)
     assert bounds.tolist() == [into.zero_point, *clamp_bounds(0.0, 6.0, into)]
+
+
+# What is quantised row by row: whole vectors, rows that end inside a step and a vector, and channels that end a task.
+ROWS = {
+    "codes": WeightRewrite((48, 136, 1, 1), 136, 1, 48, epsilon=1e-3, coded=True, rounds=True),
+    "codes, odd": WeightRewrite((37, 45, 1, 1), 45, 1, 37, epsilon=1e-3, coded=True, rounds=True),
+    "codes, few": WeightRewrite((3, 12, 1, 1), 12, 1, 3, coded=True, rounds=True),
+    "numbers": WeightRewrite((29, 44, 1, 1), 44, 1, 29, epsilon=1e-3),
+    "no mask, a dense layer": WeightRewrite((20, 50), 0, 1, 20),
+}
+ORDERS = {
+    "by channels": tuple(range(64)),
+    "by pairs": tuple(4 * (place % 16 // 2) + place // 16 + place % 2 * 2 for place in range(32)),
+    "by bytes": tuple(4 * lane + byte for byte in range(4) for lane in range(4)),
+    "steps of eight": tuple(range(32)),
+}
+
+
+@pytest.mark.parametrize(
+    ("order", "step", "target"),
+    [("by channels", 4, HOST), ("by pairs", 4, HOST), ("by bytes", 4, PLAIN), ("steps of eight", 8, HOST)],
+)
+@pytest.mark.parametrize("rewrite", ROWS.values(), ids=ROWS)
+def test_rows_are_quantised_as_the_scheme_does(
+    rewrite: WeightRewrite, order: str, step: int, target: tvm.target.Target
+) -> None:
+    outputs, inputs = rewrite.shape[:2]
+    whole, rest = divmod(inputs, step)
+    tail = [(1, *range(step * whole, inputs), *[NOTHING] * (step - rest))] if rest else []
+    packing = IntegerPacking(((whole, *range(step)), *tail), ORDERS[order])
+    assert packing.in_rows(inputs)
+    quantised = dataclasses.replace(rewrite, integers="uint8", packing=packing)
+    kernel = weight_rewrite(quantised, target).with_attr("global_symbol", "rewrite")
+    compiled = tvm.compile(tvm.IRModule({"rewrite": kernel}), target=target, tir_pipeline=loop_pipeline())
+    random = np.random.default_rng(3)
+    bias, data = random.standard_normal(outputs).astype(np.float32), Quantisation(float(np.float32(0.03)), 120)
+    for ones, binary in MASKS.values() if rewrite.columns else [(1.0, False)]:
+        arguments, expected = kernel_and_expected(rewrite, ones, binary)
+        results = np.zeros(packing.shape(outputs), np.int8), np.zeros(outputs, np.float32), np.zeros(outputs, np.int32)
+        given = [*arguments, bias, np.array([data.scale, data.zero_point], np.float32), *results]
+        given = [tvm.runtime.tensor(argument) for argument in given]
+
+        compiled["rewrite"](*given)
+
+        layer = quantise_layer(np.ascontiguousarray(expected.reshape(inputs, outputs).T), bias, data)
+        integers, scales, biases = (one.numpy() for one in given[-3:])
+        filled = np.pad(layer.weight, [(0, -outputs % packing.width), (0, -inputs % step)])
+        steps = filled.reshape(-1, packing.width, packing.steps, step).transpose(0, 2, 1, 3)
+        np.testing.assert_array_equal(integers, steps.reshape(*steps.shape[:2], -1)[..., list(packing.order)])
+        np.testing.assert_array_equal(scales, layer.scale)
+        np.testing.assert_array_equal(biases, layer.bias - data.zero_point * layer.weight.astype(np.int32).sum(1))
 
 
 SHARED = {
