@@ -134,7 +134,7 @@ def with_ways(tuned: Tuned, folder: Path, change: Callable[[list[int]], list[int
     for line in lines:
         if str(line[1][0]) != first[line[0]]:
             (note,) = (inner for inner in line[1][0][0] if inner[0] == "Annotate")
-            note[1][0], line[1][1] = change(note[1][0]), [1e-9]
+            note[1][1], line[1][1] = change(note[1][1]), [1e-9]
     (folder / RECORDS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
