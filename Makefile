@@ -30,6 +30,7 @@ setup: .venv/ready
 
 # Made again when a dependency changes. Of these 3 GB few modules are ever imported: Python compiles those when they are.
 .venv/ready: pyproject.toml | $(BIN)/pip
+	@echo "Installing packages of about 3 GB into .venv, which takes minutes. Nothing is printed while it goes well."
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev,datasets,cuda]'
 	touch $@
 

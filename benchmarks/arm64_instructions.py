@@ -17,7 +17,7 @@ from pathlib import Path
 
 from arm64_instructions.counting import CORES, Count, EmulatedCore, build_plugin, count_inference, make_root
 from arm64_instructions.tables import Counts, counts_as_json, markdown
-from arm64_loops.pages import show_page, write_page
+from arm64_loops.pages import output_folder, show_page, write_page
 from arm64_loops.peer_wheels import PEERS, requirement_of
 from peers.catalogue import ENGINES, NETWORKS, Engine
 from peers.engines.ksm_hw_engine import artifact_folder
@@ -29,23 +29,32 @@ from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.masks.bundle import load_bundle
 from ksm_hw.toolchains.targets import load_target
 
+EXAMPLES = """examples:
+  .venv/bin/python benchmarks/arm64_instructions.py -o docs
+  .venv/bin/python benchmarks/arm64_instructions.py --models mobilenet_v2 --cores cortex-a76 --engines ksm-hw --json
+"""
+
 COUNTED = tuple(engine for engine in ENGINES if engine.name in ("ksm-hw", "onnxruntime", "litert"))
 DEFAULT_NETWORKS = ("mobilenet_v2", "efficientnet-lite0", "resnet18")
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     cores, engines = [core.cpu for core in CORES], [engine.name for engine in COUNTED]
     for option, choices, default in (
         ("--models", [*NETWORKS], DEFAULT_NETWORKS),
         ("--cores", cores, cores),
         ("--engines", engines, engines),
     ):
-        about = f"any of {', '.join(choices)}"
+        about = f"any of {', '.join(choices)}; without it {', '.join(default) if default != choices else 'all'}"
         parser.add_argument(option, nargs="+", choices=choices, default=default, metavar="NAME", help=about)
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write arm64_instructions.md and .json")
+    parser.add_argument(
+        "-o", "--output", type=output_folder, metavar="FOLDER", help="write arm64_instructions.md and .json"
+    )
     return parser.parse_args()
 
 

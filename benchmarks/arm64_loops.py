@@ -14,9 +14,9 @@ from pathlib import Path
 from arm64_loops.cores import BOARDS
 from arm64_loops.goals import BOARD
 from arm64_loops.operators import compile_operators, cost_operator
-from arm64_loops.pages import show_page, write_page, write_text
+from arm64_loops.pages import output_folder, show_page, write_page, write_text
 from arm64_loops.peer_wheels import PEERS, peer_loops
-from arm64_loops.results import Costs, Peers, Results, joined, results
+from arm64_loops.results import Costs, Peers, Results, joined, read_results, results
 from arm64_loops.tables import markdown
 from arm64_rewriting import rewriting
 from int8_speed import calibrated_bundle
@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from ksm_hw.artifact.modes import PRECISIONS
+from ksm_hw.errors import UserError
 from ksm_hw.toolchains.targets import load_target
 
 EXAMPLES = """examples:
@@ -45,7 +46,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    models, boards = ", ".join(NETWORKS), ", ".join(BOARDS)
+    models = f"any of {', '.join(NETWORKS)}; without it the first {len(FIRST)}"
+    boards = f"any of {', '.join(BOARDS)}; without it all"
     parser.add_argument("--models", nargs="+", choices=[*NETWORKS], default=FIRST, metavar="NAME", help=models)
     parser.add_argument("--boards", nargs="+", choices=[*BOARDS], metavar="NAME", help=boards)
     parser.add_argument(
@@ -53,7 +55,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--peers", action="store_true", help="read the loops of other engines' aarch64 wheels too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write arm64_loops.md and .json there too")
+    parser.add_argument(
+        "-o", "--output", type=output_folder, metavar="FOLDER", help="write arm64_loops.md and .json there too"
+    )
     parser.add_argument(
         "--page",
         nargs="+",
@@ -62,9 +66,10 @@ def parse_arguments() -> argparse.Namespace:
         help="run nothing: write the page from the JSON there; of several folders, of runs in parts, as one",
     )
     arguments = parser.parse_args()
-    read = f"{page_name(arguments)}.json"
-    if without := [str(folder) for folder in arguments.page or [] if not (folder / read).is_file()]:
-        parser.error(f"--page reads {read}, which is not in {', '.join(without)}; run the command with -o first")
+    try:
+        arguments.parts = [read_results(folder / f"{page_name(arguments)}.json") for folder in arguments.page or []]
+    except UserError as error:
+        parser.error(str(error))
     if arguments.precision == "int8":
         if arguments.peers:
             parser.error("--peers reads loops of float32; leave it out with --precision int8")
@@ -117,17 +122,11 @@ def as_json(found: Results) -> str:
     return json.dumps(found, indent=1) + "\n"
 
 
-def read_parts(arguments: argparse.Namespace) -> str:
-    """What runs wrote before, as JSON."""
-    parts = [json.loads((folder / f"{page_name(arguments)}.json").read_text()) for folder in arguments.page]
-    return as_json(functools.reduce(joined, parts))
-
-
 def main() -> None:
     """The command."""
     arguments = parse_arguments()
     name = page_name(arguments)
-    content = read_parts(arguments) if arguments.page else measure(arguments)
+    content = as_json(functools.reduce(joined, arguments.parts)) if arguments.page else measure(arguments)
     page = markdown(json.loads(content))
     write_page(arguments.output, name, page, content)
     show_page(page, content, arguments.json)

@@ -7,11 +7,17 @@ Every engine has a process for one thread and one for two, and all take turns in
 then beside the neighbour. That is kept to the second of two cores, and all others may use both. `half` works and rests
 by turns of 0.2 ms, in real time where it may, so that the core is half as fast for all else; `busy` works all the time,
 and the system gives it half of the core, some milliseconds at a time. With --before another checkout of ksm-hw is
-measured too, with artifacts of its own.
+measured too, with artifacts of its own; with --neighbours and none of them, two checkouts are compared undisturbed, by
+--cpu in the code of another CPU:
+
+    .venv/bin/python benchmarks/disturbed_cores.py --before build/before --neighbours --cpu haswell
+
+On a machine that is seldom quiet --prepare compiles, and --prepared measures what it made.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import statistics
@@ -28,11 +34,10 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
 from machine_facts import facts
 from peers.catalogue import ENGINES, NETWORKS, Engine
-from peers.engine_process import EngineProcess, engine_process
+from peers.engine_process import EngineProcess, serving_process
 from peers.failures import EngineError
-from peers.preparation import compile_artifact, prepare_engine, prepare_network
+from peers.preparation import TASK, compile_artifact, prepare_engine, prepare_network
 
-BEFORE = "before"  # The variant of the other checkout's artifacts.
 SECONDS_A_TURN = 0.5
 NEIGHBOURS = ("half", "busy")
 TURN = 2e-4  # Seconds that `half` works, and rests.
@@ -95,31 +100,57 @@ def be_neighbour(kind: str, core: int) -> None:
         time.sleep(TURN)
 
 
-def started(engine: Engine, network: Path, before: Path | None, stack: contextlib.ExitStack) -> list[Measured]:
-    """The engine's processes on a network, one for each number of threads; `before` is another checkout of ksm-hw."""
-    prepare_engine(engine, network / "task-00")
-    variables = {**engine.variables, **({} if before is None else {"PYTHONPATH": str(before)})}
-    variant = engine.variant if before is None else BEFORE
+@dataclass(frozen=True)
+class Side:
+    """An engine, and where ksm-hw compiles.
+
+    Attributes:
+        engine: that runs.
+        checkout: another one of ksm-hw, which compiles and runs.
+        cpu: for which it compiles, if not for this machine's.
+    """
+
+    engine: Engine
+    checkout: Path | None = None
+    cpu: str = ""
+
+    def prepare(self, network: Path) -> None:
+        """Makes what is measured of a network."""
+        prepare_engine(self.engine, network / TASK)
+        for threads in THREADS if self.engine.ours else ():
+            compile_artifact(network, self.engine.variant, threads, checkout=self.checkout, cpu=self.cpu)
+
+    def start(self, network: Path, stack: contextlib.ExitStack) -> Iterator[Measured]:
+        """The engine's processes on a network, one for each number of threads."""
+        for threads in THREADS:
+            process = serving_process(self.engine, network / TASK, threads)
+            yield Measured(self.engine.title, threads, stack.enter_context(process))
+
+
+def sides(engines: list[str], before: Path | None, cpu: str) -> list[Side]:
+    """What is measured; artifacts for another CPU, or of another checkout, have a name of their own."""
     found = []
-    for threads in THREADS:
-        if engine.ours:
-            compile_artifact(network, variant, threads, checkout=before)
-        arguments = (engine.module, variant, network / "task-00", str(threads))
-        process = engine_process(engine.environment, "peers.serve", *arguments, variables=variables)
-        title = engine.title if before is None else f"{engine.title}, before"
-        found.append(Measured(title, threads, stack.enter_context(process)))
+    for engine in (one for one in ENGINES if one.name in engines):
+        if engine.ours and cpu:
+            engine = dataclasses.replace(engine, variant=f"{engine.variant}-{cpu}")
+        found.append(Side(engine, cpu=cpu))
+        if before is not None and engine.name == "ksm-hw":
+            variables = {**engine.variables, "PYTHONPATH": str(before)}
+            names = {"title": f"{engine.title}, before", "variant": f"{engine.variant}-before"}
+            found.append(Side(dataclasses.replace(engine, variables=variables, **names), before, cpu))
     return found
 
 
 def measure(arguments: argparse.Namespace, name: str, cores: list[int]) -> list[dict[str, Any]]:
     """The results of a network."""
     network = prepare_network(name)
+    compared = sides(arguments.engines, arguments.before and arguments.before.resolve(), arguments.cpu)
+    for side in () if arguments.prepared else compared:
+        side.prepare(network)
+    if arguments.prepare:
+        return []
     with contextlib.ExitStack() as stack:
-        running = []
-        for engine in (one for one in ENGINES if one.name in arguments.engines):
-            sides = [None, arguments.before.resolve()] if engine.name == "ksm-hw" and arguments.before else [None]
-            for before in sides:
-                running += started(engine, network, before, stack)
+        running = [one for side in compared for one in side.start(network, stack)]
         for number in range(arguments.rounds):
             print(f"{NETWORKS[name]}: round {number + 1} of {arguments.rounds}", file=sys.stderr)
             for one in running[number % len(running) :] + running[: number % len(running)]:
@@ -166,8 +197,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=[*NETWORKS], default=[*NETWORKS], metavar="NAME")
     parser.add_argument("--engines", nargs="+", choices=names, default=["ksm-hw", "onnxruntime"], metavar="NAME")
     parser.add_argument("--before", type=Path, metavar="FOLDER", help="another checkout of ksm-hw")
-    parser.add_argument("--neighbours", nargs="+", choices=NEIGHBOURS, default=[*NEIGHBOURS], metavar="KIND")
+    parser.add_argument("--cpu", default="", metavar="NAME", help="compile ksm-hw for this CPU, by LLVM's name")
+    parser.add_argument("--neighbours", nargs="*", choices=NEIGHBOURS, default=[*NEIGHBOURS], metavar="KIND")
     parser.add_argument("--rounds", type=int, default=8)
+    prepared = parser.add_mutually_exclusive_group()
+    prepared.add_argument("--prepare", action="store_true", help="make and compile what is measured; measure nothing")
+    prepared.add_argument("--prepared", action="store_true", help="measure what --prepare made")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--be", choices=NEIGHBOURS, help=argparse.SUPPRESS)
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
@@ -184,6 +219,8 @@ def main() -> None:
         sys.exit("error: it takes two cores.")
     os.sched_setaffinity(0, cores)  # And all that it starts.
     results = [one for name in arguments.models for one in measure(arguments, name, cores)]
+    if arguments.prepare:
+        return
     found = facts()
     if arguments.json:
         print(json.dumps({**found, "results": results}, indent=1))

@@ -20,7 +20,7 @@ def main(artifact: Path) -> None:
     for task in session.tasks:
         seconds = session.switch(task)
         description = session.descriptions[task]
-        print(f"\n{task}: switched in {seconds * 1e3:.1f} ms")
+        print(f"\n{task}: {f'switched in {seconds * 1e3:.1f} ms' if seconds else 'ready when loaded'}")
         files = sample_images(bundle, task)
         logits = session.run_all(preprocess_batch([read_image(file) for file in files], description.preprocessing))
         for file, row in zip(files, logits, strict=True):

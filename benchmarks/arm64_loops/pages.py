@@ -1,11 +1,22 @@
 """What the benchmarks of arm64 write and print: a page of Markdown, and the same as JSON."""
 
+import argparse
 from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ksm_hw.files.written import written_file
+from ksm_hw.errors import UserError
+from ksm_hw.files.written import check_folder, written_file
+
+
+def output_folder(text: str) -> Path:
+    """A folder of the command line, which is written to behind hours of work: whether it can be is asked before."""
+    try:
+        check_folder(Path(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
 
 
 def write_page(folder: Path | None, name: str, page: str, content: str) -> None:

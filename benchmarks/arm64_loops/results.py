@@ -1,7 +1,9 @@
 """What was found of operators and of other engines' loops, as JSON: all that the page is written from."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from peers.catalogue import NETWORKS
@@ -10,6 +12,7 @@ from arm64_loops import uneven_cores
 from arm64_loops.cores import BOARDS, Core
 from arm64_loops.operators import OperatorCost, Work
 from arm64_loops.peer_wheels import PeerLoop
+from ksm_hw.errors import UserError
 
 # Network, then board and core, then operators.
 Costs = dict[str, dict[tuple[str, Core], list[OperatorCost]]]
@@ -65,6 +68,24 @@ def results(costs: Costs, peers: Peers, rewriting: Mapping[str, float], command:
         "peers": _peers(peers),
         "networks": _networks(costs),
     }
+
+
+def read_results(file: Path) -> Results:
+    """What a run wrote before.
+
+    Raises:
+        UserError: there is no such file, or no run wrote it.
+    """
+    try:
+        found: Results = json.loads(file.read_text())
+        known = {*found} if isinstance(found, dict) else set()
+    except OSError as error:
+        raise UserError(f"Cannot read {file}: {error.strerror}. Run the command with -o first.") from error
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}). Run the command with -o again.") from error
+    if lacking := [key for key in results({}, {}, {}, "", "") if key not in known]:
+        raise UserError(f"{file} lacks {', '.join(lacking)}: this command did not write it. Run it with -o again.")
+    return found
 
 
 def joined(earlier: Results, later: Results) -> Results:

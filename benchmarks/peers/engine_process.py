@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import psutil
 
+from peers.catalogue import Engine, Precision
 from peers.children import end_child, start_child
 from peers.environments import python_of, variables_of
 from peers.failures import EngineError, last_words
@@ -79,3 +80,11 @@ def engine_process(
             yield EngineProcess(process, errors)
         finally:
             end_child(process)
+
+
+def serving_process(
+    engine: Engine, task_folder: Path, threads: int, precision: Precision = "float32"
+) -> contextlib.AbstractContextManager[EngineProcess]:
+    """An engine that has loaded a network and measures it (`peers.serve`), as `engine_process`."""
+    arguments = (engine.module, engine.variant, task_folder, str(threads), precision)
+    return engine_process(engine.environment, "peers.serve", *arguments, variables=engine.variables)

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from ksm_hw.report.timing import NOISE_LIMIT
 from peers.catalogue import Engine, Precision
-from peers.engine_process import EngineProcess, engine_process
+from peers.engine_process import EngineProcess, serving_process
 from peers.failures import EngineError
 from peers.noise import Quiet, Watch, outliers
-from peers.preparation import compile_artifact, prepare_engine
+from peers.preparation import TASK, compile_artifact, prepare_engine
 from peers.results import Result, unlike_float32, wrong_outputs
 
 SECONDS_A_ROUND = 0.5
-TASK = "task-00"  # The one that a network has.
 
 Turn = tuple[list[float], Quiet]
 """Seconds of each inference, and how quiet the machine was."""
@@ -176,10 +175,7 @@ def _started(plan: Plan, engine: Engine, stack: contextlib.ExitStack, on_step: O
     try:
         if not plan.prepared:
             prepare(plan, engine)
-        arguments = (engine.module, engine.variant, plan.folder / TASK, str(plan.threads), plan.precision)
-        process = stack.enter_context(
-            engine_process(engine.environment, "peers.serve", *arguments, variables=engine.variables)
-        )
+        process = stack.enter_context(serving_process(engine, plan.folder / TASK, plan.threads, plan.precision))
     except EngineError as error:
         return dataclasses.replace(result, failure=str(error))
     result = dataclasses.replace(result, **process.facts)

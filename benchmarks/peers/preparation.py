@@ -15,6 +15,7 @@ from peers.failures import EngineError, last_words
 from peers.places import BENCHMARKS, NETWORKS, PEERS, TUNED
 
 SECONDS_TO_CONVERT = 1200
+TASK = "task-00"  # The one that a network of one task has.
 LOWER_PRIORITY = 10  # Of nice: making files is not measured, and others may be at work.
 
 
@@ -67,12 +68,19 @@ def prepare_engine(engine: Engine, task_folder: Path) -> None:
 
 
 def compile_artifact(
-    network: Path, variant: str, threads: int, tasks: int = 1, trials: int = 0, checkout: Path | None = None
+    network: Path,
+    variant: str,
+    threads: int,
+    tasks: int = 1,
+    trials: int = 0,
+    checkout: Path | None = None,
+    cpu: str = "",
 ) -> Path:
     """Compiles a network with ksm-hw, always anew: what is measured is the compiler as it is. Returns the artifact.
 
     `variant` is that of the engine; for "tuned" it is tuned with so many trials before, of which those that earlier
-    runs measured count. `checkout` is another one of ksm-hw, which compiles in this one's place.
+    runs measured count. `checkout` is another one of ksm-hw, which compiles in this one's place. `cpu`, LLVM's name of
+    one, is what it compiles for in this machine's place.
 
     Raises:
         EngineError: it cannot be compiled.
@@ -82,7 +90,7 @@ def compile_artifact(
     numbers = map(str, (threads, tasks, trials if variant == "tuned" else 0))
     variables = {} if checkout is None else {"PYTHONPATH": str(checkout)}
     bundle = network / ("bundle-int8" if variant == "int8" else "bundle")
-    arguments = (str(bundle), str(artifact), variant, *numbers, str(records))
+    arguments = (str(bundle), str(artifact), variant, *numbers, str(records), *filter(None, [cpu]))
     _run_module(PROJECT, "peers.compile_artifact", *arguments, variables=variables)
     return artifact
 

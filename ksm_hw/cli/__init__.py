@@ -1,6 +1,7 @@
 """The command line. Each command parses, calls one function and prints; what is slow to import is imported in it."""
 
 import os
+import signal
 import sys
 
 # isort: off
@@ -22,5 +23,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # A name may hold what the terminal's encoding does not.
             stream.reconfigure(errors="backslashreplace")
+    for asked in (signal.SIGTERM, signal.SIGHUP):  # By `timeout`, a service, a terminal that is closed: as Ctrl-C.
+        if signal.getsignal(asked) is signal.SIG_DFL:  # nohup has one ignored.
+            signal.signal(asked, signal.default_int_handler)
     os.environ.setdefault("PATH", os.defpath)  # A linker that was found without looks for its parts there.
     sys.exit(exit_code_of(app))

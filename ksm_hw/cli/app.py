@@ -84,7 +84,8 @@ def show_log(level: int) -> None:
 
 app = CommandLine(
     help="Many vision tasks on one small device: one backbone, learned masks, compiled with Apache TVM.\n\n"
-    "Exit codes: 0 done, 1 verification failed, 2 bad input, 3 a fault of ksm-hw, 130 stopped by Ctrl-C.",
+    "Exit codes: 0 done, 1 verification failed, 2 bad input, 3 a fault of ksm-hw, 130 stopped by Ctrl-C, "
+    "141 nobody reads the output.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

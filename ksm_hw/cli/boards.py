@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import signal
 import socket
 import time
 from dataclasses import asdict
@@ -41,7 +40,6 @@ def tracker(
     _check_address(bind, port)
     running = Tracker(bind, port, port + 1)
     messages.print(f"Tracker at {bind}:{port}. Ctrl-C stops it.")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while running.proc.is_alive():
             time.sleep(0.5)
@@ -99,8 +97,6 @@ def serve(
         cache=cache or default_cache(),
         libraries=libraries,
     )
-    # So that the end of a service, or of a shell, ends the server's process as well.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         log = functools.partial(_log_in_server, logging.getLogger("ksm_hw").level or logging.WARNING)
         serve_board(options, log, on_start=lambda port: messages.print(f"Board '{key}' at {bind}:{port}"))

@@ -244,6 +244,21 @@ def _check_source(source: Path | None, manifests: "Mapping[Path, Manifest]") -> 
         exact_bundle(load_bundle(artifact), source)
 
 
+def _check_records(tuned: Path | None, manifests: "Mapping[Path, Manifest]", unmasked: bool) -> None:
+    """Checks before the work that tuning records are given only where they are needed, and that they are those."""
+    if tuned is not None and not unmasked:
+        raise UserError("--tuned is for the network without masks, which --no-unmasked leaves out. Give one of them.")
+    if tuned is not None and not any(manifest.tuning_sha256 for manifest in manifests.values()):
+        raise UserError(
+            "--tuned is the folder that an artifact was compiled with, and this was compiled with none. Leave it out."
+        )
+    if unmasked:
+        from ksm_hw.report.unmasked import why_not_comparable
+
+        for artifact, manifest in manifests.items():
+            why_not_comparable(artifact, manifest, tuned)
+
+
 def _conditioning(result: Any) -> str:
     """Whether an error past the tolerance is float32's own, with both numbers."""
     own = f"PyTorch's own float32 error is {result.float32_error:.1e}, the compiled model's {result.relative_error:.1e}"
@@ -295,7 +310,9 @@ def report(
     if html is not None:
         check_output_file(html, "--html", artifacts)
     # That one is damaged shall be told before the others are measured.
-    _check_source(bundle, {artifact: read_manifest(artifact) for artifact in artifacts})
+    manifests = {artifact: read_manifest(artifact) for artifact in artifacts}
+    _check_source(bundle, manifests)
+    _check_records(tuned, manifests, unmasked)
     test_set = _find_test_set(data, artifacts, None, all_images)
     reports = []
     with messages.status("measure") as status:

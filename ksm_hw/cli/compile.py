@@ -125,7 +125,8 @@ def compile_command(
     if as_json:
         print_json({"artifacts": [{"path": path, "bytes": size} for path, size in sizes.items()]})
     else:
-        _print_written(sizes, runner, samples)
+        board = ["--tracker", "HOST:PORT", "--key", target] if compile_target.is_for_a_board else []
+        _print_written(sizes, runner, [*([] if samples else ["--images", "FOLDER"]), *board])
 
 
 def _begin(status: "Status", step: str) -> None:
@@ -133,8 +134,8 @@ def _begin(status: "Status", step: str) -> None:
     _log.info(step)
 
 
-def _print_written(sizes: dict[str, int], runner: bool, samples: bool) -> None:
-    """The artifacts and the bytes of their files, for a person."""
+def _print_written(sizes: dict[str, int], runner: bool, options: list[str]) -> None:
+    """The artifacts, the bytes of their files and how they are verified, by which options, for a person."""
     for path, size in sizes.items():
         console.print(f"Wrote {path}: {size / 1e6:.1f} MB", soft_wrap=True)
         if runner:
@@ -143,5 +144,4 @@ def _print_written(sizes: dict[str, int], runner: bool, samples: bool) -> None:
             deployed = deployed_bytes(Path(path)) / 1e6
             program = shlex.quote(f"{path}/runner/ksm-runner")
             console.print(f"Without Python, {deployed:.1f} MB of it: {program} --help", soft_wrap=True)
-    images = [] if samples else ["--images", "FOLDER"]
-    console.print(f"Check it: {command('verify', *sizes, *images)}", soft_wrap=True)
+    console.print(f"Check it: {command('verify', *sizes, *options)}", soft_wrap=True)

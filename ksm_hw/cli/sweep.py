@@ -49,15 +49,16 @@ def sweep(
     from ksm_hw.report.terminal import print_table
     from ksm_hw.report.tuning_trials import TuningTrial, tune_all, tuning_table
     from ksm_hw.resources import shipped_bundle
-    from ksm_hw.toolchains.targets import load_target
+    from ksm_hw.toolchains.targets import check_runs_here, load_target
 
     loaded = load_bundle(bundle or shipped_bundle())
     named = list(dict.fromkeys(name.strip() for name in tasks.split(",")))
     for task in named:
         select_tasks(loaded, task)  # Whether there is such a task.
     chosen = list(dict.fromkeys(name.strip() for name in targets.split(",")))
-    for target in chosen:
-        load_target(target)
+    for target in map(load_target, chosen):
+        if tracker is None:
+            check_runs_here(target)
     if tracker is not None:
         parse_address(tracker)
     common = ["--trials", str(trials), "--batch", str(batch)]

@@ -69,7 +69,7 @@ def tune(
     from ksm_hw.compiler.tuning.records_folder import check_records_folder
     from ksm_hw.masks.bundle import load_bundle, select_tasks
     from ksm_hw.resources import shipped_bundle
-    from ksm_hw.toolchains.targets import load_target
+    from ksm_hw.toolchains.targets import check_runs_here, load_target
 
     if tuner is not None and ir != "relay":
         raise UserError("--tuner names a search of TVM 0.19, for --ir relay. Give that too, or leave --tuner out.")
@@ -78,6 +78,8 @@ def tune(
     check_records_folder(output)
     compile_target = load_target(target, file=target_file, arch=arch, host=host_cpu)
     address = board_address(tracker, key, host)
+    if address is None:
+        check_runs_here(compile_target)
     loaded = select_tasks(load_bundle(bundle or shipped_bundle()), task)
     with messages.status("import the compiler"):
         if ir == "relay":

@@ -25,6 +25,7 @@ from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import (
     backbone_tensors,
     build_backbone,
+    build_shapes,
     bundled_backbone,
     check_can_grow,
     head_path,
@@ -134,16 +135,14 @@ def check_grows(backbone: str, width: float = 1 + STEP) -> None:
     Raises:
         UserError: it cannot.
     """
-    with torch.device("meta"):
-        network = build_backbone(backbone)
-        check_can_grow(network)
-        widen(network, _shapes(network, width))
+    network = build_shapes(backbone)
+    check_can_grow(network)
+    widen(network, _shapes(network, width))
 
 
 def _width(backbone: str, tensors: Tensors) -> float:
     """How wide a network is, in its published widths: the fewest steps in which no layer is wider."""
-    with torch.device("meta"):
-        published = build_backbone(backbone)
+    published = build_shapes(backbone)
     for width in itertools.count(1, STEP):
         shapes = _shapes(published, width)
         if all(_fits(array.shape, shapes.get(name, array.shape)) for name, array in tensors.items()):

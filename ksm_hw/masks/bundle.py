@@ -126,7 +126,8 @@ def check_task_name(name: str) -> None:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", name) or name == "all":
         raise UserError(
-            f"'{name}' cannot name a task: use letters, digits, '-' and '_', at most 128, and not the word 'all'."
+            f"'{name}' cannot name a task: use letters, digits, '-' and '_', at most 128, a letter or digit first, and "
+            "not the word 'all'."
         )
 
 

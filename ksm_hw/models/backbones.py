@@ -74,6 +74,25 @@ def build_backbone(name: str, classes: int = 1000) -> nn.Module:
     return model
 
 
+def build_shapes(name: str, classes: int = 1000) -> nn.Module:
+    """The network of `build_backbone` without memory for its weights, to look at their shapes; raises as that."""
+    with _WithoutWeights():
+        return build_backbone(name, classes)
+
+
+class _WithoutWeights(TorchFunctionMode):
+    """Takes layers' weights to the meta device: what is allocated by `torch.empty`, as all large ones are.
+
+    `torch.device("meta")` takes everything there, also tensors by whose values a constructor finds its widths (RegNet).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def widen(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """Gives layers the widths of weights that grew, in place, with random weights; returns the network.
 
@@ -374,7 +393,7 @@ def _downloaded_weights(name: str) -> tuple[str, dict[str, torch.Tensor]]:
     except Exception as error:  # No network, or a damaged file in the cache, of which torch raises many types.
         raise UserError(
             f"The pretrained weights of {name} could not be downloaded, or are damaged ({error}). Give a state dict "
-            "of your own."
+            "of your own: --weights."
         ) from error
     return weights.url, state
 

@@ -46,7 +46,7 @@ def classify(
     """
     if task is None and len(session.tasks) > 1:
         raise UserError(f"The artifact holds several tasks; give one with --task: {', '.join(session.tasks)}.")
-    session.switch(task or session.task)
+    session.switch(session.task if task is None else task)
     description = session.descriptions[session.task]
     for files, batch in read_batches(images, description.preprocessing, session.manifest.input_shape[0], on_failure):
         for file, logits in zip(files, session.run_all(batch), strict=True):

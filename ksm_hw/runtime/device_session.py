@@ -149,9 +149,14 @@ def start_threads(manifest: Manifest, threads: int | None) -> int:
     Args:
         manifest: of the artifact, whose target has so many cores, and may name them.
         threads: how many, at most one a core; without it as many as the target has cores, if this machine has as many.
+
+    Raises:
+        UserError: none, or fewer.
     """
+    if threads is not None and threads < 1:
+        raise UserError(f"threads={threads}: an inference takes 1 or more; without it as many as the target has cores.")
     cores = sorted(usable_cores(manifest.cores))
-    threads = min(threads or manifest.cpu.get("num-cores", 1), len(cores))
+    threads = min(manifest.cpu.get("num-cores", 1) if threads is None else threads, len(cores))
     use_threads(threads, manifest.cores)
     _log.info("%d threads on the cores %s: the target has %s", threads, cores, manifest.cpu.get("num-cores", 1))
     return threads

@@ -1,6 +1,5 @@
 """Checks this machine for each target: what is there to compile for it, and to run it here."""
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -47,11 +46,11 @@ def _examine(target: CompileTarget) -> Finding:
         missing += lack
     if missing:
         return Finding(target.name, False, " ".join(missing))
-    return Finding(target.name, True, "; ".join([*found, _where_it_runs(target, architecture)]))
+    return Finding(target.name, True, "; ".join([*found, _where_it_runs(target)]))
 
 
-def _where_it_runs(target: CompileTarget, architecture: str) -> str:
-    if architecture != platform.machine():
+def _where_it_runs(target: CompileTarget) -> str:
+    if target.is_for_a_board:
         return "runs on a board (`ksm-hw board`)"
     if target.device == "cpu":
         return "runs here"

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Collection, Mapping
@@ -71,6 +72,24 @@ class CompileTarget:
     def cpu(self) -> Mapping[str, Any]:
         """The dictionary of the CPU: that of the target, or of a GPU's host."""
         return self.tvm if self.device == "cpu" else self.tvm["host"]
+
+    @property
+    def is_for_a_board(self) -> bool:
+        """Whether its CPU is of another architecture than this machine's, which can only compile for it."""
+        return architecture_of(self.cpu) != platform.machine()
+
+
+def check_runs_here(target: CompileTarget) -> None:
+    """Checks before long work that what is compiled for a target can be measured on this machine.
+
+    Raises:
+        UserError: only on a board.
+    """
+    if target.is_for_a_board:
+        raise UserError(
+            f"{target.name} is a board of {architecture_of(target.cpu)}, and this machine is {platform.machine()}: say "
+            "where to measure, by --tracker (`ksm-hw board list` shows what a tracker knows)."
+        )
 
 
 class _TvmTarget(msgspec.Struct, rename="kebab"):

@@ -104,6 +104,13 @@ def test_unknown_task_of_an_artifact(fails: Fails, artifact: Path, photographs: 
 def test_no_task_where_there_are_several(fails: Fails, artifact: Path, photographs: Path) -> None:
     message = fails("run", artifact, photographs / "cat.png")
     assert "--task: element-task, kernel-task, other-task" in message
+    assert "No task named ''." in fails("run", artifact, photographs / "cat.png", "--task", ""), "an empty variable"
+
+
+def test_records_for_an_artifact_that_has_none(fails: Fails, artifact: Path) -> None:
+    """They would be passed over, and a wrong path with them."""
+    assert "this was compiled with none. Leave it out." in fails("report", artifact, "--tuned", "nowhere")
+    assert "which --no-unmasked leaves out" in fails("report", artifact, "--no-unmasked", "--tuned", "nowhere")
 
 
 def test_no_images_to_verify_with(fails: Fails, artifact: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Callable
@@ -95,6 +96,17 @@ def test_what_is_said_of_a_dump_needs_no_compiler(fails: Fails, bundle_folder: P
     assert "Dump into another folder" in fails(*options, "--dump", "artifact/dump")
     assert "holds no older dump" in fails(*options, "--dump", bundle_folder)
     assert "Cannot write /proc/dump" in fails(*options, "--dump", "/proc/dump")
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="such a machine can measure for boards")
+def test_tune_for_a_board_that_is_not_named(fails: Fails, bundle_folder: Path) -> None:
+    options = ("--bundle", bundle_folder, "-o", "records")
+    message = (
+        f"{{}} is a board of aarch64, and this machine is {platform.machine()}: say where to measure, by --tracker"
+    )
+    assert message.format("rpi5") in fails("tune", "--target", "rpi5", *options)
+    assert message.format("mali") in fails("tune", "--target", "mali", *options)
+    assert message.format("rpi4") in fails("sweep", "--targets", "host,rpi4", *options)
 
 
 @pytest.mark.usefixtures("no_work")

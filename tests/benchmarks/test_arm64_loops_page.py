@@ -2,14 +2,19 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from ksm_hw.errors import UserError
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from arm64_loops.goals import goals
-from arm64_loops.results import joined
+from arm64_loops.results import joined, read_results
 from arm64_loops.tables import markdown
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -128,9 +133,32 @@ def test_a_page_is_written_anew_from_its_json(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     assert (tmp_path / "arm64_loops.md").read_text() == markdown(FOUND)
     assert (tmp_path / "arm64_loops.json").read_text() == content
-    elsewhere = tmp_path / "elsewhere"
-    empty = subprocess.run([*command[:4], elsewhere, *command[4:]], capture_output=True, text=True)
-    assert empty.returncode == 2 and f"--page reads arm64_loops.json, which is not in {elsewhere};" in empty.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (None, "Cannot read {file}: No such file or directory. Run the command with -o first."),
+        ("{", "{file} is damaged ("),
+        ("[]", "{file} lacks command, precision, rewriting, uneven, peers, networks: this command did not write it."),
+        ('{"command": ""}', "{file} lacks precision, rewriting, uneven, peers, networks"),
+    ],
+)
+def test_a_page_of_what_no_run_wrote_is_refused(written: str | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "arm64_loops.json"
+    if written is not None:
+        file.write_text(written)
+    with pytest.raises(UserError, match=re.escape(message.format(file=file))):
+        read_results(file)
+
+
+@pytest.mark.parametrize("benchmark", ["arm64_loops.py", "arm64_instructions.py"])
+def test_bad_input_is_told_before_hours_of_work(benchmark: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, REPOSITORY / "benchmarks" / benchmark, "-o", tmp_path / "file" / "folder"]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2 and f"Cannot write {tmp_path / 'file' / 'folder'}:" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_runs_in_parts_are_one() -> None:

@@ -1,7 +1,9 @@
-"""The neighbour of the benchmark of disturbed cores: it is at work while an engine is measured, or that is said."""
+"""The benchmark of disturbed cores: its neighbour is at work while an engine is measured, or that is said."""
 
 import importlib
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+from peers.engines.ksm_hw_engine import artifact_folder
 from peers.failures import EngineError
+from peers.places import NETWORKS, REPOSITORY
+
+from ksm_hw.artifact.manifest import read_manifest
 
 
 @pytest.fixture
@@ -39,3 +45,17 @@ def test_one_that_ends_is_no_neighbour(
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(EngineError, match="'half' ended with status 3"), neighbour("half", 0):
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+
+
+@pytest.mark.slow  # Compiles MobileNetV2 four times.
+def test_two_checkouts_are_measured_for_another_cpu() -> None:
+    """This checkout stands for the other one as well."""
+    command = [sys.executable, "benchmarks/disturbed_cores.py", "--models", "mobilenet_v2", "--engines", "ksm-hw"]
+    command += ["--before", str(REPOSITORY), "--cpu", "haswell", "--rounds", "1", "--neighbours", "--json"]
+    results = json.loads(subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True).stdout)["results"]
+    found = [(one["engine"], one["threads"], one["neighbour"]) for one in results]
+    assert found == [(title, threads, "none") for title in ("ksm-hw", "ksm-hw, before") for threads in (1, 2)]
+    assert all(0 < one["least_ms"] <= one["median_ms"] for one in results)
+    for variant in ("untuned-haswell", "untuned-haswell-before"):
+        artifact = artifact_folder(NETWORKS / "mobilenet_v2", 1, variant)
+        assert read_manifest(artifact).tvm_target["mcpu"] == "haswell"

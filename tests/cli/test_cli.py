@@ -241,6 +241,18 @@ def test_train_then_compile(tmp_path: Path, photographs: Path, as_json: bool) ->
     assert json.loads(run_in_process("verify", artifact, "--json"))["passed"]
 
 
+@pytest.mark.parametrize(("target", "options"), [("host", ""), ("rpi5", " --tracker HOST:PORT --key rpi5")])
+def test_compile_says_how_the_artifact_is_verified(
+    target: str, options: str, bundle_folder: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for a board cannot be verified on this machine alone."""
+    monkeypatch.setattr("ksm_hw.compiler.compile.compile_bundle", lambda *_, **_options: [artifact])
+    output = run_in_process(
+        "compile", "--bundle", bundle_folder, "--target", target, "--task", "all", "-o", tmp_path / "artifact"
+    )
+    assert output.endswith(f"Check it: ksm-hw verify {artifact}{options}\n")
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_an_artifact_without_sample_images(
     kept: bool, bundle_folder: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,16 @@ def test_an_encoding_that_lacks_what_is_printed(photographs: Path) -> None:
     done = shell("ksm-hw targets", PYTHONIOENCODING="ascii", TERM="dumb", NO_COLOR="1", COLUMNS="junk")
     assert done.returncode == 0 and done.stderr == "" and "rpi5" in done.stdout
     assert json.loads(shell("ksm-hw targets --json", PYTHONIOENCODING="ascii").stdout)["targets"]
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_asked_to_end_leaves_nothing(asked: signal.Signals, tmp_path: Path) -> None:
+    program = (
+        "import os, sys, tempfile, time; from ksm_hw import cli\n"
+        "def work():\n"
+        "    with tempfile.TemporaryDirectory(): os.kill(os.getpid(), int(sys.argv[1])); time.sleep(60)\n"
+        "cli.app = work; cli.main()"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program, str(int(asked))], env=environment, capture_output=True)
+    assert (done.returncode, done.stderr, list(tmp_path.iterdir())) == (130, b"", [])

@@ -91,6 +91,17 @@ def wider(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (2 * shape[0], *(2 * size if size > 3 else size for size in shape[1:2]), *shape[2:])
 
 
+def test_a_task_is_learned_over_a_network_that_cannot_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_to_calibrate(monkeypatch)
+    weights = tmp_path / "weights.pt"
+    torch.save(backbones.build_backbone("regnet_x_400mf").state_dict(), weights)
+    options = LearningOptions("ksm", epochs=1, batch_size=8)
+    train_task(noise(0), "task", tmp_path / "bundle", "regnet_x_400mf", options, weights=weights, image_size=32)
+    assert list(load_bundle(tmp_path / "bundle").packs) == ["task"]
+    with pytest.raises(UserError, match=r"RegNet cannot grow: .*groups"):
+        check_grows("regnet_x_400mf")
+
+
 def test_a_goal_is_for_methods_and_networks_that_grow(folder: Path) -> None:
     for options, backbone, message in (
         (LearningOptions("ksm", accuracy_goal=0.5), TINY, "has no use for --accuracy-goal"),

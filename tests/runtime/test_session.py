@@ -182,6 +182,9 @@ def test_kept_tasks_are_the_last_ones_within_the_budget(artifact: Path, images: 
 
     with pytest.raises(UserError, match="keep"):
         Session.load(artifact, keep=0)
+    for threads in (0, -1):
+        with pytest.raises(UserError, match=f"threads={threads}: an inference takes 1 or more"):
+            Session.load(artifact, threads=threads)
 
 
 def test_an_unknown_task_leaves_the_old_one_working(

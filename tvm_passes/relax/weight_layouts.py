@@ -23,7 +23,7 @@ from tvm_passes.relax.kernels.winograd import POINTS, convolution, transform_wei
 from tvm_passes.relax.schedules.base.precision import value_bytes
 from tvm_passes.relax.schedules.cpu.grouped_convolution import lanes_of_groups
 from tvm_passes.relax.schedules.cpu.matrix_product import FEWEST_ROWS
-from tvm_passes.relax.schedules.cpu.tile_model import filled_channels, ranked_tiles
+from tvm_passes.relax.schedules.cpu.tile_model import bytes_apart, filled_channels, ranked_tiles
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit
 from tvm_passes.unknown_dtype import check_dtype
 
@@ -127,16 +127,17 @@ class _Rewriter(PyExprMutator):
             return None
         pixels, depth = batch * rows * columns, height * width * inputs
         strides, padding, dilation = (tuple(map(int, one)) for one in (attrs.strides, attrs.padding, attrs.dilation))
-        options = (strides, padding, dilation)
-        joined = lanes_of_groups(inputs, outputs, groups, width, strides[1], columns, self.unit, call.ty.dtype)
+        options, dtype = (strides, padding, dilation), str(call.ty.dtype)
+        apart = bytes_apart((height, width), strides[1], inputs * groups, dtype)
+        joined = lanes_of_groups(inputs, outputs, groups, width, strides[1], columns, self.unit, dtype)
         if joined is not None:
             filled = -(-outputs // joined) * joined if outputs % joined else None
         else:
-            filled = filled_channels(pixels, outputs, depth, self.unit, call.ty.dtype) if groups == 1 else None
+            filled = filled_channels(pixels, outputs, depth, self.unit, dtype, apart) if groups == 1 else None
         if filled is not None:
             _log.info("%s is filled up to %d output channels", self._parameter(weight), filled)
             weight = self.builder_.emit(relax.op.nn.pad(weight, [0] * 7 + [filled - outputs]))
-        (_, best), _ = ranked_tiles(pixels, filled or outputs // groups, depth, self.unit, call.ty.dtype)[0]
+        (_, best), _ = ranked_tiles(pixels, filled or outputs // groups, depth, self.unit, dtype, apart)[0]
         lanes = joined or best
         _log.info("%s is packed in blocks of %d output channels", self._parameter(weight), lanes)
         blocks = relax.op.reshape(weight, (height, width, inputs, (filled or outputs) // lanes, lanes))
@@ -153,7 +154,7 @@ class _Rewriter(PyExprMutator):
         (rows, inputs), outputs, dtype = map(int, data.ty.shape), int(weight.ty.shape[1]), str(weight.ty.dtype)
         if rows < FEWEST_ROWS or dtype != _DTYPE or outputs % self.unit.lanes(dtype):
             return None
-        (_, lanes), _ = ranked_tiles(rows, outputs, inputs, self.unit, dtype)[0]
+        (_, lanes), _ = ranked_tiles(rows, outputs, inputs, self.unit, dtype, value_bytes(dtype) * inputs)[0]
         _log.info("%s is packed in blocks of %d outputs", self._parameter(weight), lanes)
         blocks = relax.op.reshape(weight, (inputs, outputs // lanes, lanes))
         packed = self.builder_.emit(relax.op.permute_dims(self.builder_.emit(blocks), [1, 0, 2]))

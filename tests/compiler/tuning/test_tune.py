@@ -332,7 +332,9 @@ def test_schedules_of_a_convolution_with_packed_weights_compute_the_same(every: 
     data, weight = (te.placeholder(shape, "float32") for shape in shapes)
     result = packed_convolution(data, weight, (1, 1), (1, 1, 1, 1), (1, 1), groups=1)
     kernel = te.create_prim_func([data, weight, result], index_dtype_override="int64")
-    assert any(tiling.pixels_first for tiling in tilings(Shape(64, 24, 108, 48, "float32"), 1, vector_unit(HOST), 8))
+    assert any(
+        tiling.pixels_first for tiling in tilings(Shape(64, 24, 108, 48, 48, "float32"), 1, vector_unit(HOST), 8)
+    )
     _check_design_space(Convolution(), kernel, shapes, (1, 8, 8, 24), every)
 
 

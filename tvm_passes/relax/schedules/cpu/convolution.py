@@ -23,7 +23,7 @@ from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
 from tvm_passes.relax.schedules.cpu.elementwise import schedule_elementwise
 from tvm_passes.relax.schedules.cpu.lanes import apart, read_in_vectors, steps_at_once
-from tvm_passes.relax.schedules.cpu.tile_model import NEARBY, Shape, Tiling, asking_pays, tilings
+from tvm_passes.relax.schedules.cpu.tile_model import NEARBY, Shape, Tiling, asking_pays, bytes_apart, tilings
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit, vector_widths
 
 
@@ -40,7 +40,9 @@ class Convolution(DesignSpaceRule[FusedOperator, Tiling]):
         data = input_shape(schedule, operator)
         depth, pixels = math.prod(window) * inputs, n * y * x
         dtype = widest_type(schedule, operator.reduction)
-        shape = Shape(pixels, channels, depth, value_bytes(dtype) * min(math.prod(data) // pixels, depth), dtype)
+        pixel_bytes = value_bytes(dtype) * min(math.prod(data) // pixels, depth)
+        between = bytes_apart(tuple(window), -(-data[2] // x), data[3], dtype)
+        shape = Shape(pixels, channels, depth, pixel_bytes, between, dtype)
         lanes = schedule.get(operator.reduction).annotations.get(ANNOTATION)
         unit = vector_unit(target)
         if _steps_at_once(schedule, operator, unit) == 1:

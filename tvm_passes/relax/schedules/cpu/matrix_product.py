@@ -71,7 +71,8 @@ class MatrixProduct(DesignSpaceRule[Product, Tiling]):
         dtype, unit = widest_type(schedule, product.operator.reduction), vector_unit(target)
         # Inputs are read one by one, and all vectors are as wide.
         unit = dataclasses.replace(unit, by_lane=False, shorter_last=False)
-        shape = Shape(rows, outputs, inputs, value_bytes(dtype) * inputs, dtype)
+        row_bytes = value_bytes(dtype) * inputs
+        shape = Shape(rows, outputs, inputs, row_bytes, row_bytes, dtype)
         # The last tile of filled-up outputs has code of its own, where a task has all outputs of a product.
         apart = not product.filled or math.prod(batch) < unit.cores
         return [way for way in tilings(shape, 1, unit, channels_apart=apart, batch=math.prod(batch)) if way.copied]

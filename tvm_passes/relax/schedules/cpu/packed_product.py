@@ -36,7 +36,8 @@ class PackedProduct(DesignSpaceRule[FusedOperator, Tiling]):
         if steps_at_once(schedule, operator.reduction, unit) == 1:
             unit = dataclasses.replace(unit, by_lane=False)
         lanes = int(schedule.get(operator.reduction).annotations[ANNOTATION])
-        return tilings(Shape(rows, outputs, inputs, value_bytes(dtype) * inputs, dtype), 1, unit, lanes)
+        row_bytes = value_bytes(dtype) * inputs
+        return tilings(Shape(rows, outputs, inputs, row_bytes, row_bytes, dtype), 1, unit, lanes)
 
     def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Tiling, target: Target) -> None:
         """Computes tile by tile."""

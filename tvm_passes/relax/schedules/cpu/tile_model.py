@@ -6,11 +6,12 @@ and after a change (it compiles with its own checkout), and compare `ms a call`.
 constant, it is named beside it.
 """
 
+import math
 from dataclasses import dataclass
 
 from tvm_passes.relax.schedules.base.blocks import smallest_divisor
 from tvm_passes.relax.schedules.base.precision import value_bytes
-from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_widths
+from tvm_passes.relax.schedules.cpu.vector_unit import LINE_BYTES, WAY_BYTES, VectorUnit, vector_widths
 
 _NEAR = 16 << 10
 """Bytes of weights that stay in a core's first-level cache beside what streams through (`--network mobilenet_v2`)."""
@@ -26,6 +27,8 @@ _FILLED_GAIN = 1.08
 """How much quicker a convolution must be with more output channels than it has: only its map can be shared out then."""
 TASKS = 8
 """Of each core at least, where a map can be cut: a core that is slowed to half then makes the others wait little."""
+_CONFLICTS = 1.15
+"""How much longer a tile takes whose inputs push one another out of the first-level cache (docs/peers/avx512.md)."""
 _MOST_PIXELS, _MOST_VECTORS = 14, 5
 """Of a tile, to keep the ways few: more load less a product, but that is little by then."""
 
@@ -39,6 +42,7 @@ class Shape:
         channels: of the output, of all groups.
         depth: products that are summed for each value of the output.
         pixel_bytes: of the input, for each pixel of the output.
+        apart: bytes from what a pixel of the output reads to what the next in its row does (`bytes_apart`).
         dtype: of inputs, weights and results.
     """
 
@@ -46,6 +50,7 @@ class Shape:
     channels: int
     depth: int
     pixel_bytes: int
+    apart: int
     dtype: str
 
 
@@ -119,7 +124,7 @@ def tilings(
         even = cuts > 1 and shape.pixels % (tile_pixels * cuts) == 0
         return Tiling(tile_pixels, tile_channels, cuts, False, pixels_first=True) if even else None
 
-    ranked = ranked_tiles(shape.pixels, shape.channels // groups, shape.depth, unit, shape.dtype)
+    ranked = ranked_tiles(shape.pixels, shape.channels // groups, shape.depth, unit, shape.dtype, shape.apart)
     tiles = [tile for tile, _ in ranked if lanes in (None, tile[1])][:16]
     if lanes is None:
         ways = [
@@ -140,21 +145,23 @@ def tilings(
     return list(dict.fromkeys(found))
 
 
-def filled_channels(pixels: int, channels: int, depth: int, unit: VectorUnit, dtype: str) -> int | None:
+def filled_channels(
+    pixels: int, channels: int, depth: int, unit: VectorUnit, dtype: str, apart: int = LINE_BYTES
+) -> int | None:
     """To how many output channels it pays to fill up those of one group; None where it does not.
 
     It pays where only bad tiles divide them, as of 208 = 16 · 13. One pixel uses each weight once, and waits for them;
     where inputs are read in vectors, the vectors of weights are narrow enough for any number.
 
     Args:
-        pixels, channels, depth, unit, dtype: as `ranked_tiles`.
+        pixels, channels, depth, unit, dtype, apart: as `ranked_tiles`.
     """
     lanes = unit.lanes(dtype)
     if unit.by_lane or channels < lanes or pixels == 1:
         return None
 
     def cycles(computed: int) -> float:
-        (_, speed), *_ = ranked_tiles(pixels, computed, depth, unit, dtype)
+        (_, speed), *_ = ranked_tiles(pixels, computed, depth, unit, dtype, apart)
         return pixels * computed * depth / speed
 
     whole = -(-channels // lanes) * lanes
@@ -163,7 +170,7 @@ def filled_channels(pixels: int, channels: int, depth: int, unit: VectorUnit, dt
 
 
 def ranked_tiles(
-    pixels: int, channels: int, depth: int, unit: VectorUnit, dtype: str
+    pixels: int, channels: int, depth: int, unit: VectorUnit, dtype: str, apart: int = LINE_BYTES
 ) -> list[tuple[tuple[int, int], float]]:
     """How many output pixels × output channels to hold in registers, best first, and what to think of each.
 
@@ -176,6 +183,7 @@ def ranked_tiles(
         depth: products that are summed for each value of it.
         unit: of the CPU.
         dtype: of inputs, weights and results.
+        apart: as of a `Shape`.
     """
 
     def speed(tile_pixels: int, tile_channels: int) -> float:
@@ -189,6 +197,8 @@ def ranked_tiles(
                 return by_lane_cycles(pixels, tile_channels, unit, widths[0])
             loads = pixels + len(widths)
             computing = max(pixels * len(widths) / unit.products, loads / unit.loads, unit.latency)
+            if _lines_of_a_set(pixels, apart) > unit.near_ways:
+                computing *= _CONFLICTS
             return max(computing, weight_bytes / rate) + value_bytes(dtype) * pixels / unit.input_rate
 
         # What runs over the end is split off, and takes less.
@@ -214,6 +224,19 @@ def ranked_tiles(
     ]
     speeds = {tile: speed(*tile) for tile in candidates}
     return sorted(speeds.items(), key=lambda one: one[1], reverse=True)
+
+
+def bytes_apart(window: tuple[int, ...], stride: int, channels: int, dtype: str) -> int:
+    """`Shape.apart` of a convolution of so many input channels.
+
+    Of windows of several pixels a line: what was measured of them is explained by weights alone.
+    """
+    return value_bytes(dtype) * stride * channels if math.prod(window) == 1 else LINE_BYTES
+
+
+def _lines_of_a_set(pixels: int, apart: int) -> int:
+    """How many of the lines in which pixels so many bytes apart lie must share a set of the first-level cache."""
+    return -(-pixels * math.gcd(apart, WAY_BYTES) // WAY_BYTES)
 
 
 def by_lane_cycles(tile_pixels: int, tile_channels: int, unit: VectorUnit, lanes: int) -> float:

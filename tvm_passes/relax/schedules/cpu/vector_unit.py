@@ -13,6 +13,7 @@ from tvm_passes.relax.schedules.base.blocks import widest_vector
 from tvm_passes.relax.schedules.base.precision import value_bytes
 
 LINE_BYTES = 64  # Of the caches of x86-64 and of nearly every 64-bit ARM core.
+WAY_BYTES = 4096  # Of first-level caches of x86-64: lines as far apart share a set.
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class VectorUnit:
     """Bytes of weights that arrive in a cycle when they are used first; infinite where that is no limit."""
     input_rate: float = math.inf
     """Bytes of the input for which a core waits a cycle; infinite where it waits for none."""
+    near_ways: float = math.inf
+    """Lines that a set of the first-level cache holds; infinite where that was not looked at."""
     cache_bytes: int = 0
     """Of a core's second-level cache, where it is known to be large; else 0."""
 
@@ -104,6 +107,7 @@ def vector_unit(target: Target) -> VectorUnit:
             far_rate=28,
             first_rate=8,
             input_rate=20,
+            near_ways=8,
             cache_bytes=1 << 20,
         )
     if target_has_features("avx", target):
