@@ -168,8 +168,11 @@ def chosen_engines(names: Sequence[str] | None, trials: int, precision: Precisio
     chosen = [engine for engine in ENGINES_OF[precision] if names is None or engine.name in names]
     if not chosen:
         sys.exit(f"error: none of {', '.join(names or ())} is compared in {precision}.")
-    if not trials and names is not None and "ksm-hw-tuned" in names:
+    tuned = [engine for engine in chosen if engine.variant == "tuned"]
+    if not trials and names is not None and tuned:
         sys.exit("error: ksm-hw-tuned needs --tune TRIALS.")
+    if trials and not tuned:
+        sys.exit("error: --tune is for ksm-hw-tuned, which is compared in float32, and is not among these engines.")
     return tuple(engine for engine in chosen if engine.variant != "tuned" or trials)
 
 
@@ -251,6 +254,8 @@ def main() -> int:
     arguments, messages = parse_arguments(), Console(stderr=True)
     # Ended from outside it keeps what was measured, as it does after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if arguments.multitask and arguments.precision != "float32":
+        sys.exit("error: many tasks are compared in float32. Leave --precision out, or --multitask.")
     if too_many := [count for count in arguments.threads or [] if count > available_cores()]:
         sys.exit(f"error: {too_many[0]} threads on {available_cores()} cores would only get in each other's way.")
     record = Record(arguments.output, facts_of_run(arguments))

@@ -43,7 +43,7 @@ from tvm_passes.relax.fold_task_mask import MaskLayout
 from tvm_passes.relax.join_tasks import TaskFunctions
 from tvm_passes.relax.kernels.mask_decoding import LANES
 from tvm_passes.relax.pipeline import fold_tasks, plan_memory, schedule_kernels
-from tvm_passes.relax.schedules.base.tuned import TunedSchedule
+from tvm_passes.relax.schedules.base.tuned import TunedSchedule, UnusableRecord
 from tvm_passes.unknown_dtype import UnknownDtype
 
 if LANES > FEWEST_SOFT_VALUES:
@@ -93,7 +93,8 @@ def compile_through_relax(
     for part in _baked(folded, written, on_step) if fold == "bake" else [folded]:
         task = next(iter(part.functions)) if fold == "bake" else ""
         with _phases(written, task), _known_dtypes(bundle.backbone):
-            planned = _plan(part.module, builder.target, precision, records, on_step)
+            with _usable_records(tuned):
+                planned = _plan(part.module, builder.target, precision, records, on_step)
             on_step("build")
             built = builder.build(planned)
         if written is not None:
@@ -131,6 +132,18 @@ def _known_dtypes(backbone: str) -> Iterator[None]:
         yield
     except UnknownDtype as error:
         raise UserError(f"{error} So {backbone} cannot be compiled in this precision. Use float32.") from error
+
+
+@contextlib.contextmanager
+def _usable_records(tuned: Path | None) -> Iterator[None]:
+    """Around scheduling: a record of a folder that cannot be applied is bad input."""
+    try:
+        yield
+    except UnusableRecord as error:
+        raise UserError(
+            f"The records in {tuned} are damaged, or of another version of ksm-hw ({error}). Tune again, into another "
+            "folder."
+        ) from error
 
 
 def _phases(dump: Dump | None, task: str = "") -> contextlib.AbstractContextManager[None]:

@@ -34,6 +34,7 @@ from peers.serve import judged
 from peers.stored import read_results
 from peers.tables import latency_table, machine_class, markdown, noise_line, overview, task_table
 
+PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "peers.py"
 FACTS = {
     "command": "peers.py",
     "date": "2026-01-01",
@@ -138,7 +139,7 @@ def test_what_was_measured_elsewhere_is_shown_as_it_was_measured(tmp_path, monke
     # A machine of another class writes files of its own, and a page of both.
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(threads, "1")  # The program sets them for its process.
-    record_of = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "peers.py"))["Record"]
+    record_of = runpy.run_path(str(PROGRAM))["Record"]
     facts = FACTS | {"cpu_flags": ["avx512f"], "multitask": False, "precision": "float32"}
     record_of(tmp_path, facts, [result("one", 5)]).write()
     text = (tmp_path / "peers.md").read_text()
@@ -220,6 +221,25 @@ def test_the_reason_of_a_failure_is_the_last_line_that_names_an_error():
     assert last_words("start\nValueError: no such operator\n  at line 3\n") == "ValueError: no such operator"
     assert last_words("one\ntwo\n") == "two"
     assert last_words("") == "it wrote nothing"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--precision", "int8", "--tune", "600"], "--tune is for ksm-hw-tuned"),
+        (["--engines", "openvino", "--tune", "600"], "--tune is for ksm-hw-tuned"),
+        (["--engines", "ksm-hw-tuned"], "needs --tune TRIALS"),
+        (["--precision", "int8", "--engines", "ncnn"], "none of ncnn is compared in int8"),
+        (["--precision", "int8", "--multitask"], "compared in float32"),
+    ],
+)
+def test_what_would_not_be_done_is_said(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["peers.py", "-o", str(tmp_path), *options])
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_path(str(PROGRAM), run_name="__main__")
+    assert not any(tmp_path.iterdir())
 
 
 def test_every_engine_has_a_file_and_an_environment_with_pinned_packages():

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import board_processes
@@ -124,6 +124,39 @@ def test_records_of_one_precision_are_none_of_the_other(tiny: Bundle, tuned: Tun
     refused(r"hold none .* in int8 .* --precision int8", of_float32, precision="int8")
     with pytest.raises(UserError, match=r"was tuned for target 'host'.*'rpi4' is"):
         compile_bundle(tiny, load_target("rpi4"), tmp_path / "artifact", tuned=tuned.folder, precision="int8")
+
+
+def with_ways(tuned: Tuned, folder: Path, change: Callable[[list[int]], list[int]]) -> Path:
+    """A copy of the records, of which all but the first of each kernel say another way, and that it is the fastest."""
+    shutil.copytree(tuned.folder, folder)
+    lines = [json.loads(line) for line in (folder / RECORDS).read_text().splitlines()]
+    first = {line[0]: str(line[1][0]) for line in reversed(lines)}
+    for line in lines:
+        if str(line[1][0]) != first[line[0]]:
+            (note,) = (inner for inner in line[1][0][0] if inner[0] == "Annotate")
+            note[1][1], line[1][1] = change(note[1][1]), [1e-9]
+    (folder / RECORDS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda way: [*way, 1], lambda way: way[:-1], lambda way: [0] * len(way), lambda way: [10**6] * len(way)],
+    ids=["longer", "shorter", "zeros", "too large"],
+)
+def test_records_of_ways_that_a_kernel_has_not(
+    change: Callable[[list[int]], list[int]], tiny: Bundle, tuned: Tuned, tmp_path: Path
+) -> None:
+    folder = with_ways(tuned, tmp_path / "records", change)
+    with pytest.raises(UserError, match=r"are damaged, or of another version of ksm-hw .* is no way to compute"):
+        compile_bundle(tiny, load_target("host"), tmp_path / "artifact", tuned=folder, precision="int8")
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_a_tune_goes_on_from_ways_that_are_no_candidates(tiny: Bundle, tuned: Tuned, tmp_path: Path) -> None:
+    folder = with_ways(tuned, tmp_path / "records", lambda way: [*way[:-1], way[-1] + 7])
+    result = tune(only(tiny, "element-task"), load_target("host"), folder, trials=TRIALS + 4, precision="int8")
+    assert (result.trials, result.measured, result.failed) == (TRIALS + 4, 4, 0)
 
 
 def test_what_int8_cannot_do_is_told_before_anything_is_tuned(bundle: Bundle, tiny: Bundle, tmp_path: Path) -> None:

@@ -164,6 +164,13 @@ def tiling(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile:
     return Tiling(tile.rows, tile.columns, tile.vectors, max(1, bands // wanted), blocks_of_task)
 
 
+def is_tiling(shape: IntegerConvolution, vectors: IntegerVectors, way: Tiling) -> bool:
+    """Whether a way whose numbers are above 0 computes all that there is, from registers."""
+    _, bands, blocks = _whole(shape, vectors, way.tile)
+    in_registers = way.rows * way.columns * way.vectors <= vectors.registers
+    return in_registers and way.bands <= bands and blocks % way.blocks == 0
+
+
 def _otherwise_cut(shape: IntegerConvolution, vectors: IntegerVectors, way: Tiling) -> list[Tiling]:
     """The same tile with half and twice the bands and blocks of a task, or about so many."""
     _, bands, blocks = _whole(shape, vectors, way.tile)

@@ -90,11 +90,16 @@ def strips(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> It
     batch, _, columns, channels = shape.result
     bands = _bands(shape, vectors)
     band_bytes = rows_together(shape, vectors) * shape.strides[0] * shape.data[2] * channels
-    of_task = max(1, min(_COPY_BYTES // band_bytes, batch * bands // (_TASKS * cores)))
+    of_task = max(1, min(_COPY_BYTES // band_bytes, batch * bands // (_TASKS * cores), bands))
     numbers = dict.fromkeys([of_task, max(1, of_task // 2), min(bands, of_task * 2), min(bands, of_task * 4)])
     # Of widths that cut a row into as many tiles one.
     widths = {-(-columns // most): most for most in reversed(_COLUMNS)}
     return (Strip(width, number) for number in numbers for width in reversed(widths.values()))
+
+
+def is_strip(shape: IntegerConvolution, vectors: IntegerVectors, way: Strip) -> bool:
+    """Whether a way whose numbers are above 0 is one whose code and copies are of a size that may be asked for."""
+    return way.columns <= max(_COLUMNS) and way.bands <= _bands(shape, vectors)
 
 
 def _bands(shape: IntegerConvolution, vectors: IntegerVectors) -> int:

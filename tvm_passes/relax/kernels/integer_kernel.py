@@ -6,7 +6,7 @@ computed, and not how some version of this program wrote it.
 """
 
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, fields
 from typing import Any, TypeAlias
 
 from tvm import te, tirx
@@ -14,8 +14,8 @@ from tvm.s_tir import SBlockRealize
 
 from tvm_passes.relax.kernels import integer_convolution as convolution
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
-from tvm_passes.relax.kernels.integer_convolution import Tiling, integer_convolution, tilings
-from tvm_passes.relax.kernels.integer_depthwise import Strip, integer_depthwise, strips
+from tvm_passes.relax.kernels.integer_convolution import Tiling, integer_convolution, is_tiling, tilings
+from tvm_passes.relax.kernels.integer_depthwise import Strip, integer_depthwise, is_strip, strips
 from tvm_passes.relax.kernels.integer_function import CONVOLUTION
 from tvm_passes.relax.kernels.integer_packing import IntegerPacking
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
@@ -71,11 +71,34 @@ def numbers_of(way: Way) -> list[int]:
     return list(astuple(way))
 
 
+def noted_way(function: tirx.PrimFunc, shape: IntegerConvolution, vectors: IntegerVectors) -> Way:
+    """The way that a description's root block notes.
+
+    Raises:
+        ValueError: it is none of the kernel's.
+    """
+    kind: type[Way] = Strip if shape.is_depthwise else Tiling
+    noted = function.body.block.annotations.get(WAY)
+    try:
+        numbers = [*map(int, noted)]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) == len(fields(kind)) and min(numbers) > 0:
+        way, vectors = kind(*numbers), shape.instructions(vectors)
+        if is_strip(shape, vectors, way) if isinstance(way, Strip) else is_tiling(shape, vectors, way):
+            return way
+    raise ValueError(f"{noted} is no way to compute {shape}")
+
+
 def written(function: tirx.PrimFunc, vectors: IntegerVectors) -> tirx.PrimFunc:
-    """The kernel of a description whose way was chosen; all other functions as they are."""
+    """The kernel of a description whose way was chosen; all other functions as they are.
+
+    Raises:
+        ValueError: as `noted_way`.
+    """
     shape = described_convolution(function)
     if shape is None:
         return function
-    way = (Strip if shape.is_depthwise else Tiling)(*map(int, function.body.block.annotations[WAY]))
+    way = noted_way(function, shape, vectors)
     kernel = integer_kernel(shape, vectors, way, real=str(function.params[-1].ty.dtype) == "float32")
     return kernel.with_attrs(dict(function.attrs))

@@ -5,17 +5,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.meta_schedule.database import Database, TuningRecord
 from tvm.s_tir.schedule import Trace
 from tvm.target import Target
 
+from tvm_passes.relax.kernels.integer_kernel import described_convolution, noted_way
+from tvm_passes.relax.kernels.integer_vectors import integer_vectors
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 
 # MetaSchedule's mark of a measurement that failed is a run of 1e10 seconds.
 LONGEST_RUN = 1e9
 _ALL = 1 << 20  # Records of one function, at most.
+
+
+@tvm_ffi.register_error  # TVM calls the passes: of errors that it does not know only the message comes through.
+class UnusableRecord(ValueError):
+    """A record of an operator says what cannot be done to it. Its only argument is the message."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,25 @@ class TunedSchedule(DesignSpaceRule[Measured, Measured]):
         """What was measured."""
         return [operator]
 
-    def apply_way(self, schedule: Schedule, _operator: Measured, way: Measured, _target: Target) -> None:
-        """Does what was recorded."""
-        way.trace.apply_to_schedule(schedule, remove_postproc=False)
+    def apply_way(self, schedule: Schedule, _operator: Measured, way: Measured, target: Target) -> None:
+        """Does what was recorded.
+
+        Raises:
+            UnusableRecord: it cannot be done.
+        """
+        try:
+            way.trace.apply_to_schedule(schedule, remove_postproc=False)
+            _check_described(schedule.mod["main"], target)
+        except Exception as error:  # TVM's are of many kinds.
+            raise UnusableRecord((str(error).strip().splitlines() or [repr(error)])[-1]) from error
         self.applied += 1
+
+
+def _check_described(function: tirx.PrimFunc, target: Target) -> None:
+    """Checks what a description notes (`kernels/integer_kernel.py`): its loops are written much later."""
+    shape, vectors = described_convolution(function), integer_vectors(target)
+    if shape is not None and vectors is not None:
+        noted_way(function, shape, vectors)
 
 
 def fastest(records: Sequence[TuningRecord]) -> Measured | None:
