@@ -136,7 +136,11 @@ def parse_arguments() -> argparse.Namespace:
         "--repeats", type=int, default=3, help="of a noisy turn, at most; default: 3; 0 on a busy machine"
     )
     parser.add_argument(
-        "--tune", type=int, default=0, metavar="TRIALS", help="tune ksm-hw so long before, and measure that as well"
+        "--tune",
+        type=positive,
+        default=0,
+        metavar="TRIALS",
+        help="tune ksm-hw so long before, and measure that too",
     )
     made = parser.add_mutually_exclusive_group()
     made.add_argument("--prepare", action="store_true", help="make and compile what is measured, and measure nothing")
