@@ -60,6 +60,8 @@ class Session(DeviceSession):
         hold_while_forking(self._lock)
         self._weights: Tensors = []  # In the order that `main` takes them.
         self._kept: OrderedDict[str, Tensors] = OrderedDict()
+        # Held, for a heap that each batch was allocated in anew grew by several of them.
+        self._images = tvm.runtime.empty(uploaded.manifest.input_shape, "float32", uploaded.device)
         # As the virtual machine takes them: to make that of a list at each switch takes as long as some layers.
         self._rewrite_arguments = {name: tvm_ffi.convert(task.parameters) for name, task in uploaded.tasks.items()}
 
@@ -167,7 +169,7 @@ class Session(DeviceSession):
                 self.switch(task)
             entry, weights = self.manifest.tasks[self.task], self._live_weights()
             with self._working():
-                logits = self._machine[entry.main](self._uploaded(images), *weights)
+                logits = self._machine[entry.main](self._images.copyfrom(images), *weights)
                 return logits.numpy()[:, : len(self.descriptions[self.task].classes)]
 
     @survives_forks
@@ -181,7 +183,7 @@ class Session(DeviceSession):
         """See `DeviceSession`."""
         with self._lock, self._working():
             entry, weights = self.manifest.tasks[self.task], self._live_weights()
-            images = self._uploaded(np.zeros(self.manifest.input_shape, np.float32))
+            images = self._images.copyfrom(np.zeros(self.manifest.input_shape, np.float32))
             evaluator = self._machine.module.time_evaluator(entry.main, self._device, number=1, repeat=repeats)
             return [float(seconds) for seconds in evaluator(images, *weights).results]
 
@@ -189,7 +191,7 @@ class Session(DeviceSession):
     def trace_run(self, instrument: Callable[..., None], images: npt.NDArray[np.float32] | None = None) -> None:
         """See `DeviceSession`."""
         with self._lock, self._working():
-            data = self._uploaded(np.zeros(self.manifest.input_shape, np.float32) if images is None else images)
+            data = self._images.copyfrom(np.zeros(self.manifest.input_shape, np.float32) if images is None else images)
             weights = self._live_weights()
             self._machine.set_instrument(instrument)
             try:

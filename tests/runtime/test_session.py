@@ -134,6 +134,19 @@ def test_a_thousand_switches_change_no_logit_and_take_no_memory(
     assert growth < 5e6
 
 
+def test_a_batch_takes_the_memory_of_the_one_before(
+    session: Session, images: list[np.ndarray], expected: dict[str, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*arguments: object) -> None:
+        raise AssertionError("a tensor was made")
+
+    for function in ("tensor", "empty"):
+        monkeypatch.setattr(tvm.runtime, function, make)
+    for batch, logits in zip(images, expected[session.task], strict=True):
+        assert np.array_equal(session.run(batch), logits)
+        assert np.array_equal(session.run(np.asfortranarray(batch)), logits)
+
+
 def test_a_switch_takes_the_memory_of_the_weights_that_it_replaces(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
