@@ -77,14 +77,16 @@ def tune(
         raise UserError(f"Relay tunes in float32, and {precision} was asked for. Use --ir relax.")
     check_records_folder(output)
     compile_target = load_target(target, file=target_file, arch=arch, host=host_cpu)
+    if ir == "relay":
+        from ksm_hw.compiler.relay.tune import check_target, tune_through_relay
+
+        check_target(compile_target)
     address = board_address(tracker, key, host)
     if address is None:
         check_runs_here(compile_target)
     loaded = select_tasks(load_bundle(bundle or shipped_bundle()), task)
     with messages.status("import the compiler"):
         if ir == "relay":
-            from ksm_hw.compiler.relay.tune import tune_through_relay
-
             tune_bundle: Callable[..., TuneResult] = partial(tune_through_relay, tuner=tuner or "autotvm")
         else:
             collect_garbage_less_often()

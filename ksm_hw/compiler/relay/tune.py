@@ -20,6 +20,12 @@ from ksm_hw.toolchains.linker import architecture_of, linker_command
 from ksm_hw.toolchains.targets import CompileTarget, on_fast_cores
 
 
+def check_target(target: CompileTarget) -> None:
+    """Raises a UserError if operators are not tuned for a target through Relay: it is no CPU."""
+    if target.device != "cpu":
+        raise UserError(f"--ir relay tunes for CPUs, and '{target.name}' is for {target.device}. Use --ir relax.")
+
+
 def tune_through_relay(
     bundle: Bundle,
     target: CompileTarget,
@@ -38,10 +44,9 @@ def tune_through_relay(
         bundle, target, output, trials, board, batch, on_progress: as `tune`.
 
     Raises:
-        UserError: as `tune`; Relay is not installed here or on the board; the target is no CPU.
+        UserError: as `tune` and `check_target`; Relay is not installed here or on the board.
     """
-    if target.device != "cpu":
-        raise UserError(f"--ir relay tunes for CPUs, and '{target.name}' is for {target.device}. Use --ir relax.")
+    check_target(target)
     check_installed()
     target = on_fast_cores(target)
     link = linker_command(architecture_of(target.cpu))
