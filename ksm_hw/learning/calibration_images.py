@@ -35,24 +35,23 @@ def calibration_batches(data: str, preprocessing: Preprocessing, count: int | No
         UserError: there are fewer images, no such folder or set, or an image cannot be read.
     """
     if data in REGISTERED or (Path(data) / "train").is_dir() or not os.path.exists(data):
-        split = load_task_data(data).train
-        return split_batches(split, preprocessing, min(IMAGES, len(split)) if count is None else count, data)
+        return split_batches(load_task_data(data).train, preprocessing, data, count)
     files = image_files([Path(data)])
-    count = min(IMAGES, len(files)) if count is None else count
-    chosen = [files[index] for index in _chosen(len(files), count, data)]
+    chosen = [files[index] for index in _chosen(len(files), data, count)]
     return (batch for _, batch in read_batches(chosen, preprocessing, _BATCH))
 
 
-def split_batches(split: ImageSplit, preprocessing: Preprocessing, count: int, name: str) -> Batches:
+def split_batches(split: ImageSplit, preprocessing: Preprocessing, name: str, count: int | None = None) -> Batches:
     """The same, of the images of a split; `name` says in an error whose they are."""
-    chosen = _chosen(len(split), count, name)
+    chosen = _chosen(len(split), name, count)
     return (
         preprocess_batch([split[index][0] for index in chosen[start : start + _BATCH]], preprocessing)
-        for start in range(0, count, _BATCH)
+        for start in range(0, len(chosen), _BATCH)
     )
 
 
-def _chosen(there_are: int, count: int, name: str) -> list[int]:
+def _chosen(there_are: int, name: str, count: int | None) -> list[int]:
+    count = min(IMAGES, there_are) if count is None else count
     if there_are < count:
         raise UserError(
             f"{name} has {there_are} images to calibrate on, and {count} were asked for. Give more, or --images "

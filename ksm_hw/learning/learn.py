@@ -28,7 +28,7 @@ from ksm_hw.masks.task_pack import TaskPack
 from ksm_hw.models.backbones import backbone_tensors, maskable_layers
 from ksm_hw.quantising.calibrate import NoRange, observed_ranges
 from ksm_hw.quantising.network import Network
-from ksm_hw.quantising.observers import DEFAULT_OBSERVER, IMAGES
+from ksm_hw.quantising.observers import DEFAULT_OBSERVER
 from ksm_hw.quantising.rounded_network import RoundedNetwork, learned_weights
 
 
@@ -140,7 +140,7 @@ def rounded_network(
         UserError: an image cannot be read.
         NotFinite: it computes values that are too large or not finite.
     """
-    batches = split_batches(images, preprocessing, min(IMAGES, len(images)), task)
+    batches = split_batches(images, preprocessing, task)
     try:
         ranges = observed_ranges(operators, learned_weights(operators, network), batches, DEFAULT_OBSERVER, task)
     except NoRange as error:

@@ -46,7 +46,7 @@ from ksm_hw.models.backbones import default_preprocessing, maskable_layers
 from ksm_hw.models.task_module import task_module
 from ksm_hw.quantising.calibrate import calibrate
 from ksm_hw.quantising.network import NotQuantisable, operators_of
-from ksm_hw.quantising.observers import DEFAULT_CORRECTION, DEFAULT_OBSERVER, IMAGES, BiasCorrection
+from ksm_hw.quantising.observers import DEFAULT_CORRECTION, DEFAULT_OBSERVER, BiasCorrection
 
 SAMPLES = 10  # Test images of a task that a bundle carries, so that `verify` and `make demo` have real input.
 _SAMPLE_SIDE = 256  # Samples are shrunk to this longer side, in pixels, for they travel with every artifact.
@@ -240,7 +240,7 @@ def _calibrated(folder: Path, bundle: Bundle, pack: TaskPack, data: TaskData, op
     correction: BiasCorrection = DEFAULT_CORRECTION if options.precision == "float32" else "none"
     try:
         images = learned_and_held_out(data, options)[0].train
-        batches = split_batches(images, pack.preprocessing, min(IMAGES, len(images)), data.name)
+        batches = split_batches(images, pack.preprocessing, data.name)
         found = calibrate(bundle, pack, batches, DEFAULT_OBSERVER, correction=correction)
         return add_calibration(folder, pack, found)
     except NotQuantisable as error:

@@ -24,7 +24,7 @@ from tvm_passes.relax.schedules.base.blocks import (
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
 from tvm_passes.relax.schedules.base.matrix_product_match import match_matrix_product
 from tvm_passes.relax.schedules.base.precision import value_bytes, widest_type
-from tvm_passes.relax.schedules.cpu.tile_model import Shape, Tiling, tilings
+from tvm_passes.relax.schedules.cpu.tile_model import Tiling, product_shape, tilings
 from tvm_passes.relax.schedules.cpu.vector_unit import VectorUnit, vector_unit
 
 FEWEST_ROWS, _FEWEST_ROWS_FROM_FAR, _FAR_BYTES = 8, 16, 32 << 20
@@ -71,8 +71,7 @@ class MatrixProduct(DesignSpaceRule[Product, Tiling]):
         dtype, unit = widest_type(schedule, product.operator.reduction), vector_unit(target)
         # Inputs are read one by one, and all vectors are as wide.
         unit = dataclasses.replace(unit, by_lane=False, shorter_last=False)
-        row_bytes = value_bytes(dtype) * inputs
-        shape = Shape(rows, outputs, inputs, row_bytes, row_bytes, dtype)
+        shape = product_shape(rows, outputs, inputs, dtype)
         # The last tile of filled-up outputs has code of its own, where a task has all outputs of a product.
         apart = not product.filled or math.prod(batch) < unit.cores
         return [way for way in tilings(shape, 1, unit, channels_apart=apart, batch=math.prod(batch)) if way.copied]

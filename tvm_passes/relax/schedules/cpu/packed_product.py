@@ -9,10 +9,10 @@ from tvm.target import Target
 from tvm_passes.relax.kernels.packed_convolution import ANNOTATION
 from tvm_passes.relax.schedules.base.blocks import FusedOperator, extents, match_reduction
 from tvm_passes.relax.schedules.base.design_space import DesignSpaceRule
-from tvm_passes.relax.schedules.base.precision import is_modelled, value_bytes, widest_type
+from tvm_passes.relax.schedules.base.precision import is_modelled, widest_type
 from tvm_passes.relax.schedules.cpu.convolution import compute_tiles
 from tvm_passes.relax.schedules.cpu.lanes import steps_at_once
-from tvm_passes.relax.schedules.cpu.tile_model import Shape, Tiling, tilings
+from tvm_passes.relax.schedules.cpu.tile_model import Tiling, product_shape, tilings
 from tvm_passes.relax.schedules.cpu.vector_unit import vector_unit
 
 
@@ -36,8 +36,7 @@ class PackedProduct(DesignSpaceRule[FusedOperator, Tiling]):
         if steps_at_once(schedule, operator.reduction, unit) == 1:
             unit = dataclasses.replace(unit, by_lane=False)
         lanes = int(schedule.get(operator.reduction).annotations[ANNOTATION])
-        row_bytes = value_bytes(dtype) * inputs
-        return tilings(Shape(rows, outputs, inputs, row_bytes, row_bytes, dtype), 1, unit, lanes)
+        return tilings(product_shape(rows, outputs, inputs, dtype), 1, unit, lanes)
 
     def apply_way(self, schedule: Schedule, operator: FusedOperator, way: Tiling, target: Target) -> None:
         """Computes tile by tile."""

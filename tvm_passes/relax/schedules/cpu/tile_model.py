@@ -226,6 +226,12 @@ def ranked_tiles(
     return sorted(speeds.items(), key=lambda one: one[1], reverse=True)
 
 
+def product_shape(rows: int, outputs: int, inputs: int, dtype: str) -> Shape:
+    """The shape of a matrix product, whose rows are pixels that lie one behind the other."""
+    row_bytes = value_bytes(dtype) * inputs
+    return Shape(rows, outputs, inputs, row_bytes, row_bytes, dtype)
+
+
 def bytes_apart(window: tuple[int, ...], stride: int, channels: int, dtype: str) -> int:
     """`Shape.apart` of a convolution of so many input channels.
 
