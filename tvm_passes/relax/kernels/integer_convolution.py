@@ -26,6 +26,7 @@ from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 _NEARBY = 512 << 10  # Bytes of weights that stay in a second-level cache.
 _NEAR = 24 << 10  # Bytes of a tile's weights that stay in a first-level cache.
 _TASKS = 8  # Of each core, at least, where rows are enough.
+_COPIED = 128 << 10  # Values of pixels that a task copies, so that they stay in a second-level cache.
 _HEAVY = 1 << 19  # Products that are worth a second core, even if its tasks share rows.
 _OTHERWISE_CUT = 4  # Tiles, the best ones, of which other tasks are worth a measurement too.
 # Of the model of a tile: bytes of weights that arrive in a cycle from the second-level cache, and cycles for each
@@ -161,6 +162,8 @@ def tiling(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile:
         most = min(most, blocks * batch * bands // cores)
     blocks_of_task = next((number for number in range(most, 1, -1) if blocks % number == 0), 1)
     wanted = -(-_TASKS * cores // (batch * (blocks // blocks_of_task)))
+    if shape.is_flat and not shape.is_direct(vectors):
+        bands = min(bands, wanted * (_COPIED // (tile.rows * shape.data[3])))
     return Tiling(tile.rows, tile.columns, tile.vectors, max(1, bands // wanted), blocks_of_task)
 
 

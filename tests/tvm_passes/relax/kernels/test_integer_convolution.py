@@ -108,6 +108,14 @@ def test_heavy_layers_have_a_task_for_each_core_at_any_image_size(cpu: str) -> N
             assert shape.products < 1 << 19 or math.prod(found) >= cores, (shape, found)
 
 
+def test_a_task_copies_no_more_pixels_than_stay_near() -> None:
+    vectors = integer_vectors(tvm.target.Target({"kind": "llvm", "mcpu": "haswell"}))
+    assert vectors is not None
+    for size, channels in [(160, 96), (640, 32), (1024, 8), (7, 4096)]:
+        way = next(tilings(IntegerConvolution((1, size, size, channels), (1, 1), 24), vectors, 1))
+        assert way.bands == 1 or way.bands * way.tile.rows * channels * 2 <= 256 << 10
+
+
 def assert_computed_on_a_core(instruction: str, names: list[str], tuned: list[str], folder: Path) -> None:
     """As NumPy does, by the instruction; where none is of matrices, depthwise or too little, by that of one pixel."""
     description, core = ARM64[instruction]
