@@ -36,6 +36,7 @@ from tvm_passes.relax.fuse_expansions import FuseExpansions
 from tvm_passes.relax.fuse_weight_rewrite import FuseWeightRewrite
 from tvm_passes.relax.join_tasks import TaskFunctions, join_tasks
 from tvm_passes.relax.kernels.integer_vectors import integer_vectors
+from tvm_passes.relax.legalise_take import legalise_take
 from tvm_passes.relax.loops.allocate_on_stack import AllocateOnStack
 from tvm_passes.relax.loops.lower_loops import LowerLoops
 from tvm_passes.relax.loops.neon_moves import NeonMoves
@@ -107,7 +108,7 @@ def fuse_kernels(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModul
     """Phase kernels, of a module as `fold_tasks` leaves it: from relax ops to fused loops."""
     passes = [
         *([FuseWeightRewrite(target)] if "cpu" in target.keys else []),
-        transform.LegalizeOps(),
+        transform.LegalizeOps({"relax.take": legalise_take}),
         transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),
         transform.FuseOps(),
