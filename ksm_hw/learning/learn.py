@@ -214,7 +214,8 @@ def _measured(
 def _check_data(data: TaskData) -> None:
     """Whether there is something to learn."""
     if len(data.classes) < 2:
-        raise UserError(f"A task tells at least 2 classes apart; {data.name} has {', '.join(data.classes) or 'none'}.")
+        there_are = f"one, '{data.classes[0]}'" if data.classes else "none"
+        raise UserError(f"A task tells at least 2 classes apart; {data.name} has {there_are}.")
     for split, fewest, name in ((data.train, 2, "training"), (data.test, 1, "test")):
         if len(split) < fewest:
             raise UserError(f"{data.name} has {len(split)} {name} images; a task needs at least {fewest}.")

@@ -393,7 +393,7 @@ def test_after_a_divergence_learning_goes_on_with_lower_rates(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (dataclasses.replace(digits(), classes=("0",)), "at least 2 classes"),
+        (dataclasses.replace(digits(), classes=("0",)), "at least 2 classes apart; .* has one, '0'"),
         (digits(train=1), "1 training images"),
         (digits(test=0), "0 test images"),
     ],
