@@ -318,8 +318,9 @@ class _Quantiser:
         parameters = self._kernel("addition_parameters", kernels.addition_parameters, quantisations)
         bounds = self._kernel("result_bounds", kernels.result_bounds, [into], clamp)
         arguments, shape = [left.value, right.value, parameters, bounds], tuple(_shape_of(left.value))
-        if fills_vectors(shape, self.vectors):
-            call = self._written("add", lambda: integer_addition(shape, self.vectors, self.cores),
+        vectors = self.vectors
+        if vectors is not None and fills_vectors(shape, vectors):
+            call = self._written("add", lambda: integer_addition(shape, vectors, self.cores),
                                  (integer_addition, shape), arguments)  # fmt: skip
             value = self.builder.emit(call, re.sub(r"\W", "_", name))
         else:

@@ -18,9 +18,9 @@ from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
 _OF_TASK = 8 << 10  # Bytes that are worth a second core.
 
 
-def fills_vectors(shape: tuple[int, ...], vectors: IntegerVectors | None) -> bool:
-    """Whether a CPU has vectors that tensors of a shape fill."""
-    return vectors is not None and math.prod(shape) >= PACKED * vectors.lanes
+def fills_vectors(shape: tuple[int, ...], vectors: IntegerVectors) -> bool:
+    """Whether tensors of a shape have as many values as become bytes together."""
+    return math.prod(shape) >= PACKED * vectors.lanes
 
 
 def integer_addition(shape: tuple[int, ...], vectors: IntegerVectors, cores: int) -> tirx.PrimFunc:
