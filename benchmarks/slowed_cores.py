@@ -92,6 +92,10 @@ def measure(name: str, rounds: int, cores: Sequence[int]) -> list[dict[str, Any]
     logits = set()
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(board(artifacts_of(prepare_network(name))))
+        if process.facts["equal_parts"] != [way == "equal parts" for way in WAYS]:
+            raise EngineError(
+                f"{NETWORKS[name]}: its artifacts do not give out loops as they should. Compile them again."
+            )
         threads = stack.enter_context(slowed_threads(process.facts["threads"]))
         stack.enter_context(ticking(cores))
         for place, thread in enumerate(process.facts["threads"]):

@@ -2,11 +2,12 @@
 
     python -m slowed_cores.board CORES ARTIFACT...
 
-answers with a line of JSON that has the system's numbers of the threads, the caller's first, and then with a line for
-each line that it reads: seconds of an inference of the artifact of a number, and the SHA-256 of its logits. All
-artifacts run on the same threads.
+answers with a line of JSON that has the system's numbers of the threads, the caller's first, and of each artifact
+whether TVM gives its loops out, in equal parts; and then with a line for each line that it reads: seconds of an
+inference of the artifact of a number, and the SHA-256 of its logits. All artifacts run on the same threads.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from peers.serve import answering
 
+from ksm_hw.artifact.manifest import LIBRARY
 from ksm_hw.runtime.tvm_import import import_tvm_runtime
 
 
@@ -28,6 +30,15 @@ def claim_cores(cores: int) -> None:
     # Those that there are must be among them: threads are kept to all of them, and the system leaves out the others.
     claimed = {*real[:cores], *range(real[-1] + 1, real[-1] + 1 + cores - len(real[:cores]))}
     os.sched_getaffinity = lambda _process: claimed
+
+
+def calls_tvm(library: Path) -> bool:
+    """Whether a library that is loaded calls its loops through TVM's own function."""
+    try:
+        called = ctypes.c_void_p.in_dll(ctypes.CDLL(str(library)), "__TVMBackendParallelLaunch")
+    except ValueError:  # It shows no pointer that TVM could have set.
+        return False
+    return called.value == ctypes.cast(ctypes.CDLL(None).TVMBackendParallelLaunch, ctypes.c_void_p).value
 
 
 def _threads() -> set[int]:
@@ -51,7 +62,8 @@ def serve(cores: int, artifacts: list[Path], answer: Callable[..., None]) -> Non
 
     for session in sessions:
         infer(session)  # The emulator translates each loop when it is run first.
-    answer(threads=[os.getpid(), *sorted(_threads() - before)])
+    threads = [os.getpid(), *sorted(_threads() - before)]
+    answer(threads=threads, equal_parts=[calls_tvm(artifact / LIBRARY) for artifact in artifacts])
     for line in sys.stdin:
         answer(**infer(sessions[json.loads(line)["artifact"]]))
 

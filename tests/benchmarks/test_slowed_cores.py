@@ -1,6 +1,5 @@
 """The benchmark of slowed cores: both ways to give out loops compute the same on four threads, which have quotas."""
 
-import ctypes
 import os
 import re
 import runpy
@@ -9,44 +8,32 @@ import threading
 from pathlib import Path
 
 import pytest
-import tvm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from parallel_loops import POINTER
 from peers.engine_process import answering_process
 from peers.places import BENCHMARKS
+from random_tasks import random_bundle
 from slowed_cores import quotas
 from slowed_cores.equal_parts import equal_parts
+from small_transformers import make_transformer_known
+from tiny_network import TINY, tiny
 
-from ksm_hw.artifact.manifest import LIBRARY
 from ksm_hw.compiler.compile import compile_bundle
 from ksm_hw.errors import UserError
-from ksm_hw.masks.bundle import Bundle
 from ksm_hw.toolchains.targets import load_target
 
 
-@pytest.fixture(scope="module")
-def in_equal_parts(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `artifact` is, with loops in equal parts."""
-    folder = tmp_path_factory.mktemp("equal") / "artifact"
+def test_both_ways_compute_the_same_on_a_thread_for_each_core(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The board's program, here, on artifacts for this machine."""
+    make_transformer_known(monkeypatch, TINY, tiny)
+    bundle, target = random_bundle(TINY, 32, ("kernel",)), load_target("host")
     with equal_parts():
-        compile_bundle(bundle, load_target("host"), folder)
-    return folder
-
-
-def test_loops_in_equal_parts_call_tvms_own_function(in_equal_parts: Path, artifact: Path) -> None:
-    tvm.runtime.load_module(str(in_equal_parts / LIBRARY))
-    pointer = ctypes.c_void_p.in_dll(ctypes.CDLL(str(in_equal_parts / LIBRARY)), POINTER).value
-    of_tvm = ctypes.cast(ctypes.CDLL(None).TVMBackendParallelLaunch, ctypes.c_void_p).value
-    assert pointer is not None and pointer == of_tvm
-    assert not hasattr(ctypes.CDLL(str(artifact / LIBRARY)), POINTER)
-
-
-def test_both_compute_the_same_on_a_thread_for_each_core(in_equal_parts: Path, artifact: Path) -> None:
-    """The board's program, here."""
-    command = [sys.executable, "-m", "slowed_cores.board", "4", str(in_equal_parts), str(artifact)]
+        compile_bundle(bundle, target, tmp_path / "equal")
+    compile_bundle(bundle, target, tmp_path / "shared")
+    command = [sys.executable, "-m", "slowed_cores.board", "4", str(tmp_path / "equal"), str(tmp_path / "shared")]
     with answering_process(command, {}) as process:
+        assert process.facts["equal_parts"] == [True, False]
         threads = process.facts["threads"]
         assert len({*threads}) == 4 and {*threads} <= {*map(int, os.listdir(f"/proc/{threads[0]}/task"))}
         answers = [process.ask(artifact=number) for number in (0, 1, 1, 0)]
