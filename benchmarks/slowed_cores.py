@@ -22,6 +22,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -166,6 +167,7 @@ def parse_arguments() -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     """The command, on what was asked for."""
     cores = check_machine()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # By `timeout`: as Ctrl-C, which leaves no groups behind.
     for name in () if arguments.prepared else arguments.models:
         compile_both(prepare_network(name))
     if arguments.prepare:
@@ -189,6 +191,8 @@ def main() -> None:
     except (EngineError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -40,11 +40,12 @@ def ticking(cores: Sequence[int]) -> Iterator[None]:
 
 
 def tick(core: int) -> None:
-    """Ticks on a core, for good; prints a line when it begins."""
+    """Ticks on a core as long as the process is there that started it; prints a line when it begins."""
+    parent = os.getppid()
     os.sched_setaffinity(0, {core})
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     print("ticking", flush=True)
-    while True:
+    while os.getppid() == parent:
         time.sleep(_SECONDS)
 
 
