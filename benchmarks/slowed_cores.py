@@ -26,26 +26,25 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 # Before NumPy: its thread pool would keep cores busy beside the board.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
+from arm64_instructions.counting import BOARD
 from machine_facts import facts
 from peers.catalogue import NETWORKS
 from peers.engine_process import EngineProcess, answering_process
 from peers.engines.ksm_hw_engine import artifact_folder
 from peers.failures import EngineError
-from peers.places import REPOSITORY
 from peers.preparation import prepare_network
 from slowed_cores.quotas import check_quotas, slowed_threads
 from slowed_cores.ticks import ticking
 
 from ksm_hw.errors import UserError
 
-BOARD = REPOSITORY / "build" / "emulated-board"
 EMULATOR = "qemu-aarch64"
 TARGET, CPU = "rpi5", "cortex-a76"
 FAST, SLOWED = 0.4, 0.2  # Shares of a core of this machine.
@@ -72,14 +71,12 @@ def compile_both(network: Path) -> None:
             compile_bundle(bundle, target, artifact)
 
 
-@contextlib.contextmanager
-def board(artifacts: Sequence[Path]) -> Iterator[EngineProcess]:
+def board(artifacts: Sequence[Path]) -> contextlib.AbstractContextManager[EngineProcess]:
     """The emulated board with artifacts loaded."""
     python = [EMULATOR, "-cpu", CPU, "-L", str(BOARD / "rootfs"), str(BOARD / "rootfs/usr/bin/python3.11")]
     command = [*python, "-m", "slowed_cores.board", str(len(SPEEDS["four alike"])), *map(str, artifacts)]
     variables = {"PYTHONPATH": str(BOARD / "site"), "BOARD_PYTHON": str(BOARD / "python")}
-    with answering_process(command, {**variables, "OPENBLAS_NUM_THREADS": "1"}) as process:
-        yield process
+    return answering_process(command, {**variables, "OPENBLAS_NUM_THREADS": "1"})
 
 
 def measure(name: str, rounds: int, cores: Sequence[int]) -> list[dict[str, Any]]:
@@ -166,6 +163,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     """The command, on what was asked for."""
+    if arguments.rounds < 1:
+        raise UserError(f"--rounds takes 1 or more, found {arguments.rounds}.")
     cores = check_machine()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # By `timeout`: as Ctrl-C, which leaves no groups behind.
     for name in () if arguments.prepared else arguments.models:
