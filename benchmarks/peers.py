@@ -22,7 +22,7 @@ from typing import Any
 # Before NumPy: its thread pool would keep the second core busy beside the engines.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
-from peers.catalogue import ENGINES_OF, IMAGE_SIZE, NETWORKS, Engine, Precision
+from peers.catalogue import ENGINES_OF, FURTHER_NETWORKS, IMAGE_SIZE, NETWORKS, TITLES, Engine, Precision
 from peers.failures import EngineError
 from peers.latency import Plan, measure_network, prepare_all
 from peers.multitask import TaskPlan, measure_tasks
@@ -127,7 +127,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=[*NETWORKS], metavar="NAME", help=f"of {', '.join(NETWORKS)}")
+    models = f"of {', '.join(NETWORKS)}, which are the default, and {', '.join(FURTHER_NETWORKS)}"
+    parser.add_argument("--models", nargs="+", choices=[*TITLES], metavar="NAME", help=models)
     parser.add_argument("--engines", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--precision", choices=[*ENGINES_OF], default="float32", help="default: float32")
     parser.add_argument("--threads", nargs="+", type=positive, default=None, help="default: 1 2; --multitask: 2")
@@ -189,7 +190,7 @@ def measure_latencies(arguments: argparse.Namespace, record: Record, progress: P
     for model in models:
         for count in threads:
 
-            def on_step(step: str, what: str = f"{NETWORKS[model]}, threads: {count}") -> None:
+            def on_step(step: str, what: str = f"{TITLES[model]}, threads: {count}") -> None:
                 progress.update(bar, description=f"{what}: {step}")
 
             on_step("make the network")
@@ -223,7 +224,7 @@ def measure_many_tasks(arguments: argparse.Namespace, record: Record, progress: 
     for model in models:
         for count in threads:
 
-            def on_step(step: str, what: str = NETWORKS[model]) -> None:
+            def on_step(step: str, what: str = TITLES[model]) -> None:
                 progress.update(bar, description=f"{what}: {step}")
 
             tasks = tuple(sorted(set(arguments.tasks)))
@@ -280,7 +281,7 @@ def main() -> int:
             status = 130
     if arguments.prepare:
         for one in record.unprepared:
-            messages.print(f"{one.title}, {NETWORKS[one.network]}: {one.failure}", markup=False)
+            messages.print(f"{one.title}, {TITLES[one.network]}: {one.failure}", markup=False)
         return status
     record.write()
     draw(record)

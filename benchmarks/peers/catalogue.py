@@ -95,7 +95,7 @@ INT8_ENGINES: tuple[Engine, ...] = (
 
 ENGINES_OF: Mapping[Precision, tuple[Engine, ...]] = {"float32": ENGINES, "int8": INT8_ENGINES}
 
-# Name for the command line, and that of ksm_hw.models.backbones.
+# Name for the command line, and that of ksm_hw.models.backbones: those that are measured where none is named.
 NETWORKS: Mapping[str, str] = {
     "resnet50": "ResNet-50",
     "resnet18": "ResNet-18",
@@ -112,7 +112,31 @@ NETWORKS: Mapping[str, str] = {
     "convnext_tiny": "ConvNeXt-T",
     "maxvit_t": "MaxViT-T",
 }
-IMAGE_SIZE = 224
+# Those that are measured where they are named.
+FURTHER_NETWORKS: Mapping[str, str] = {
+    "alexnet": "AlexNet",
+    "convnext_small": "ConvNeXt-S",
+    "densenet169": "DenseNet-169",
+    "efficientnet_b3": "EfficientNet-B3, 300×300",
+    "efficientnet_v2_s": "EfficientNetV2-S",
+    "googlenet": "GoogLeNet",
+    "inception_v3": "Inception-v3, 299×299",
+    "mnasnet1_0": "MNASNet-1.0",
+    "mobilenet_v3_small": "MobileNetV3-Small",
+    "regnet_x_400mf": "RegNetX-400MF",
+    "regnet_y_1_6gf": "RegNetY-1.6GF",
+    "resnet34": "ResNet-34",
+    "resnext50_32x4d": "ResNeXt-50",
+    "shufflenet_v2_x0_5": "ShuffleNetV2-0.5",
+    "squeezenet1_1": "SqueezeNet-1.1",
+    "swin_v2_t": "Swin-V2-T, 256×256",
+    "vgg11": "VGG11",
+    "vit_b_32": "ViT-B/32",
+    "wide_resnet50_2": "Wide-ResNet-50",
+}
+TITLES: Mapping[str, str] = {**NETWORKS, **FURTHER_NETWORKS}
+IMAGE_SIZE = 224  # Of those that are not named below.
+IMAGE_SIZES: Mapping[str, int] = {"efficientnet_b3": 300, "inception_v3": 299, "swin_v2_t": 256}
 CLASSES = 1000  # ImageNet's, where one network is measured.
 CLASSES_OF_TASKS = 50  # Where there are many tasks: the learned tasks that ship have 6 to 62.
 RECIPE = 2  # Raise it when networks.py makes another function: then the networks that are there are made again.

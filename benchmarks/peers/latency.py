@@ -12,7 +12,7 @@ from peers.catalogue import Engine, Precision
 from peers.engine_process import EngineProcess, serving_process
 from peers.failures import EngineError
 from peers.noise import Quiet, Watch, outliers
-from peers.preparation import TASK, compile_artifact, prepare_engine
+from peers.preparation import TASK, check_prepared, compile_artifact, prepare_engine
 from peers.results import Result, unlike_float32, wrong_outputs
 
 SECONDS_A_ROUND = 0.5
@@ -173,7 +173,9 @@ def _started(plan: Plan, engine: Engine, stack: contextlib.ExitStack, on_step: O
     on_step(f"prepare {engine.title}")
     result = _result(plan, engine)
     try:
-        if not plan.prepared:
+        if plan.prepared:
+            check_prepared(engine, plan.folder / TASK)
+        else:
             prepare(plan, engine)
         process = stack.enter_context(serving_process(engine, plan.folder / TASK, plan.threads, plan.precision))
     except EngineError as error:

@@ -38,7 +38,7 @@ from ksm_hw.models.backbones import (
     pretrained_backbone,
 )
 from ksm_hw.models.task_module import task_module
-from peers.catalogue import IMAGE_SIZE, RECIPE
+from peers.catalogue import IMAGE_SIZE, IMAGE_SIZES, RECIPE
 
 SCALED_SHARE = 0.2  # Of the kernels of a layer.
 
@@ -67,8 +67,9 @@ def _task(bundle: Bundle, model: nn.Module, number: int, classes: int, scaled_sh
         weight = bundle.tensors[weight_of(layer)]
         mask = broadcast_mask(unpack_mask(masks[layer]), weight.shape, "kernel")
         state[weight_of(layer)].copy_(torch.from_numpy(weight * mask))
-    _settle(model)
-    features = model.get_submodule(head_path(model)).in_features
+    size = IMAGE_SIZES.get(bundle.backbone, IMAGE_SIZE)
+    _settle(model, size)
+    features = model.get_submodule(head_path(model)).weight.shape[1:]
     return TaskPack(
         task=f"task-{number:02}",
         classes=tuple(f"class {index}" for index in range(classes)),
@@ -76,37 +77,37 @@ def _task(bundle: Bundle, model: nn.Module, number: int, classes: int, scaled_sh
         granularity="kernel",
         backbone=bundle.backbone,
         backbone_sha256=bundle.backbone_sha256,
-        preprocessing=default_preprocessing(bundle.backbone, IMAGE_SIZE),
+        preprocessing=default_preprocessing(bundle.backbone, size),
         masks=masks,
         batch_norms={name: state[name].numpy().copy() for name in batch_norm_names(model)},
-        head_weight=(generator.standard_normal((classes, features)) / np.sqrt(features)).astype(np.float32),
+        head_weight=(generator.standard_normal((classes, *features)) / np.sqrt(features[0])).astype(np.float32),
         head_bias=generator.standard_normal(classes).astype(np.float32),
     )
 
 
 @torch.no_grad()
-def _settle(model: nn.Module) -> None:
-    """Sets the statistics of the BatchNorms to those of a batch of images."""
+def _settle(model: nn.Module, size: int) -> None:
+    """Sets the statistics of the BatchNorms to those of a batch of images of a size in pixels."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
-    model.train()(_images(8))
+    model.train()(_images(8, size))
     for norm in norms:
         # A channel that is all but dead is not blown up, rounding errors included.
         norm.running_var.clamp_(min=float(norm.running_var.mean()) / 10)
 
 
-def _images(count: int) -> torch.Tensor:
-    """Blurred noise: neighbouring pixels are alike, as in photographs."""
+def _images(count: int, size: int) -> torch.Tensor:
+    """Blurred noise of a size in pixels: neighbouring pixels are alike, as in photographs."""
     noise = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    return nn.functional.interpolate(noise, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")
+    return nn.functional.interpolate(noise, size=(size, size), mode="bilinear")
 
 
 @torch.no_grad()
 def write_networks(backbone: str, folder: Path, tasks: int, classes: int) -> None:
     """Writes the bundle, and the program, the image and the logits of each task."""
     bundle = make_bundle(backbone, tasks, classes)
-    image = _images(1)
+    image = _images(1, IMAGE_SIZES.get(backbone, IMAGE_SIZE))
     with changed_folder(folder), staged_files(folder, "manifest.json", files_in(folder)) as temporary:
         (temporary / "bundle").mkdir()
         save_bundle(bundle, temporary / "bundle")

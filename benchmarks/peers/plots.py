@@ -10,7 +10,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from ksm_hw.files.written import written_file
-from peers.catalogue import NETWORKS
+from peers.catalogue import TITLES
 from peers.multitask_results import RELOADED, TaskCost
 from peers.results import Result, cells
 
@@ -39,7 +39,7 @@ def plot_latency(results: Sequence[Result], path: Path) -> None:
                 color=[OURS if result.ours else PEER for result in chart],
             )
             axis.bar_label(bars, fmt="%.1f", padding=4, fontsize=8)
-            axis.set_title(f"{NETWORKS[network]}, {count} thread{'s' if count > 1 else ''}", fontsize=10)
+            axis.set_title(f"{TITLES[network]}, {count} thread{'s' if count > 1 else ''}", fontsize=10)
             axis.set_xlabel("median ms, with quartiles")
             axis.margins(x=0.15)
             axis.set_xlim(left=0)
@@ -55,7 +55,7 @@ def plot_tasks(costs: Sequence[TaskCost], path: Path) -> None:
     figure, axes = pyplot.subplots(len(rows), 2, figsize=(11, 4.2 * len(rows)), squeeze=False, layout="constrained")
     for (network, threads), (memory, switch) in zip(rows, axes, strict=True):
         _plot_row([cost for cost in measured if (cost.network, cost.threads) == (network, threads)], memory, switch)
-        memory.set_title(f"{NETWORKS[network]}, threads: {threads}", fontsize=10)
+        memory.set_title(f"{TITLES[network]}, threads: {threads}", fontsize=10)
     _save(figure, path)
 
 

@@ -16,6 +16,7 @@ from peers.places import BENCHMARKS, NETWORKS, PEERS, TUNED
 
 SECONDS_TO_CONVERT = 1200
 TASK = "task-00"  # The one that a network of one task has.
+_FAILURE = "failure"
 LOWER_PRIORITY = 10  # Of nice: making files is not measured, and others may be at work.
 
 
@@ -61,10 +62,29 @@ def prepare_engine(engine: Engine, task_folder: Path) -> None:
             "source": hashlib.sha256(source.read_bytes()).hexdigest(),
         }
         made_by = json.loads(json.dumps(made_by))
-        marker = task_folder / f"{module}.json"
+        marker = _marker(task_folder, module)
         if not marker.exists() or json.loads(marker.read_text()) != made_by:
-            _run_module(environment, "peers.convert", module, str(task_folder))
+            try:
+                _run_module(environment, "peers.convert", module, str(task_folder))
+            except EngineError as error:
+                marker.write_text(json.dumps({**made_by, _FAILURE: str(error)}) + "\n")
+                raise
             marker.write_text(json.dumps(made_by) + "\n")
+
+
+def check_prepared(engine: Engine, task_folder: Path) -> None:
+    """Raises EngineError unless `prepare_engine` made what an engine reads of a task; the message is why it did not."""
+    for module, _environment in engine.converters:
+        marker = _marker(task_folder, module)
+        if not marker.exists():
+            raise EngineError(f"was not prepared: build/peers has no {task_folder.parent.name}/{marker.name}")
+        if failure := json.loads(marker.read_text()).get(_FAILURE):
+            raise EngineError(failure)
+
+
+def _marker(task_folder: Path, module: str) -> Path:
+    """What a converter's file was made by, or why it was not."""
+    return task_folder / f"{module}.json"
 
 
 def compile_artifact(

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from peers.catalogue import CLASSES_OF_TASKS, NETWORKS
+from peers.catalogue import CLASSES_OF_TASKS, TITLES
 from peers.multitask_results import TaskCost
 from peers.results import Result, best_peer, cells, mean_ratios, ratios_to_best_peer
 
@@ -40,13 +40,13 @@ def markdown(results: Sequence[Result], costs: Sequence[TaskCost], facts: Mappin
     if results:
         parts += [*overview(results), ""]
         for (network, threads), cell in cells(results).items():
-            parts += [f"### {NETWORKS[network]}, {_threads(threads)}", "", *latency_table(cell), ""]
+            parts += [f"### {TITLES[network]}, {_threads(threads)}", "", *latency_table(cell), ""]
         parts += [_JUDGED, ""] if any(result.agreement is not None for result in results) else []
         parts += [noise_line(results), "", f"Versions: {versions(results)}.", ""]
     if costs:
         for network, threads in dict.fromkeys((cost.network, cost.threads) for cost in costs):
             table = task_table([cost for cost in costs if (cost.network, cost.threads) == (network, threads)])
-            parts += [f"### Many tasks of {NETWORKS[network]}, {_threads(threads)}", "", *table, ""]
+            parts += [f"### Many tasks of {TITLES[network]}, {_threads(threads)}", "", *table, ""]
     return "\n".join(parts)
 
 
@@ -67,7 +67,7 @@ def overview(results: Sequence[Result]) -> list[str]:
     """Median milliseconds of every engine on every network, and the geometric mean of the ratios to the best peer."""
     columns = list(cells(results))
     threads = list(dict.fromkeys(count for _, count in columns))
-    heads = [f"{NETWORKS[network]}, {_threads(count)}" for network, count in columns]
+    heads = [f"{TITLES[network]}, {_threads(count)}" for network, count in columns]
     heads += [f"to the best peer, {_threads(count)}" for count in threads]
     lines = ["| engine, median ms | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
     means = {count: mean_ratios(results, count) for count in threads}

@@ -12,11 +12,23 @@ from ksm_hw.models.backbones import default_preprocessing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from peers.catalogue import ENGINES_OF, ENVIRONMENTS, PROJECT, RELAY
+from peers import preparation
+from peers.catalogue import (
+    ENGINES_OF,
+    ENVIRONMENTS,
+    FURTHER_NETWORKS,
+    IMAGE_SIZES,
+    NETWORKS,
+    PROJECT,
+    RELAY,
+    TITLES,
+    Engine,
+)
 from peers.engines import photographs
-from peers.failures import last_words
+from peers.failures import EngineError, last_words
 from peers.latency import quieter_half
 from peers.multitask_results import ARTIFACT, HELD, TaskCost
+from peers.networks import make_bundle
 from peers.noise import FOREIGN_LIMIT, SLOWER_LIMIT, Quiet, outliers
 from peers.results import (
     AGREEMENT_LIMIT,
@@ -248,3 +260,24 @@ def test_every_engine_has_a_file_and_an_environment_with_pinned_packages():
         for module, environment in ((engine.module, engine.environment), *engine.converters):
             assert (folder / f"{module}.py").exists()
             assert environment in (PROJECT, RELAY) or all("==" in package for package in ENVIRONMENTS[environment])
+
+
+def test_why_a_network_was_not_converted_is_kept_for_a_run_of_what_was_prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "PEERS", tmp_path)
+    engine, task = Engine("one", "One", "onnxruntime_engine", PROJECT, (("onnx_file", PROJECT),)), tmp_path / "net/task"
+    task.mkdir(parents=True)
+    with pytest.raises(EngineError, match="not prepared: build/peers has no net/onnx_file"):
+        preparation.check_prepared(engine, task)
+    for prepare in (preparation.prepare_engine, preparation.check_prepared):
+        with pytest.raises(EngineError, match=r"No such file or directory.*network\.pt2"):
+            prepare(engine, task)
+    (task / "onnx_file.json").write_text("{}")
+    preparation.check_prepared(engine, task)
+
+
+def test_networks_of_other_sizes_and_with_another_head_are_made_as_well(monkeypatch):
+    assert set(IMAGE_SIZES) <= {*TITLES} and not {*NETWORKS} & {*FURTHER_NETWORKS}
+    assert all(str(size) in TITLES[network] for network, size in IMAGE_SIZES.items())
+    monkeypatch.setitem(IMAGE_SIZES, "squeezenet1_1", 64)  # type: ignore[arg-type]
+    (pack,) = make_bundle("squeezenet1_1", tasks=1, classes=10).packs.values()
+    assert pack.preprocessing.image_size == 64 and pack.head_weight.shape == (10, 512, 1, 1)

@@ -3,8 +3,8 @@
 A tile of output pixels × vectors of output channels stays in registers for the whole sum: each step loads 4 bytes of
 each pixel and 4 weights of each channel, or by products of matrices 8 of each. What a row of the window reads lies
 together, and is taken as one run of bytes whatever the number of channels, filled up to steps with weights that are 0.
-A task computes some rows of some channels; where there is padding it first copies what it reads to a place of its own,
-with the zero point around it.
+A task computes some rows of some channels; where there is padding, or bytes are to be widened, it first copies what it
+reads to a place of its own, with the zero point around it.
 """
 
 import math
@@ -21,40 +21,43 @@ from tvm_passes.relax.kernels.integer_packing import NOTHING, IntegerPacking, st
 from tvm_passes.relax.kernels.integer_results import Requantisation, Run, store
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_source import Source, copied_rows
-from tvm_passes.relax.kernels.integer_vectors import STEP, IntegerVectors
+from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 
 _NEARBY = 512 << 10  # Bytes of weights that stay in a second-level cache.
 _NEAR = 24 << 10  # Bytes of a tile's weights that stay in a first-level cache.
 _TASKS = 8  # Of each core, at least, where rows are enough.
+_COPIED = 128 << 10  # Values of pixels that a task copies, so that they stay in a second-level cache.
 _HEAVY = 1 << 19  # Products that are worth a second core, even if its tasks share rows.
 _OTHERWISE_CUT = 4  # Tiles, the best ones, of which other tasks are worth a measurement too.
-# Of the model of a tile: bytes of weights that arrive in a cycle from the second-level cache, cycles until a product is
-# done, and cycles for each vector of results and each tile.
-_RATE, _LATENCY, _OF_RESULT, _OF_TILE = 32, 5, 4, 10
+# Of the model of a tile: bytes of weights that arrive in a cycle from the second-level cache, and cycles for each
+# vector of results and each tile.
+_RATE, _OF_RESULT, _OF_TILE = 32, 4, 10
 
 
 def packing(shape: IntegerConvolution, vectors: IntegerVectors) -> IntegerPacking:
     """How the kernel reads its weight: steps of one run after the other, in vectors of as many channels as lanes."""
-    whole, rest = divmod(shape.run, vectors.step)
+    rows = vectors.packed_step
+    whole, rest = divmod(shape.run, rows)
     segments: list[tuple[int, ...]] = []
     for first in range(0, len(shape.runs) * shape.run, shape.run):
         if whole:
-            segments.append((whole, *range(first, first + vectors.step)))
+            segments.append((whole, *range(first, first + rows)))
         if rest:
-            left = range(first + whole * vectors.step, first + shape.run)
-            segments.append((1, *left, *[NOTHING] * (vectors.step - rest)))
+            left = range(first + whole * rows, first + shape.run)
+            segments.append((1, *left, *[NOTHING] * (rows - rest)))
     return IntegerPacking(tuple(segments), step_order(vectors, vectors.lanes), shape.groups)
 
 
 def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: IntegerVectors) -> te.Tensor:
     """A quantised weight [kH, kW, I, O] as `packing` says: int8 [vectors of channels, runs · steps, lanes · bytes]."""
-    lanes, steps = vectors.lanes, shape.steps(vectors)
+    lanes, rows = vectors.lanes, vectors.packed_step
+    steps = -(-shape.run // rows)
     outputs, of_group = shape.outputs // shape.groups, shape.vectors(lanes)
     across = shape.kernel[1] if shape.run != shape.inputs else 1
 
     def value(vector: tirx.Var, step: tirx.Var, place: tirx.Var) -> tirx.Expr:
         lane, byte = vectors.lane_and_byte(place)
-        rest = step % steps * vectors.step + byte
+        rest = step % steps * rows + byte
         run = step // steps
         channel = vector % of_group * lanes + lane
         y, x = run // (shape.kernel[1] // across), run % (shape.kernel[1] // across) + rest // shape.inputs
@@ -62,9 +65,7 @@ def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: Integer
         of_weight = weight[y, x, rest % shape.inputs, vector // of_group * outputs + channel]
         return tirx.if_then_else(inside, of_weight, tirx.const(0, "int8"))
 
-    return te.compute(
-        (shape.groups * of_group, shape.steps_of_sum(vectors), lanes * vectors.step), value, name="packed"
-    )
+    return te.compute((shape.groups * of_group, len(shape.runs) * steps, lanes * rows), value, name="packed")
 
 
 def packed_vector(values: te.Tensor, groups: int, lanes: int) -> te.Tensor:
@@ -95,7 +96,7 @@ def tiles(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> lis
     for number in numbers:
         most = vectors.most_pixels(number, shape.steps_of_sum(vectors))
         _, rows_of_map, columns_of_map = pixels(shape, vectors)
-        if shape.is_flat(vectors):
+        if shape.is_flat:
             found += [Tile(rows, 1, number) for rows in range(1, min(most, rows_of_map) + 1)]
             continue
         for columns in range(1, min(most, columns_of_map) + 1):
@@ -148,7 +149,7 @@ def tilings(shape: IntegerConvolution, vectors: IntegerVectors, cores: int) -> I
 def pixels(shape: IntegerConvolution, vectors: IntegerVectors) -> tuple[int, int, int]:
     """Batch, rows and columns of the result as tiles cut it: of a flat one each pixel is a row, of no certain image."""
     batch, rows, columns, _ = shape.result
-    return (1, batch * rows * columns, 1) if shape.is_flat(vectors) else (batch, rows, columns)
+    return (1, batch * rows * columns, 1) if shape.is_flat else (batch, rows, columns)
 
 
 def tiling(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile: Tile) -> Tiling:
@@ -161,6 +162,8 @@ def tiling(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile:
         most = min(most, blocks * batch * bands // cores)
     blocks_of_task = next((number for number in range(most, 1, -1) if blocks % number == 0), 1)
     wanted = -(-_TASKS * cores // (batch * (blocks // blocks_of_task)))
+    if shape.is_flat and not shape.is_direct(vectors):
+        bands = min(bands, wanted * (_COPIED // (tile.rows * shape.data[3])))
     return Tiling(tile.rows, tile.columns, tile.vectors, max(1, bands // wanted), blocks_of_task)
 
 
@@ -209,7 +212,7 @@ def _cycles(shape: IntegerConvolution, vectors: IntegerVectors, tile: Tile) -> f
     def of_tile(height: int, width: int, number: int) -> float:
         products = height * width * number
         arriving = number * vectors.lanes * vectors.step / _RATE if far else 0
-        step = max(vectors.step_cycles(height * width, number), arriving, _LATENCY)
+        step = max(vectors.step_cycles(height * width, number), arriving, vectors.latency)
         return steps * step + _OF_RESULT * products + _OF_TILE
 
     def of_rows(number: int) -> float:
@@ -318,11 +321,13 @@ class _Kernel:
         """Where a task finds the data for so many rows of the result from one on."""
         shape = self.shape
         _, height, width, channels = shape.data
-        if shape.is_flat(self.vectors):
+        if not shape.is_direct(self.vectors):
+            zero = self.vectors.stored(self.quantisation[1])
+            of_rows = shape.in_one_column if shape.is_flat else shape
+            return copied_rows(of_rows, self.data, zero, self.vectors.read_type, image, row, rows)
+        if shape.is_flat:
             return Source(self.data, T.int32(0), channels)
-        if shape.is_direct(self.vectors):
-            return Source(self.data, T.bind(image * (height * width * channels)), width * channels)
-        return copied_rows(shape, self.data, self.vectors.stored(self.quantisation[1]), image, row, rows)
+        return Source(self.data, T.bind(image * (height * width * channels)), width * channels)
 
     def _block(self, source: Source, image: tirx.Expr, row: tirx.Expr, block: tirx.Expr) -> None:
         """A band of rows of a block of channels; the last of either may be smaller."""
@@ -398,7 +403,7 @@ class _Kernel:
     def _sum_up(self, source: Source, place: _Place, tile: Tile, sums: tirx.Var) -> None:
         """Adds the products of all steps to a tile's sums."""
         shape, lanes, at_once = self.shape, self.vectors.lanes, self.vectors.steps_at_once
-        channels, (down, across) = shape.data[3], (1, 1) if shape.is_flat(self.vectors) else shape.strides
+        channels, (down, across) = shape.data[3], (1, 1) if shape.is_flat else shape.strides
         first = source.origin + place.row * (down * source.pitch) + place.column * (across * channels) + place.input
         first = T.bind(first)
         offsets = [
@@ -409,7 +414,8 @@ class _Kernel:
         pixels = self.vectors.pixels
         offsets += [offsets[-1]] * (-len(offsets) % pixels)
         joined = [offsets[first : first + pixels] for first in range(0, len(offsets), pixels)]
-        size, of_step, steps = lanes * STEP, lanes * self.vectors.step, shape.steps(self.vectors)
+        of_step, steps = lanes * self.vectors.step, shape.steps(self.vectors)
+        size = of_step // pixels
         weights = T.bind(place.vector * (self.steps * of_step))
         copied = not shape.is_direct(self.vectors)  # Behind copies there is space.
 

@@ -159,7 +159,7 @@ class _Kernel:
             image, part = T.bind(tirx.floordiv(task, parts)), T.bind(tirx.floormod(task, parts))
             first = T.bind(part * (of_task * together))
             zero = self.vectors.stored(self.quantisation[1])
-            source = copied_rows(self.shape, self.data, zero, image, first, of_task * together)
+            source = copied_rows(self.shape, self.data, zero, self.vectors.read_type, image, first, of_task * together)
             with T.serial(of_task) as number:
                 row = T.bind(first + number * together)
 

@@ -87,6 +87,7 @@ class IntegerPacking:
 
 def step_order(vectors: IntegerVectors, width: int) -> tuple[int, ...]:
     """The order of a step's values of so many channels: those of each register behind those of the one before."""
-    size = vectors.lanes * vectors.step
-    places = [(place // size, *vectors.lane_and_byte(place % size)) for place in range(width * vectors.step)]
-    return tuple(int(vectors.step * (part * vectors.lanes + lane) + byte) for part, lane, byte in places)
+    rows = vectors.packed_step
+    size = vectors.lanes * rows
+    places = [(place // size, *vectors.lane_and_byte(place % size)) for place in range(width * rows)]
+    return tuple(int(rows * (part * vectors.lanes + lane) + byte) for part, lane, byte in places)

@@ -1,7 +1,7 @@
 """What a convolution of bytes is, for the kernels that compute it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
@@ -55,7 +55,7 @@ class IntegerConvolution:
 
     def steps(self, vectors: IntegerVectors) -> int:
         """Of a run."""
-        return -(-self.run // vectors.step)
+        return -(-self.run // vectors.packed_step) * (vectors.packed_step // vectors.step)
 
     def steps_of_sum(self, vectors: IntegerVectors) -> int:
         """Of all runs."""
@@ -68,11 +68,18 @@ class IntegerConvolution:
 
     def is_direct(self, vectors: IntegerVectors) -> bool:
         """Whether steps can read the data where it lies."""
-        return not any(self.padding) and self.run % vectors.step == 0
+        in_place = vectors.read_type == vectors.data_type
+        return in_place and not any(self.padding) and self.run % vectors.step == 0
 
-    def is_flat(self, vectors: IntegerVectors) -> bool:
+    @property
+    def is_flat(self) -> bool:
         """Whether the data of neighbouring pixels are neighbours too, of all rows and images."""
-        return self.is_direct(vectors) and self.kernel == (1, 1) and self.strides == (1, 1)
+        return not any(self.padding) and self.kernel == (1, 1) and self.strides == (1, 1)
+
+    @property
+    def in_one_column(self) -> "IntegerConvolution":
+        """The same where it is flat: each pixel is a row."""
+        return replace(self, data=(1, math.prod(self.data[:3]), 1, self.data[3]))
 
     @property
     def _merged(self) -> bool:
@@ -89,8 +96,10 @@ class IntegerConvolution:
 
     def instructions(self, vectors: IntegerVectors) -> IntegerVectors:
         """Those of a CPU's that compute it in the fewest: products of matrices put pixels together and apart."""
-        if vectors.pixels == 1 or self.is_depthwise or math.prod(self.result[:3]) < vectors.pixels:
-            return vectors.of_pixels
+        if self.is_depthwise or math.prod(self.result[:3]) < vectors.pixels:
+            return vectors.of_four_bytes
+        if vectors.pixels == 1:
+            return vectors
         joined = 1 + 1 / (vectors.pixels * min(4, self.vectors(vectors.lanes)))
         by_matrices = self.steps_of_sum(vectors) * joined + 1
-        return vectors if by_matrices < self.steps_of_sum(vectors.of_pixels) else vectors.of_pixels
+        return vectors if by_matrices < self.steps_of_sum(vectors.of_four_bytes) else vectors.of_four_bytes

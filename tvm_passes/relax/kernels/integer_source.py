@@ -7,7 +7,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 
-_SLACK = 64  # Bytes behind a copy, which vectors may read.
+_SLACK = 64  # Values behind a copy, which vectors may read.
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Source:
     """Where data lies.
 
     Attributes:
-        buffer: bytes, as one row.
-        origin: the place of the first byte that row 0 of the result reads.
+        buffer: bytes, or what they were widened to, as one row.
+        origin: the place of the first value that row 0 of the result reads.
         pitch: from one row of the data to the next.
     """
 
@@ -26,7 +26,13 @@ class Source:
 
 
 def copied_rows(
-    shape: IntegerConvolution, data: tirx.Var, zero: tirx.Expr, image: tirx.Expr, row: tirx.Expr, rows: int
+    shape: IntegerConvolution,
+    data: tirx.Var,
+    zero: tirx.Expr,
+    read_type: str,
+    image: tirx.Expr,
+    row: tirx.Expr,
+    rows: int,
 ) -> Source:
     """Copies what so many rows of the result read, from one on, to a place of its own.
 
@@ -34,6 +40,7 @@ def copied_rows(
         shape: of the convolution.
         data: as one row.
         zero: what it is padded with.
+        read_type: of the copy.
         image, row: the first row.
         rows: how many; those behind the last are padding.
     """
@@ -42,8 +49,8 @@ def copied_rows(
     stride = shape.strides[0]
     copied = (rows - 1) * stride + shape.dilation[0] * (shape.kernel[0] - 1) + 1
     pitch = (left + width + right) * channels
-    near = T.alloc_buffer((copied * pitch + _SLACK,), data.dtype)
-    zero = T.bind(T.cast(zero, data.dtype))
+    near = T.alloc_buffer((copied * pitch + _SLACK,), read_type)
+    zero = T.bind(T.cast(zero, read_type))
     with T.serial(copied) as line:
         read, start = T.bind(row * stride + line - top), T.bind(line * pitch)
         with T.If(tirx.all(read >= 0, read < height)):
@@ -51,7 +58,7 @@ def copied_rows(
                 _fill(near, start, left * channels, zero)
                 begin = T.bind((image * height + read) * (width * channels))
                 with T.serial(width * channels) as place:
-                    T.buffer_store(near, data[begin + place], [start + left * channels + place])
+                    T.buffer_store(near, T.cast(data[begin + place], read_type), [start + left * channels + place])
                 _fill(near, start + (left + width) * channels, right * channels, zero)
             with T.Else():
                 _fill(near, start, pitch, zero)

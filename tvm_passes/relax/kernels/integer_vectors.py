@@ -49,14 +49,29 @@ class IntegerVectors(ABC):
         return STEP
 
     @property
+    def packed_step(self) -> int:
+        """Bytes of data whose weights are packed together: those of a step, or of some."""
+        return self.step
+
+    @property
     def pixels(self) -> int:
         """How many are in a step: their sums of a vector of channels are in as many registers."""
         return 1
 
     @property
-    def of_pixels(self) -> "IntegerVectors":
-        """The CPU's instructions whose steps are of one pixel."""
+    def of_four_bytes(self) -> "IntegerVectors":
+        """The CPU's instructions whose steps are 4 bytes of one pixel, where they lie."""
         return self
+
+    @property
+    def read_type(self) -> str:
+        """What steps read data as: where it is another type than the data's, they read copies of it."""
+        return self.data_type
+
+    @property
+    def latency(self) -> int:
+        """Cycles until a sum with a step's products can be added to."""
+        return 5
 
     def most_pixels(self, vectors: int, steps: int) -> int:
         """Pixels whose sums fit into registers with so many vectors of channels, beside weights and data.
@@ -77,8 +92,8 @@ class IntegerVectors(ABC):
         return 1
 
     def lane_and_byte(self, place: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
-        """Whose weight stands at a place of a step's: of which lane, for which byte of the data."""
-        return place // self.step, place % self.step
+        """Whose weight stands at a place of those packed together: of which lane, for which byte of the data."""
+        return place // self.packed_step, place % self.packed_step
 
     def begun(self, bias: tirx.Expr) -> list[tirx.Expr]:
         """The registers of a step's sums of a vector of channels, before the first step."""
@@ -342,7 +357,7 @@ class _Smmla(_Neon):
     by_lane: _Sdot
 
     @property
-    def of_pixels(self) -> IntegerVectors:
+    def of_four_bytes(self) -> IntegerVectors:
         return self.by_lane
 
     @property
@@ -384,7 +399,7 @@ class _Smmla(_Neon):
         return self.by_lane.requantised(products, bounds)
 
     def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
-        raise NotImplementedError("a step of rows of channels is of one pixel: `of_pixels`")
+        raise NotImplementedError("a step of rows of channels is of one pixel: `of_four_bytes`")
 
 
 def _of_both(vectors: Sequence[tirx.Expr], number: int, size: int) -> tirx.Expr:
@@ -430,7 +445,7 @@ def _joined(vectors: Sequence[tirx.Expr]) -> tirx.Expr:
 
 
 @dataclass(frozen=True)
-class _Avx2(_Avx):
+class _Avx2OfBytes(_Avx):
     """`vpmaddwd`: products of int16, to which bytes are widened, so that nothing saturates.
 
     Of four bytes of data the two at even places and the two at odd ones are multiplied, by weights in this order.
@@ -439,18 +454,69 @@ class _Avx2(_Avx):
     def lane_and_byte(self, place: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
         return place % 16 // 2, place // 16 + place % 2 * 2
 
-    def most_pixels(self, vectors: int, steps: int) -> int:
-        # Two registers of weights for each vector, two of data.
-        return max(1, (self.registers - 2 * vectors - 2) // vectors)
-
     def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
         shorts = T.reinterpret("int16x16", data)
         even = T.bitwise_and(shorts, T.broadcast(T.int16(255), 16))
         odd = T.reinterpret("int16x16", T.shift_right(T.reinterpret("uint16x16", data), T.broadcast(T.uint16(8), 16)))
         for half, values in enumerate((even, odd)):
-            of_half = T.cast(T.Shuffle([weights], [T.int32(16 * half + place) for place in range(16)]), "int16x16")
-            sums = sums + _call("int32x8", "llvm.x86.avx2.pmadd.wd", values, of_half)
+            of_half = T.Shuffle([weights], [T.int32(16 * half + place) for place in range(16)])
+            sums = _widened_products(sums, values, of_half)
         return sums
+
+
+@dataclass(frozen=True)
+class _Avx2(_Avx):
+    """`vpmaddwd` of two values for each lane, of data that copying widened."""
+
+    of_bytes: _Avx2OfBytes
+
+    @property
+    def of_four_bytes(self) -> IntegerVectors:
+        return self.of_bytes
+
+    @property
+    def read_type(self) -> str:
+        return "int16"
+
+    @property
+    def latency(self) -> int:
+        return 1
+
+    @property
+    def step(self) -> int:
+        return 2
+
+    @property
+    def packed_step(self) -> int:
+        return STEP
+
+    def lane_and_byte(self, place: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
+        return place % 16 // 2, place // 16 * 2 + place % 2
+
+    def most_pixels(self, vectors: int, steps: int) -> int:
+        # Beside weights two registers, of data and of products.
+        return max(1, (self.registers - vectors - 2) // vectors)
+
+    def step_cycles(self, pixels: int, vectors: int) -> float:
+        # Three ports take products, sums and what widens weights, and four instructions are decoded.
+        operations = 2 * pixels * vectors
+        return max((operations + vectors) / 3, (operations + pixels + 2 * vectors + 2) / 4)
+
+    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int, more: bool) -> list[tirx.Expr]:
+        (place,) = places
+        pairs = [T.reinterpret("int32", data[T.ramp(place + self.step * step, 1, self.step)]) for step in range(steps)]
+        return [T.bind(T.reinterpret("int16x16", T.broadcast(pair, self.lanes))) for pair in pairs]
+
+    def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
+        return _widened_products(sums, data, weights)
+
+    def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+        raise NotImplementedError("a step of rows of channels is of bytes: `of_four_bytes`")
+
+
+def _widened_products(sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
+    """int32 [8], to which products of int16 [16] and int8 [16] are added, two of them each."""
+    return sums + _call("int32x8", "llvm.x86.avx2.pmadd.wd", data, T.cast(weights, "int16x16"))
 
 
 def integer_vectors(target: Target) -> IntegerVectors | None:
@@ -460,7 +526,7 @@ def integer_vectors(target: Target) -> IntegerVectors | None:
     if target_has_features("avxvnni", target):
         return _Vnni(8, 16, "vpdpbusd")
     if target_has_features("avx2", target):
-        return _Avx2(8, 16, "vpmaddwd")
+        return _Avx2(8, 16, "vpmaddwd", _Avx2OfBytes(8, 16, "vpmaddwd"))
     if "aarch64" in str(target.attrs.get("mtriple", "")):
         return _neon(target)
     return None

@@ -53,7 +53,7 @@ def assert_computed_by(instruction: str, assembly: str, names: Iterable[str]) ->
     [
         ("cascadelake", [name for name in SHAPES if name not in WIDE]),
         ("alderlake", FEW),
-        ("haswell", FEW),
+        ("haswell", [*FEW, *OF_LITTLE]),
         *(pytest.param(cpu, WIDE, marks=pytest.mark.slow) for cpu in CPUS),
     ],
 )
@@ -67,6 +67,17 @@ def test_convolutions_are_those_of_numpy(cpu: str, names: list[str]) -> None:
     if not has(CPUS[cpu]):
         pytest.skip(f"this machine cannot run code for {cpu}")
     assert_computed(library, found)
+
+
+def test_without_products_of_bytes_data_is_widened_once_and_not_in_each_step() -> None:
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "haswell"})
+    vectors = integer_vectors(target)
+    assert vectors is not None
+    names = ["flat with a rest", "no padding"]
+    of_bytes = built(cases(vectors, ["depthwise, narrow"]), target).inspect_source("asm")
+    widened = built(cases(vectors, names), target).inspect_source("asm")
+    # What takes bytes at even and odd places apart.
+    assert "vpsrlw" in of_bytes and "vpsrlw" not in widened and "vpmovzxbw" in widened
 
 
 @pytest.mark.parametrize(
@@ -97,6 +108,14 @@ def test_heavy_layers_have_a_task_for_each_core_at_any_image_size(cpu: str) -> N
             assert shape.products < 1 << 19 or math.prod(found) >= cores, (shape, found)
 
 
+def test_a_task_copies_no_more_pixels_than_stay_near() -> None:
+    vectors = integer_vectors(tvm.target.Target({"kind": "llvm", "mcpu": "haswell"}))
+    assert vectors is not None
+    for size, channels in [(160, 96), (640, 32), (1024, 8), (7, 4096)]:
+        way = next(tilings(IntegerConvolution((1, size, size, channels), (1, 1), 24), vectors, 1))
+        assert way.bands == 1 or way.bands * way.tile.rows * channels * 2 <= 256 << 10
+
+
 def assert_computed_on_a_core(instruction: str, names: list[str], tuned: list[str], folder: Path) -> None:
     """As NumPy does, by the instruction; where none is of matrices, depthwise or too little, by that of one pixel."""
     description, core = ARM64[instruction]
@@ -108,7 +127,7 @@ def assert_computed_on_a_core(instruction: str, names: list[str], tuned: list[st
     assembly = library.inspect_source("asm")
     one_by_one = [name for name in names if SHAPES[name].is_depthwise or name in OF_LITTLE]
     assert_computed_by(instruction, assembly, [name for name in names if name not in one_by_one])
-    assert_computed_by(vectors.of_pixels.instruction, assembly, one_by_one)
+    assert_computed_by(vectors.of_four_bytes.instruction, assembly, one_by_one)
     for name in tuned:
         found |= cases_in_other_ways(target, name, every=9)
     assert_computed_on_a_board(built(found, target) if tuned else library, found, target, folder, core)

@@ -49,6 +49,17 @@ def test_channels_that_only_bad_tiles_divide_are_filled_up(channels, filled):
     assert filled_channels(PIXELS, channels, INPUTS, vector_unit(OTHERS["avx512"]), "float32") == filled
 
 
+@pytest.mark.parametrize(
+    ("pixels", "channels", "inputs", "filled"),
+    # SqueezeNet's head, RegNetY's 7×7 maps: 2 and 3 MB of weights; 232 = 29 · 8 has narrow vectors alone.
+    [(169, 1000, 512, None), (49, 888, 888, None), (49, 440, 440, 448), (100, 232, 1392, 240)],
+)
+def test_channels_with_more_weights_than_a_cache_holds_are_filled_up_where_vectors_are_narrow(
+    pixels, channels, inputs, filled
+):
+    assert filled_channels(pixels, channels, inputs, vector_unit(OTHERS["avx512"]), "float32") == filled
+
+
 def test_one_pixel_waits_for_its_weights_in_any_tiles():
     assert filled_channels(1, 116, INPUTS, vector_unit(OTHERS["avx512"]), "float32") is None
 

@@ -1,4 +1,4 @@
-"""Convolutions of groups with fewer channels than a vector: where it holds several, and what they then compute."""
+"""Convolutions of groups that are read as they lie, of several groups a vector or several vectors a group."""
 
 import numpy as np
 import pytest
@@ -23,6 +23,9 @@ CASES = {
     "dilated, batch 2": (2, 9, 7, 16, 16, 3, 1, (2, 2, 2, 2), 2, 2, ""),
     "four groups of four, room for another": (1, 4, 8, 28, 28, 3, 1, (1, 1, 1, 1), 1, 7, ""),
     "no padding": (1, 6, 10, 24, 24, 3, 1, (0, 0, 0, 0), 1, 3, ""),
+    "groups of a vector": (1, 7, 14, 48, 48, 3, 1, (1, 1, 1, 1), 1, 3, ""),
+    "groups of a vector and a half, stride 2": (1, 8, 14, 48, 48, 3, 2, (1, 1, 1, 1), 1, 2, ""),
+    "groups of two vectors": (2, 4, 7, 64, 64, 3, 1, (1, 1, 1, 1), 1, 2, ""),
 }
 
 
@@ -96,6 +99,29 @@ def test_vectors_are_whole_and_sums_stay_in_registers(channels, vectors):
     assert vectors_of(module) == vectors
     text = tvm.tirx.build(module, target=AVX512, pipeline=loop_pipeline()).inspect_source("ll")
     assert "alloca [" not in text and "alloca <" not in text
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "columns", "found"),
+    [
+        (64, 4, 28, True),
+        (72, 3, 14, True),  # Groups of 24.
+        (64, 2, 7, True),
+        (38, 2, 14, False),  # Groups of 19 channels have blocks of one.
+        (128, 2, 14, False),  # Sums of 64 channels leave no registers for neighbours.
+        (64, 4, 13, False),  # No tile divides a row.
+        (32, 1, 14, False),
+    ],
+)
+def test_groups_of_whole_vectors_are_read_as_they_lie_too(channels, groups, columns, found):
+    case = (1, 8, columns, channels, channels, 3, 1, (1, 1, 1, 1), 1, groups, "")
+    assert (GroupedConvolution().match(kernel_and_arrays(case)[0], AVX512) is not None) == found
+
+
+def test_groups_of_several_vectors_leave_registers_for_their_weights():
+    kernel, _, _ = kernel_and_arrays((1, 8, 28, 48, 48, 3, 1, (1, 1, 1, 1), 1, 2, ""))
+    tiles = {candidate.way.pixels for candidate in GroupedConvolution().candidates(kernel, AVX512)}
+    assert tiles == {7, 4}  # Beside 28 sums there are none for six vectors of weights.
 
 
 def test_nothing_is_copied_and_what_is_multiplied_by_padding_is_left_out():

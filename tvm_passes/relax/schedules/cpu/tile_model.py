@@ -151,7 +151,9 @@ def filled_channels(
     """To how many output channels it pays to fill up those of one group; None where it does not.
 
     It pays where only bad tiles divide them, as of 208 = 16 · 13. One pixel uses each weight once, and waits for them;
-    where inputs are read in vectors, the vectors of weights are narrow enough for any number.
+    where inputs are read in vectors, the vectors of weights are narrow enough for any number. A core computes all of
+    filled-up channels for its part of the map, and fetches weights that its cache does not hold for each part anew:
+    then it pays for narrow vectors alone.
 
     Args:
         pixels, channels, depth, unit, dtype, apart: as `ranked_tiles`.
@@ -160,10 +162,16 @@ def filled_channels(
     if unit.by_lane or channels < lanes or pixels == 1:
         return None
 
-    def cycles(computed: int) -> float:
-        (_, speed), *_ = ranked_tiles(pixels, computed, depth, unit, dtype, apart)
-        return pixels * computed * depth / speed
+    def best(computed: int) -> tuple[tuple[int, int], float]:
+        return ranked_tiles(pixels, computed, depth, unit, dtype, apart)[0]
 
+    def cycles(computed: int) -> float:
+        return pixels * computed * depth / best(computed)[1]
+
+    (_, tile_channels), _ = best(channels)
+    are_far = 0 < unit.cache_bytes < value_bytes(dtype) * channels * depth
+    if are_far and vector_widths(tile_channels, unit, dtype)[0] == lanes:
+        return None
     whole = -(-channels // lanes) * lanes
     filled = min(range(whole, whole + _MOST_VECTORS * lanes, lanes), key=cycles)
     return filled if filled > channels and _FILLED_GAIN * cycles(filled) < cycles(channels) else None
