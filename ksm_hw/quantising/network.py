@@ -40,6 +40,14 @@ _ACTIVATIONS: Mapping[Any, ActivationName] = {
     _aten.silu_.default: "silu",
 }
 _PRODUCTS = (_aten.mul.Tensor, _aten.mul_.Tensor)
+# What transformers are made of, by the words of their papers: int8 knows none of it, whatever stands before it.
+_OF_TRANSFORMERS: Mapping[Any, str] = {
+    _aten.layer_norm.default: "LayerNorm",
+    _aten.gelu.default: "GELU",
+    _aten.gelu_.default: "GELU",
+    _aten.scaled_dot_product_attention.default: "attention",
+    _aten.softmax.int: "softmax",
+}
 _Node = Any  # An fx.Node, whose arguments may be anything.
 
 
@@ -378,7 +386,7 @@ class _Reader:
         function = _rearranging(node)
         keeps: Literal["all", "part", "largest"] = "largest" if node.target == _aten.max_pool2d.default else "all"
         if function is None or not isinstance(node.args[0], fx.Node):
-            raise self._unknown(str(node.target))
+            raise self._unknown(_in_words(node))
         source: _Node = node.args[0]
         if source.target == _aten.chunk.default:
             source, keeps = source.args[0], "part"
@@ -450,6 +458,19 @@ def _clamp_behind(node: _Node) -> tuple[tuple[float, float], _Node]:
         low, high = given + [-1.0, 1.0][len(given) :]
         return (float(low), float(high)), reader
     return _FREE, node
+
+
+def _in_words(node: _Node) -> str:
+    """What a node is that int8 does not know; of a transformer all that it is made of."""
+    of_transformers = dict.fromkeys(
+        _OF_TRANSFORMERS[other.target] for other in node.graph.nodes if other.target in _OF_TRANSFORMERS
+    )
+    if of_transformers:
+        return ", ".join(of_transformers)
+    if node.target == _aten.adaptive_avg_pool2d.default:
+        before, after = ("×".join(map(str, one)) for one in (node.args[0].meta["val"].shape[2:], node.args[1]))
+        return f"mean pooling from {before} to {after} pixels (images of another size may need none)"
+    return f"the operator '{node.target.__name__.partition('.')[0]}'"
 
 
 def _are_nodes(arguments: tuple[Any, ...]) -> bool:

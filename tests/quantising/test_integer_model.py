@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import re
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -88,6 +90,47 @@ def test_sums_that_32_bits_do_not_hold_are_refused(monkeypatch: pytest.MonkeyPat
 def test_a_network_that_int8_does_not_know_is_refused() -> None:
     with pytest.raises(NotQuantisable, match=r"int8 does not know .*head 'classifier.1'.*squeezenet1_1.*float32"):
         read_network("squeezenet1_1", 5, 32)
+
+
+class Transforming(nn.Module):
+    """A convolution, an operator that no page names, and with `norm` what transformers are made of."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.first, self.head, self.norm = nn.Conv2d(3, 4, 1), nn.Linear(4, 5), norm
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.first(images).permute(0, 2, 3, 1)
+        x = nn.functional.gelu(nn.functional.layer_norm(x, (4,))) if self.norm else x
+        return self.head(x.mean((1, 2)))
+
+
+class PooledTo(nn.Module):
+    """What VGG does: pooling to a size, whatever is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 5), nn.Linear(4 * 7 * 7, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.adaptive_avg_pool2d(self.first(images), (7, 7)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("build", "what"),
+    [
+        (lambda: Transforming(norm=True), "LayerNorm, GELU"),
+        (lambda: Transforming(norm=False), "the operator 'permute'"),
+        (PooledTo, "mean pooling from 2×2 to 7×7 pixels (images of another size may need none)"),
+    ],
+)
+def test_what_int8_does_not_know_is_said_in_words(
+    build: Callable[[], nn.Module], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "head_path", lambda _model: "head")
+    monkeypatch.setattr(network, "build_backbone", lambda _name, _classes: build())
+    with pytest.raises(NotQuantisable, match=f"^int8 does not know {re.escape(what)}, which own has. Use float32.$"):
+        read_network.__wrapped__("own", 5, 6)
 
 
 class Resting(nn.Module):
