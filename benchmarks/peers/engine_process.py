@@ -5,7 +5,7 @@ import json
 import selectors
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,22 +64,26 @@ class EngineProcess:
 
 
 @contextlib.contextmanager
-def engine_process(
-    environment: str, module: str, *arguments: str | Path, variables: Mapping[str, str] | None = None
-) -> Iterator[EngineProcess]:
-    """A module of this package, run in an environment's Python; it is killed when the block ends.
+def answering_process(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[EngineProcess]:
+    """A program that answers as `EngineProcess` wants it, with these variables; it is killed when the block ends.
 
     Raises:
         EngineError: it fails before its first answer.
     """
-    command = [str(python_of(environment)), "-m", module, *map(str, arguments)]
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        process = start_child(command, {**variables_of(environment), **(variables or {})}, **pipes)
+        process = start_child(command, variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
         try:
             yield EngineProcess(process, errors)
         finally:
             end_child(process)
+
+
+def engine_process(
+    environment: str, module: str, *arguments: str | Path, variables: Mapping[str, str] | None = None
+) -> contextlib.AbstractContextManager[EngineProcess]:
+    """A module of this package, run in an environment's Python, as `answering_process`."""
+    command = [str(python_of(environment)), "-m", module, *map(str, arguments)]
+    return answering_process(command, {**variables_of(environment), **(variables or {})})
 
 
 def serving_process(

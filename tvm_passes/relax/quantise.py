@@ -31,6 +31,7 @@ from tvm import relax, te
 from tvm_passes.relax.activations import Activation, activation_at
 from tvm_passes.relax.kernels import integer_depthwise as depthwise
 from tvm_passes.relax.kernels import quantised as kernels
+from tvm_passes.relax.kernels.integer_addition import fills_vectors, integer_addition
 from tvm_passes.relax.kernels.integer_convolution import packed_vector
 from tvm_passes.relax.kernels.integer_kernel import integer_kernel, packed_weight, packing
 from tvm_passes.relax.kernels.integer_look_up import look_up
@@ -316,7 +317,14 @@ class _Quantiser:
         quantisations = [left.quantisation, right.quantisation, into]
         parameters = self._kernel("addition_parameters", kernels.addition_parameters, quantisations)
         bounds = self._kernel("result_bounds", kernels.result_bounds, [into], clamp)
-        value = self._kernel("add", kernels.addition, [left.value, right.value, parameters, bounds], tensor=name)
+        arguments, shape = [left.value, right.value, parameters, bounds], tuple(_shape_of(left.value))
+        vectors = self.vectors
+        if vectors is not None and fills_vectors(shape, vectors):
+            call = self._written("add", lambda: integer_addition(shape, vectors, self.cores),
+                                 (integer_addition, shape), arguments)  # fmt: skip
+            value = self.builder.emit(call, re.sub(r"\W", "_", name))
+        else:
+            value = self._kernel("add", kernels.addition, arguments, tensor=name)
         self._result(end, _Tensor(value, name, rank, into))
 
     def _product(self, variable: relax.Var, call: relax.Call) -> None:

@@ -79,12 +79,33 @@ def test_what_follows_rows_keeps_their_values(padding: int) -> None:
     assert "RowReductions" in rules
 
 
-@pytest.mark.parametrize("shape", [(6, 8, 197), (6, 8, 3)], ids=str)
-@pytest.mark.parametrize("name", ["sum", "max"])
-def test_other_reductions_are_left_to_other_rules(shape: tuple[int, ...], name: str) -> None:
+@pytest.mark.parametrize("shape", [(6, 8, 197), (6, 8, 32), (6, 8, 3)], ids=str)
+@pytest.mark.parametrize("keepdims", [True, False])
+def test_norms_of_rows_equal_torch(shape: tuple[int, ...], keepdims: bool) -> None:
+    """Swin V2 divides queries and keys by theirs."""
     (data,) = values(shape)
-    found, rules = run(function(lambda _, x: getattr(relax.op, name)(x, -1), shape), data)
-    np.testing.assert_allclose(found, getattr(data, name)(-1), rtol=1e-5, atol=1e-5)
+    found, rules = run(
+        function(lambda emit, x: relax.op.sum(emit(relax.op.square(emit(relax.op.abs(x)))), -1, keepdims), shape), data
+    )
+    expected = torch.from_numpy(data).double().square().sum(-1, keepdims).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=0)
+    assert rules == ["RowReductions"]
+
+
+def test_sums_of_rows_are_vectors() -> None:
+    target = OTHERS["avx512"]
+    module = lowered(function(lambda _, x: relax.op.sum(x, -1), (64, 192)), target)
+    scheduled = RowReductions().apply(module["sum"], target, False)
+    assert scheduled is not None
+    built = tvm.IRModule({"main": scheduled.mod["main"].with_attr("global_symbol", "main")})
+    assert "fadd <32 x float>" in tvm.tirx.build(built, target=target, pipeline=loop_pipeline()).inspect_source("ll")
+
+
+@pytest.mark.parametrize(("dtype", "axis"), [("int32", -1), ("float32", 0)])
+def test_other_reductions_are_left_to_other_rules(dtype: str, axis: int) -> None:
+    data = np.random.default_rng(0).integers(-9, 9, (6, 197)).astype(dtype)
+    found, rules = run(function(lambda _, x: relax.op.max(x, axis), data.shape, dtypes=[dtype]), data)
+    np.testing.assert_array_equal(found, data.max(axis))
     assert "RowReductions" not in rules
 
 

@@ -1,4 +1,4 @@
-"""Reductions over the innermost axis and what is made of them: LayerNorm and softmax, one row after the other.
+"""Reductions over the innermost axis and what is made of them: LayerNorm, softmax and norms, one row after the other.
 
 All that is computed of a row is computed while the row is in the first-level cache. The sums and maxima themselves
 become vectors in `loops/vector_reductions.py`.
@@ -38,7 +38,7 @@ class _Rows:
     Attributes:
         before: maps that depend on no reduction.
         steps: reductions, and what is computed from them and is read by others, in the order of the function.
-        result: computes the rows of the result from them.
+        result: computes the rows of the result from them, or is the last reduction.
         behind: what follows the result.
     """
 
@@ -49,7 +49,8 @@ class _Rows:
 
 
 class RowReductions(ScheduleRule):
-    """Matches functions whose reductions are all over the last axis of rows, and whose result has such rows again."""
+    """Matches functions whose reductions are all over the last axis of rows; their result has such rows again, or is
+    what a row of one tensor is reduced to."""
 
     def apply(self, func: tirx.PrimFunc, target: Target, _: bool) -> Schedule | None:
         """The scheduled function, or None if it is another."""
@@ -85,7 +86,10 @@ def _rows(schedule: Schedule) -> _Rows | None:
             is_row = extents(schedule, block)[:-1] == outer
             return _Rows(before, steps, block, blocks[index + 1 :]) if is_row else None
         steps.append(block)
-    return None
+    # Of several tensors some lie in another order.
+    ends = reductions[-1] == len(blocks) - 1 and len(schedule.get(blocks[-1]).reads) == 1
+    is_float = widest_type(schedule, blocks[-1]).startswith("float")
+    return _Rows(before, steps[:-1], steps[-1], []) if ends and is_float else None
 
 
 def _reduces_rows(schedule: Schedule, block: SBlockRV) -> bool:
