@@ -48,6 +48,23 @@ def needs_decomposition(graph: fx.Graph) -> bool:
     return not all(_is_known(node) for node in graph.nodes if node.op == "call_function")
 
 
+def misread_operators(graph: fx.Graph) -> list[str]:
+    """What TVM's importer takes for something else, silently: it passes over an argument, or computes other values."""
+    named = [_misread(node) for node in graph.nodes if node.op == "call_function"]
+    return list(dict.fromkeys(name for name in named if name))
+
+
+def _misread(node: fx.Node) -> str | None:
+    match node.target:
+        case _aten.add.Tensor | _aten.add_.Tensor | _aten.sub.Tensor | _aten.sub_.Tensor:
+            return "sums with a factor (alpha)" if node.kwargs.get("alpha", 1) != 1 else None
+        case _aten.avg_pool2d.default if len(node.args) > 6 and node.args[6] is not None:
+            return "avg_pool2d with divisor_override"
+        case _aten.selu.default | _aten.selu_.default:
+            return "SELU"
+    return None
+
+
 def _is_known(node: fx.Node) -> bool:
     match node.target:
         case _aten.batch_norm.default:

@@ -10,9 +10,12 @@ from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
 from ksm_hw.artifact.parameters import HEAD_BIAS, HEAD_WEIGHT
-from ksm_hw.compiler.exported_operators import CONVERTERS, needs_decomposition
+from ksm_hw.compiler.exported_operators import CONVERTERS, misread_operators, needs_decomposition
 from ksm_hw.errors import UserError
 from ksm_hw.models.backbones import build_backbone, head_path, widen
+
+# How TVM's importer begins to say which operators it does not have.
+_UNSUPPORTED = "Unsupported function types "
 
 
 def lower_backbone(
@@ -25,7 +28,7 @@ def lower_backbone(
     Layers have the widths that `shapes` gives them (`shapes_of`).
 
     Raises:
-        UserError: there is no such network, or it is not in float32.
+        UserError: there is no such network, it is not in float32, or TVM has not all of its operators.
     """
     model = widen(build_backbone(backbone, classes), shapes or {}).eval()
     for path, parameter in model.named_parameters():
@@ -40,20 +43,31 @@ def lower_backbone(
         # torch.export and TVM's importer warn of each other's deprecated parts; a user can do nothing about it.
         warnings.simplefilter("ignore")
         exported = torch.export.export(model, (torch.zeros(batch, 3, image_size, image_size),))
+        if misread := misread_operators(exported.graph):
+            raise _cannot_be_compiled(backbone, f"TVM computes something else than {', '.join(misread)}")
         decompose = needs_decomposition(exported.graph)
-        module = from_exported_program(
-            exported,
-            keep_params_as_input=True,
-            unwrap_unit_return_tuple=True,
-            custom_convert_map=None if decompose else CONVERTERS,
-            run_ep_decomposition=decompose,
-        )
+        try:
+            module = from_exported_program(
+                exported,
+                keep_params_as_input=True,
+                unwrap_unit_return_tuple=True,
+                custom_convert_map=None if decompose else CONVERTERS,
+                run_ep_decomposition=decompose,
+            )
+        except AssertionError as error:
+            if not str(error).startswith(_UNSUPPORTED):
+                raise
+            raise _cannot_be_compiled(backbone, f"TVM knows none of {str(error).removeprefix(_UNSUPPORTED)}") from error
     module, _ = relax.frontend.detach_params(module)
     names = {
         argument: {f"{head}.weight": HEAD_WEIGHT, f"{head}.bias": HEAD_BIAS}.get(path, path)
         for argument, path in exported.graph_signature.inputs_to_parameters.items()
     }
     return _rename_parameters(module, names)
+
+
+def _cannot_be_compiled(backbone: str, why: str) -> UserError:
+    return UserError(f"{backbone} cannot be compiled: {why}. Other engines take it: ksm-hw export.")
 
 
 def _make_statistics_parameters(batch_norm: nn.BatchNorm2d) -> None:

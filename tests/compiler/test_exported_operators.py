@@ -9,7 +9,8 @@ import tvm_ffi
 from torch import nn
 
 from ksm_hw.compiler import lower
-from ksm_hw.compiler.exported_operators import needs_decomposition
+from ksm_hw.compiler.exported_operators import misread_operators, needs_decomposition
+from ksm_hw.errors import UserError
 from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.pipeline import fold_tasks, fuse_kernels
 
@@ -76,3 +77,33 @@ def test_what_a_network_is_decomposed_for() -> None:
     # Statistics of the batch, which no network has that is lowered.
     batch_norm = nn.BatchNorm2d(3, track_running_stats=False)
     assert needs_decomposition(graph_of(batch_norm, 2, 3, 8, 8))
+
+
+def pooled_by_three(data: torch.Tensor) -> torch.Tensor:
+    return nn.functional.avg_pool2d(data, 2, divisor_override=3)
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda data: torch.add(data, data.relu(), alpha=0.5), "TVM computes something else than sums with a factor"),
+        (lambda data: data - torch.sub(data, 1 - data, alpha=2), "TVM computes something else than sums with a factor"),
+        (pooled_by_three, "TVM computes something else than avg_pool2d with divisor_override"),
+        (nn.functional.selu, "TVM computes something else than SELU"),
+        (lambda data: data.amax((2, 3), keepdim=True), r"TVM knows none of \['amax.default'\]"),
+    ],
+)
+def test_what_tvm_cannot_read_is_no_network_to_compile(
+    function: Callable[[torch.Tensor], torch.Tensor], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, TVM passed over factors and divisors, and what it does not have was a fault of ksm-hw."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), Function(function), nn.Flatten(), nn.LazyLinear(5))
+    network(torch.zeros(1, 3, 32, 32))
+    monkeypatch.setattr(lower, "build_backbone", lambda _name, _classes: network)
+    with pytest.raises(UserError, match=f"^own cannot be compiled: {why}.*Other engines take it: ksm-hw export"):
+        lower.lower_backbone("own", 5, 1, 32)
+
+
+def test_sums_and_windows_as_networks_have_them_are_read() -> None:
+    graph = graph_of(Function(lambda data: nn.functional.avg_pool2d(data + data, 3, 2, 1, True, False)), 1, 3, 8, 8)
+    assert not misread_operators(graph)
