@@ -16,6 +16,10 @@ from tvm.relax.frontend.torch.base_fx_graph_translator import BaseFXGraphImporte
 Converter = Callable[[fx.Node, BaseFXGraphImporter], relax.Var]
 
 _aten = torch.ops.aten
+_SUMS = {
+    *(_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor),
+    *(_aten.rsub.Tensor, _aten.rsub.Scalar),
+}
 _IN_PLACE = {_aten.relu_.default, _aten.hardtanh_.default, _aten.add_.Tensor}
 _WITH_RESULTS_OF_THEIR_OWN = {
     _aten.conv2d.default,
@@ -56,8 +60,9 @@ def misread_operators(graph: fx.Graph) -> list[str]:
 
 def _misread(node: fx.Node) -> str | None:
     match node.target:
-        case _aten.add.Tensor | _aten.add_.Tensor | _aten.sub.Tensor | _aten.sub_.Tensor:
-            return "sums with a factor (alpha)" if node.kwargs.get("alpha", 1) != 1 else None
+        case target if target in _SUMS:
+            factors = [*node.args[2:], *node.kwargs.values()]
+            return "sums with a factor (alpha)" if any(factor != 1 for factor in factors) else None
         case _aten.avg_pool2d.default if len(node.args) > 6 and node.args[6] is not None:
             return "avg_pool2d with divisor_override"
         case _aten.selu.default | _aten.selu_.default:

@@ -88,6 +88,7 @@ def pooled_by_three(data: torch.Tensor) -> torch.Tensor:
     [
         (lambda data: torch.add(data, data.relu(), alpha=0.5), "TVM computes something else than sums with a factor"),
         (lambda data: data - torch.sub(data, 1 - data, alpha=2), "TVM computes something else than sums with a factor"),
+        (lambda data: torch.rsub(data, 1.5, alpha=2), "TVM computes something else than sums with a factor"),
         (pooled_by_three, "TVM computes something else than avg_pool2d with divisor_override"),
         (nn.functional.selu, "TVM computes something else than SELU"),
         (lambda data: data.amax((2, 3), keepdim=True), r"TVM knows none of \['amax.default'\]"),
