@@ -14,6 +14,7 @@ from board_processes import EMULATED_PYTHON
 from tvm import tirx
 
 from ksm_hw.toolchains.linker import link_shared_library, linker_command
+from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.pipeline import loop_pipeline
 
 
@@ -24,6 +25,11 @@ class Case:
     kernel: tirx.PrimFunc
     arguments: list[npt.NDArray[Any]]
     expected: npt.NDArray[Any]
+
+
+def target_of(cpu: str) -> tvm.target.Target:
+    """That of a board, or a CPU by LLVM's name."""
+    return tvm.target.Target(dict(load_target(cpu).tvm) if cpu.startswith("rpi") else {"kind": "llvm", "mcpu": cpu})
 
 
 def named(found: Mapping[str, Case]) -> tvm.IRModule:

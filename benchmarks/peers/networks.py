@@ -107,7 +107,7 @@ def _images(count: int, size: int) -> torch.Tensor:
 def write_networks(backbone: str, folder: Path, tasks: int, classes: int) -> None:
     """Writes the bundle, and the program, the image and the logits of each task."""
     bundle = make_bundle(backbone, tasks, classes)
-    image = _images(1, IMAGE_SIZES.get(backbone, IMAGE_SIZE))
+    image = _images(1, next(iter(bundle.packs.values())).preprocessing.image_size)
     with changed_folder(folder), staged_files(folder, "manifest.json", files_in(folder)) as temporary:
         (temporary / "bundle").mkdir()
         save_bundle(bundle, temporary / "bundle")

@@ -17,8 +17,12 @@ Converter = Callable[[fx.Node, BaseFXGraphImporter], relax.Var]
 
 _aten = torch.ops.aten
 _SUMS = {
-    *(_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor),
-    *(_aten.rsub.Tensor, _aten.rsub.Scalar),
+    _aten.add.Tensor,
+    _aten.add_.Tensor,
+    _aten.sub.Tensor,
+    _aten.sub_.Tensor,
+    _aten.rsub.Tensor,
+    _aten.rsub.Scalar,
 }
 _IN_PLACE = {_aten.relu_.default, _aten.hardtanh_.default, _aten.add_.Tensor}
 _WITH_RESULTS_OF_THEIR_OWN = {

@@ -294,7 +294,7 @@ class _Quantiser:
         result: relax.Expr = self._written(window + name, kernel, (shape, bounds is None), arguments)
         if is_dense:
             result = relax.op.reshape(self.builder.emit(result), (shape.data[0], shape.outputs))
-        return self.builder.emit(result, re.sub(r"\W", "_", tensor))
+        return self._emitted(result, tensor)
 
     def _weights(
         self, shape: IntegerConvolution, arguments: list[relax.Expr], clamp: tuple[float, float] | None
@@ -322,7 +322,7 @@ class _Quantiser:
         if vectors is not None and fills_vectors(shape, vectors):
             call = self._written("add", lambda: integer_addition(shape, vectors, self.cores),
                                  (integer_addition, shape), arguments)  # fmt: skip
-            value = self.builder.emit(call, re.sub(r"\W", "_", name))
+            value = self._emitted(call, name)
         else:
             value = self._kernel("add", kernels.addition, arguments, tensor=name)
         self._result(end, _Tensor(value, name, rank, into))
@@ -349,7 +349,7 @@ class _Quantiser:
         call = self._written("look_up", lambda: look_up(shape, self.data_type, self.vectors, self.cores),
                              (look_up, shape), [data.value, table])  # fmt: skip
         self.done.update(activation.steps)
-        value = self.builder.emit(call, re.sub(r"\W", "_", name))
+        value = self._emitted(call, name)
         self._result(activation.steps[-1], _Tensor(value, name, rank, into))
 
     def _mean(self, variable: relax.Var, call: relax.Call) -> None:
@@ -387,7 +387,7 @@ class _Quantiser:
             self._kernel("rescale", kernels.rescaled, [part.value, self._rescaling(part, into, 1), bounds])
             for part in parts
         ]
-        value = self.builder.emit(relax.op.concat(values, int(call.attrs.axis)), re.sub(r"\W", "_", name))
+        value = self._emitted(relax.op.concat(values, int(call.attrs.axis)), name)
         self._result(variable, _Tensor(value, name, rank, into))
 
     def _rescaling(self, data: _Tensor, into: relax.Var, values: int) -> relax.Var:
@@ -453,6 +453,10 @@ class _Quantiser:
             weight = self.values[weight].args[0]
         return str(weight.name)
 
+    def _emitted(self, value: relax.Expr, tensor: str) -> relax.Var:
+        """A value, which dumps show by the tensor's name."""
+        return self.builder.emit(value, re.sub(r"\W", "_", tensor))
+
     def _kernel(
         self,
         name: str,
@@ -462,7 +466,7 @@ class _Quantiser:
         tensor: str = "",
     ) -> relax.Var:
         """What the kernel that computes `compute(*arguments, *options)` gives; dumps show it by the tensor's name."""
-        return self.builder.emit(self._call(name, compute, arguments, *options), re.sub(r"\W", "_", tensor))
+        return self._emitted(self._call(name, compute, arguments, *options), tensor)
 
     def _call(
         self,

@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.integer_results import PACKED
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
-from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
+from tvm_passes.relax.kernels.written_function import ATTRIBUTES, root_block
 
 _OF_TASK = 8 << 10  # Bytes that are worth a second core.
 
@@ -40,15 +40,12 @@ def integer_addition(shape: tuple[int, ...], vectors: IntegerVectors, cores: int
     tasks = -(-whole // of_task)
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name("add")
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True})
+        T.func_attr(ATTRIBUTES)
         operands = [T.arg(name, T.buffer(shape, vectors.data_type)) for name in ("left", "right")]
         parameters = T.arg("parameters", T.buffer((5,), "float32"))
         bounds = T.arg("bounds", T.buffer((3,), "float32"))
         result = T.arg("result", T.buffer(shape, vectors.data_type))
-        with T.sblock("root"):
-            # TVM looks for a block in every function.
-            T.reads([])
-            T.writes([])
+        with root_block():
             left, right, written = (T.decl_buffer((count,), one.dtype, data=one.data) for one in (*operands, result))
             with (T.serial if tasks == 1 else T.parallel)(tasks) as task:
                 limits = [T.bind(bounds[place]) for place in range(3)]

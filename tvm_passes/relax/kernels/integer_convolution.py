@@ -50,8 +50,8 @@ def packing(shape: IntegerConvolution, vectors: IntegerVectors) -> IntegerPackin
 
 def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: IntegerVectors) -> te.Tensor:
     """A quantised weight [kH, kW, I, O] as `packing` says: int8 [vectors of channels, runs · steps, lanes · bytes]."""
-    lanes, rows = vectors.lanes, vectors.packed_step
-    steps = -(-shape.run // rows)
+    lanes, rows, packed = vectors.lanes, vectors.packed_step, packing(shape, vectors)
+    steps = packed.steps // len(shape.runs)
     outputs, of_group = shape.outputs // shape.groups, shape.vectors(lanes)
     across = shape.kernel[1] if shape.run != shape.inputs else 1
 
@@ -65,7 +65,7 @@ def packed_weight(weight: te.Tensor, shape: IntegerConvolution, vectors: Integer
         of_weight = weight[y, x, rest % shape.inputs, vector // of_group * outputs + channel]
         return tirx.if_then_else(inside, of_weight, tirx.const(0, "int8"))
 
-    return te.compute((shape.groups * of_group, len(shape.runs) * steps, lanes * rows), value, name="packed")
+    return te.compute(packed.shape(shape.outputs), value, name="packed")
 
 
 def packed_vector(values: te.Tensor, groups: int, lanes: int) -> te.Tensor:
@@ -162,9 +162,10 @@ def tiling(shape: IntegerConvolution, vectors: IntegerVectors, cores: int, tile:
         most = min(most, blocks * batch * bands // cores)
     blocks_of_task = next((number for number in range(most, 1, -1) if blocks % number == 0), 1)
     wanted = -(-_TASKS * cores // (batch * (blocks // blocks_of_task)))
+    bands_of_task = bands // wanted
     if shape.is_flat and not shape.is_direct(vectors):
-        bands = min(bands, wanted * (_COPIED // (tile.rows * shape.data[3])))
-    return Tiling(tile.rows, tile.columns, tile.vectors, max(1, bands // wanted), blocks_of_task)
+        bands_of_task = min(bands_of_task, _COPIED // (tile.rows * shape.data[3]))
+    return Tiling(tile.rows, tile.columns, tile.vectors, max(1, bands_of_task), blocks_of_task)
 
 
 def is_tiling(shape: IntegerConvolution, vectors: IntegerVectors, way: Tiling) -> bool:
@@ -322,9 +323,8 @@ class _Kernel:
         shape = self.shape
         _, height, width, channels = shape.data
         if not shape.is_direct(self.vectors):
-            zero = self.vectors.stored(self.quantisation[1])
             of_rows = shape.in_one_column if shape.is_flat else shape
-            return copied_rows(of_rows, self.data, zero, self.vectors.read_type, image, row, rows)
+            return copied_rows(of_rows, self.data, self.quantisation[1], self.vectors, image, row, rows)
         if shape.is_flat:
             return Source(self.data, T.int32(0), channels)
         return Source(self.data, T.bind(image * (height * width * channels)), width * channels)

@@ -158,8 +158,8 @@ class _Kernel:
         with (T.serial if batch * parts == 1 else T.parallel)(batch * parts) as task:
             image, part = T.bind(tirx.floordiv(task, parts)), T.bind(tirx.floormod(task, parts))
             first = T.bind(part * (of_task * together))
-            zero = self.vectors.stored(self.quantisation[1])
-            source = copied_rows(self.shape, self.data, zero, self.vectors.read_type, image, first, of_task * together)
+            rows_of_task = of_task * together
+            source = copied_rows(self.shape, self.data, self.quantisation[1], self.vectors, image, first, rows_of_task)
             with T.serial(of_task) as number:
                 row = T.bind(first + number * together)
 

@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm_passes.relax.kernels.integer_results import Requantisation
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
-from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
+from tvm_passes.relax.kernels.written_function import ATTRIBUTES, root_block
 
 CONVOLUTION = "integer_convolution"
 """The annotation of a description's root block: the fields of its `IntegerConvolution`."""
@@ -45,8 +45,8 @@ def integer_function(
     """
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name(name)
-        attributes = {"op_pattern": 8, "tirx.noalias": True, "flops": 2 * shape.products}
-        T.func_attr(attributes if emit is None else {**attributes, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True})
+        attributes = {"op_pattern": 8, "tirx.noalias": True} if emit is None else ATTRIBUTES
+        T.func_attr({**attributes, "flops": 2 * shape.products})
         data = T.arg("data", T.buffer(shape.data, vectors.data_type))
         weight = T.arg("weight", T.buffer(weight_shape, "int8"))
         bias = T.arg("bias", T.buffer((channels,), "int32"))
@@ -54,10 +54,7 @@ def integer_function(
         quantisation = T.arg("quantisation", T.buffer((2,), "float32"))
         bounds = None if real else T.arg("bounds", T.buffer((3,), "float32"))
         result = T.arg("result", T.buffer(shape.result, "float32" if real else vectors.data_type))
-        with T.sblock("root"):
-            # TVM looks for a block in every function.
-            T.reads([])
-            T.writes([])
+        with root_block():
             if emit is None:
                 T.sblock_attr({CONVOLUTION: asdict(shape)})
                 T.evaluate(0)

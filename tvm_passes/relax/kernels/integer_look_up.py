@@ -7,7 +7,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
-from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
+from tvm_passes.relax.kernels.written_function import ATTRIBUTES, root_block
 
 ENTRIES = 256
 _OF_TASK = 8 << 10  # Bytes that are worth a second core.
@@ -28,14 +28,11 @@ def look_up(shape: tuple[int, ...], data_type: str, vectors: IntegerVectors | No
     of_task = -(-count // tasks // width) * width
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name("look_up")
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True})
+        T.func_attr(ATTRIBUTES)
         data = T.arg("data", T.buffer(shape, data_type))
         table = T.arg("table", T.buffer((ENTRIES,), data_type))
         result = T.arg("result", T.buffer(shape, data_type))
-        with T.sblock("root"):
-            # TVM looks for a block in every function.
-            T.reads([])
-            T.writes([])
+        with root_block():
             read, written = (T.decl_buffer((count,), data_type, data=one.data) for one in (data, result))
             with (T.serial if tasks == 1 else T.parallel)(tasks) as task:
                 begin = T.bind(task * of_task)

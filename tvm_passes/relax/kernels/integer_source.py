@@ -6,6 +6,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvm_passes.relax.kernels.integer_shape import IntegerConvolution
+from tvm_passes.relax.kernels.integer_vectors import IntegerVectors
 
 _SLACK = 64  # Values behind a copy, which vectors may read.
 
@@ -28,8 +29,8 @@ class Source:
 def copied_rows(
     shape: IntegerConvolution,
     data: tirx.Var,
-    zero: tirx.Expr,
-    read_type: str,
+    zero_point: tirx.Expr,
+    vectors: IntegerVectors,
     image: tirx.Expr,
     row: tirx.Expr,
     rows: int,
@@ -39,8 +40,8 @@ def copied_rows(
     Args:
         shape: of the convolution.
         data: as one row.
-        zero: what it is padded with.
-        read_type: of the copy.
+        zero_point: of the data, which it is padded with.
+        vectors: of the CPU, which read the copy.
         image, row: the first row.
         rows: how many; those behind the last are padding.
     """
@@ -49,8 +50,8 @@ def copied_rows(
     stride = shape.strides[0]
     copied = (rows - 1) * stride + shape.dilation[0] * (shape.kernel[0] - 1) + 1
     pitch = (left + width + right) * channels
-    near = T.alloc_buffer((copied * pitch + _SLACK,), read_type)
-    zero = T.bind(T.cast(zero, read_type))
+    near = T.alloc_buffer((copied * pitch + _SLACK,), vectors.read_type)
+    zero = T.bind(T.cast(vectors.stored(zero_point), vectors.read_type))
     with T.serial(copied) as line:
         read, start = T.bind(row * stride + line - top), T.bind(line * pitch)
         with T.If(tirx.all(read >= 0, read < height)):
@@ -58,7 +59,9 @@ def copied_rows(
                 _fill(near, start, left * channels, zero)
                 begin = T.bind((image * height + read) * (width * channels))
                 with T.serial(width * channels) as place:
-                    T.buffer_store(near, T.cast(data[begin + place], read_type), [start + left * channels + place])
+                    T.buffer_store(
+                        near, T.cast(data[begin + place], vectors.read_type), [start + left * channels + place]
+                    )
                 _fill(near, start + (left + width) * channels, right * channels, zero)
             with T.Else():
                 _fill(near, start, pitch, zero)

@@ -87,7 +87,7 @@ from tvm_passes.relax.kernels.mask_decoding import (
 from tvm_passes.relax.kernels.neon_rows import ROWS, NeonRows
 from tvm_passes.relax.kernels.quantised import Clamp
 from tvm_passes.relax.kernels.weight_storing import KERNEL, ChannelGroup, WeightStore, transposed
-from tvm_passes.relax.loops.lower_loops import WRITTEN_AS_LOOPS
+from tvm_passes.relax.kernels.written_function import ATTRIBUTES, root_block
 from tvm_passes.relax.loops.prefetch import prefetch
 
 VALUE_BYTES = np.dtype(DTYPE).itemsize
@@ -199,7 +199,7 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
         result_shape = (quotient(outputs, rewrite.lanes), *kernel, inputs, rewrite.lanes)
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name("rewrite_weight")
-        T.func_attr({"op_pattern": 8, "tirx.noalias": True, "tirx.is_scheduled": True, WRITTEN_AS_LOOPS: True})
+        T.func_attr(ATTRIBUTES)
         weight = T.arg("weight", T.buffer(shape, DTYPE))
         mask = mask_arguments(outputs, columns, rewrite.coded) if rewrite.columns else None
         norms = () if rewrite.epsilon is None else ("norm_weight", "variance")
@@ -215,10 +215,7 @@ def weight_rewrite(rewrite: WeightRewrite, target: tvm.target.Target) -> tirx.Pr
                 rewrite.integers, has_fused_products(target), rewrite.clamp, **read,
                 multipliers=multipliers, biases=biases, bounds=bounds,
             )  # fmt: skip
-        with T.sblock("root"):
-            # TVM looks for a block in every function.
-            T.reads([])
-            T.writes([])
+        with root_block():
             rows = T.decl_buffer((math.prod(shape),), DTYPE, data=weight.data)
             if rewrite.any_channels:
                 # Indices inside a weight are 32 bits wide.

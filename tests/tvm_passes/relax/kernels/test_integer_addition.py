@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import tvm
 from board_processes import needs_emulated_board
-from kernel_cases import Case, assert_computed, assert_computed_on_a_board, built
+from kernel_cases import Case, assert_computed, assert_computed_on_a_board, built, target_of
 from tvm.target.codegen import llvm_get_system_cpu
 
-from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.kernels.integer_addition import fills_vectors, integer_addition
 from tvm_passes.relax.kernels.integer_vectors import integer_vectors
 
@@ -19,10 +18,6 @@ SHAPES = [(1, 5, 13), (2, 9, 40), (1, 61, 67, 32)]
 # Zero points, factors of which the larger is 2^16 and the product of both at most 2^25, and the result's bounds.
 PARAMETERS = [(117, 1 << 16, 3, 40503, 7.1e-6), (0, 1, 255, 1 << 16, 1.5e-5), (255, 1 << 16, 0, (1 << 16) - 1, 3e-6)]
 BOUNDS = [(0, 0, 255), (128, 128, 255), (7, 10, 201)]
-
-
-def target_of(cpu: str) -> tvm.target.Target:
-    return tvm.target.Target(dict(load_target(cpu).tvm) if cpu.startswith("rpi") else {"kind": "llvm", "mcpu": cpu})
 
 
 def cases(target: tvm.target.Target) -> dict[str, Case]:

@@ -6,19 +6,14 @@ import numpy as np
 import pytest
 import tvm
 from board_processes import needs_emulated_board
-from kernel_cases import Case, assert_computed, assert_computed_on_a_board, built
+from kernel_cases import Case, assert_computed, assert_computed_on_a_board, built, target_of
 from tvm.target.codegen import llvm_get_system_cpu
 
-from ksm_hw.toolchains.targets import load_target
 from tvm_passes.relax.kernels.integer_look_up import look_up
 from tvm_passes.relax.kernels.integer_vectors import integer_vectors
 
 INSTRUCTIONS = {"icelake-client": "vpermt2b", "haswell": "movzbl", "rpi4": "tbx", "rpi5": "tbx"}
 SHAPES = [(1, 3, 3, 7), (2, 5, 64), (3, 61, 67, 3)]
-
-
-def target_of(cpu: str) -> tvm.target.Target:
-    return tvm.target.Target(dict(load_target(cpu).tvm) if cpu.startswith("rpi") else {"kind": "llvm", "mcpu": cpu})
 
 
 def cases(target: tvm.target.Target) -> dict[str, Case]:
