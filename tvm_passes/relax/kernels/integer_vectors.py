@@ -166,10 +166,8 @@ class _Avx(IntegerVectors):
 
     def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int, more: bool) -> list[tirx.Expr]:
         (place,) = places
-        return [T.bind(self._repeated(data[T.ramp(place + STEP * step, 1, STEP)])) for step in range(steps)]
-
-    def _repeated(self, bytes_: tirx.Expr) -> tirx.Expr:
-        return T.broadcast(T.reinterpret("int32", bytes_), self.lanes)
+        read = [T.reinterpret("int32", data[T.ramp(place + self.step * step, 1, self.step)]) for step in range(steps)]
+        return [T.bind(T.broadcast(one, self.lanes)) for one in read]
 
     def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
         every = 16
@@ -502,13 +500,8 @@ class _Avx2(_Avx):
         operations = 2 * pixels * vectors
         return max((operations + vectors) / 3, (operations + pixels + 2 * vectors + 2) / 4)
 
-    def steps_of(self, data: tirx.Var, places: Sequence[tirx.Expr], steps: int, more: bool) -> list[tirx.Expr]:
-        (place,) = places
-        pairs = [T.reinterpret("int32", data[T.ramp(place + self.step * step, 1, self.step)]) for step in range(steps)]
-        return [T.bind(T.reinterpret("int16x16", T.broadcast(pair, self.lanes))) for pair in pairs]
-
     def add_products(self, sums: tirx.Expr, data: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
-        return _widened_products(sums, data, weights)
+        return _widened_products(sums, T.reinterpret("int16x16", data), weights)
 
     def interleaved(self, rows: Sequence[tirx.Expr]) -> list[tirx.Expr]:
         raise NotImplementedError("a step of rows of channels is of bytes: `of_four_bytes`")

@@ -6,6 +6,7 @@ and after a change (it compiles with its own checkout), and compare `ms a call`.
 constant, it is named beside it.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -162,6 +163,7 @@ def filled_channels(
     if unit.by_lane or channels < lanes or pixels == 1:
         return None
 
+    @functools.cache
     def best(computed: int) -> tuple[tuple[int, int], float]:
         return ranked_tiles(pixels, computed, depth, unit, dtype, apart)[0]
 
